@@ -1,0 +1,30 @@
+"""No teacher: the baseline that every other method has to beat."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.models._chain import Chain
+
+
+class Labels(Method):
+    """Cross-entropy with the labels.
+
+    Source: the "student" rows of every distillation benchmark.
+    """
+
+    wants = "nothing"
+
+    def __init__(
+        self, teacher: Chain | None, student: Chain, task: Task, *, label_smoothing: NonNegativeFloat = 0.0
+    ) -> None:
+        super().__init__(None, student, task)
+        self.label_smoothing = label_smoothing
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.student_logits(batch)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        return {"labels": loss}
