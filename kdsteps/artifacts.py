@@ -1,0 +1,195 @@
+"""Files of results: their formats, their columns, and the promise that a file that exists is whole.
+
+Every write goes to a temporary name beside its place, is flushed to the disk and then renamed.
+Each artifact carries the settings it was made with, so that it can be asked later what it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kdsteps.errors import KdstepsError
+
+Columns = Mapping[str, pa.DataType]
+Settings = Mapping[str, Any]
+
+# One row is one image of a prepared dataset, in the order of images.npy.
+INDEX: Columns = {
+    "image": pa.int32(),  # row in images.npy
+    "label": pa.int32(),  # 0 to K - 1
+    "split": pa.string(),  # train, validation or test
+    "source": pa.string(),  # where it came from: a file name or a row
+    "hash": pa.string(),  # of the pixels, so that duplicates can be told
+}
+# One row is one named loss or measure of one epoch.
+HISTORY: Columns = {
+    "epoch": pa.int32(),  # from 1
+    "name": pa.string(),  # loss of a term, "total", "learning_rate", "validation_accuracy", ...
+    "value": pa.float64(),
+}
+# One row is one layer of a teacher.
+SCORES: Columns = {
+    "layer": pa.string(),  # name of the block whose output was read
+    "depth": pa.int32(),  # 0 is the first layer
+    "shape": pa.list_(pa.int32()),  # of its output for one image
+    "separation": pa.float64(),
+    "information": pa.float64(),
+    "efficiency": pa.float64(),
+    "quality": pa.float64(),
+    "root_information_efficiency": pa.float64(),
+    "rank": pa.int32(),  # by the score that selects, 1 is best
+    "chosen": pa.bool_(),
+    "reason": pa.string(),  # why it was chosen or not
+}
+# One row is one test image as one network sees it.
+PREDICTIONS: Columns = {
+    "image": pa.int32(),  # row in images.npy
+    "label": pa.int32(),
+    "predicted": pa.int32(),
+    "logits": pa.list_(pa.float32()),
+}
+# One row is one student: everything `evaluate` measured, and where it came from.
+RUNS: Columns = {
+    "pair": pa.string(),
+    "dataset": pa.string(),
+    "teacher": pa.string(),
+    "student": pa.string(),
+    "method": pa.string(),
+    "seed": pa.int64(),
+    "accuracy": pa.float64(),  # share, last epoch
+    "best_validation_accuracy": pa.float64(),
+    "top5": pa.float64(),
+    "nll": pa.float64(),  # nats
+    "calibration_error": pa.float64(),
+    "agreement": pa.float64(),  # share of images on which it predicts as the teacher does
+    "kl_to_teacher": pa.float64(),  # nats
+    "parameters": pa.int64(),
+    "multiply_adds": pa.int64(),
+    "size_mib": pa.float64(),
+    "latency_ms": pa.float64(),  # median
+    "latency_p90_ms": pa.float64(),
+    "seconds": pa.float64(),  # that the training took
+}
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        KdstepsError: The disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise KdstepsError(_disk_sentence(path, error)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Numbers that a person reads; not-a-number is refused rather than written."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise KdstepsError(f"{path}: is no readable JSON ({error}); make it again") from error
+    if not isinstance(content, dict):
+        raise KdstepsError(f"{path}: holds a {type(content).__name__}, not an object; make it again")
+    return content
+
+
+def write_table(
+    path: str | Path,
+    rows: Mapping[str, Any],
+    columns: Columns,
+    settings: Settings | None = None,
+    provenance: Settings | None = None,
+) -> None:
+    """A table of `columns` from {column: values}, with settings and provenance in its schema."""
+    schema = pa.schema(list(columns.items()), metadata=_metadata(settings, provenance))
+    table = pa.table({name: rows[name] for name in columns}, schema=schema)
+    with atomic(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def read_table(path: str | Path, columns: Columns) -> pa.Table:
+    """A table that `write_table` wrote.
+
+    Raises:
+        KdstepsError: It is missing, is no Parquet, or lacks a column.
+    """
+    schema = _parquet(path).schema_arrow
+    missing = [name for name in columns if name not in schema.names]
+    if missing:
+        raise KdstepsError(
+            f"{path}: has no column {missing[0]!r} (it has {', '.join(schema.names)}); "
+            "make it again or give one with all columns"
+        )
+    return pq.read_table(path, columns=list(columns))
+
+
+def table_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
+    """The `settings` and `provenance` that a Parquet file carries."""
+    found = _parquet(path).schema_arrow.metadata or {}
+    return {
+        key: json.loads(found.get(f"kdsteps.{key}".encode(), b"{}"))
+        for key in ("settings", "provenance")
+    }
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    with atomic(path) as part, part.open("wb") as file:
+        np.save(file, array)
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """The array in `path`, mapped rather than read; pickled objects are refused."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise KdstepsError(f"{path}: is no whole array file ({error}); make it again") from error
+
+
+def _parquet(path: str | Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise KdstepsError(f"{path}: is no readable Parquet file ({error}); make it again") from error
+
+
+def _metadata(settings: Settings | None, provenance: Settings | None) -> dict[str, str]:
+    given = {"settings": settings, "provenance": provenance}
+    return {
+        f"kdsteps.{key}": json.dumps(value, sort_keys=True)
+        for key, value in given.items()
+        if value is not None
+    }
+
+
+def _disk_sentence(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full; free some space and run again, finished results are kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: cannot be written ({error.strerror}); make {path.parent} writable"
+    return f"{path}: cannot be written ({error.strerror})"
