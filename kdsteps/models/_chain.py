@@ -12,6 +12,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kdsteps.models._blocks import Preactivated, ending
+
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """How a layer's output lies: (N, C, H, W), (N, H, W, C), (N, T, D) or (N, D)."""
 
@@ -41,7 +43,11 @@ class Chain(nn.Module, ABC):
 
     @abstractmethod
     def trace(
-        self, images: Tensor, layers: Collection[str] | None = None, *, before_activation: bool = False
+        self,
+        images: Tensor,
+        layers: Collection[str] | None = None,
+        *,
+        before_activation: bool = False,
     ) -> dict[str, Tensor]:
         """Outputs of `layers` (all when None) in forward order and, last, `head`: the logits.
 
@@ -49,7 +55,9 @@ class Chain(nn.Module, ABC):
             images: (N, C, H, W).
             layers: Names out of `self.layers`.
             before_activation: Give what enters the last ReLU of each layer instead of what leaves
-                it, where the layer ends in one; the other layers give their outputs.
+                it, where the layer ends in one. In a pre-activation network, where the next block
+                begins with norm and ReLU, give what that norm gives. Other layers give their
+                outputs.
 
         Raises:
             ValueError: A name is not a layer of this chain.
@@ -60,7 +68,11 @@ class Chain(nn.Module, ABC):
         """How the output of `layer` lies in memory."""
 
     def last_norm(self, layer: str) -> nn.Module | None:
-        """The batch normalisation whose output enters the last ReLU of `layer`, if it ends so."""
+        """The batch normalisation before the ReLU that `before_activation` speaks of, if any.
+
+        In a residual block it is that of the residual branch, whose output is added to the
+        shortcut before the ReLU.
+        """
         return None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,14 +101,82 @@ class Chain(nn.Module, ABC):
 
 
 class BlockChain(Chain):
-    """A chain written out as blocks: the base of the families that kdsteps writes itself."""
+    """A chain written out as blocks: the base of the families that kdsteps writes itself.
 
-    @abstractmethod
+    A family registers its modules as its checkpoints name them, then lines the same modules up as
+    blocks. The line itself registers nothing, so no weight gets a second name.
+    """
+
+    def line_up(
+        self, blocks: Mapping[str, nn.Module], *, stages: tuple[str, ...], inner: Layout = "map"
+    ) -> None:
+        """Name the blocks in forward order.
+
+        Args:
+            blocks: All made of registered modules; `pool`, the first whose output is (N, D), and
+                `head` are among them.
+            stages: The default cuts.
+            inner: How outputs before `pool` lie.
+        """
+        self._line = dict(blocks)  # a plain dict: no registration
+        self._inner: Layout = inner
+        self.layers = tuple(name for name in blocks if name != HEAD)
+        self.stages = stages
+
     def blocks(self) -> Mapping[str, nn.Module]:
-        """The blocks by name in forward order, `head` last, made of modules already registered."""
+        """The blocks by name in forward order, `head` last."""
+        return self._line
 
     def span(self, start: str | None, stop: str) -> nn.Module:
         first, last = self.place(start), self.place(stop)
         if last <= first:
             raise ValueError(f"{stop!r} does not come after {start!r}")
-        return nn.Sequential(*list(self.blocks().values())[first:last])
+        return nn.Sequential(*list(self._line.values())[first:last])
+
+    def trace(
+        self,
+        images: Tensor,
+        layers: Collection[str] | None = None,
+        *,
+        before_activation: bool = False,
+    ) -> dict[str, Tensor]:
+        wanted = set(self.layers if layers is None else layers)
+        self._refuse_strangers(wanted)
+        outputs: dict[str, Tensor] = {}
+        previous, features = "", images
+        for name, block in self._line.items():
+            end = ending(block) if before_activation and name in wanted else None
+            if before_activation and previous in wanted and isinstance(block, Preactivated):
+                normed = block.first_norm()(features)  # once: it counts batches in training
+                outputs[previous] = normed
+                features = block.go_on(features, normed)
+            elif end is not None:
+                before = end.before(features)
+                features = end.relu(before)
+            else:
+                features = block(features)
+            if name in wanted or name == HEAD:
+                outputs[name] = features if end is None else before
+            previous = name
+        return outputs
+
+    def layout(self, layer: str) -> Layout:
+        self._refuse_strangers({layer})
+        return "vector" if self.place(layer) >= self.place("pool") else self._inner
+
+    def last_norm(self, layer: str) -> nn.Module | None:
+        self._refuse_strangers({layer})
+        names = [*self.layers, HEAD]
+        following = self._line[names[names.index(layer) + 1]]
+        if isinstance(following, Preactivated):
+            return following.first_norm()
+        end = ending(self._line[layer])
+        return None if end is None else end.norm
+
+    def _refuse_strangers(self, names: Collection[str]) -> None:
+        strangers = [name for name in names if name not in self.layers]
+        if strangers:
+            raise ValueError(
+                f"{', '.join(map(repr, strangers))}: no layer of this network; "
+                f"it has {', '.join(self.layers)}"
+            )
