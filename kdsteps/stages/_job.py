@@ -1,0 +1,26 @@
+"""What a stage is given: its settings, its files, and the device it shall use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of one stage.
+
+    Attributes:
+        settings: What `kdsteps.grid.settings` gives for it.
+        inputs: Files to read, by name; the report has lists of files.
+        outputs: Files to write, by name.
+        threads: Cores it may use, at most those there are.
+        gpus: How many GPUs it may use.
+    """
+
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    outputs: dict[str, Path]
+    threads: int = 1
+    gpus: int = 0
