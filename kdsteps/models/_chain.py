@@ -123,10 +123,6 @@ class BlockChain(Chain):
         self.layers = tuple(name for name in blocks if name != HEAD)
         self.stages = stages
 
-    def blocks(self) -> Mapping[str, nn.Module]:
-        """The blocks by name in forward order, `head` last."""
-        return self._line
-
     def span(self, start: str | None, stop: str) -> nn.Module:
         first, last = self.place(start), self.place(stop)
         if last <= first:

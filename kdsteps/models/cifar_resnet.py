@@ -70,6 +70,8 @@ class CifarResNet(BlockChain):
 class BasicBlock(Activated):
     """Two 3x3 convolutions beside a shortcut."""
 
+    expansion = 1
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = convolution(inputs, outputs, 3, stride)
@@ -84,5 +86,5 @@ class BasicBlock(Activated):
         branch = self.inner_relu(self.bn1(self.conv1(images)))
         return self.bn2(self.conv2(branch)) + self.downsample(images)
 
-    def last_norm(self) -> nn.Module:
+    def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2
