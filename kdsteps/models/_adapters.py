@@ -94,19 +94,19 @@ class Adapter(nn.Module):
         if self.token_by_token:
             return self.body(features.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         maps = to_map(features, source.layout)
-        height, width = _grid(target)
+        height, width = grid(target)
         if maps.shape[2] > height or maps.shape[3] > width:
             maps = F.adaptive_avg_pool2d(maps, (min(maps.shape[2], height), min(maps.shape[3], width)))
         maps = self.body(maps)
         if maps.shape[2:] != (height, width):
             maps = F.interpolate(maps, size=(height, width), mode="nearest")
-        return _from_map(maps, target)
+        return from_map(maps, target)
 
     def why(self) -> str:
         """What is done to the features, in words for the plan."""
         steps = []
-        (height, width), source = _grid(self.source), self.source
-        to_height, to_width = _grid(self.target)
+        (height, width), source = grid(self.source), self.source
+        to_height, to_width = grid(self.target)
         if self.token_by_token:
             return f"{source.channels} to {self.target.channels} channels, token by token"
         if source.layout != self.target.layout:
@@ -152,7 +152,7 @@ def _place(layout: Layout, output: Tensor) -> Place:
     return Place(layout, shape[0], 1, 1)
 
 
-def _grid(place: Place) -> tuple[int, int]:
+def grid(place: Place) -> tuple[int, int]:
     """Height and width of a place seen as a map."""
     if place.layout == "tokens":
         side = math.isqrt(place.height)
@@ -160,7 +160,7 @@ def _grid(place: Place) -> tuple[int, int]:
     return place.height, place.width
 
 
-def _from_map(maps: Tensor, target: Place) -> Tensor:
+def from_map(maps: Tensor, target: Place) -> Tensor:
     if target.layout == "map":
         return maps
     if target.layout == "map_last":
