@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from kdsteps.errors import KdstepsError
+from kdsteps import parts, settings
 from kdsteps.models._chain import Chain
 
-__all__ = ["Chain", "build_model", "family_names"]
+__all__ = ["Chain", "build_model"]
 
 
 def build_model(
@@ -36,8 +34,9 @@ def build_model(
         KdstepsError: There is no such family or option, an option's value cannot be built, or the
             checkpoint does not fit.
     """
-    build = _build_of(family)
-    _refuse_unknown(family, options, inspect.signature(build))
+    parts.known("models", family, "build_model")
+    settings.parse(parts.options("models", family), options, f"build_model: {family}")
+    build = import_module(f"kdsteps.models.{family}").build
     chain: Chain = build(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
     )
@@ -46,41 +45,3 @@ def build_model(
 
         load_weights(chain.plain(), read_weights(checkpoint), where=f"checkpoint {checkpoint}")
     return chain
-
-
-def family_names() -> tuple[str, ...]:
-    """The families there are, in alphabetical order."""
-    files = Path(__file__).parent.glob("[!_]*.py")
-    return tuple(sorted(file.stem for file in files))
-
-
-def _build_of(family: str) -> Any:
-    if family not in family_names():
-        raise KdstepsError(
-            f"models: family {family!r} is not there; there are {', '.join(family_names())}"
-        )
-    return import_module(f"kdsteps.models.{family}").build
-
-
-def _refuse_unknown(family: str, options: dict[str, Any], signature: inspect.Signature) -> None:
-    """Say which options `build` does not take, unless it takes any."""
-    parameters = signature.parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    given_by_us = {"num_classes", "in_channels", "image_size"}
-    known = [parameter.name for parameter in parameters if parameter.name not in given_by_us]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise KdstepsError(
-            f"models: family {family!r} has no option {', '.join(map(repr, unknown))}; "
-            f"it has {', '.join(known) or 'none'}"
-        )
-    missing = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.name not in (*given_by_us, *options)
-    ]
-    if missing:
-        raise KdstepsError(
-            f"models: family {family!r} needs {', '.join(missing)}, which is not given"
-        )
