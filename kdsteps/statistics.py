@@ -1,0 +1,174 @@
+"""Whether a difference between methods is more than noise: pairs by seed, intervals, corrections.
+
+The same seed gives two methods the same initial student and the same order of images, so what is
+compared is the difference within each seed. Nothing here knows of files or settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+ROUNDING = 1e-12  # shares that differ by less are the same number, computed in another order
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Numbers of several seeds, summed up.
+
+    Attributes:
+        count: How many there are.
+        mean: Their mean.
+        spread: Their standard deviation, with n - 1; None for a single one.
+        low: Lower end of the t interval of the mean; None where there is no spread to tell it from.
+        high: Its upper end.
+    """
+
+    count: int
+    mean: float
+    spread: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Difference(Sample):
+    """One method less another, seed by seed.
+
+    Attributes:
+        p: Of the two-sided paired t-test; None for a single seed, and where all seeds differ by
+            the very same amount, for which a t-test would claim certainty.
+        effect: Cohen's d_z, the mean in units of the spread; None where there is no spread.
+    """
+
+    p: float | None
+    effect: float | None
+
+
+def sample(values: Sequence[float], confidence: float = 0.95) -> Sample:
+    """Mean, spread and t interval of numbers of several seeds.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not len(values):
+        raise ValueError("no values to sum up")
+    count, mean = len(values), float(np.mean(values))
+    if count == 1:
+        return Sample(1, mean, None, None, None)
+    spread = _spread(values)
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
+    return Sample(count, mean, spread, mean - half, mean + half)
+
+
+def paired(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95
+) -> Difference | None:
+    """How far `ours` lies above `theirs` over the seeds that both have; None if they share none.
+
+    Args:
+        ours: {seed: value}.
+        theirs: {seed: value}.
+        confidence: Of the interval, above 0 and below 1.
+    """
+    seeds = sorted(set(ours) & set(theirs))
+    if not seeds:
+        return None
+    found = sample([ours[seed] - theirs[seed] for seed in seeds], confidence)
+    if found.spread is None:
+        return Difference(1, found.mean, None, None, None, None, None)
+    if found.spread == 0:
+        same = abs(found.mean) < ROUNDING
+        low, high = (found.low, found.high) if same else (None, None)
+        p = 1.0 if same else None
+        return Difference(found.count, found.mean, 0.0, low, high, p, None)
+    effect = found.mean / found.spread
+    p = 2 * float(stats.t.sf(abs(effect) * math.sqrt(found.count), found.count - 1))
+    return Difference(found.count, found.mean, found.spread, found.low, found.high, p, effect)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values that stay valid when the smallest of several is looked at.
+
+    None, a test that could not be made, stays None and does not count.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, pages 65 to 70.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+def pooled_spread(spreads: Sequence[float | None]) -> float | None:
+    """One spread for several samples of equal size: the root of the mean variance."""
+    known = [spread for spread in spreads if spread is not None]
+    return math.sqrt(float(np.mean(np.square(known)))) if known else None
+
+
+def power(gain: float, spread: float, count: int, alpha: float = 0.05) -> float:
+    """Chance that a two-sided paired t-test sees a true mean difference of `gain`."""
+    freedom = count - 1
+    edge = stats.t.ppf(1 - alpha / 2, freedom)
+    shift = gain / spread * math.sqrt(count)
+    upper = stats.nct.sf(edge, freedom, shift)
+    lower = stats.nct.cdf(-edge, freedom, shift)
+    return float(np.nan_to_num(upper)) + float(np.nan_to_num(lower))
+
+
+def detectable(
+    spread: float | None, count: int, alpha: float = 0.05, wanted: float = 0.8
+) -> float | None:
+    """The smallest true difference that a paired t-test would see with the chance `wanted`.
+
+    Args:
+        spread: Standard deviation of the paired differences.
+        count: Seeds.
+
+    Returns:
+        In the units of `spread`; None where there is no spread, or only one seed.
+    """
+    if count < 2 or not spread:
+        return None
+    most = 1.0
+    while power(most, 1.0, count, alpha) < wanted:
+        most *= 2
+    ratio = optimize.brentq(lambda gain: power(gain, 1.0, count, alpha) - wanted, 0.0, most)
+    return float(ratio) * spread
+
+
+def seeds_needed(
+    gain: float, spread: float | None, alpha: float = 0.05, wanted: float = 0.8, most: int = 1000
+) -> int | None:
+    """How many seeds it takes to see a true difference of `gain`; None if over `most`, or unknown."""
+    if not spread or gain <= 0:
+        return None
+    low, high = 1, 2
+    while power(gain, spread, high, alpha) < wanted:
+        low, high = high, 2 * high
+        if low > most:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(gain, spread, middle, alpha) >= wanted else (middle, high)
+    return high if high <= most else None
+
+
+def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, -1 to 1; None for under three points or where one side is flat."""
+    if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
+        return None
+    return float(stats.spearmanr(ours, theirs).statistic)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation with n - 1, exactly 0 for values that are one number but for rounding."""
+    spread = float(np.std(values, ddof=1))
+    return 0.0 if spread < ROUNDING * max(1.0, float(np.max(np.abs(values)))) else spread
