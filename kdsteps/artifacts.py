@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kdsteps.errors import KdstepsError
+
+log = logging.getLogger("kdsteps")
 
 Columns = Mapping[str, pa.DataType]
 Settings = Mapping[str, Any]
@@ -139,14 +142,24 @@ def read_table(path: str | Path, columns: Columns) -> pa.Table:
     Raises:
         KdstepsError: It is missing, is no Parquet, or lacks a column.
     """
-    schema = _parquet(path).schema_arrow
-    missing = [name for name in columns if name not in schema.names]
+    return open_table(path, columns).read(columns=list(columns))
+
+
+def open_table(path: str | Path, columns: Columns) -> pq.ParquetFile:
+    """A Parquet file that has all of `columns`, not read yet.
+
+    Raises:
+        KdstepsError: As `read_table`.
+    """
+    file = _parquet(path)
+    names = file.schema_arrow.names
+    missing = [name for name in columns if name not in names]
     if missing:
         raise KdstepsError(
-            f"{path}: has no column {missing[0]!r} (it has {', '.join(schema.names)}); "
+            f"{path}: has no column {missing[0]!r} (it has {', '.join(names)}); "
             "make it again or give one with all columns"
         )
-    return pq.read_table(path, columns=list(columns))
+    return file
 
 
 def table_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -169,6 +182,60 @@ def read_array(path: str | Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise KdstepsError(f"{path}: is no whole array file ({error}); make it again") from error
+
+
+def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
+    """Weights as safetensors with `header` as JSON; the same content gives the same bytes."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with atomic(path) as part:
+        save_file(tensors, part, metadata={"kdsteps": json.dumps(header, sort_keys=True)})
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and header of a checkpoint that `write_checkpoint` wrote.
+
+    Raises:
+        KdstepsError: It is missing, cut off, damaged, or was not written by kdsteps.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("kdsteps")
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise KdstepsError(
+            f"{path}: is no whole safetensors file ({error}); delete it and run again"
+        ) from error
+    if header is None:
+        raise KdstepsError(
+            f"{path}: has no kdsteps header; a checkpoint from elsewhere goes under a model's "
+            "key `checkpoint` in params.yaml"
+        )
+    return weights, json.loads(header)
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """The state of a training run, for this machine to go on from."""
+    import torch
+
+    with atomic(path) as part:
+        torch.save(dict(state), part)
+
+
+def load_state(path: str | Path) -> dict[str, Any] | None:
+    """A state that `save_state` wrote; None where there is none, or none that can be read."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with it, the run can start afresh
+        log.warning("%s cannot be read (%s): the run starts from its beginning", path, error)
+        return None
 
 
 def _parquet(path: str | Path) -> pq.ParquetFile:

@@ -47,6 +47,17 @@ class Place:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def as_map(self) -> Place:
+        """The same place seen as a map; class tokens in front of a token grid are left out."""
+        height, width = _grid(self)
+        return Place("map", self.channels, height, width)
+
+    def bring(self, features: Tensor, place: Place) -> Tensor:
+        """Features at this place as a map no larger than `place`, or as they are for tokens."""
+        if place.layout == "tokens":
+            return features
+        return F.adaptive_avg_pool2d(to_map(features, self.layout), (place.height, place.width))
+
 
 @torch.no_grad()
 def places(chain: Chain, image_shape: tuple[int, int, int]) -> dict[str, Place]:

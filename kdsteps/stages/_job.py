@@ -17,6 +17,7 @@ class Job:
         outputs: Files to write, by name.
         threads: Cores it may use, at most those there are.
         gpus: How many GPUs it may use.
+        checkpoint_minutes: Between two saves of a training run to resume from.
     """
 
     settings: dict[str, Any]
@@ -24,3 +25,4 @@ class Job:
     outputs: dict[str, Path]
     threads: int = 1
     gpus: int = 0
+    checkpoint_minutes: float = 10.0

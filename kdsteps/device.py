@@ -1,0 +1,30 @@
+"""The device a job computes on and the cores it uses: chosen once, handed down from there."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import torch
+
+log = logging.getLogger("kdsteps")
+
+
+def choose_device(gpus: int, threads: int) -> torch.device:
+    """A GPU if one was asked for and is there, else the CPU with at most the cores there are.
+
+    Args:
+        gpus: How many the job was given; 0: stay on the CPU.
+        threads: How many cores the job was given.
+    """
+    there = torch.cuda.device_count() if gpus else 0
+    if there:
+        device = torch.device("cuda")
+        torch.backends.cudnn.benchmark = True
+        log.info("on %s", torch.cuda.get_device_name(device))
+        return device
+    cores = max(1, min(threads, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(cores)
+    wanted = f"; {gpus} GPU asked for, none there" if gpus else ""
+    log.info("on the CPU, %d core%s%s", cores, "" if cores == 1 else "s", wanted)
+    return torch.device("cpu")

@@ -1,0 +1,55 @@
+"""Distances between features of one shape: (N, C, H, W) maps, (N, T, D) tokens or (N, D) vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+FeatureDistance = Literal["mse", "cosine", "huber", "distribution"]
+
+
+def cosine_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """One minus the cosine of the two flattened features, averaged over images: 0 to 2."""
+    return 1 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1)).mean()
+
+
+def distribution_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared error, and that of the batch's geometry and of each channel's mean and spread.
+
+    Geometry is the (N, N) matrix of cosines between images. All terms have weight 1.
+
+    Source: ours, after the "distribution-aware alignment" of the abstract of arXiv:2511.14981,
+    which gives no formula.
+    """
+    geometry = F.mse_loss(_cosines(ours), _cosines(theirs))
+    places = tuple(dim for dim in range(ours.ndim) if dim != _channels(ours))
+    mean = F.mse_loss(ours.mean(dim=places), theirs.mean(dim=places))
+    spread = F.mse_loss(_spread(ours, places), _spread(theirs, places))
+    return F.mse_loss(ours, theirs) + geometry + mean + spread
+
+
+FEATURE_DISTANCES: dict[FeatureDistance, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "cosine": cosine_distance,
+    "huber": F.huber_loss,
+    "distribution": distribution_distance,
+}
+
+
+def _cosines(features: Tensor) -> Tensor:
+    """(N, N)."""
+    unit = F.normalize(features.flatten(1))
+    return unit @ unit.T
+
+
+def _channels(features: Tensor) -> int:
+    """Which dimension counts channels: the last of tokens and vectors, the second of maps."""
+    return 1 if features.ndim == 4 else features.ndim - 1
+
+
+def _spread(features: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Standard deviation of each channel; the small number keeps its gradient finite at zero."""
+    return (features.var(dim=places, correction=0) + 1e-8).sqrt()

@@ -1,0 +1,125 @@
+"""What several stages do alike: networks from entries and checkpoints, and where a file came from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsteps.artifacts import read_checkpoint, write_checkpoint, write_table
+from kdsteps.artifacts import HISTORY
+from kdsteps.data._images import ImagePart
+from kdsteps.data._prepared import Prepared
+from kdsteps.errors import KdstepsError
+from kdsteps.measures import judge, predict
+from kdsteps.models import Chain, build_model
+from kdsteps.models._checkpoint import load_weights
+from kdsteps.training import Fit, Resume
+
+log = logging.getLogger("kdsteps")
+
+Entry = Mapping[str, Any]
+
+
+def fresh_model(entry: Entry, data: Prepared) -> Chain:
+    """The network of an entry {family, options}, made for the images of a dataset."""
+    channels, size, _ = data.image_shape
+    return build_model(
+        entry["family"],
+        num_classes=len(data.class_names),
+        in_channels=channels,
+        image_size=size,
+        **entry["options"],
+    )
+
+
+def trained_model(path: Path, data: Prepared) -> Chain:
+    """The network in a checkpoint of ours, frozen and in eval mode.
+
+    Raises:
+        KdstepsError: The file is damaged or foreign, or was made for other classes or images.
+    """
+    weights, header = read_checkpoint(path)
+    made_for = (header["num_classes"], header["image_shape"])
+    found = (len(data.class_names), list(data.image_shape))
+    if made_for != found:
+        raise KdstepsError(
+            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
+            f"{found[0]} classes of {found[1]}; train it on these data"
+        )
+    options = {key: value for key, value in header["model"]["options"].items() if key not in FIRST_WEIGHTS}
+    chain = fresh_model({"family": header["model"]["family"], "options": options}, data)
+    load_weights(chain.plain(), weights, where=str(path))
+    return chain.requires_grad_(False).eval()
+
+
+FIRST_WEIGHTS = ("checkpoint", "pretrained")  # options that say where weights come from at first
+
+
+def save_model(path: Path, network: nn.Module, entry: Entry, data: Prepared, settings: Entry) -> None:
+    """The deployed weights, with all that is needed to build the network again."""
+    header = {
+        "model": dict(entry),
+        "num_classes": len(data.class_names),
+        "class_names": list(data.class_names),
+        "image_shape": list(data.image_shape),
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+        "settings": dict(settings),
+    }
+    write_checkpoint(path, network.state_dict(), header)
+
+
+def validator(student: nn.Module, part: ImagePart, batch_size: int = 500) -> Callable[[], dict[str, float]]:
+    """A function that measures the student on the validation images; without any it gives nothing."""
+
+    def validate() -> dict[str, float]:
+        if not len(part):
+            return {}
+        found = judge(*predict(student, part.in_order(batch_size)))
+        return {"validation_accuracy": found["accuracy"], "validation_loss": found["nll"]}
+
+    return validate
+
+
+def resume_file(settings: Entry, inputs: Mapping[str, Any], minutes: float) -> Resume:
+    """Where a run saves its progress: named by all that its result depends on."""
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+    for name, path in sorted(inputs.items()):
+        digest.update(name.encode() + Path(path).read_bytes())
+    return Resume(Path(".kdsteps/resume") / f"{digest.hexdigest()[:32]}.pt", minutes)
+
+
+def write_history(path: Path, fit: Fit, settings: Entry, device: torch.device) -> None:
+    write_table(path, fit.history.rows(), HISTORY, settings, provenance(device, fit.seconds))
+
+
+def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
+    """Where numbers came from: versions, the commit of the study, the kind of device, seconds."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = ("torch", "torchvision", "timm")
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "git_commit": _commit(),
+        "device": f"{device.type} {name}",
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the folder the study lies in, `+` behind it where files were changed since."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

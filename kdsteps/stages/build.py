@@ -1,0 +1,116 @@
+"""Plan how a student and a teacher are joined: the stones, or the pairs of layers.
+
+reads   summary    summary.json of the stage prepare: the images' shape and the classes
+        scores     scores.parquet of the stage score, where layers are chosen by their scores
+writes  plan       plan.json: each stone or pair with layers, shapes, connector or projector and why,
+                   parameters and multiply-adds; checked by a forward pass. No weights are needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from kdsteps.artifacts import SCORES, read_json, read_table, write_json
+from kdsteps.models import Chain, build_model
+from kdsteps.models._cost import multiply_adds, num_parameters
+from kdsteps.pairs import plan_pairs
+from kdsteps.scores.selection import choose_layers
+from kdsteps.stages._job import Job
+from kdsteps.stones import pair_layers, pair_stages, plan_stones
+
+log = logging.getLogger("kdsteps")
+
+Rows = dict[str, dict[str, Any]]
+
+
+def run(job: Job) -> None:
+    """Write the plan of one pair and one method."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    summary = read_json(job.inputs["summary"])
+    shape = tuple(summary["image_shape"])
+    teacher, student = (_network(job.settings[who], summary) for who in ("teacher", "student"))
+    scores = _scores(job)
+    settings = job.settings["build"]
+    plan: dict[str, Any] = {"plan": job.settings["plan"], "settings": job.settings}
+    if job.settings["plan"] == "stones":
+        joints = _joints(teacher, student, settings, scores)
+        plan["stones"] = plan_stones(teacher, student, shape, joints, settings["connector"])
+    else:
+        layers, plan["chosen_by"] = _layers(settings, student, scores)
+        plan["pairs"] = plan_pairs(
+            teacher,
+            student,
+            shape,
+            student_layers=settings["student_layers"],
+            teacher_layers=layers,
+            projector=settings["projector"],
+        )
+    for who, chain in (("teacher", teacher), ("student", student)):
+        plan[who] = _described(chain, shape)
+    for joint in plan.get("stones", plan.get("pairs")):
+        log.info("%(student_layer)s -> %(teacher_layer)s: %(why)s", joint)
+    write_json(job.outputs["plan"], plan)
+
+
+def _network(entry: dict[str, Any], summary: dict[str, Any]) -> Chain:
+    """The network with weights as they fall: a plan asks for shapes only."""
+    channels, size, _ = summary["image_shape"]
+    options = {k: v for k, v in entry["options"].items() if k not in ("checkpoint", "pretrained")}
+    return build_model(
+        entry["family"],
+        num_classes=len(summary["class_names"]),
+        in_channels=channels,
+        image_size=size,
+        **options,
+    ).eval()
+
+
+def _scores(job: Job) -> Rows:
+    if "scores" not in job.inputs:
+        return {}
+    rows = read_table(job.inputs["scores"], SCORES).to_pylist()
+    return {row["layer"]: row for row in rows}
+
+
+def _joints(
+    teacher: Chain, student: Chain, settings: dict[str, Any], scores: Rows
+) -> list[tuple[str, str]]:
+    cuts = settings["cuts"]
+    if cuts == "stages":
+        return pair_stages(teacher, student, settings["num_stones"])
+    if cuts == "quality":
+        count = settings["num_stones"] or len(student.stages)
+        chosen = [choice.layer for choice in choose_layers(scores, by="quality", count=count)]
+        return pair_layers(teacher, student, chosen, "build.cuts")
+    return [(ours, theirs) for ours, theirs in cuts]
+
+
+def _layers(
+    settings: dict[str, Any], student: Chain, scores: Rows
+) -> tuple[list[str], str]:
+    """The teacher's layers to learn from, and in words what chose them."""
+    select, count = settings["select"], settings["num_pairs"]
+    if isinstance(select, list):
+        return select, "named in params.yaml"
+    if select is None and count is None:
+        chosen = [layer for layer, row in scores.items() if row["chosen"]]
+        return chosen, "as the stage score chose"
+    count = count or len(settings["student_layers"] or student.stages)
+    by = select or "quality"
+    chosen = [choice.layer for choice in choose_layers(scores, by=by, count=count)]
+    return chosen, f"the {count} highest by {by}"
+
+
+def _described(chain: Chain, shape: Any) -> dict[str, Any]:
+    """A network in numbers, for the report."""
+    import torch
+
+    return {
+        "layers": list(chain.layers),
+        "stages": list(chain.stages),
+        "parameters": num_parameters(chain),
+        "multiply_adds": multiply_adds(chain, torch.zeros(1, *shape)),
+    }

@@ -1,0 +1,64 @@
+"""Score every layer of a teacher by its knowledge quality, and choose layers to learn from.
+
+reads   features   features.parquet of the stage cache: float16 (N, D) a layer
+        summary    summary.json of the stage prepare: how many images the teacher was trained on
+writes  scores     scores.parquet: a row a layer with S, I, E, sqrt(I E) and Q, the rank, whether it
+                   was chosen, and why
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kdsteps.artifacts import SCORES, read_json, write_table
+from kdsteps.features import FeatureFile
+from kdsteps.scores.quality import score_layer
+from kdsteps.scores.selection import choose_layers
+from kdsteps.stages._job import Job
+
+log = logging.getLogger("kdsteps")
+
+
+def run(job: Job) -> None:
+    """Score layer by layer, each read once."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    settings = job.settings["score"]
+    features = FeatureFile(job.inputs["features"])
+    labels = features.labels()
+    train_size = read_json(job.inputs["summary"])["counts"]["train"]["total"]
+    scores = {
+        layer: score_layer(
+            features.chunks(layer),
+            labels,
+            train_size=train_size,
+            variant=settings["variant"],
+            where=f"{job.inputs['features']}: layer {layer}",
+        )
+        for layer in features.places
+    }
+    ranked = choose_layers(scores, by=settings["select"], count=len(scores))
+    chosen = {choice.layer for choice in ranked if choice.rank <= settings["num_layers"]}
+    for choice in ranked:
+        if choice.layer in chosen:
+            log.info("%s: %s", choice.layer, choice.reason)
+    rows = {name: [scores[layer][name] for layer in scores] for name in SCORES if name in SUMMED}
+    rows |= {
+        "layer": list(scores),
+        "depth": list(range(len(scores))),
+        "shape": [list(features.places[layer].shape) for layer in scores],
+        "rank": [choice.rank for choice in ranked],
+        "chosen": [choice.layer in chosen for choice in ranked],
+        "reason": [choice.reason for choice in ranked],
+    }
+    write_table(job.outputs["scores"], rows, SCORES, job.settings)
+
+
+SUMMED = (
+    "separation",
+    "information",
+    "efficiency",
+    "root_information_efficiency",
+    "quality",
+)
