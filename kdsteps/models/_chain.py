@@ -48,12 +48,15 @@ class Chain(nn.Module, ABC):
         layers: Collection[str] | None = None,
         *,
         before_activation: bool = False,
+        detach_after: str | None = None,
     ) -> dict[str, Tensor]:
         """Outputs of `layers` (all when None) in forward order and, last, `head`: the logits.
 
         Args:
             images: (N, C, H, W).
             layers: Names out of `self.layers`.
+            detach_after: A layer behind which no gradient flows back: the later blocks see its
+                output detached.
             before_activation: Give what enters the last ReLU of each layer instead of what leaves
                 it, where the layer ends in one. In a pre-activation network, where the next block
                 begins with norm and ReLU, give what that norm gives. Other layers give their
@@ -135,6 +138,7 @@ class BlockChain(Chain):
         layers: Collection[str] | None = None,
         *,
         before_activation: bool = False,
+        detach_after: str | None = None,
     ) -> dict[str, Tensor]:
         wanted = set(self.layers if layers is None else layers)
         self._refuse_strangers(wanted)
@@ -153,6 +157,8 @@ class BlockChain(Chain):
                 features = block(features)
             if name in wanted or name == HEAD:
                 outputs[name] = features if end is None else before
+            if name == detach_after:
+                features = features.detach()
             previous = name
         return outputs
 
