@@ -97,7 +97,9 @@ class ImagePart:
         for index in torch.arange(len(self)).split(batch_size):
             yield self.take(index, Views(), torch.zeros_like(index))
 
-    def shuffled(self, batch_size: int, views: Views, generator: torch.Generator) -> Iterator[Drawn]:
+    def shuffled(
+        self, batch_size: int, views: Views, generator: torch.Generator
+    ) -> Iterator[Drawn]:
         """All images once, in random order, each in a random view.
 
         The last batch is left out when it is smaller, unless it is the only one: batch statistics

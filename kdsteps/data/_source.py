@@ -1,28 +1,63 @@
-"""What every kind of data hands over: images with labels, before they are checked and split."""
+"""What every kind of data hands over: labelled images, before they are checked, split and stored."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that cannot be read, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as it was decoded, and what it was before.
+
+    Attributes:
+        pixels: (C, H, W), uint8.
+        size: Height and width before any resizing.
+        mode: Kind of pixels it had in its file, as Pillow calls it: "RGB", "L", "P", ...
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    mode: str
+
+
+class Encoded(Protocol):
+    """Images that are decoded one after the other, so that they never stand in memory all at once."""
+
+    def __len__(self) -> int: ...
+
+    def pictures(self, threads: int) -> Iterator[Picture | Broken]:
+        """Every image in order, decoded on `threads` threads."""
+        ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images in memory, all of one size.
+    """Labelled images as a kind of data gives them.
 
     Attributes:
-        images: (N, C, H, W), uint8.
+        images: (N, C, H, W) as uint8 or as floats from 0 to 1, or images still to be decoded.
         labels: (N,), whole numbers from 0.
         class_names: K names, by class number.
-        split: (N,) "train", "validation" or "test" for each image, "" where the source does not say.
+        split: (N,) "train", "validation" or "test" for each image, or "" for all of them where
+            the source does not say.
         names: (N,) where each image came from, for messages and for looking it up.
-        broken: What could not be read and was left out, a sentence each.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Encoded
     labels: np.ndarray
     class_names: tuple[str, ...]
     split: np.ndarray
     names: tuple[str, ...]
-    broken: tuple[str, ...] = field(default=())
