@@ -14,11 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kdsteps import grid
+from kdsteps import fingerprint, grid
 from kdsteps.errors import KdstepsError
+from kdsteps.memory import remembered
 from kdsteps.settings import load_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
+Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None]
+"""A job: its rule, settings, inputs and outputs by name, and the digest of its code."""
 NAMES = ("dataset", "teacher", "pair", "method", "seed")
 
 
@@ -69,6 +72,7 @@ def _add_stage(commands: Any, stage: str) -> None:
     by_file.add_argument("--settings", metavar="JSON", help="exactly what the job reads")
     by_file.add_argument("--inputs", nargs="*", metavar="NAME=PATH", default=[])
     by_file.add_argument("--outputs", nargs="*", metavar="NAME=PATH", default=[])
+    by_file.add_argument("--code", metavar="DIGEST", help="of the code behind; without it nothing is remembered")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores (all)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs, if there are any (%(default)s)")
     parser.add_argument(
@@ -87,7 +91,7 @@ def _names(stage: str) -> set[str]:
 def _stage(given: argparse.Namespace) -> None:
     from kdsteps.stages._job import Job
 
-    rule, settings, inputs, outputs = _by_file(given) if given.settings else _by_name(given)
+    rule, settings, inputs, outputs, code = _by_file(given) if given.settings else _by_name(given)
     job = Job(
         settings=settings,
         inputs=inputs,
@@ -97,10 +101,12 @@ def _stage(given: argparse.Namespace) -> None:
         checkpoint_minutes=given.checkpoint_minutes or 10.0,
     )
     _check_inputs(job.inputs)
-    import_module(f"kdsteps.stages.{grid.stage_of(rule)}").run(job)
+    with remembered(grid.stage_of(rule), settings, code, job.inputs, job.outputs) as known:
+        if not known:
+            import_module(f"kdsteps.stages.{grid.stage_of(rule)}").run(job)
 
 
-def _by_file(given: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]:
+def _by_file(given: argparse.Namespace) -> Asked:
     try:
         settings = json.loads(given.settings)
     except ValueError as error:
@@ -110,10 +116,10 @@ def _by_file(given: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
         from kdsteps.settings import parse_study
 
         inputs = grid.inputs(parse_study(settings["study"]), "report", {})
-    return given.command, settings, inputs, _paths(given.outputs, "--outputs")
+    return given.command, settings, inputs, _paths(given.outputs, "--outputs"), given.code
 
 
-def _by_name(given: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, str]]:
+def _by_name(given: argparse.Namespace) -> Asked:
     study = load_study(given.params)
     rule = given.command
     names = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
@@ -126,7 +132,8 @@ def _by_name(given: argparse.Namespace) -> tuple[str, dict[str, Any], dict[str, 
     names = {name: names[name] for name in wanted}
     grid.check_names(study, rule, names)
     settings = json.loads(grid.settings_text(study, rule, names))
-    return rule, settings, grid.inputs(study, rule, names), grid.outputs(rule, names)
+    code = fingerprint.code(study, rule, names)
+    return rule, settings, grid.inputs(study, rule, names), grid.outputs(rule, names), code
 
 
 def _paths(given: Sequence[str], option: str) -> dict[str, Any]:

@@ -251,22 +251,38 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         KdstepsError: It is missing, cut off, damaged, or was not written by kdsteps.
     """
-    from safetensors import SafetensorError, safe_open
+    with _checkpoint(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return weights, read_checkpoint_header(path)
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("kdsteps")
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise KdstepsError(
-            f"{path}: is no whole safetensors file ({error}); delete it and run again"
-        ) from error
+
+def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
+    """The header alone, without torch.
+
+    Raises:
+        KdstepsError: As `read_checkpoint`.
+    """
+    with _checkpoint(path, framework="numpy") as file:
+        header = (file.metadata() or {}).get("kdsteps")
     if header is None:
         raise KdstepsError(
             f"{path}: has no kdsteps header; a checkpoint from elsewhere goes under a model's "
             "key `checkpoint` in params.yaml"
         )
-    return weights, json.loads(header)
+    return json.loads(header)
+
+
+@contextmanager
+def _checkpoint(path: str | Path, framework: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise KdstepsError(
+            f"{path}: is no whole safetensors file ({error}); delete it and run again"
+        ) from error
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
