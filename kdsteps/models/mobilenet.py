@@ -60,9 +60,9 @@ def build(
     2025, arXiv:2511.14981, at width 1.
     """
     if form == "benchmark":
-        stages = tuple(s._replace(width=int(s.width * width)) for s in STANDARD)
+        stages = tuple(s._replace(width=max(1, int(s.width * width))) for s in STANDARD)
         stages = (stages[0], stages[1]._replace(stride=1), *stages[2:])
-        stem = Stage(1, int(32 * width), 1, stride=2)
+        stem = Stage(1, max(1, int(32 * width)), 1, stride=2)
         return MobileNetV2(num_classes, in_channels, stem, stages, LAST_WIDTH, nn.ReLU, expand=True)
     stages = tuple(s._replace(width=eights(s.width * width)) for s in STANDARD)
     large = image_size is not None and image_size > 32
