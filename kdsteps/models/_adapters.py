@@ -49,7 +49,7 @@ class Place:
 
     def as_map(self) -> Place:
         """The same place seen as a map; class tokens in front of a token grid are left out."""
-        height, width = _grid(self)
+        height, width = grid(self)
         return Place("map", self.channels, height, width)
 
     def bring(self, features: Tensor, place: Place) -> Tensor:
