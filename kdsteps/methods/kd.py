@@ -6,10 +6,13 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
+from kdsteps.methods._checks import same_classes
 from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods._tensors import full_precision, same_shape
 from kdsteps.models._chain import Chain
 
 
+@full_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """How far the student's softened predictions lie from the teacher's.
 
@@ -28,9 +31,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
     Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2.
     """
-    if student_logits.shape != teacher_logits.shape:
-        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        raise ValueError(f"student and teacher logits differ in shape: {shapes}")
+    same_shape(student_logits, teacher_logits, "logits")
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -55,6 +56,7 @@ class KD(Method):
         labels_weight: NonNegativeFloat = 0.1,
     ) -> None:
         super().__init__(teacher, student, task)
+        same_classes(teacher, task, "kd")
         self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:

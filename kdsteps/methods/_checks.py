@@ -1,0 +1,102 @@
+"""What methods check before they train: class counts, and layers named in params.yaml."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from kdsteps.errors import KdstepsError
+from kdsteps.methods._method import Task
+from kdsteps.models._chain import HEAD, Chain
+from kdsteps.parts import nearest
+
+
+def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
+    """Refuse a teacher of other classes where logits are compared class by class.
+
+    Raises:
+        KdstepsError: The teacher's last layer has another width than the study has classes.
+    """
+    count = None if teacher is None else class_count(teacher)
+    if count is not None and count != task.num_classes:
+        raise KdstepsError(
+            f"methods.{method}: the teacher knows {count} classes and the study has "
+            f"{task.num_classes}; of the methods that learn from logits only uld takes both"
+        )
+
+
+def class_count(chain: Chain) -> int | None:
+    """How many logits a network gives, read off its head; None where the head does not say."""
+    last = chain.layers[-1] if chain.layers else None
+    widths = [
+        getattr(module, "out_features", getattr(module, "out_channels", None))
+        for module in chain.span(last, HEAD).modules()
+    ]
+    return next((width for width in reversed(widths) if isinstance(width, int)), None)
+
+
+def layer_of(chain: Chain, name: str | None, default: str, who: str, method: str) -> str:
+    """The layer of `chain` that an option names, or `default`.
+
+    Args:
+        chain: The network.
+        name: The option's value; None where it is not set.
+        default: A layer of the chain.
+        who: "student" or "teacher", for the message.
+        method: Under which name params.yaml knows the method.
+
+    Raises:
+        KdstepsError: The network has no such layer.
+    """
+    if name is None:
+        return default
+    if name not in chain.layers:
+        near = nearest(name, chain.layers)
+        raise KdstepsError(f"methods.{method}: the {who} has no layer {name!r}{near}")
+    return name
+
+
+def layer_pairs(
+    student: Chain,
+    teacher: Chain,
+    student_layers: Sequence[str] | None,
+    teacher_layers: Sequence[str] | None,
+    method: str,
+) -> list[tuple[str, str]]:
+    """Which student layer learns from which teacher layer, in forward order.
+
+    A side whose layers are not named gives its stages. The longer of two sides of stages is thinned
+    out evenly; beside layers that are named, stages are thinned out or repeated until there is one
+    for each. The last always meets the last.
+
+    Raises:
+        KdstepsError: A named layer does not exist, or both lists are named and differ in length.
+    """
+    ours = named_layers(student, student_layers, "student", method)
+    theirs = named_layers(teacher, teacher_layers, "teacher", method)
+    if student_layers and teacher_layers and len(ours) != len(theirs):
+        raise KdstepsError(
+            f"methods.{method}: student_layers has {len(ours)} names and teacher_layers "
+            f"{len(theirs)}; they are paired in order and must be equally many"
+        )
+    named = [side for side, names in ((ours, student_layers), (theirs, teacher_layers)) if names]
+    count = len(named[0]) if named else min(len(ours), len(theirs))
+    return list(zip(_spread(ours, count), _spread(theirs, count), strict=True))
+
+
+def named_layers(chain: Chain, names: Sequence[str] | None, who: str, method: str) -> list[str]:
+    """The layers that an option lists, checked; the stages where it is not set.
+
+    Raises:
+        KdstepsError: The list is empty or names a layer that does not exist.
+    """
+    if names is None:
+        return list(chain.stages)
+    if not names:
+        raise KdstepsError(f"methods.{method}: {who}_layers is empty; leave it out for the stages")
+    return [layer_of(chain, name, name, who, method) for name in names]
+
+
+def _spread(layers: list[str], count: int) -> list[str]:
+    """`count` of the layers as evenly as can be, always with the last."""
+    return [layers[math.ceil((place + 1) * len(layers) / count) - 1] for place in range(count)]

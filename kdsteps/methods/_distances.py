@@ -1,0 +1,44 @@
+"""Distances between logits by name: what a method may use in place of the plain KL divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from kdsteps.methods.dist import dist_loss
+from kdsteps.methods.dkd import dkd_loss
+from kdsteps.methods.kd import kd_loss
+from kdsteps.methods.lskd import lskd_loss
+
+Distance = Literal["kd", "lskd", "dkd", "dist"]
+LogitDistance = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From the student's logits (N, K), the teacher's (N, K) and the labels (N,) to a scalar."""
+
+_TEMPERATURES: dict[Distance, float] = {"kd": 4.0, "lskd": 2.0, "dkd": 4.0, "dist": 4.0}
+
+
+def logit_distance(name: Distance, temperature: float | None = None) -> LogitDistance:
+    """The loss of a method without its outer weight, its inner weights at their defaults.
+
+    Args:
+        name: dkd has alpha 1 and beta 8, dist beta 1 and gamma 1.
+        temperature: Above 0; None for the method's own.
+
+    Raises:
+        ValueError: There is no such distance.
+    """
+    if name not in get_args(Distance):
+        raise ValueError(f"no distance {name!r}; there are {', '.join(get_args(Distance))}")
+    heat = _TEMPERATURES[name] if temperature is None else temperature
+    if name == "dkd":
+        return partial(dkd_loss, alpha=1.0, beta=8.0, temperature=heat)
+    if name == "dist":
+        return _without_labels(partial(dist_loss, beta=1.0, gamma=1.0, temperature=heat))
+    return _without_labels(partial(lskd_loss if name == "lskd" else kd_loss, temperature=heat))
+
+
+def _without_labels(loss: Callable[[Tensor, Tensor], Tensor]) -> LogitDistance:
+    return lambda student, teacher, labels: loss(student, teacher)

@@ -1,0 +1,84 @@
+"""What several losses do to their tensors: checks of shape, precision, safe unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+SMALLEST_NORM = 1e-12
+
+
+def full_precision(loss: Callable[P, Result]) -> Callable[P, Result]:
+    """Compute `loss` outside autocast, its half-precision tensors widened to float32.
+
+    Sums over classes, images and places lose too many digits in 16 bits; float64 stays float64.
+    """
+
+    @wraps(loss)
+    def widened(*args: P.args, **kwargs: P.kwargs) -> Result:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        device = given[0].device.type if given else "cpu"
+        with torch.autocast(device, enabled=False):
+            return loss(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+
+    return widened
+
+
+def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    """Raise ValueError where the shapes differ, which broadcasting would otherwise hide."""
+    if student.shape != teacher.shape:
+        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"student and teacher {what} differ in shape: {shapes}")
+
+
+def same_images(student: Tensor, teacher: Tensor, what: str) -> None:
+    """Raise ValueError where student and teacher come from batches of different size."""
+    if len(student) != len(teacher):
+        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"student and teacher {what} are of different images: {shapes}")
+
+
+def one_label_each(logits: Tensor, labels: Tensor) -> None:
+    """Raise ValueError where logits (N, K) and labels (N,) do not belong together."""
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits (N, K) and labels (N,) do not fit: {shapes}")
+
+
+@full_precision
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Vectors along `dim` divided by their L2 norm; zero vectors stay zero and get no gradient.
+
+    A zero vector has no direction. Divided by a small constant instead, as is usual, it would get a
+    gradient of that constant's inverse, which one dead feature map is enough to meet.
+    """
+    norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    scaled = vectors / norm.clamp(min=SMALLEST_NORM)
+    return torch.where(norm > SMALLEST_NORM, scaled, scaled.detach())
+
+
+def to_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of maps (N, C, H, W), the larger one averaged down to the other's sides."""
+    height = min(first.shape[2], second.shape[2])
+    width = min(first.shape[3], second.shape[3])
+    return to_size(first, height, width), to_size(second, height, width)
+
+
+def to_size(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps averaged down to (N, C, height, width); as they are where they have that size."""
+    if maps.shape[2:] == (height, width):
+        return maps
+    return F.adaptive_avg_pool2d(maps, (height, width))
+
+
+def _wide(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value

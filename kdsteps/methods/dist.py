@@ -1,0 +1,92 @@
+"""DIST: match the teacher's correlations, between an image's classes and a class's images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from kdsteps.methods._checks import same_classes
+from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.models._chain import Chain
+
+NORM_FLOOR = 1e-8  # added to the product of the norms
+
+
+@full_precision
+def dist_loss(
+    student_logits: Tensor, teacher_logits: Tensor, beta: float, gamma: float, temperature: float
+) -> Tensor:
+    """One minus the Pearson correlation of the softened predictions, between and within classes.
+
+    Args:
+        student_logits: (N, K), N at least 2.
+        teacher_logits: (N, K), of the same images and classes.
+        beta: Weight of the correlation over the classes of each image.
+        gamma: Weight of the correlation over the images of each class.
+        temperature: Above 0.
+
+    Returns:
+        Scalar, 0 to 2 times (beta + gamma) and the squared temperature. Where a side is constant,
+        the correlation counts as 0 and gives no gradient.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Huang et al. 2022, arXiv:2205.10536.
+    """
+    same_shape(student_logits, teacher_logits, "logits")
+    student = F.softmax(student_logits / temperature, dim=1)
+    teacher = F.softmax(teacher_logits / temperature, dim=1)
+    inter = 1 - _correlation(student, teacher, dim=1).mean()
+    intra = 1 - _correlation(student, teacher, dim=0).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+class DIST(Method):
+    """Labels and the teacher's correlations.
+
+    A class that hardly varies within a batch has no well-defined correlation: small batches make
+    the second term noisy.
+
+    Source: Huang et al. 2022, arXiv:2205.10536; defaults of its CIFAR-100 configuration.
+    """
+
+    wants = "logits"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        temperature: PositiveFloat = 4.0,
+        beta: NonNegativeFloat = 1.0,
+        gamma: NonNegativeFloat = 1.0,
+        weight: NonNegativeFloat = 2.0,
+        labels_weight: NonNegativeFloat = 1.0,
+    ) -> None:
+        super().__init__(teacher, student, task)
+        same_classes(teacher, task, "dist")
+        self.temperature, self.beta, self.gamma = temperature, beta, gamma
+        self.weight, self.labels_weight = weight, labels_weight
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
+        loss = dist_loss(student, teacher, self.beta, self.gamma, self.temperature)
+        return {
+            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "dist": self.weight * loss,
+        }
+
+
+def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """Pearson's correlation along `dim`."""
+    first = first - first.mean(dim=dim, keepdim=True)
+    second = second - second.mean(dim=dim, keepdim=True)
+    norms = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
+    correlation = (first * second).sum(dim=dim) / (norms + NORM_FLOOR)
+    # below the floor the gradient is that of the floor, up to 1e8: noise, not knowledge
+    return torch.where(norms > NORM_FLOOR, correlation, correlation.detach())

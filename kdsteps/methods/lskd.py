@@ -1,0 +1,83 @@
+"""Logit standardization: distil how a teacher ranks the classes, not how large its logits are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from kdsteps.methods._checks import same_classes
+from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.methods.kd import kd_loss
+from kdsteps.models._chain import Chain
+
+SPREAD_FLOOR = 1e-7  # added to the standard deviation
+
+
+@full_precision
+def standardized(logits: Tensor) -> Tensor:
+    """Logits (N, K) of each image at mean 0 and standard deviation 1 (K - 1 in its denominator).
+
+    An image whose logits are all alike gives zeros and gets no gradient, which would be of the
+    order of 1e7: a student with a zero-initialised head starts there.
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    spread = centred.std(dim=1, keepdim=True)
+    scaled = centred / (spread + SPREAD_FLOOR)
+    return torch.where(spread > SPREAD_FLOOR, scaled, scaled.detach())
+
+
+@full_precision
+def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """The distance of `kd` between logits standardized image by image.
+
+    Unchanged when the student's logits are scaled or shifted, image by image.
+
+    Args:
+        student_logits: (N, K), K at least 2.
+        teacher_logits: (N, K), of the same images and classes.
+        temperature: Above 0; since standardized logits are bounded, it bounds how peaked the
+            targets can be.
+
+    Returns:
+        Scalar in nats times the squared temperature, averaged over the N images.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Sun et al. 2024, arXiv:2403.01427.
+    """
+    same_shape(student_logits, teacher_logits, "logits")
+    return kd_loss(standardized(student_logits), standardized(teacher_logits), temperature)
+
+
+class LSKD(Method):
+    """Labels, and the teacher's predictions after both sides' logits are standardized.
+
+    Source: Sun et al. 2024, arXiv:2403.01427; temperature and weights of its CIFAR-100 code.
+    """
+
+    wants = "logits"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        temperature: PositiveFloat = 2.0,
+        weight: NonNegativeFloat = 9.0,
+        labels_weight: NonNegativeFloat = 0.1,
+    ) -> None:
+        super().__init__(teacher, student, task)
+        same_classes(teacher, task, "lskd")
+        self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
+        return {
+            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "lskd": self.weight * lskd_loss(student, teacher, self.temperature),
+        }

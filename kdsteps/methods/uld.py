@@ -1,0 +1,70 @@
+"""ULD: learn how peaked the teacher's predictions are, from a teacher of other classes too."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods._tensors import full_precision, same_images
+from kdsteps.models._chain import Chain
+
+
+@full_precision
+def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """How far apart the sorted probabilities of student and teacher lie, rank by rank.
+
+    Which class has which rank does not enter: it is the same for every order of the classes on
+    either side. It must run beside labels, and where the classes are the same `kd` says more.
+
+    Args:
+        student_logits: (N, K).
+        teacher_logits: (N, any number of classes), of the same images.
+        temperature: Above 0, for both sides.
+
+    Returns:
+        Scalar, 0 to 2, averaged over the N images.
+
+    Raises:
+        ValueError: The logits are not of equally many images.
+
+    Source: Boizard et al. 2024, arXiv:2402.12030; there for the tokens of an answer, here each
+    image is one position.
+    """
+    same_images(student_logits, teacher_logits, "logits")
+    student = F.softmax(student_logits / temperature, dim=1).sort(dim=1, descending=True).values
+    teacher = F.softmax(teacher_logits / temperature, dim=1).sort(dim=1, descending=True).values
+    classes = max(student.shape[1], teacher.shape[1])
+    student = F.pad(student, (0, classes - student.shape[1]))  # (N, classes)
+    teacher = F.pad(teacher, (0, classes - teacher.shape[1]))  # (N, classes)
+    return (student - teacher).abs().sum(dim=1).mean()
+
+
+class ULD(Method):
+    """Labels, and the teacher's sorted probabilities.
+
+    Source: Boizard et al. 2024, arXiv:2402.12030; weights and temperature of its configurations.
+    """
+
+    wants = "logits"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        temperature: PositiveFloat = 1.0,
+        weight: NonNegativeFloat = 1.5,
+        labels_weight: NonNegativeFloat = 1.0,
+    ) -> None:
+        super().__init__(teacher, student, task)
+        self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
+        return {
+            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "uld": self.weight * uld_loss(student, teacher, self.temperature),
+        }
