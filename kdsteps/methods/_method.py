@@ -1,4 +1,4 @@
-"""What every method is: named losses of one batch, over a student that learns and a teacher that stays."""
+"""What every method is: named losses of a batch, over a student and a teacher that stays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdsteps.models._chain import HEAD, Chain
 
 Wants = Literal["nothing", "logits", "layers"]
-"""What a method needs of the teacher: no teacher, its logits (live or cached), or its inner layers."""
+"""What a method needs of the teacher: nothing, its logits (live or cached), or inner layers."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,14 @@ class Task:
         num_classes: K.
         labels: (N,) class numbers of the whole training part, by `Batch.index`.
         plan: What the stage `build` decided for this pair and method, as it stands in plan.json.
+        batch_size: Most images in a batch of the training run.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     labels: Tensor
     plan: dict[str, Any] | None = None
+    batch_size: int = 64
 
 
 class Method(nn.Module, ABC):
@@ -79,6 +81,24 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of one batch, weighted, each a finite scalar; the loop adds them up."""
+
+    def deployed(self) -> Chain:
+        """The network to evaluate, save and deploy: the student, unless a method adds to it.
+
+        It shares its weights with the student in training.
+        """
+        return self.student
+
+    def deployed_entry(
+        self, student: dict[str, Any], teacher: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """What to hand to `build_model` to build the deployed network again.
+
+        Args:
+            student: The student's entry: family and options.
+            teacher: The teacher's entry, if there is one.
+        """
+        return student
 
     def train(self, mode: bool = True) -> Method:
         """Set the mode of all that learns; the teacher is in eval mode from the start and stays."""

@@ -1,0 +1,258 @@
+"""Contrastive representation distillation: tell one's own image among thousands by its features."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from kdsteps.errors import KdstepsError
+from kdsteps.methods._checks import layer_of
+from kdsteps.methods._draws import Draws
+from kdsteps.methods._features import FeatureMethod, features, pooled_layer
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import full_precision, same_shape, unit
+from kdsteps.models._adapters import places
+from kdsteps.models._chain import Chain
+
+NOISE_FLOOR = 1e-7  # added to the chance of noise in the denominators
+
+
+class Contrast(nn.Module):
+    """The contrastive loss with its memories: one embedding of each training image for each side.
+
+    A student's embedding is compared with the teacher's memories of the same image and of others,
+    and a teacher's with the student's memories. The first call fixes the two normalisers.
+
+    Attributes:
+        student_memory, teacher_memory: (M, D), rows of unit length once they were met.
+        student_scale, teacher_scale: ln Z of either side; NaN until the first call.
+
+    Source: Tian et al. 2020, arXiv:1910.10699, and its official code.
+    """
+
+    student_memory: Tensor
+    teacher_memory: Tensor
+    student_scale: Tensor
+    teacher_scale: Tensor
+
+    def __init__(
+        self,
+        student_memory: Tensor,
+        teacher_memory: Tensor,
+        *,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+    ) -> None:
+        """Args:
+        student_memory: (M, D), copied.
+        teacher_memory: (M, D), copied.
+        temperature: Above 0.
+        momentum: 0 to 1; share of the old memory that is kept when an image is met again.
+        """
+        super().__init__()
+        same_shape(student_memory, teacher_memory, "memories")
+        self.temperature, self.momentum = temperature, momentum
+        self.register_buffer("student_memory", student_memory.clone())
+        self.register_buffer("teacher_memory", teacher_memory.clone())
+        self.register_buffer("student_scale", student_memory.new_tensor(math.nan))
+        self.register_buffer("teacher_scale", teacher_memory.new_tensor(math.nan))
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor, own: Tensor, rows: Tensor) -> Tensor:
+        """The loss of one batch; in training mode the memories of its images move afterwards.
+
+        Args:
+            student: (N, D), the student's embeddings, of any length.
+            teacher: (N, D), the teacher's embeddings, of any length.
+            own: (N,) which image of the training part each one is.
+            rows: (N, 1 + m) memories to compare with: a positive, then m negatives.
+
+        Returns:
+            Scalar, the sum of both sides, averaged over the N images.
+
+        Raises:
+            ValueError: The embeddings differ in shape, or the indices are not of N images.
+        """
+        same_shape(student, teacher, "embeddings")
+        if own.shape != student.shape[:1] or rows.dim() != 2 or len(rows) != len(own):
+            shapes = f"{tuple(own.shape)} and {tuple(rows.shape)}"
+            raise ValueError(
+                f"indices of {len(student)} images are (N,) and (N, 1 + m), not {shapes}"
+            )
+        student, teacher = unit(student, dim=1), unit(teacher, dim=1)
+        ours = similarities(student, self.teacher_memory, rows) / self.temperature
+        theirs = similarities(teacher, self.student_memory, rows) / self.temperature
+        self._fix_scales(ours, theirs)
+        count = len(self.student_memory)
+        loss = _noise_contrast(ours - self.student_scale, count)
+        loss = loss + _noise_contrast(theirs - self.teacher_scale, count)
+        if self.training:
+            self._remember(self.student_memory, student.detach(), own)
+            self._remember(self.teacher_memory, teacher.detach(), own)
+        return loss
+
+    @torch.no_grad()
+    def _fix_scales(self, ours: Tensor, theirs: Tensor) -> None:
+        """Set both normalisers by the first batch; without waiting for the device."""
+        for scale, exponents in ((self.student_scale, ours), (self.teacher_scale, theirs)):
+            mean = exponents.flatten().logsumexp(dim=0) - math.log(exponents.numel())
+            scale.copy_(
+                torch.where(scale.isnan(), mean + math.log(len(self.student_memory)), scale)
+            )
+
+    @torch.no_grad()
+    def _remember(self, memory: Tensor, embeddings: Tensor, own: Tensor) -> None:
+        mixed = self.momentum * memory[own] + (1 - self.momentum) * embeddings
+        memory[own] = unit(mixed, dim=1).to(memory.dtype)
+
+
+class CRD(FeatureMethod):
+    """Labels and a contrastive loss between embeddings of the pooled features.
+
+    The positive of an image is the image itself (`exact`) or a random one of its class (`relax`).
+    Negatives are drawn with replacement from all images of other classes, where the published code
+    draws without as long as there are enough: each draw is of the same noise, and costs no sorting.
+
+    Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
+    """
+
+    wants = "layers"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        width: PositiveInt = 128,
+        negatives: PositiveInt = 16384,
+        temperature: PositiveFloat = 0.07,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
+        mode: Literal["exact", "relax"] = "exact",
+        weight: NonNegativeFloat = 0.8,
+        labels_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        self.weight, self.mode, self.negatives = weight, mode, negatives
+        self.student_layer = layer_of(
+            student, student_layer, pooled_layer(student), "student", "crd"
+        )
+        self.teacher_layer = layer_of(
+            self.teacher, teacher_layer, pooled_layer(self.teacher), "teacher", "crd"
+        )
+        ours = places(student, task.image_shape)[self.student_layer]
+        theirs = places(self.teacher, task.image_shape)[self.teacher_layer]
+        self.student_projector = nn.Linear(ours.channels, width)
+        self.teacher_projector = nn.Linear(theirs.channels, width)
+        self.contrast = Contrast(
+            _first_memory(len(task.labels), width),
+            _first_memory(len(task.labels), width),
+            temperature=temperature,
+            momentum=momentum,
+        )
+        self.sampler = Sampler(task.labels, task.num_classes)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(batch.images, (self.student_layer,))
+        theirs = self.teacher_trace(batch, (self.teacher_layer,))
+        student = features(self.student, self.student_layer, ours[self.student_layer])
+        teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
+        loss = self.contrast(
+            self.student_projector(student), self.teacher_projector(teacher), batch.index, rows
+        )
+        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
+            "contrast": self.weight * loss
+        }
+
+
+class Sampler(nn.Module):
+    """Draws, for images of the training part, a positive and negatives of other classes."""
+
+    labels: Tensor
+    by_class: Tensor
+    first: Tensor
+    counts: Tensor
+
+    def __init__(self, labels: Tensor, num_classes: int) -> None:
+        """Args:
+        labels: (M,) class numbers of the training part.
+        num_classes: K.
+
+        Raises:
+            KdstepsError: All images are of one class, so that there are no negatives.
+        """
+        super().__init__()
+        labels = labels.long().cpu()
+        counts = torch.bincount(labels, minlength=num_classes)  # (K,)
+        if counts.max() == len(labels):
+            raise KdstepsError(
+                "methods.crd: all training images are of one class; it needs images of others"
+            )
+        self.draws = Draws()
+        # not saved: they follow from the labels
+        self.register_buffer("labels", labels, persistent=False)
+        self.register_buffer("by_class", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("first", counts.cumsum(0) - counts, persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
+
+    def forward(self, own: Tensor, negatives: int, *, relax: bool) -> Tensor:
+        """Rows (N, 1 + negatives) of the memories for the images `own` (N,)."""
+        own = own.to(self.labels.device)
+        generator = self.draws.generator(own.device)
+        label = self.labels[own]
+        first, count = self.first[label, None], self.counts[label, None]  # (N, 1)
+        shape = (len(own), 1 + negatives)
+        chance = torch.rand(shape, generator=generator, device=own.device, dtype=torch.float64)
+        others = (chance[:, 1:] * (len(self.labels) - count)).long()  # numbered past the own class
+        rows = self.by_class[others + count * (others >= first)]
+        friends = self.by_class[first + (chance[:, :1] * count).long()]
+        return torch.cat([friends if relax else own[:, None], rows], dim=1)
+
+
+def similarities(embeddings: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
+    """Inner products (N, R) of embeddings (N, D) with the rows (N, R) of a memory (M, D).
+
+    With all M at once where that is less work than to fetch each row: fetching 16,385 of 50,000
+    rows for 64 images moves a gigabyte for a product of a few milliseconds.
+    """
+    if len(memory) <= 8 * rows.shape[1]:
+        kept = memory.clone()  # the backward pass needs it as it was before it moved
+        return (embeddings @ kept.T).gather(1, rows)
+    return (memory[rows] @ embeddings[:, :, None])[:, :, 0]
+
+
+def _noise_contrast(logs: Tensor, count: int) -> Tensor:
+    """The loss of telling the positive from m draws of the noise.
+
+    Args:
+        logs: (N, 1 + m), logarithms of the normalised ratios, the positive's in column 0.
+        count: M.
+    """
+    noise = (logs.shape[1] - 1) / count
+    floor = math.log(noise + NOISE_FLOOR)
+    own = -F.softplus(floor - logs[:, 0])
+    others = math.log(noise) - torch.logaddexp(logs[:, 1:], logs.new_tensor(floor))
+    return -(own + others.sum(dim=1)).mean()
+
+
+def _first_memory(count: int, width: int) -> Tensor:
+    """Uniform in ±1/sqrt(width/3), so that rows have about unit length."""
+    bound = (width / 3) ** -0.5
+    return torch.empty(count, width).uniform_(-bound, bound)

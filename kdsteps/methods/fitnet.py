@@ -1,0 +1,127 @@
+"""FitNet: a hint from the middle of the teacher."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from kdsteps.methods._checks import layer_of
+from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import full_precision, same_shape, to_size, to_smaller
+from kdsteps.models._adapters import Place, places
+from kdsteps.models._chain import Chain
+
+
+@full_precision
+def fitnet_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
+    """The mean squared difference of two maps of one shape.
+
+    Args:
+        projected: (N, C, H, W), the student's map brought to the teacher's shape.
+        teacher_map: (N, C, H, W).
+
+    Returns:
+        Scalar, averaged over all elements.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Romero et al. 2015, arXiv:1412.6550.
+    """
+    same_shape(projected, teacher_map, "maps")
+    return F.mse_loss(projected, teacher_map)
+
+
+class FitNet(FeatureMethod):
+    """Labels and one inner layer of the teacher, matched through a projector.
+
+    The layers are the second stages unless they are named.
+
+    Source: Romero et al. 2015, arXiv:1412.6550, in the form of the CIFAR-100 benchmark: hint and
+    labels together, in one stage, with weight 100.
+    """
+
+    wants = "layers"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        weight: NonNegativeFloat = 100.0,
+        labels_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        self.weight = weight
+        self.student_layer = layer_of(student, student_layer, _second(student), "student", "fitnet")
+        self.teacher_layer = layer_of(
+            self.teacher, teacher_layer, _second(self.teacher), "teacher", "fitnet"
+        )
+        self.projector = Regressor(
+            places(student, task.image_shape)[self.student_layer],
+            places(self.teacher, task.image_shape)[self.teacher_layer],
+        )
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(batch.images, (self.student_layer,))
+        theirs = self.teacher_trace(batch, (self.teacher_layer,))
+        projected = self.projector(
+            as_map(self.student, self.student_layer, ours[self.student_layer])
+        )
+        target = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        loss = fitnet_loss(*to_smaller(projected, target))
+        return self.logit_terms(batch, ours["head"], theirs["head"]) | {"hint": self.weight * loss}
+
+
+class Regressor(nn.Module):
+    """The projector of the benchmark: a convolution that changes the size too, BN and ReLU.
+
+    1x1 for equal sizes, 3x3 with stride 2 for half the size, transposed 4x4 with stride 2 for
+    double, and as large a kernel as it takes for sizes between the same and double. Other sizes,
+    which the benchmark has not, are averaged down to the smaller beforehand, on either side.
+
+    Source: Tian et al. 2020, official code of arXiv:1910.10699.
+    """
+
+    def __init__(self, source: Place, target: Place) -> None:
+        super().__init__()
+        source, target = source.as_map(), target.as_map()
+        self.size, convolution = _resizing(source, target)
+        self.body = nn.Sequential(convolution, nn.BatchNorm2d(target.channels), nn.ReLU())
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.body(to_size(maps, *self.size))
+
+
+def _resizing(source: Place, target: Place) -> tuple[tuple[int, int], nn.Module]:
+    """The size that maps are brought to first, and the convolution to the target's size."""
+    size, channels = (source.height, source.width), (source.channels, target.channels)
+    sides = ((source.height, target.height), (source.width, target.width))
+    if all(ours == 2 * theirs for ours, theirs in sides):
+        return size, nn.Conv2d(*channels, 3, stride=2, padding=1)
+    if all(2 * ours == theirs for ours, theirs in sides):
+        return size, nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
+    if all(theirs <= ours < 2 * theirs for ours, theirs in sides):
+        kernel = (1 + source.height - target.height, 1 + source.width - target.width)
+        return size, nn.Conv2d(*channels, kernel)
+    smaller = (min(sides[0]), min(sides[1]))
+    return smaller, nn.Conv2d(*channels, 1)
+
+
+def _second(chain: Chain) -> str:
+    """The second stage, or the only one."""
+    return chain.stages[:2][-1]

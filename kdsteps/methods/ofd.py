@@ -1,0 +1,153 @@
+"""OFD: the teacher's responses before the ReLU, negative ones only as far as they matter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from kdsteps.methods._checks import layer_pairs
+from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
+from kdsteps.models._adapters import Place, places
+from kdsteps.models._chain import Chain
+
+RARELY_NEGATIVE = 1e-3  # share of negative responses below which their mean is not estimated
+
+
+@full_precision
+def ofd_loss(student_map: Tensor, teacher_map: Tensor, margin: Tensor | float) -> Tensor:
+    """The squared difference to the teacher, where the student is not already on its safe side.
+
+    A negative response of the teacher only says that the student's shall be at most the margin, and
+    nothing at all where the student's is lower than that already.
+
+    Args:
+        student_map: (N, C, H, W), brought to the teacher's shape, before the ReLU.
+        teacher_map: (N, C, H, W), before the ReLU.
+        margin: Of each channel, (C,) or (1, C, 1, 1), or one for all; at most 0.
+
+    Returns:
+        Scalar, summed over channels and places, averaged over the N images.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Heo et al. 2019, arXiv:1904.01866.
+    """
+    same_shape(student_map, teacher_map, "maps")
+    margin = torch.as_tensor(margin, dtype=teacher_map.dtype, device=teacher_map.device)
+    if margin.numel() not in (1, teacher_map.shape[1]):
+        raise ValueError(f"{margin.numel()} margins do not fit {teacher_map.shape[1]} channels")
+    margin = margin.reshape(1, -1, *[1] * (teacher_map.dim() - 2))
+    target = torch.maximum(teacher_map, margin)
+    counts = (student_map > target) | (teacher_map > 0)
+    squares = (student_map - target).square() * counts
+    return squares.flatten(1).sum(dim=1).mean()
+
+
+class OFD(FeatureMethod):
+    """Labels and the responses before the ReLU at the end of all stages, the deepest weighted most.
+
+    The margin of a channel is the mean of its negative responses: from the batch normalisation in
+    front of the ReLU where there is one, as published; elsewhere, as in a vision transformer, from
+    the negative responses of the batch itself, which is what the former stands for.
+
+    Source: Heo et al. 2019, arXiv:1904.01866, and its official code.
+    """
+
+    wants = "layers"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layers: list[str] | None = None,
+        teacher_layers: list[str] | None = None,
+        weight: NonNegativeFloat = 1e-3,
+        labels_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        self.weight = weight
+        self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "ofd")
+        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+        self.matches = nn.ModuleList(
+            Match(ours[layer], theirs[other], self.teacher.last_norm(other))
+            for layer, other in self.pairs
+        )
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(
+            batch.images, [layer for layer, _ in self.pairs], before_activation=True
+        )
+        theirs = self.teacher_trace(
+            batch, [layer for _, layer in self.pairs], before_activation=True
+        )
+        losses = [
+            match(
+                as_map(self.student, student, ours[student]),
+                as_map(self.teacher, teacher, theirs[teacher]),
+            )
+            for match, (student, teacher) in zip(self.matches, self.pairs, strict=True)
+        ]
+        halving = [0.5**place * loss for place, loss in enumerate(reversed(losses))]
+        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
+            "responses": self.weight * torch.stack(halving).sum()
+        }
+
+
+class Match(nn.Module):
+    """The loss of one pair of layers, with the student's projector and the teacher's margins."""
+
+    margin: Tensor | None
+
+    def __init__(self, source: Place, target: Place, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Conv2d(source.channels, target.channels, 1, bias=False),
+            nn.BatchNorm2d(target.channels),
+        )
+        scale, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        known = None
+        if isinstance(scale, Tensor) and isinstance(shift, Tensor):
+            known = margins(scale, shift)
+        self.register_buffer("margin", known, persistent=False)  # follows from the teacher
+
+    def forward(self, student_map: Tensor, teacher_map: Tensor) -> Tensor:
+        margin = mean_negative(teacher_map) if self.margin is None else self.margin
+        return ofd_loss(*to_smaller(self.projector(student_map), teacher_map), margin)
+
+
+@torch.no_grad()
+def margins(scale: Tensor, shift: Tensor) -> Tensor:
+    """Expected negative responses (C,) behind a batch normalisation with `scale` and `shift` (C,).
+
+    Its channels are taken for normal; where hardly a response is negative, three standard
+    deviations below 0 stand in.
+    """
+    spread, mean = scale.double().abs(), shift.double()
+    height = mean / spread.clamp(min=1e-12)
+    density = (-height.square() / 2).exp() / math.sqrt(2 * math.pi)
+    negative = torch.special.ndtr(-height)  # share of negative responses
+    expected = mean - spread * density / negative.clamp(min=RARELY_NEGATIVE)
+    return torch.where(negative > RARELY_NEGATIVE, expected, -3 * spread).to(scale.dtype)
+
+
+def mean_negative(maps: Tensor) -> Tensor:
+    """The mean negative response of each channel, (C,), from maps (N, C, H, W); 0 without any."""
+    negative = maps.float().clamp(max=0)
+    return negative.sum(dim=(0, 2, 3)) / (negative < 0).sum(dim=(0, 2, 3)).clamp(min=1)

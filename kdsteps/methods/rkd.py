@@ -1,0 +1,150 @@
+"""Relational distillation: keep the distances and angles between the images of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdsteps.methods._checks import layer_of
+from kdsteps.methods._features import FeatureMethod, features, pooled_layer
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import full_precision, same_images, unit
+from kdsteps.models._chain import Chain
+
+SQUARE_FLOOR = 1e-12
+CHUNK_ELEMENTS = 2**24  # cosines or differences held at once: 64 MiB in float32
+
+
+@full_precision
+def rkd_loss(
+    student_features: Tensor,
+    teacher_features: Tensor,
+    distance_weight: float,
+    angle_weight: float,
+) -> Tensor:
+    """How far the student's distances and angles between images are from the teacher's.
+
+    Args:
+        student_features: (N, D).
+        teacher_features: (N, any width), of the same images.
+        distance_weight: Of the distances, each side in units of its mean.
+        angle_weight: Of the cosines of all angles that three images form.
+
+    Returns:
+        Scalar; a Huber loss with its corner at 1, averaged over all N^2 distances and all N^3
+        angles, those from an image to itself among them.
+
+    Raises:
+        ValueError: The features are not (N, D) and (N, …) of equally many images.
+
+    Source: Park et al. 2019, arXiv:1904.05068.
+    """
+    same_images(student_features, teacher_features, "features")
+    if student_features.dim() != 2 or teacher_features.dim() != 2:
+        shapes = f"{tuple(student_features.shape)} and {tuple(teacher_features.shape)}"
+        raise ValueError(f"features are (N, D), not {shapes}")
+    distance = F.smooth_l1_loss(
+        relative_distances(student_features), relative_distances(teacher_features)
+    )
+    return distance_weight * distance + angle_weight * _angle_loss(
+        student_features, teacher_features
+    )
+
+
+class RKD(FeatureMethod):
+    """Labels and the relations within a batch, between pooled features unless layers are named.
+
+    Source: Park et al. 2019, arXiv:1904.05068; weights of the CIFAR-100 benchmark (the authors use
+    1 and 2 for metric learning).
+    """
+
+    wants = "layers"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        distance_weight: NonNegativeFloat = 25.0,
+        angle_weight: NonNegativeFloat = 50.0,
+        weight: NonNegativeFloat = 1.0,
+        labels_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        self.distance_weight, self.angle_weight = distance_weight, angle_weight
+        self.weight = weight
+        self.student_layer = layer_of(
+            student, student_layer, pooled_layer(student), "student", "rkd"
+        )
+        self.teacher_layer = layer_of(
+            self.teacher, teacher_layer, pooled_layer(self.teacher), "teacher", "rkd"
+        )
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(batch.images, (self.student_layer,))
+        theirs = self.teacher_trace(batch, (self.teacher_layer,))
+        loss = rkd_loss(
+            features(self.student, self.student_layer, ours[self.student_layer]),
+            features(self.teacher, self.teacher_layer, theirs[self.teacher_layer]),
+            self.distance_weight,
+            self.angle_weight,
+        )
+        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
+            "relations": self.weight * loss
+        }
+
+
+def relative_distances(vectors: Tensor) -> Tensor:
+    """Euclidean distances (N, N) in units of the mean over pairs of different images."""
+    count = len(vectors)
+    centred = vectors - vectors.mean(dim=0).detach()  # distances stay, rounding errors shrink
+    squares = centred.square().sum(dim=1)
+    products = centred @ centred.T
+    apart = (squares[:, None] + squares - 2 * products).clamp(min=SQUARE_FLOOR).sqrt()
+    apart = apart * (1 - torch.eye(count, dtype=apart.dtype, device=apart.device))
+    return apart / (apart.sum() / max(count * (count - 1), 1)).clamp(min=SQUARE_FLOOR)
+
+
+def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over (N, N, N) cosines, a chunk of corners at a time where they are many.
+
+    With more than one chunk the cosines are computed again in the backward pass instead of kept.
+    """
+    count = len(student)
+    width = max(student.shape[1], teacher.shape[1], count)
+    size = max(1, CHUNK_ELEMENTS // (count * width))
+    if size >= count:
+        return _corner_loss(student, teacher, 0, count) / count**3
+    total = student.new_zeros(())
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        total = total + checkpoint(_corner_loss, student, teacher, start, stop, use_reentrant=False)
+    return total / count**3
+
+
+def _corner_loss(student: Tensor, teacher: Tensor, start: int, stop: int) -> Tensor:
+    """Summed over the angles whose corner is one of the images from `start` to `stop`."""
+    return F.smooth_l1_loss(
+        _cosines(student, start, stop), _cosines(teacher, start, stop), reduction="sum"
+    )
+
+
+def _cosines(vectors: Tensor, start: int, stop: int) -> Tensor:
+    """Of the angles at each corner between all pairs of images, (corners, N, N)."""
+    edges = unit(vectors[None] - vectors[start:stop, None], dim=2)  # (corners, N, D)
+    return edges @ edges.transpose(1, 2)

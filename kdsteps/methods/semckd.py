@@ -1,0 +1,159 @@
+"""SemCKD: each student layer learns from all of the teacher, by as much as attention says."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from kdsteps.methods._checks import named_layers
+from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import full_precision, to_size, unit
+from kdsteps.models._adapters import Place, adapter, grid, places
+from kdsteps.models._chain import Chain
+
+
+@full_precision
+def semckd_loss(attention: Tensor, distances: Tensor) -> Tensor:
+    """Distances between student and teacher layers, weighed by attention.
+
+    Args:
+        attention: (N, student layers, teacher layers), summing to 1 over the teacher's.
+        distances: Of the same shape: mean squared differences of each image's maps.
+
+    Returns:
+        Scalar, averaged over images and student layers.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Source: Chen et al. 2021, arXiv:2012.03236.
+    """
+    if attention.shape != distances.shape:
+        shapes = f"{tuple(attention.shape)} and {tuple(distances.shape)}"
+        raise ValueError(f"attention and distances differ in shape: {shapes}")
+    return (attention * distances).sum(dim=2).mean()
+
+
+class SemCKD(FeatureMethod):
+    """Labels, kd, and all stages of the teacher for each stage of the student.
+
+    Queries and keys are read from an image's similarities to the others of its batch, so the width
+    of the attention is the batch size; a smaller batch is filled up with zeros.
+
+    Source: Chen et al. 2021, arXiv:2012.03236; weights of the official code of arXiv:2203.14001,
+    sizes of queries and keys from that of arXiv:2511.14981.
+    """
+
+    wants = "layers"
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layers: list[str] | None = None,
+        teacher_layers: list[str] | None = None,
+        weight: NonNegativeFloat = 400.0,
+        labels_weight: NonNegativeFloat = 1.0,
+        kd_weight: NonNegativeFloat = 1.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        self.weight = weight
+        self.student_layers = named_layers(student, student_layers, "student", "semckd")
+        self.teacher_layers = named_layers(self.teacher, teacher_layers, "teacher", "semckd")
+        self.attention = Attention(
+            len(self.student_layers), len(self.teacher_layers), task.batch_size
+        )
+        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+        met = [
+            (ours[layer], _smaller(ours[layer], theirs[other]))
+            for layer, other in itertools.product(self.student_layers, self.teacher_layers)
+        ]
+        self.meetings = [meeting for _, meeting in met]
+        self.projectors = nn.ModuleList(
+            adapter(source, meeting, "three_layer")[0] for source, meeting in met
+        )
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(batch.images, self.student_layers)
+        theirs = self.teacher_trace(batch, self.teacher_layers)
+        sources = [ours[layer] for layer in self.student_layers]
+        targets = [as_map(self.teacher, layer, theirs[layer]) for layer in self.teacher_layers]
+        attention = self.attention(sources, targets)
+        loss = semckd_loss(attention, self._distances(sources, targets))
+        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
+            "layers": self.weight * loss
+        }
+
+    def _distances(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """Mean squared differences of each image's maps, (N, student layers, teacher layers)."""
+        pairs = list(itertools.product(sources, targets))
+        distances = [
+            _squared(projector(source), to_size(target, meeting.height, meeting.width))
+            for (source, target), projector, meeting in zip(
+                pairs, self.projectors, self.meetings, strict=True
+            )
+        ]
+        return torch.stack(distances, dim=1).unflatten(1, (len(sources), len(targets)))
+
+
+class Attention(nn.Module):
+    """How much each student layer shall listen to each teacher layer, image by image."""
+
+    def __init__(self, num_student: int, num_teacher: int, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.queries = nn.ModuleList(_embedding(batch_size) for _ in range(num_student))
+        self.keys = nn.ModuleList(_embedding(batch_size) for _ in range(num_teacher))
+
+    def forward(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
+        """(N, student layers, teacher layers), summing to 1 over the teacher's."""
+        queries = self._embedded(self.queries, sources)  # (N, student layers, D)
+        keys = self._embedded(self.keys, targets)  # (N, teacher layers, D)
+        return (queries @ keys.transpose(1, 2)).softmax(dim=2)
+
+    def _embedded(self, embeddings: nn.ModuleList, outputs: list[Tensor]) -> Tensor:
+        vectors = [
+            embedding(_similarities(output, self.batch_size))
+            for embedding, output in zip(embeddings, outputs, strict=True)
+        ]
+        return unit(torch.stack(vectors, dim=1), dim=2)
+
+
+@full_precision
+def _similarities(output: Tensor, batch_size: int) -> Tensor:
+    """Inner products of each image's output with those of the batch, (N, batch_size)."""
+    if len(output) > batch_size:
+        raise ValueError(f"a batch of {len(output)} images, and attention made for {batch_size}")
+    flat = output.flatten(1)
+    return F.pad(flat @ flat.T, (0, batch_size - len(output)))
+
+
+@full_precision
+def _squared(projected: Tensor, target: Tensor) -> Tensor:
+    """Mean squared differences image by image, (N,)."""
+    return (projected - target).square().flatten(1).mean(dim=1)
+
+
+def _smaller(source: Place, target: Place) -> Place:
+    """Where the two are compared: as a map of the teacher's channels and the smaller size."""
+    ours, theirs = grid(source), grid(target)
+    return Place("map", target.channels, min(ours[0], theirs[0]), min(ours[1], theirs[1]))
+
+
+def _embedding(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 256), nn.LeakyReLU(), nn.Linear(256, 128))

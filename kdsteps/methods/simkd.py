@@ -1,0 +1,118 @@
+"""SimKD: copy the teacher's last map and keep the teacher's own classifier."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from kdsteps.methods._checks import layer_of, same_classes
+from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._method import Batch, Task
+from kdsteps.methods._tensors import to_size
+from kdsteps.methods.fitnet import fitnet_loss
+from kdsteps.models._adapters import places
+from kdsteps.models._chain import HEAD, Chain
+from kdsteps.models.simkd import Projector, Reused
+
+
+class SimKD(FeatureMethod):
+    """The teacher's last map, matched by a projector that is deployed with the teacher's tail.
+
+    What is deployed is the student up to its last map, the projector, and the frozen blocks of the
+    teacher after its last map; the student's own classifier is never trained. The last map is the
+    last layer that is not pooled yet, unless layers are named. The projector ends in a ReLU where
+    the teacher's map has no negative value.
+
+    Source: Chen et al. 2022, arXiv:2203.14001; defaults of its official code, in which neither
+    labels nor logits are learned from.
+    """
+
+    wants = "layers"
+    tail: nn.Module
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        factor: PositiveInt = 2,
+        weight: NonNegativeFloat = 1.0,
+        labels_weight: NonNegativeFloat = 0.0,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+    ) -> None:
+        super().__init__(
+            teacher,
+            student,
+            task,
+            labels_weight=labels_weight,
+            kd_weight=kd_weight,
+            kd_temperature=kd_temperature,
+        )
+        same_classes(teacher, task, "simkd")
+        self.weight, self.factor = weight, factor
+        self.student_layer = layer_of(
+            student, student_layer, _last_map(student), "student", "simkd"
+        )
+        self.teacher_layer = layer_of(
+            self.teacher, teacher_layer, _last_map(self.teacher), "teacher", "simkd"
+        )
+        self.source = places(student, task.image_shape)[self.student_layer]
+        self.target = places(self.teacher, task.image_shape)[self.teacher_layer]
+        self.rectified = _never_negative(self.teacher, self.teacher_layer, task.image_shape)
+        self.projector = Projector(self.source, self.target, factor, rectified=self.rectified)
+        # past nn.Module's registration, like the teacher it is a part of
+        self.__dict__["tail"] = self.teacher.tail(self.teacher_layer)
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(batch.images, (self.student_layer,))[self.student_layer]
+        theirs = self.teacher_trace(batch, (self.teacher_layer,))
+        projected = self.projector.project(ours)
+        target = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        loss = fitnet_loss(projected, to_size(target, *self.projector.size))
+        terms = {"map": self.weight * loss}
+        if self.labels_weight > 0 or self.kd_weight > 0:
+            logits = self.tail(self.projector.lift(projected))
+            terms |= self.logit_terms(batch, logits, theirs[HEAD])
+        return terms
+
+    def deployed(self) -> Chain:
+        """Front and projector of the student in training, and a copy of the teacher's tail."""
+        tail = copy.deepcopy(self.tail)
+        return Reused(self.student, self.student_layer, self.projector, tail, self.target.layout)
+
+    def deployed_entry(
+        self, student: dict[str, Any], teacher: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {
+            "family": "simkd",
+            "student": student,
+            "teacher": teacher,
+            "student_layer": self.student_layer,
+            "teacher_layer": self.teacher_layer,
+            "source": self.source.as_dict(),
+            "target": self.target.as_dict(),
+            "factor": self.factor,
+            "rectified": self.rectified,
+        }
+
+
+def _last_map(chain: Chain) -> str:
+    """The last layer that still has places to average over."""
+    return [layer for layer in chain.layers if chain.layout(layer) != "vector"][-1]
+
+
+@torch.no_grad()
+def _never_negative(chain: Chain, layer: str, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the output of `layer` has no negative value, tried on noise."""
+    first = next(chain.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, *image_shape, generator=generator).to(first.device, first.dtype)
+    return bool((chain.trace(images, (layer,))[layer] >= 0).all())
