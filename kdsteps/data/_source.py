@@ -61,3 +61,23 @@ class Source:
     class_names: tuple[str, ...]
     split: np.ndarray
     names: tuple[str, ...]
+
+
+def as_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as uint8; floats from 0 to 1 are spread over 0 to 255.
+
+    Raises:
+        ValueError: A value is not a number, or lies outside of what its type allows; the message
+            is said of the image.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    floating = np.issubdtype(pixels.dtype, np.floating)
+    if not (floating or np.issubdtype(pixels.dtype, np.integer)):
+        raise ValueError(f"holds {pixels.dtype}; pixels are numbers")
+    if floating and np.isnan(pixels).any():
+        raise ValueError("has pixels that are NaN; they should be numbers from 0 to 1")
+    low, high, top = pixels.min(), pixels.max(), 1 if floating else 255
+    if low < 0 or high > top:
+        raise ValueError(f"has pixels from {low} to {high}; {pixels.dtype} goes from 0 to {top}")
+    return (pixels * (255 / top)).round().astype(np.uint8)

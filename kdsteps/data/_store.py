@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from kdsteps.data._source import Broken, Picture, Source
+from kdsteps.data._source import Broken, Picture, Source, as_uint8
 from kdsteps.errors import KdstepsError
 
 CHUNK = 1024  # images written at a time
@@ -65,8 +65,8 @@ def decoded(
         broken: Whether one image that cannot be read stops everything, once all of them are known.
 
     Raises:
-        KdstepsError: Images cannot be read and are not to be skipped, none can be read, sizes
-            differ, or a value is not a number or out of range.
+        KdstepsError: Images cannot be read and are not to be skipped, none can be read, or
+            sizes differ.
     """
     waiting: list[np.ndarray] = []
     first: tuple[int, tuple[int, ...]] | None = None
@@ -88,35 +88,16 @@ def decoded(
     _refuse_broken(survey, len(source.labels), skip=broken == "skip")
 
 
-def as_uint8(pixels: np.ndarray, name: str) -> np.ndarray:
-    """Pixels as uint8; floats from 0 to 1 are spread over 0 to 255.
-
-    Raises:
-        KdstepsError: A value is not a number, or lies outside of what its type allows.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels
-    if not np.issubdtype(pixels.dtype, np.number):
-        raise KdstepsError(f"{name}: holds {pixels.dtype}; pixels are numbers")
-    if np.isnan(pixels).any():
-        raise KdstepsError(f"{name}: has pixels that are NaN; give numbers from 0 to 1")
-    top = 1 if np.issubdtype(pixels.dtype, np.floating) else 255
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > top:
-        raise KdstepsError(
-            f"{name}: has pixels from {low} to {high}; {pixels.dtype} goes from 0 to {top}"
-        )
-    return (pixels * (255 / top)).round().astype(np.uint8)
-
-
 def _pictures(source: Source, threads: int) -> Iterator[Picture | Broken]:
     if not isinstance(source.images, np.ndarray):
         yield from source.images.pictures(threads)
         return
     mode = {1: "L", 3: "RGB"}.get(source.images.shape[1], f"{source.images.shape[1]} channels")
-    for image, name in zip(source.images, source.names, strict=True):
-        height, width = image.shape[1:]
-        yield Picture(as_uint8(image, name), (height, width), mode)
+    for image in source.images:
+        try:
+            yield Picture(as_uint8(image), image.shape[1:], mode)
+        except ValueError as error:
+            yield Broken(str(error))
 
 
 def _note(survey: Survey, number: int, picture: Picture) -> None:
