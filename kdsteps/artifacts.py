@@ -114,6 +114,16 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """UTF-8 text, with the line ends it has."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with atomic(path) as part:
+        part.write_bytes(content)
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text())

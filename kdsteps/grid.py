@@ -48,6 +48,13 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",
         "metrics": "results/report/metrics.json",
+        "accuracy": "results/report/accuracy.png",
+        "curves": "results/report/curves.png",
+        "quality": "results/report/quality.png",
+        "size": "results/report/size.png",
+        "accuracy_table": "results/report/plots/accuracy.csv",
+        "curves_table": "results/report/plots/curves.csv",
+        "quality_table": "results/report/plots/quality.csv",
     },
 }
 """Every file of every rule, by the name the stage's command knows it by."""

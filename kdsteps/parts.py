@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import csv
 import difflib
 import typing
 from collections.abc import Iterable
@@ -45,6 +46,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     choices = [str(choice) for choice in choices]
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(choices)}"
+
+
+@cache
+def published_pairs() -> tuple[str, ...]:
+    """The pairs of which published accuracies come with kdsteps."""
+    with (_PACKAGE / "report" / "published.csv").open(newline="") as file:
+        return tuple(dict.fromkeys(row["pair"] for row in csv.DictReader(file)))
 
 
 @cache

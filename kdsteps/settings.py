@@ -46,6 +46,7 @@ class Pair(Section):
     teacher: Name
     student: Name
     distil: Entry = {}  # values of the section `distil` that differ for this pair
+    published: str | None = None  # published values that the report shows beside ours
 
 
 class Prepare(Section):
@@ -278,6 +279,9 @@ def _check_pair(study: Study, pair: Pair, where: str) -> None:
         if name not in there:
             hint = parts.nearest(name, there)
             raise KdstepsError(f"{where}.{key}: {name!r} is not under {section}{hint}")
+    if pair.published is not None and pair.published not in parts.published_pairs():
+        hint = parts.nearest(pair.published, parts.published_pairs())
+        raise KdstepsError(f"{where}.published: no values are known for {pair.published!r}{hint}")
 
 
 def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
