@@ -42,7 +42,7 @@ def pair_stages(
             f"build.num_stones: {count} asked for, but student and teacher have {len(student.stages)} "
             f"and {len(teacher.stages)} stages to cut at; 1 to {most} would be right"
         )
-    return list(zip(_thinned(student.stages, count), _thinned(teacher.stages, count), strict=True))
+    return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
 
 
 def pair_layers(
@@ -56,7 +56,7 @@ def pair_layers(
             f"{len(student.stages)} stages; {len(student.stages)} at most would be right"
         )
     ordered = sorted(teacher_layers, key=teacher.layers.index)
-    return list(zip(_thinned(student.stages, len(ordered)), ordered, strict=True))
+    return list(zip(thinned(student.stages, len(ordered)), ordered, strict=True))
 
 
 def check_layers(chain: Chain, layers: Sequence[str], where: str) -> None:
@@ -228,6 +228,7 @@ def _by_batch(span: nn.Module) -> nn.Module:
     return copied.requires_grad_(False)
 
 
-def _thinned(layers: Sequence[str], count: int) -> list[str]:
-    """`count` of `layers`, evenly spaced, the last among them."""
-    return [layers[round((number + 1) * len(layers) / count) - 1] for number in range(count)]
+def thinned(layers: Sequence[str], count: int) -> list[str]:
+    """`count` of `layers`, evenly spaced, the last among them; repeated where there are fewer."""
+    steps = [round((number + 1) * len(layers) / count) for number in range(count)]
+    return [layers[max(step, 1) - 1] for step in steps]

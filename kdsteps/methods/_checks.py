@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._method import Task
 from kdsteps.models._chain import HEAD, Chain
 from kdsteps.parts import nearest
+from kdsteps.stones import thinned
 
 
 def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
@@ -81,7 +81,7 @@ def layer_pairs(
         )
     named = [side for side, names in ((ours, student_layers), (theirs, teacher_layers)) if names]
     count = len(named[0]) if named else min(len(ours), len(theirs))
-    return list(zip(_spread(ours, count), _spread(theirs, count), strict=True))
+    return list(zip(thinned(ours, count), thinned(theirs, count), strict=True))
 
 
 def named_layers(chain: Chain, names: Sequence[str] | None, who: str, method: str) -> list[str]:
@@ -95,8 +95,3 @@ def named_layers(chain: Chain, names: Sequence[str] | None, who: str, method: st
     if not names:
         raise KdstepsError(f"methods.{method}: {who}_layers is empty; leave it out for the stages")
     return [layer_of(chain, name, name, who, method) for name in names]
-
-
-def _spread(layers: list[str], count: int) -> list[str]:
-    """`count` of the layers as evenly as can be, always with the last."""
-    return [layers[math.ceil((place + 1) * len(layers) / count) - 1] for place in range(count)]

@@ -1,0 +1,58 @@
+"""Tiny networks for tests: as teachers and students, convolutional and made of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsteps.models import build_model
+from kdsteps.models._chain import Chain
+
+IMAGE_SHAPE = (3, 16, 16)
+NUM_CLASSES = 5
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "resnet": {"family": "cifar_resnet", "depth": 8, "widths": (4, 4, 6, 8)},
+    "large resnet": {"family": "cifar_resnet", "depth": 14, "widths": (6, 8, 10, 12)},
+    "large wide resnet": {"family": "wide_resnet", "depth": 10, "width": 1},
+    "mobilenet": {"family": "mobilenet", "width": 0.25},
+    "vit": {
+        "family": "vit",
+        "patch": 4,
+        "width": 8,
+        "depth": 3,
+        "heads": 2,
+        "mlp": 12,
+        "zero_head": False,
+    },
+    "large vit": {
+        "family": "vit",
+        "patch": 4,
+        "width": 12,
+        "depth": 4,
+        "heads": 2,
+        "mlp": 16,
+        "zero_head": False,
+    },
+}
+
+
+def network(kind: str, seed: int = 0, num_classes: int = NUM_CLASSES) -> Chain:
+    """A network of `ENTRIES` in training mode, its batch statistics as if it had been trained."""
+    torch.manual_seed(seed)
+    size = IMAGE_SHAPE[-1]
+    chain = build_model(**ENTRIES[kind], num_classes=num_classes, image_size=size)
+    for module in chain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return chain
+
+
+def teacher_of(kind: str, num_classes: int = NUM_CLASSES) -> Chain:
+    """A frozen network in eval mode."""
+    return network(kind, seed=1, num_classes=num_classes).requires_grad_(False).eval()
