@@ -14,10 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from kdsteps import fingerprint, grid
+from kdsteps import fingerprint, grid, parts
 from kdsteps.errors import KdstepsError
 from kdsteps.memory import remembered
-from kdsteps.settings import load_study
+from kdsteps.settings import load_study, model_entry
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
 Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None]
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     layers = commands.add_parser("layers", help="list the layers of a network: where it can be cut")
     layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-    layers.add_argument("--image", default=None, metavar="C,H,W", help="shape of an image")
+    layers.add_argument("--image", default="3,32,32", metavar="C,H,W", help="shape (%(default)s)")
+    layers.add_argument("--classes", type=int, default=10, metavar="K", help="(%(default)s)")
     layers.set_defaults(run=_layers)
     return parser
 
@@ -134,6 +135,38 @@ def _by_name(given: argparse.Namespace) -> Asked:
     settings = json.loads(grid.settings_text(study, rule, names))
     code = fingerprint.code(study, rule, names)
     return rule, settings, grid.inputs(study, rule, names), grid.outputs(rule, names), code
+
+
+def _layers(given: argparse.Namespace) -> None:
+    """Print the layers of a network: of a model in params.yaml, or of FAMILY:NAME."""
+    from kdsteps.models import build_model
+    from kdsteps.models._listing import list_layers, render
+
+    family, colon, name = given.model.partition(":")
+    if colon:
+        entry: dict[str, Any] = {"family": family, "options": {"name": name} if name else {}}
+    else:
+        study = load_study(given.params)
+        if family not in study.models:
+            raise KdstepsError(f"{family!r} is not under models{parts.nearest(family, study.models)}")
+        entry = dict(zip(("family", "options"), model_entry(study.models[family]), strict=True))
+    channels, height, width = _image_shape(given.image)
+    chain = build_model(
+        entry["family"],
+        num_classes=given.classes,
+        in_channels=channels,
+        image_size=height,
+        **entry["options"],
+    )
+    print(render(chain, list_layers(chain, (channels, height, width))))
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(number.strip().isdigit() for number in numbers):
+        raise KdstepsError(f"--image: {text!r} should read C,H,W, such as 3,32,32")
+    channels, height, width = map(int, numbers)
+    return channels, height, width
 
 
 def _paths(given: Sequence[str], option: str) -> dict[str, Any]:

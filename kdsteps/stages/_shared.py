@@ -14,19 +14,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdsteps.artifacts import read_checkpoint, write_checkpoint, write_table
-from kdsteps.artifacts import HISTORY
+from kdsteps.artifacts import HISTORY, read_checkpoint, write_checkpoint, write_table
 from kdsteps.data._images import ImagePart
-from kdsteps.data._prepared import Prepared
+from kdsteps.data._prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.measures import judge, predict
 from kdsteps.models import Chain, build_model
 from kdsteps.models._checkpoint import load_weights
+from kdsteps.stages._job import Job
 from kdsteps.training import Fit, Resume
 
 log = logging.getLogger("kdsteps")
 
 Entry = Mapping[str, Any]
+
+
+def prepared(job: Job, device: torch.device) -> Prepared:
+    """The dataset a job reads, on its device."""
+    return load_prepared(*(job.inputs[name] for name in ("images", "index", "summary")), device)
 
 
 def fresh_model(entry: Entry, data: Prepared) -> Chain:
@@ -59,6 +64,13 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     chain = fresh_model({"family": header["model"]["family"], "options": options}, data)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
+
+
+def entry_of(path: Path) -> Entry:
+    """The entry {family, options} of the network in a checkpoint of ours."""
+    _, header = read_checkpoint(path)
+    entry: Entry = header["model"]
+    return entry
 
 
 FIRST_WEIGHTS = ("checkpoint", "pretrained")  # options that say where weights come from at first

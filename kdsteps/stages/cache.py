@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 
-from kdsteps.data._prepared import load_prepared
 from kdsteps.device import choose_device
 from kdsteps.errors import KdstepsError
 from kdsteps.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.models._adapters import places
 from kdsteps.stages._job import Job
-from kdsteps.stages._shared import trained_model
+from kdsteps.stages._shared import prepared, trained_model
 
 log = logging.getLogger("kdsteps")
 
@@ -25,7 +24,7 @@ def run(job: Job) -> None:
     """Write the features of every layer, if they stay within the budget."""
     settings = job.settings["cache"]
     device = choose_device(job.gpus, job.threads)
-    data = load_prepared(job.inputs, device)
+    data = prepared(job, device)
     teacher = trained_model(job.inputs["model"], data).to(device)
     part = data.part("train")
     index = balanced_sample(part.labels.cpu(), settings["images"], settings["seed"])

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 
 from kdsteps.artifacts import read_json
-from kdsteps.data._prepared import Prepared, load_prepared
+from kdsteps.data._prepared import Prepared
 from kdsteps.device import choose_device
 from kdsteps.methods._method import Method, Task
 from kdsteps.models import Chain
 from kdsteps.stages._job import Job
 from kdsteps.stages._shared import (
+    entry_of,
     fresh_model,
+    prepared,
     resume_file,
     save_model,
     trained_model,
@@ -39,7 +41,7 @@ def run(job: Job) -> None:
     """Train a student by one method and keep its last epoch."""
     settings = job.settings
     device = choose_device(job.gpus, job.threads)
-    data = load_prepared(job.inputs, device)
+    data = prepared(job, device)
     teacher = trained_model(job.inputs["teacher"], data).to(device) if "teacher" in job.inputs else None
     torch.manual_seed(settings["seed"])
     student = fresh_model(settings["student"], data)
@@ -53,7 +55,9 @@ def run(job: Job) -> None:
         resume=resume_file(settings, job.inputs, job.checkpoint_minutes),
     )
     fit.run()
-    save_model(job.outputs["model"], student.plain(), settings["student"], data, settings)
+    taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
+    entry = method.deployed_entry(settings["student"], taught_by)
+    save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
     write_history(job.outputs["history"], fit, settings, device)
 
 

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from kdsteps.artifacts import PREDICTIONS, read_table, write_json, write_table
-from kdsteps.data._prepared import load_prepared
 from kdsteps.device import choose_device
 from kdsteps.errors import KdstepsError
 from kdsteps.measures import compare, judge, latency, predict, size_of
 from kdsteps.models._cost import multiply_adds
 from kdsteps.stages._job import Job
-from kdsteps.stages._shared import provenance, trained_model
+from kdsteps.stages._shared import prepared, provenance, trained_model
 
 log = logging.getLogger("kdsteps")
 
@@ -36,7 +35,7 @@ def run(job: Job) -> None:
     settings = job.settings["evaluate"]
     started = time.monotonic()
     device = choose_device(job.gpus, job.threads)
-    data = load_prepared(job.inputs, device)
+    data = prepared(job, device)
     network = trained_model(job.inputs["model"], data).to(device)
     part = data.part("test")
     logits, labels = predict(network, part.in_order(settings["batch_size"]))

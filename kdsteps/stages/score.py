@@ -27,7 +27,7 @@ def run(job: Job) -> None:
     settings = job.settings["score"]
     features = FeatureFile(job.inputs["features"])
     labels = features.labels()
-    train_size = read_json(job.inputs["summary"])["counts"]["train"]["total"]
+    train_size = read_json(job.inputs["summary"])["images"]["train"]
     scores = {
         layer: score_layer(
             features.chunks(layer),

@@ -11,12 +11,11 @@ import logging
 
 import torch
 
-from kdsteps.data._prepared import load_prepared
 from kdsteps.device import choose_device
 from kdsteps.methods._method import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.stages._job import Job
-from kdsteps.stages._shared import fresh_model, resume_file, save_model, validator, write_history
+from kdsteps.stages._shared import fresh_model, prepared, resume_file, save_model, validator, write_history
 from kdsteps.training import Fit, Recipe
 
 log = logging.getLogger("kdsteps")
@@ -27,7 +26,7 @@ def run(job: Job) -> None:
     settings = dict(job.settings["train"])
     seed = settings.pop("seed")
     device = choose_device(job.gpus, job.threads)
-    data = load_prepared(job.inputs, device)
+    data = prepared(job, device)
     torch.manual_seed(seed)
     network = fresh_model(job.settings["model"], data).to(device)
     part = data.part("train")
