@@ -13,37 +13,29 @@ from kdsteps.models._chain import Chain
 IMAGE_SHAPE = (3, 16, 16)
 NUM_CLASSES = 5
 
+_VIT = {"patch": 4, "heads": 2, "mlp": 12, "zero_head": False}
 ENTRIES: dict[str, dict[str, Any]] = {
-    "resnet": {"family": "cifar_resnet", "depth": 8, "widths": (4, 4, 6, 8)},
-    "large resnet": {"family": "cifar_resnet", "depth": 14, "widths": (6, 8, 10, 12)},
-    "large wide resnet": {"family": "wide_resnet", "depth": 10, "width": 1},
-    "mobilenet": {"family": "mobilenet", "width": 0.25},
-    "vit": {
-        "family": "vit",
-        "patch": 4,
-        "width": 8,
-        "depth": 3,
-        "heads": 2,
-        "mlp": 12,
-        "zero_head": False,
-    },
-    "large vit": {
-        "family": "vit",
-        "patch": 4,
-        "width": 12,
-        "depth": 4,
-        "heads": 2,
-        "mlp": 16,
-        "zero_head": False,
-    },
+    "resnet": {"family": "cifar_resnet", "options": {"depth": 8, "widths": (4, 4, 6, 8)}},
+    "large resnet": {"family": "cifar_resnet", "options": {"depth": 14, "widths": (6, 8, 10, 12)}},
+    "large wide resnet": {"family": "wide_resnet", "options": {"depth": 10, "width": 1}},
+    "mobilenet": {"family": "mobilenet", "options": {"width": 0.25}},
+    "vit": {"family": "vit", "options": {"width": 8, "depth": 3, **_VIT}},
+    "large vit": {"family": "vit", "options": {"width": 12, "depth": 4, **_VIT}},
 }
+
+
+def build(entry: dict[str, Any], num_classes: int = NUM_CLASSES) -> Chain:
+    """The network of an entry, for images of `IMAGE_SHAPE`."""
+    size = IMAGE_SHAPE[-1]
+    return build_model(
+        entry["family"], num_classes=num_classes, image_size=size, **entry["options"]
+    )
 
 
 def network(kind: str, seed: int = 0, num_classes: int = NUM_CLASSES) -> Chain:
     """A network of `ENTRIES` in training mode, its batch statistics as if it had been trained."""
     torch.manual_seed(seed)
-    size = IMAGE_SHAPE[-1]
-    chain = build_model(**ENTRIES[kind], num_classes=num_classes, image_size=size)
+    chain = build(ENTRIES[kind], num_classes)
     for module in chain.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)

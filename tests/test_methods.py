@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import warnings
 from dataclasses import replace
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from _networks import ENTRIES, IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
+from _networks import ENTRIES, IMAGE_SHAPE, NUM_CLASSES, build, network, teacher_of
 from torch import Tensor, nn
 
 from kdsteps import parts
@@ -21,6 +22,7 @@ from kdsteps.methods._method import Batch, Method, Task
 from kdsteps.methods.crd import Sampler
 from kdsteps.methods.ofd import OFD
 from kdsteps.models import build_model
+from kdsteps.models._adapters import places
 from kdsteps.models._chain import Chain
 from kdsteps.pairs import plan_pairs
 from kdsteps.stones import pair_stages, plan_stones
@@ -197,7 +199,7 @@ def test_what_is_deployed_can_be_built_again_and_holds_nothing_else(name, pair):
     step(method, batch_of())
     deployed = method.deployed().eval()
     entry = method.deployed_entry(ENTRIES[pair[1]], ENTRIES[pair[0]])
-    again = build_model(**entry, num_classes=NUM_CLASSES, image_size=IMAGE_SHAPE[-1]).eval()
+    again = build(json.loads(json.dumps(entry))).eval()  # as it comes out of a checkpoint
     again.plain().load_state_dict(deployed.plain().state_dict())  # no key more, no key less
     images = batch_of(1).images
     assert torch.equal(again(images), deployed(images))
@@ -407,6 +409,15 @@ def test_simkd_deploys_the_teachers_own_classifier():
     before = fingerprint(tail)
     step(method, batch_of())
     assert fingerprint(method.deployed().span("projector", "head")) == before
+
+
+def test_what_simkd_deploys_is_a_chain():
+    deployed, images = make("simkd", ("large vit", "resnet")).deployed().eval(), batch_of().images
+    assert deployed.layers == ("front", "projector")
+    for layer, place in places(deployed, IMAGE_SHAPE).items():
+        features = deployed.front(layer)(images)
+        assert tuple(features.shape[1:]) == place.shape
+        assert torch.equal(deployed.tail(layer)(features), deployed(images))
 
 
 def test_standardized_dkd_does_not_see_the_scale_of_the_teachers_logits():

@@ -92,10 +92,10 @@ class Method(nn.Module, ABC):
     def deployed_entry(
         self, student: dict[str, Any], teacher: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """What to hand to `build_model` to build the deployed network again.
+        """The entry {family, options} by which the deployed network is built again.
 
         Args:
-            student: The student's entry: family and options.
+            student: The student's entry.
             teacher: The teacher's entry, if there is one.
         """
         return student

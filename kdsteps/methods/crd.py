@@ -247,8 +247,8 @@ def _noise_contrast(logs: Tensor, count: int) -> Tensor:
     """
     noise = (logs.shape[1] - 1) / count
     floor = math.log(noise + NOISE_FLOOR)
-    own = -F.softplus(floor - logs[:, 0])
-    others = math.log(noise) - torch.logaddexp(logs[:, 1:], logs.new_tensor(floor))
+    own = F.logsigmoid(logs[:, 0] - floor)
+    others = F.logsigmoid(floor - logs[:, 1:]) + (math.log(noise) - floor)
     return -(own + others.sum(dim=1)).mean()
 
 

@@ -93,14 +93,16 @@ class SimKD(FeatureMethod):
     ) -> dict[str, Any]:
         return {
             "family": "simkd",
-            "student": student,
-            "teacher": teacher,
-            "student_layer": self.student_layer,
-            "teacher_layer": self.teacher_layer,
-            "source": self.source.as_dict(),
-            "target": self.target.as_dict(),
-            "factor": self.factor,
-            "rectified": self.rectified,
+            "options": {
+                "student": student,
+                "teacher": teacher,
+                "student_layer": self.student_layer,
+                "teacher_layer": self.teacher_layer,
+                "source": self.source.as_dict(),
+                "target": self.target.as_dict(),
+                "factor": self.factor,
+                "rectified": self.rectified,
+            },
         }
 
 

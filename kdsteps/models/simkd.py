@@ -12,7 +12,7 @@ from kdsteps.models import build_model
 from kdsteps.models._adapters import Place, from_map, grid, to_map
 from kdsteps.models._chain import BlockChain, Chain, Layout
 
-_WEIGHTS = {"checkpoint", "pretrained"}  # of a model's entry: where it takes its weights from
+_WEIGHTS = {"checkpoint", "pretrained"}  # options that say where weights come from at first
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
     """The network of a checkpoint that the method `simkd` wrote, with fresh weights.
 
     Args:
-        student: Its entry: family and options.
+        student: Its entry {family, options}.
         teacher: Its entry.
         student_layer: Where the student is cut.
         teacher_layer: Where the teacher is cut.
@@ -43,10 +43,11 @@ def build(
     """
     student_chain, teacher_chain = (
         build_model(
+            entry["family"],
             num_classes=num_classes,
             in_channels=in_channels,
             image_size=image_size,
-            **{key: value for key, value in entry.items() if key not in _WEIGHTS},
+            **{name: value for name, value in entry["options"].items() if name not in _WEIGHTS},
         )
         for entry in (student, teacher)
     )
@@ -79,7 +80,7 @@ class Reused(BlockChain):
         self.line_up(blocks, stages=("front", "projector"))
 
     def layout(self, layer: str) -> Layout:
-        self.place(layer)
+        self._refuse_strangers({layer})
         return self._layouts[layer]
 
 
