@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from torch import Tensor
 from kdsteps.artifacts import INDEX, read_array, read_json, read_table
 from kdsteps.data._images import ImagePart
 from kdsteps.data._source import PARTS
+from kdsteps.data._stream import StreamedPart
 from kdsteps.errors import KdstepsError
 
+RESIDENT_BYTES = 8 * 2**30  # a part up to this size lives on the device as uint8
 _SUMMARY_KEYS = ("class_names", "image_shape", "mean", "std")
 
 
@@ -30,6 +34,7 @@ class Prepared:
         labels: (N,) of all parts.
         split: (N,) the part of each image.
         device: Where parts are used.
+        memory_format: Of the batches that parts give.
     """
 
     class_names: tuple[str, ...]
@@ -40,6 +45,7 @@ class Prepared:
     labels: np.ndarray
     split: np.ndarray
     device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def num_classes(self) -> int:
@@ -51,16 +57,37 @@ class Prepared:
             raise ValueError(f"there is no part {part!r}")
         return np.flatnonzero(self.split == part)
 
-    def part(self, name: str) -> ImagePart:
-        """The images of one part; number i in it is image `rows(name)[i]`."""
+    def part(self, name: str, *, stream: bool = False) -> ImagePart:
+        """The images of one part; number i in it is image `rows(name)[i]`.
+
+        Args:
+            name: "train", "validation" or "test".
+            stream: Whether worker processes make the batches even where the part fits on the
+                device: for `Distortion.changes_pixels`, which works on one image after the other.
+        """
         rows = self.rows(name)
-        images = torch.from_numpy(self.images[rows]).to(self.device)
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
-        return ImagePart(images, labels, self.mean, self.std)
+        if stream or len(rows) * math.prod(self.image_shape) > RESIDENT_BYTES:
+            return StreamedPart(
+                self.images,
+                rows,
+                labels,
+                self.mean,
+                self.std,
+                workers=_workers(self.device),
+                memory_format=self.memory_format,
+            )
+        images = torch.from_numpy(self.images[rows]).to(self.device)
+        return ImagePart(images, labels, self.mean, self.std, memory_format=self.memory_format)
 
 
 def load_prepared(
-    images: str | Path, index: str | Path, summary: str | Path, device: torch.device
+    images: str | Path,
+    index: str | Path,
+    summary: str | Path,
+    device: torch.device,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Prepared:
     """The dataset in the three files that `prepare` wrote.
 
@@ -90,7 +117,13 @@ def load_prepared(
         labels=labels,
         split=split,
         device=device,
+        memory_format=memory_format,
     )
+
+
+def _workers(device: torch.device) -> int:
+    """Processes that read ahead of a GPU; a CPU has its cores full with training."""
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
 
 
 def _check_fit(

@@ -1,0 +1,161 @@
+"""Images per second of the small-image path against a DataLoader, and seconds to prepare a set."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from _timing import Row, paired, seconds, table
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from kdsteps.data._images import ImagePart, Views
+from kdsteps.stages._job import Job
+from kdsteps.stages.prepare import run
+
+_IMAGES, _BATCH = 20_000, 64  # of CIFAR's size
+_MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+_VIEWS = Views(crop_padding=4, flip=True)
+_PREPARED = 60_000
+_LIMIT_S = 60
+
+
+def rows() -> Iterator[Row]:
+    """Measure everything this module knows."""
+    images, labels = _sample()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a batch is made on one core, as a worker of a DataLoader makes it
+    yield _against_loader(images, labels, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        yield _against_loader(images, labels, torch.device("cuda"))
+    yield _prepare()
+
+
+def _against_loader(images: Tensor, labels: Tensor, device: torch.device) -> Row:
+    part = ImagePart(images.to(device), labels.to(device), torch.tensor(_MEAN), torch.tensor(_STD))
+    generator = torch.Generator().manual_seed(0)
+
+    def ours() -> None:
+        for _ in part.shuffled(_BATCH, _VIEWS, generator):
+            pass
+        _wait(device)
+
+    cores = len(os.sched_getaffinity(0))
+    loaders = {workers: _loader(images, labels, workers) for workers in (0, cores)}
+    epochs = {workers: _epoch(loader, device) for workers, loader in loaders.items()}
+    for epoch in epochs.values():
+        epoch()  # workers start once and stay
+    workers = min(epochs, key=lambda number: seconds(epochs[number]))
+    pair = paired(epochs[workers], ours, repeats=3)
+    speed = [f"{_IMAGES / time:,.0f}" for time in (pair.second, pair.first)]
+    return Row(
+        what=f"crop, flip, normalise on the {device.type.upper()}, batches of {_BATCH} x 3 x 32 x 32",
+        against=f"torchvision DataLoader, {workers} workers (the faster of 0 and {cores})",
+        ratio=pair.ratio,
+        detail=f"{speed[0]} against {speed[1]} images/s",
+        target=">= 5 times faster",
+        met=pair.ratio >= 5,
+    )
+
+
+def _epoch(loader: DataLoader[tuple[Tensor, int]], device: torch.device) -> Callable[[], None]:
+    def epoch() -> None:
+        for images, labels in loader:
+            images.to(device), labels.to(device)
+        _wait(device)
+
+    return epoch
+
+
+def _loader(images: Tensor, labels: Tensor, workers: int) -> DataLoader[tuple[Tensor, int]]:
+    dataset = _Plain(images, labels)
+    return DataLoader(
+        dataset,
+        _BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+class _Plain(Dataset[tuple[Tensor, int]]):
+    """Images as torchvision's CIFAR classes give them, with the usual transforms."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = labels.tolist()
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(_MEAN, _STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[number])), self.labels[number]
+
+
+def _prepare() -> Row:
+    """Seconds from a Parquet file of PNGs to the stored array; the images are noise, the worst case."""
+    logging.getLogger("kdsteps").setLevel(logging.ERROR)
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "images.parquet")
+        images, labels = _sample(_PREPARED)
+        contents = [_png(image) for image in images.permute(0, 2, 3, 1).numpy()]
+        pq.write_table(pa.table({"image": contents, "label": labels.numpy()}), source)
+        settings = {
+            "kind": "parquet",
+            "options": {"train": str(source)},
+            "prepare": {"validation": 0.1, "test": 0.2, "seed": 0, "broken": "refuse"},
+        }
+        names = {"images": "images.npy", "index": "index.parquet", "summary": "summary.json"}
+        outputs = {name: Path(folder, file) for name, file in names.items()}
+        took = seconds(lambda: run(Job(settings, {}, outputs, threads=cores)))
+    return Row(
+        what=f"prepare {_PREPARED:,} images of 3 x 32 x 32 from PNGs in Parquet",
+        against=f"{_LIMIT_S} s",
+        ratio=took / _LIMIT_S,
+        detail=f"{took:.1f} s on {cores} cores",
+        target="<= 1",
+        met=took <= _LIMIT_S,
+    )
+
+
+def _png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _sample(count: int = _IMAGES) -> tuple[Tensor, Tensor]:
+    """Noise (N, 3, 32, 32) as uint8, and labels (N,) of 100 classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(100, (count,), generator=generator)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    print(table(rows()))

@@ -1,0 +1,136 @@
+"""Augmentation beyond crop and flip: RandAugment, crops of random size, mixup and CutMix.
+
+They are drawn from a continuum, so no view number stands for them and a teacher's answers cannot be
+looked up: with any of them on, the teacher runs live. All randomness hangs on a seed a batch and
+the number of the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What is done to a batch of training images after crop and flip; all of it off by default.
+
+    Attributes:
+        num_classes: K, for the targets of mixed images.
+        randaugment: Magnitude of two random operations an image, from 0 (off) to 30.
+        resized_crop: Smallest share of the image's area that a crop of random size and shape
+            keeps before it is resized to the image's size; 0: off.
+        mixup: Alpha of the Beta distribution that shares are drawn from; 0: off.
+        cutmix: The same for shares of the area; with both on, each batch gets one of the two.
+    """
+
+    num_classes: int = 0
+    randaugment: int = 0
+    resized_crop: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mixes and not self.num_classes:
+            raise ValueError("mixed images need num_classes for their targets")
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether every image is worked on by itself, which takes workers to be fast."""
+        return bool(self.randaugment or self.resized_crop)
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def active(self) -> bool:
+        """Whether images are more than their views, so that nothing can be looked up for them."""
+        return self.changes_pixels or self.mixes
+
+    def pixels(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
+        """Images (N, C, H, W), uint8, each distorted by itself.
+
+        Args:
+            index: (N,) numbers of the images; with `seed`, they decide what is drawn.
+
+        Source: RandAugment: Cubuk et al. 2020, arXiv:1909.13719; crops of random size: Szegedy et
+        al. 2015, arXiv:1409.4842, section 6; both as torchvision has them.
+        """
+        if not self.changes_pixels:
+            return images
+        from torchvision.transforms import v2
+
+        steps: list[torch.nn.Module] = []
+        if self.resized_crop:
+            size = tuple(images.shape[2:])
+            steps.append(v2.RandomResizedCrop(size, scale=(self.resized_crop, 1.0), antialias=True))
+        if self.randaugment:
+            steps.append(v2.RandAugment(num_ops=2, magnitude=self.randaugment))
+        distort = v2.Compose(steps)
+        random = torch.default_generator  # torchvision draws from it; given back as it was
+        before = random.get_state()
+        distorted = torch.empty_like(images)
+        for place, (image, number) in enumerate(zip(images, index.tolist(), strict=True)):
+            random.manual_seed(_image_seed(seed, number))
+            distorted[place] = distort(image)
+        random.set_state(before)
+        return distorted
+
+    def mixed(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Each image mixed with the one before it in the batch, and the targets that follow.
+
+        The image itself always makes up half or more, so that `labels` stays what it mostly shows.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            labels: (N,).
+
+        Returns:
+            The images, and the targets: shares of the classes (N, K), or `labels` where nothing is
+            mixed.
+
+        Source: mixup: Zhang et al. 2018, arXiv:1710.09412; CutMix: Yun et al. 2019,
+        arXiv:1905.04899. One share for the whole batch, as in both.
+        """
+        if not self.mixes:
+            return images, labels
+        random = np.random.default_rng(seed)
+        cut = random.random() < 0.5 if self.mixup and self.cutmix else bool(self.cutmix)
+        alpha = self.cutmix if cut else self.mixup
+        share = random.beta(alpha, alpha)
+        share = max(share, 1 - share)
+        others = images.roll(1, dims=0)
+        if cut:
+            images, share = _patched(images, others, share, random)
+        else:
+            images = others.lerp(images, share)
+        own = F.one_hot(labels, self.num_classes).to(images.dtype)  # (N, K)
+        return images, own.roll(1, dims=0).lerp(own, share)
+
+
+NO_DISTORTION = Distortion()
+
+
+def _image_seed(seed: int, number: int) -> int:
+    """Far apart for neighbouring numbers (a step of the golden ratio), within 63 bits."""
+    return (seed + 0x9E3779B97F4A7C15 * (number + 1)) % 2**63
+
+
+def _patched(
+    images: Tensor, others: Tensor, share: float, random: np.random.Generator
+) -> tuple[Tensor, float]:
+    """A box of the others in the images, and the share of the area that is left of the images."""
+    height, width = images.shape[2:]
+    side = (1 - share) ** 0.5
+    y, x = random.integers(height), random.integers(width)
+    half_height, half_width = side * height / 2, side * width / 2
+    top, bottom = max(0, round(y - half_height)), min(height, round(y + half_height))
+    left, right = max(0, round(x - half_width)), min(width, round(x + half_width))
+    images = images.clone()
+    images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return images, 1 - (bottom - top) * (right - left) / (height * width)
