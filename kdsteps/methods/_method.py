@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -90,8 +90,8 @@ class Method(nn.Module, ABC):
         return self.student
 
     def deployed_entry(
-        self, student: dict[str, Any], teacher: dict[str, Any] | None
-    ) -> dict[str, Any]:
+        self, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
         """The entry {family, options} by which the deployed network is built again.
 
         Args:

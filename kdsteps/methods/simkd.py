@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -89,13 +90,15 @@ class SimKD(FeatureMethod):
         return Reused(self.student, self.student_layer, self.projector, tail, self.target.layout)
 
     def deployed_entry(
-        self, student: dict[str, Any], teacher: dict[str, Any] | None
-    ) -> dict[str, Any]:
+        self, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
+        if teacher is None:
+            raise ValueError("simkd deploys a part of the teacher and was given no entry of it")
         return {
             "family": "simkd",
             "options": {
-                "student": student,
-                "teacher": teacher,
+                "student": dict(student),
+                "teacher": dict(teacher),
                 "student_layer": self.student_layer,
                 "teacher_layer": self.teacher_layer,
                 "source": self.source.as_dict(),

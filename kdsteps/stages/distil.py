@@ -64,7 +64,8 @@ def run(job: Job) -> None:
 def _method(job: Job, teacher: Chain | None, student: Chain, data: Prepared) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     labels = data.part("train").labels
-    task = Task(data.image_shape, len(data.class_names), labels, plan)
+    batch_size = job.settings["distil"]["batch_size"]
+    task = Task(data.image_shape, len(data.class_names), labels, plan, batch_size)
     return method_class(job.settings["method"])(teacher, student, task, **job.settings["options"])
 
 

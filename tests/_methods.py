@@ -1,0 +1,122 @@
+"""Methods between tiny networks, batches for them, and what tests ask of both."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from importlib import import_module
+from typing import Any
+
+import torch
+from _networks import IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
+from torch import Tensor, nn
+
+from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.models._chain import Chain
+from kdsteps.pairs import plan_pairs
+from kdsteps.stones import pair_stages, plan_stones
+
+NUM_IMAGES = 40  # of the training part
+BATCH_SIZE = 8
+
+PAIRS = [
+    ("large resnet", "resnet"),
+    ("large wide resnet", "resnet"),
+    ("large resnet", "mobilenet"),
+    ("large vit", "vit"),
+    ("large vit", "resnet"),
+    ("large resnet", "vit"),
+]
+"""Teacher and student: another width, pre-activation, other map sizes, tokens on either side."""
+
+DEFAULT_PAIR = PAIRS[0]
+
+
+def plan_of(kind: str | None, teacher: Chain, student: Chain) -> dict[str, Any] | None:
+    """What the stage `build` would hand to a method with this kind of plan."""
+    if kind is None:
+        return None
+    if kind == "stones":
+        joints = pair_stages(teacher, student)
+        return {"stones": plan_stones(teacher, student, IMAGE_SHAPE, joints, "conv_norm")}
+    count = min(len(teacher.stages), len(student.stages))
+    pairs = plan_pairs(
+        teacher,
+        student,
+        IMAGE_SHAPE,
+        student_layers=None,
+        teacher_layers=teacher.stages[-count:],
+        projector="conv",
+    )
+    return {"pairs": pairs}
+
+
+def class_of(name: str) -> type[Method]:
+    module = import_module(f"kdsteps.methods.{name}")
+    classes = [value for value in vars(module).values() if inspect.isclass(value)]
+    return next(
+        value for value in classes if value.__module__ == module.__name__ and "wants" in vars(value)
+    )
+
+
+def make(
+    name: str,
+    pair: tuple[str, str] = DEFAULT_PAIR,
+    *,
+    seed: int = 0,
+    teacher: Chain | None = None,
+    **options: Any,
+) -> Method:
+    """A method between two networks of `ENTRIES`, with the seed a run would have."""
+    kind = class_of(name)
+    teacher = teacher_of(pair[0]) if teacher is None else teacher
+    student = network(pair[1], seed)
+    labels = torch.arange(NUM_IMAGES) % NUM_CLASSES
+    plan = plan_of(kind.plan, teacher, student)
+    task = Task(IMAGE_SHAPE, NUM_CLASSES, labels, plan, batch_size=BATCH_SIZE)
+    torch.manual_seed(seed)
+    given = None if kind.wants == "nothing" else teacher
+    return kind(given, student, task, **options).train()
+
+
+def batch_of(seed: int = 0, epoch: int = 5, count: int = BATCH_SIZE) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(NUM_IMAGES, generator=generator)[:count]
+    images = torch.randn(count, *IMAGE_SHAPE, generator=generator)
+    return Batch(images, index % NUM_CLASSES, index, torch.zeros_like(index), epoch)
+
+
+def terms_of(method: Method, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return method.terms(batch)
+
+
+def step(method: Method, batch: Batch, seed: int = 0) -> dict[str, Tensor]:
+    """One training step at a small rate."""
+    optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3)
+    terms = terms_of(method, batch, seed)
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+    method.zero_grad()
+    return terms
+
+
+def fingerprint(chain: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in chain.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def count_calls(chain: Chain) -> list[str]:
+    """A list that grows by a name whenever a part of the network runs."""
+    calls: list[str] = []
+    for name, module in chain.named_modules():
+        module.register_forward_pre_hook(lambda module, inputs, name=name: calls.append(name))
+    return calls
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(
+        torch.equal(first[key], second[key]) for key in first
+    )

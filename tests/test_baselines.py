@@ -1,0 +1,145 @@
+"""What is particular to single baselines: layers, projectors, draws, and what SimKD deploys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from _methods import BATCH_SIZE, batch_of, class_of, fingerprint, make, step
+from _networks import ENTRIES, IMAGE_SHAPE, network
+
+from kdsteps.errors import KdstepsError
+from kdsteps.methods._checks import class_count, layer_pairs
+from kdsteps.methods._draws import Sampler
+from kdsteps.methods._method import Task
+from kdsteps.methods.ofd import OFD
+from kdsteps.models import build_model
+from kdsteps.models._adapters import places
+
+
+def test_kd_beside_features_is_a_term_of_its_own():
+    terms = make("fitnet", kd_weight=0.9, labels_weight=0.1).terms(batch_of())
+    plain = make("kd").terms(batch_of())
+    assert torch.equal(terms["kd"], plain["kd"])
+    assert torch.equal(terms["labels"], plain["labels"])
+
+
+@pytest.mark.parametrize(("name", "term"), [("dkd", "dkd"), ("reviewkd", "review")])
+def test_a_loss_that_warms_up_reaches_its_weight_after_the_warm_up(name, term):
+    loss = [
+        make(name, warmup_epochs=4).terms(batch_of(epoch=epoch))[term].item()
+        for epoch in (0, 1, 3, 9)
+    ]
+    assert loss[:3] == pytest.approx([loss[3] / 4, loss[3] / 2, loss[3]])
+    assert make(name, warmup_epochs=0).terms(batch_of(epoch=0))[term].item() == loss[3]
+
+
+def test_layers_are_paired_evenly_and_the_last_meets_the_last():
+    student, teacher = network("mobilenet"), network("large resnet")
+    assert len(student.stages) > len(teacher.stages) == 3
+    pairs = layer_pairs(student, teacher, None, None, "at")
+    assert [layer for _, layer in pairs] == list(teacher.stages)
+    assert pairs[-1] == (student.stages[-1], teacher.stages[-1])
+    named = layer_pairs(student, teacher, None, ["stem", "pool"], "at")
+    assert [layer for _, layer in named] == ["stem", "pool"]
+    repeated = layer_pairs(student, teacher, list(student.stages), None, "at")
+    assert [layer for layer, _ in repeated] == list(student.stages)
+    assert repeated[-1][1] == teacher.stages[-1]
+    with pytest.raises(KdstepsError, match="student_layers has 1 names and teacher_layers 2"):
+        layer_pairs(student, teacher, ["stem"], ["stem", "pool"], "at")
+    with pytest.raises(KdstepsError, match="teacher_layers is empty"):
+        layer_pairs(student, teacher, None, [], "at")
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
+def test_the_number_of_classes_is_read_off_the_head(kind):
+    assert class_count(network(kind, num_classes=11)) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("fitnet", 16768), ("ofd", 86912), ("reviewkd", 1808774), ("crd", 65792), ("simkd", 214016)],
+)
+def test_projectors_of_the_benchmark_have_their_published_sizes(name, expected):
+    teacher, student = (
+        build_model("cifar_resnet", num_classes=100, depth=depth, widths=(32, 64, 128, 256))
+        for depth in (32, 8)
+    )
+    task = Task((3, 32, 32), 100, torch.arange(200) % 100)
+    method = class_of(name)(teacher.requires_grad_(False).eval(), student, task)
+    own = sum(value.numel() for value in method.parameters())
+    assert own - sum(value.numel() for value in student.parameters()) == expected
+
+
+def test_negatives_are_of_other_classes_and_friends_of_the_same():
+    torch.manual_seed(0)
+    labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 2])
+    sampler = Sampler(labels, num_classes=4)
+    own = torch.tensor([0, 1, 2, 9])
+    rows = sampler(own, 2000, relax=False)
+    assert torch.equal(rows[:, 0], own)
+    for image, row in zip(own, rows[:, 1:], strict=True):
+        others = labels != labels[image]
+        share = torch.bincount(row, minlength=10) / 2000
+        assert share[~others].sum() == 0
+        assert torch.allclose(share[others], 1 / others.sum(), atol=0.05)
+    friends = torch.cat([sampler(own, 1, relax=True)[:, :1] for _ in range(50)], dim=1)
+    assert torch.equal(labels[friends], labels[own][:, None].expand(-1, 50))
+    assert len(friends[0].unique()) == 4
+
+
+def test_contrast_without_another_class_is_refused():
+    with pytest.raises(KdstepsError, match="all training images are of one class"):
+        Sampler(torch.zeros(5, dtype=torch.long), num_classes=2)
+
+
+def test_every_image_of_a_class_may_be_the_positive_of_a_relaxed_contrast():
+    assert make("crd", mode="relax").terms(batch_of())["contrast"].isfinite()
+
+
+def test_margins_are_taken_from_the_batch_where_no_norm_tells_them():
+    with_norms, without = make("ofd"), make("ofd", ("large vit", "vit"))
+    assert isinstance(with_norms, OFD)
+    assert all(match.margin is not None for match in with_norms.matches)
+    assert all(match.margin is None for match in without.matches)
+
+
+def test_simkd_ends_in_a_relu_only_where_the_teachers_map_does():
+    assert make("simkd").rectified
+    assert not make("simkd", ("large wide resnet", "resnet")).rectified
+    assert not make("simkd", ("large vit", "vit")).rectified
+
+
+def test_simkd_deploys_the_teachers_own_classifier():
+    method = make("simkd", labels_weight=1.0, kd_weight=1.0)
+    assert set(method.terms(batch_of())) == {"map", "labels", "kd"}
+    tail = method.deployed().span("projector", "head")
+    features = torch.randn(2, *method.target.shape)
+    assert torch.equal(tail(features), method.teacher.tail(method.teacher_layer)(features))
+    before = fingerprint(tail)
+    step(method, batch_of())
+    assert fingerprint(method.deployed().span("projector", "head")) == before
+
+
+def test_what_simkd_deploys_is_a_chain():
+    deployed, images = make("simkd", ("large vit", "resnet")).deployed().eval(), batch_of().images
+    assert deployed.layers == ("front", "projector")
+    for layer, place in places(deployed, IMAGE_SHAPE).items():
+        features = deployed.front(layer)(images)
+        assert tuple(features.shape[1:]) == place.shape
+        assert torch.equal(deployed.tail(layer)(features), deployed(images))
+
+
+def test_standardized_dkd_does_not_see_the_scale_of_the_teachers_logits():
+    method, batch = make("dkd", standardize=True), batch_of()
+    logits = method.teacher_logits(batch)
+    plain, scaled = (
+        method.terms(replace(batch, teacher_logits=factor * logits))["dkd"] for factor in (1, 4)
+    )
+    assert torch.allclose(plain, scaled)
+
+
+def test_attention_refuses_a_batch_it_was_not_made_for():
+    with pytest.raises(ValueError, match=f"{BATCH_SIZE + 1} images, and attention made for"):
+        make("semckd").terms(batch_of(count=BATCH_SIZE + 1))
