@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._feature_distances import distribution_distance
+from kdsteps.methods._feature_distances import distribution_distance, feature_distance
 from kdsteps.methods._method import Batch, Task
 from kdsteps.methods.feature_only import FeatureOnly
 from kdsteps.models import build_model
@@ -109,10 +109,8 @@ def test_the_three_layer_projector_is_twice_as_wide_as_the_teacher_inside():
 
 @pytest.mark.parametrize("distance", ["mse", "cosine", "huber", "distribution"])
 def test_every_distance_is_zero_for_equal_features_and_has_a_finite_gradient(distance):
-    from kdsteps.methods._feature_distances import FEATURE_DISTANCES
-
     features = torch.rand(4, 3, 2, 2, dtype=torch.double).requires_grad_()
-    value = FEATURE_DISTANCES[distance](features, features.detach())
+    value = feature_distance(distance, features, features.detach())
     assert value.item() == pytest.approx(0, abs=1e-12)
     (gradient,) = torch.autograd.grad(value, features)
     assert gradient.isfinite().all()
@@ -131,3 +129,25 @@ def test_layers_that_do_not_pair_are_refused_in_a_sentence():
         method(student_layers=("layer3.0",))
     with pytest.raises(KdstepsError, match="the teacher has no layer 'layer4.0'; did you mean"):
         method(teacher_layers=("layer4.0", "layer2.0"))
+
+
+def test_attention_weighs_all_pairs_and_sums_to_one():
+    tried = method(mapping="attention")
+    found = tried.terms(batch())
+    assert len(tried.projectors) == 4
+    assert torch.isfinite(found["features"])
+    found["features"].backward()
+    assert all(parameter.grad is not None for parameter in tried.attention.parameters())
+    with pytest.raises(KdstepsError, match="mse, cosine or huber would be right"):
+        method(mapping="attention", distance="distribution")
+
+
+def test_a_classifier_trained_afterwards_leaves_the_backbone_alone():
+    tried = method(classifier_after=2)
+    first, later = batch(), Batch(**(vars(batch()) | {"epoch": 2}))
+    assert tried.terms(first).keys() == {"features"}
+    assert tried.terms(later).keys() == {"labels"}
+    tried.terms(later)["labels"].backward()
+    touched = {name for name, p in tried.student.named_parameters() if p.grad is not None}
+    assert touched
+    assert all(name.startswith("fc") for name in touched)

@@ -11,9 +11,19 @@ from torch import Tensor
 FeatureDistance = Literal["mse", "cosine", "huber", "distribution"]
 
 
-def cosine_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """One minus the cosine of the two flattened features, averaged over images: 0 to 2."""
-    return 1 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1)).mean()
+def squared_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference of each image's features, (N,)."""
+    return (ours - theirs).square().flatten(1).mean(dim=1)
+
+
+def cosine_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
+    """One minus the cosine of each image's two flattened features, (N,): 0 to 2."""
+    return 1 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1))
+
+
+def huber_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean Huber loss of each image's features, (N,); quadratic below a difference of 1."""
+    return F.huber_loss(ours, theirs, reduction="none").flatten(1).mean(dim=1)
 
 
 def distribution_distance(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -31,12 +41,18 @@ def distribution_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return F.mse_loss(ours, theirs) + geometry + mean + spread
 
 
-FEATURE_DISTANCES: dict[FeatureDistance, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": F.mse_loss,
-    "cosine": cosine_distance,
-    "huber": F.huber_loss,
-    "distribution": distribution_distance,
+BY_IMAGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": squared_by_image,
+    "cosine": cosine_by_image,
+    "huber": huber_by_image,
 }
+
+
+def feature_distance(name: FeatureDistance, ours: Tensor, theirs: Tensor) -> Tensor:
+    """A distance by name, averaged over the images of the batch: a scalar."""
+    if name == "distribution":
+        return distribution_distance(ours, theirs)
+    return BY_IMAGE[name](ours, theirs).mean()
 
 
 def _cosines(features: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from kdsteps.methods._feature_distances import FEATURE_DISTANCES
+from kdsteps.errors import KdstepsError
+from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
 from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods.semckd import Attention, semckd_loss
 from kdsteps.models._adapters import Place, adapter
 from kdsteps.models._chain import HEAD, Chain
 from kdsteps.pairs import matched
@@ -27,8 +29,12 @@ class FeatureOnly(Method):
     Larger maps are pooled to the size of the smaller. Tokens are transposed, never viewed, into
     (channel, token): the authors' path for stored features views them, which scrambles a ViT's.
 
+    `mapping`: pairs as planned; every student layer with every teacher layer, each pair with a
+    projector of its own; or the same weighed image by image by SemCKD's attention.
+
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    behind the last layer sees labels.
+    behind the last layer sees labels; `classifier_after`: the epochs after which feature learning
+    ends and the part behind the detach point is trained alone (0: both at once, as the paper).
 
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
@@ -43,51 +49,73 @@ class FeatureOnly(Method):
         task: Task,
         *,
         weight: NonNegativeFloat = 1.0,
-        mapping: Literal["one_to_one", "all_to_all"] = "one_to_one",
+        mapping: Literal["one_to_one", "all_to_all", "attention"] = "one_to_one",
         distance: Literal["mse", "cosine", "huber", "distribution"] = "mse",
         detach: Literal["last", "head"] = "last",
+        classifier_after: NonNegativeInt = 0,
     ) -> None:
         super().__init__(teacher, student, task)
         assert teacher is not None and task.plan is not None, "feature_only wants a teacher and a plan"
         pairs = task.plan["pairs"]
-        self.weight, self.distance = weight, FEATURE_DISTANCES[distance]
+        if mapping == "attention" and distance == "distribution":
+            raise KdstepsError(
+                "methods.feature_only: mapping attention weighs images one by one and distance "
+                "distribution has one value a batch; mse, cosine or huber would be right"
+            )
+        self.weight, self.distance, self.classifier_after = weight, distance, classifier_after
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
         self.student_places = [Place(**pair["student_place"]) for pair in pairs]
         self.teacher_places = [Place(**pair["teacher_place"]) for pair in pairs]
         every = range(len(pairs))
-        crossed = mapping == "all_to_all"
+        crossed = mapping != "one_to_one"
         self.links = [(ours, theirs) for ours in every for theirs in every if crossed or ours == theirs]
         self.projectors = nn.ModuleList(
             adapter(*self._compared(ours, theirs), pairs[ours]["projector"])[0]
             for ours, theirs in self.links
         )
+        self.attention = (
+            Attention(len(pairs), len(pairs), task.batch_size) if mapping == "attention" else None
+        )
         self.detach = self.student_layers[-1] if detach == "last" else student.layers[-1]
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.student_layers, detach_after=self.detach)
+        labels = {"labels": F.cross_entropy(traced[HEAD], batch.labels)}
+        if self.classifier_after and batch.epoch >= self.classifier_after:
+            return labels
         targets = self.teacher_trace(batch, self.teacher_layers)
-        losses = [
-            self._loss(traced, targets, ours, theirs, projector)
+        features = {"features": self.weight * self._feature_loss(traced, targets)}
+        return features if self.classifier_after else features | labels
+
+    def _feature_loss(self, traced: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        met = [
+            self._met(traced, targets, ours, theirs, projector)
             for (ours, theirs), projector in zip(self.links, self.projectors, strict=True)
         ]
-        return {
-            "features": self.weight * torch.stack(losses).mean(),
-            "labels": F.cross_entropy(traced[HEAD], batch.labels),
-        }
+        if self.attention is None:
+            return torch.stack([feature_distance(self.distance, *pair) for pair in met]).mean()
+        count = len(self.student_layers)
+        distances = torch.stack([BY_IMAGE[self.distance](*pair) for pair in met], dim=1)
+        attention = self.attention(
+            [traced[layer] for layer in self.student_layers],
+            [targets[layer] for layer in self.teacher_layers],
+        )
+        return semckd_loss(attention, distances.unflatten(1, (count, count)))
 
-    def _loss(
+    def _met(
         self,
         traced: dict[str, Tensor],
         targets: dict[str, Tensor],
         ours: int,
         theirs: int,
         projector: nn.Module,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Projected features and target of one link, brought to one shape."""
         source, target = self._compared(ours, theirs)
         features = self.student_places[ours].bring(traced[self.student_layers[ours]], source)
         goal = self.teacher_places[theirs].bring(targets[self.teacher_layers[theirs]], target)
-        return self.distance(projector(features), goal)
+        return projector(features), goal
 
     def _compared(self, ours: int, theirs: int) -> tuple[Place, Place]:
         return matched(self.student_places[ours], self.teacher_places[theirs])
