@@ -18,30 +18,39 @@ from kdsteps.settings import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
-    """The number of files of a stage that carry the settings that the study gives them.
+    """How many jobs of a stage left files with the very settings that the study gives them.
 
     Raises:
         KdstepsError: A file is missing, or carries other settings.
     """
-    count = 0
-    for rule in grid.OUTPUTS:
-        for names in grid.jobs(study, rule) if grid.stage_of(rule) == stage else []:
-            wanted = json.loads(grid.settings_text(study, rule, names))
-            for path in grid.outputs(rule, names).values():
-                count += _verify_file(Path(path), wanted)
-    return count
+    rules = [rule for rule in grid.OUTPUTS if grid.stage_of(rule) == stage]
+    jobs = [(rule, names) for rule in rules for names in grid.jobs(study, rule)]
+    for rule, names in jobs:
+        wanted = json.loads(grid.settings_text(study, rule, names))
+        paths = [Path(path) for path in grid.outputs(rule, names).values()]
+        carried = [_carries_settings(path, wanted) for path in paths]
+        assert any(carried), f"no file of {rule} says what it was made with"
+    return len(jobs)
 
 
-def _verify_file(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file says what it was made with; raise a sentence if it is something else."""
+def _check_sections(study: Study) -> None:
+    """DVC follows the sections of params.yaml by name, also those that could be left out."""
+    missing = [stage for stage in grid.STAGES if stage not in study.model_fields_set]
+    if missing:
+        raise KdstepsError(
+            f"params.yaml: has no section {missing[0]!r}, whose values dvc.yaml follows; "
+            f"add `{missing[0]}: {{}}` to take its defaults"
+        )
+
+
+def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether a file says what it was made with; raise a sentence if that is something else."""
     if not path.is_file():
         raise KdstepsError(f"{path}: is not there; run snakemake first")
     reader = _READERS.get(path.suffix)
-    if reader is None:
-        return False
-    found = reader(path)
-    if found == wanted:
-        return True
+    found = reader(path) if reader else None
+    if not found or found == wanted:
+        return bool(found)
     said, meant = _first_difference(found, wanted)
     raise KdstepsError(
         f"{path}: was made with {said}, params.yaml says {meant}; delete the file and run snakemake"
@@ -69,10 +78,11 @@ def _first_difference(found: Any, wanted: Any, place: str = "") -> tuple[str, st
 def main(arguments: list[str]) -> int:
     try:
         study = load_study()
+        _check_sections(study)
         for stage in arguments:
             # DVC wants the folder of every stage, also where a study needs nothing of it
             Path("results", stage).mkdir(parents=True, exist_ok=True)
-            print(f"{stage}: {verify(study, stage)} files are what params.yaml describes")
+            print(f"{stage}: {verify(study, stage)} jobs are what params.yaml describes")
     except KdstepsError as error:
         print(error, file=sys.stderr)
         return 2

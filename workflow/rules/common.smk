@@ -1,0 +1,83 @@
+# What the rules share. Which files, settings and code belong to a job is said once, in kdsteps/grid.py
+# and kdsteps/fingerprint.py; here it is put into the words of Snakemake.
+import sys
+
+from kdsteps import fingerprint, grid
+from kdsteps.errors import KdstepsError
+from kdsteps.records import check_records, forget_dead_locks, use_this_python
+from kdsteps.settings import load_study
+
+
+wildcard_constraints:
+    dataset=r"[^/]+",
+    teacher=r"[^/]+",
+    pair=r"[^/]+",
+    method=r"[^/]+",
+    seed=r"\d+",
+
+
+def study_of(path):
+    """The study in `path`; what the user can mend is said in one sentence, and nothing is run."""
+    try:
+        if config:
+            raise KdstepsError(
+                f"--config: {', '.join(config)} would not be seen; change the values in {path}"
+            )
+        if workflow.is_main_process:
+            check_records()
+        return load_study(path)
+    except KdstepsError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def outputs_of(rule):
+    """The files that a rule writes, by name."""
+    return grid.outputs(rule)
+
+
+def inputs_of(rule):
+    """Input function: the files that a job reads, by name; a method without teacher reads none."""
+    return lambda wildcards: grid.inputs(study, rule, dict(wildcards.items()))
+
+
+def settings_of(rule):
+    """Param function: all that a job reads from params.yaml as one text, its reason to run again."""
+    return lambda wildcards: grid.settings_text(study, rule, dict(wildcards.items()))
+
+
+def code_of(rule):
+    """Param function: the digest of the code behind a job, its other reason to run again."""
+    return lambda wildcards: fingerprint.code(study, rule, dict(wildcards.items()))
+
+
+def files(wildcards, input, output):
+    """Param function: a job's files as its command takes them; no reason to run again."""
+    return ["--inputs", *named(input), "--outputs", *named(output)]
+
+
+def files_written(wildcards, output):
+    """As `files`, for the report: what it reads is hundreds of files, which it finds by itself."""
+    return ["--outputs", *named(output)]
+
+
+def named(paths):
+    return [f"{name}={path}" for name, path in paths.items()]
+
+
+def reported(paths):
+    """Files that `snakemake --report` shows as well, with a caption where workflow/report has one."""
+    return {
+        name: report(path, caption=f"../report/{name}.rst", category=category_of(path))
+        for name, path in paths.items()
+    }
+
+
+def category_of(path):
+    endings = {".html": "Report", ".png": "Plots", ".svg": "Plots"}
+    return endings.get(path[path.rfind(".") :], "Numbers")
+
+
+def all_cores():
+    """All the cores that the user gave, for the jobs that wait for a GPU or stand in for one."""
+    return workflow.cores

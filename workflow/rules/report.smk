@@ -1,0 +1,25 @@
+# From all measures to the page that says which method won, and whether that is more than noise.
+
+
+rule report:
+    """The report: a page, one row a run, numbers for `dvc metrics`."""
+    input:
+        unpack(inputs_of("report")),
+    output:
+        **reported(outputs_of("report")),
+    log:
+        "logs/report.txt",
+    params:
+        settings=settings_of("report"),
+        code=code_of("report"),
+        files=files_written,
+    message:
+        "write the report"
+    shell:
+        r"""
+        python -m kdsteps report \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus 0 >{log:q} 2>&1
+        """

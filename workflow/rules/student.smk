@@ -1,0 +1,79 @@
+# From a teacher to students: one pair, one method, one seed at a time.
+
+
+rule build:
+    """How a student and a teacher are joined: stones, or pairs of layers."""
+    input:
+        unpack(inputs_of("build")),
+    output:
+        **outputs_of("build"),
+    log:
+        "logs/build/{pair}/{method}.txt",
+    params:
+        settings=settings_of("build"),
+        code=code_of("build"),
+        files=files,
+    message:
+        "plan {wildcards.method} for {wildcards.pair}"
+    shell:
+        r"""
+        python -m kdsteps build \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus 0 >{log:q} 2>&1
+        """
+
+
+rule distil:
+    """A student."""
+    input:
+        unpack(inputs_of("distil")),
+    output:
+        **outputs_of("distil"),
+    log:
+        "logs/distil/{pair}/{method}/{seed}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+    params:
+        settings=settings_of("distil"),
+        code=code_of("distil"),
+        files=files,
+    message:
+        "distil {wildcards.pair} by {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        r"""
+        python -m kdsteps distil \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
+rule evaluate:
+    """Measures of a student, and its predictions for every test image."""
+    input:
+        unpack(inputs_of("evaluate")),
+    output:
+        **outputs_of("evaluate"),
+    log:
+        "logs/evaluate/students/{pair}/{method}/{seed}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+    params:
+        settings=settings_of("evaluate"),
+        code=code_of("evaluate"),
+        files=files,
+    message:
+        "evaluate {wildcards.pair} by {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        r"""
+        python -m kdsteps evaluate \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """

@@ -1,0 +1,128 @@
+# From images to a teacher, and what is known of its layers.
+
+
+rule prepare:
+    """Images, labels and a fixed split of one dataset."""
+    output:
+        **outputs_of("prepare"),
+    log:
+        "logs/prepare/{dataset}.txt",
+    params:
+        settings=settings_of("prepare"),
+        code=code_of("prepare"),
+        files=files,
+    message:
+        "prepare the images of {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps prepare \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus 0 >{log:q} 2>&1
+        """
+
+
+rule train:
+    """A teacher, trained or taken from a checkpoint."""
+    input:
+        unpack(inputs_of("train")),
+    output:
+        **outputs_of("train"),
+    log:
+        "logs/train/{dataset}/{teacher}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+    params:
+        settings=settings_of("train"),
+        code=code_of("train"),
+        files=files,
+    message:
+        "train the teacher {wildcards.teacher} on {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps train \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
+rule cache:
+    """A teacher's features at every layer, for some images."""
+    input:
+        unpack(inputs_of("cache")),
+    output:
+        **outputs_of("cache"),
+    log:
+        "logs/cache/{dataset}/{teacher}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+    params:
+        settings=settings_of("cache"),
+        code=code_of("cache"),
+        files=files,
+    message:
+        "keep what {wildcards.teacher} sees in images of {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps cache \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
+rule score:
+    """Knowledge quality of every layer of a teacher."""
+    input:
+        unpack(inputs_of("score")),
+    output:
+        **outputs_of("score"),
+    log:
+        "logs/score/{dataset}/{teacher}.txt",
+    params:
+        settings=settings_of("score"),
+        code=code_of("score"),
+        files=files,
+    message:
+        "score the layers of {wildcards.teacher} on {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps score \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus 0 >{log:q} 2>&1
+        """
+
+
+rule evaluate_teacher:
+    """Measures of a teacher, and its predictions for every test image."""
+    input:
+        unpack(inputs_of("evaluate_teacher")),
+    output:
+        **outputs_of("evaluate_teacher"),
+    log:
+        "logs/evaluate/teachers/{dataset}/{teacher}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+    params:
+        settings=settings_of("evaluate_teacher"),
+        code=code_of("evaluate_teacher"),
+        files=files,
+    message:
+        "evaluate the teacher {wildcards.teacher} on {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps evaluate \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """
