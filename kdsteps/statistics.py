@@ -147,7 +147,7 @@ def detectable(
 def seeds_needed(
     gain: float, spread: float | None, alpha: float = 0.05, wanted: float = 0.8, most: int = 1000
 ) -> int | None:
-    """How many seeds it takes to see a true difference of `gain`; None if over `most`, or unknown."""
+    """How many seeds it takes to see a true difference of `gain`; None if over `most` or unknown."""
     if not spread or gain <= 0:
         return None
     low, high = 1, 2
@@ -157,12 +157,14 @@ def seeds_needed(
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(gain, spread, middle, alpha) >= wanted else (middle, high)
+        low, high = (
+            (low, middle) if power(gain, spread, middle, alpha) >= wanted else (middle, high)
+        )
     return high if high <= most else None
 
 
 def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, -1 to 1; None for under three points or where one side is flat."""
+    """Spearman's rank correlation, -1 to 1; None for under three points or a flat side."""
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(stats.spearmanr(ours, theirs).statistic)

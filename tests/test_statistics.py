@@ -48,7 +48,13 @@ def test_only_seeds_that_both_have_are_compared():
 def test_one_seed_has_a_difference_but_no_interval_and_no_p():
     found = paired({0: 0.9}, {0: 0.8})
     assert found.mean == pytest.approx(0.1)
-    assert (found.count, found.spread, found.low, found.p, found.effect) == (1, None, None, None, None)
+    assert (found.count, found.spread, found.low, found.p, found.effect) == (
+        1,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 def test_equal_methods_are_no_discovery():

@@ -1,1 +1,51 @@
-"""Placeholder until the report stands."""
+"""Say what the study found: which method won, by how much, and whether that is more than noise.
+
+reads   summaries            summary.json of every dataset
+        teacher_histories, teacher_measures, teacher_predictions
+                             of every teacher: history.parquet, measures.json, predictions.parquet
+        scores               scores.parquet of every teacher that was scored
+        plans                plan.json of every pair and method that has one
+        histories, measures, predictions
+                             of every student: history.parquet, measures.json, predictions.parquet
+writes  page                 index.html, which needs no other file and no network
+        runs                 runs.parquet: a row a student
+        metrics              metrics.json, for `dvc metrics`
+        accuracy, curves, quality, size
+                             PNG pictures of the page's main charts
+        accuracy_table, curves_table, quality_table
+                             CSV tables, for `dvc plots`
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kdsteps.artifacts import RUNS, write_bytes, write_json, write_table, write_text
+from kdsteps.report.figures import pictures
+from kdsteps.report.metrics import metrics, plot_tables
+from kdsteps.report.page import render
+from kdsteps.report.results import load_results, run_rows
+from kdsteps.report.tables import find_references, pair_tables
+from kdsteps.report.verdict import verdict
+from kdsteps.stages._job import Job
+
+log = logging.getLogger("kdsteps")
+
+
+def run(job: Job) -> None:
+    """Compare the methods and write the report."""
+    study = job.settings["study"]
+    results = load_results(job.inputs, study)
+    references = find_references(study["methods"])
+    confidence = study["report"]["confidence"]
+    tables = pair_tables(results.runs, results.teachers, references, confidence)
+    write_table(job.outputs["runs"], run_rows(results), RUNS, job.settings)
+    write_json(job.outputs["metrics"], metrics(tables))
+    for name, rows in plot_tables(results, tables).items():
+        write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))
+    for name, content in pictures(results, tables, study["report"]["title"]).items():
+        write_bytes(job.outputs[name], content)
+    write_text(job.outputs["page"], render(results, tables, study))
+    for table in tables:
+        found = verdict(table)
+        log.info("%s: %s. %s.", table.pair, found.headline, found.answer)

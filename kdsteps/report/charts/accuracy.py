@@ -1,0 +1,153 @@
+"""Every run's accuracy, and how far methods lie from the references."""
+
+from __future__ import annotations
+
+import altair as alt
+import pandas as pd
+
+from kdsteps.report.charts.theme import LIGHT, Chart
+from kdsteps.report.formats import decimals, percent, points
+from kdsteps.report.tables import MethodRow, PairTable
+
+ROW = 30  # pixels a method
+
+
+def strip(table: PairTable, width: int) -> Chart:
+    """Every run as a point, one row a method: mean, spread, and the teacher as a dashed line."""
+    digits = decimals(table.num_images)
+    runs = pd.DataFrame(
+        [
+            {
+                "method": row.method,
+                "accuracy": 100 * value,
+                "role": _role(row, table),
+                "label": f"{row.method}, seed {seed}: {percent(value, digits)} %",
+            }
+            for row in table.rows
+            for seed, value in sorted(row.values.items())
+        ]
+    )
+    means = pd.DataFrame([_mean(row, table) for row in table.rows])
+    y = alt.Y("method:N", sort=list(means["method"]), title=None, axis=_NAMES)
+    axis = alt.Axis(tickCount=max(4, width // 75))
+    x = alt.X("accuracy:Q", title="test accuracy, %", scale=_domain(table), axis=axis)
+    colour = alt.Color("role:N", scale=_ROLES, legend=None)
+    layers = [
+        alt.Chart(means)
+        .mark_rule(strokeWidth=9, opacity=0.16, strokeCap="round")
+        .encode(y=y, x=alt.X("low:Q", scale=_domain(table)), x2="high:Q", color=colour),
+        alt.Chart(means)
+        .mark_tick(thickness=2, size=20, aria=False)
+        .encode(y=y, x=alt.X("mean:Q", scale=_domain(table)), color=colour),
+        alt.Chart(runs)
+        .mark_circle(size=46, opacity=0.75)
+        .encode(y=y, x=x, color=colour, description="label"),
+        alt.Chart(means)
+        .mark_text(align="left", fontSize=12)
+        .encode(y=y, x=alt.value(width + 10), text="text:N", color=colour),
+    ]
+    chart = alt.layer(*layers, *_teacher(table, width))
+    return chart.properties(width=width, height=ROW * len(table.rows))
+
+
+def forest(table: PairTable, reference: str, width: int) -> Chart | None:
+    """Differences to one reference with their intervals; None where there is nothing to compare.
+
+    Args:
+        reference: A key of `table.references`.
+    """
+    digits = decimals(table.num_images)
+    rows = [row for row in table.rows if reference in row.versus]
+    if not rows:
+        return None
+    content = []
+    for row in rows:
+        comparison = row.versus[reference]
+        found = comparison.difference
+        known = found.low is not None and found.high is not None
+        content.append(
+            {
+                "method": row.method,
+                "mean": 100 * found.mean,
+                "low": 100 * found.low if found.low is not None else None,
+                "high": 100 * found.high if found.high is not None else None,
+                "verdict": comparison.verdict,
+                "text": points(found.mean, digits),
+                "label": f"{row.method}: {points(found.mean, digits)} points"
+                + (
+                    f", {points(found.low, digits)} to {points(found.high, digits)}"
+                    if known
+                    else ""
+                ),
+            }
+        )
+    data = alt.Chart(pd.DataFrame(content))
+    y = alt.Y("method:N", sort=[row.method for row in rows], title=None, axis=_NAMES)
+    x = alt.X(
+        "mean:Q",
+        title=f"difference to {table.references[reference]}, points",
+        scale=alt.Scale(zero=True, nice=True, padding=6),
+    )
+    colour = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
+    layers = [
+        zero.encode(x=alt.datum(0)),
+        data.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=colour),
+        data.mark_circle(size=70, opacity=1).encode(y=y, x=x, color=colour, description="label"),
+        data.mark_text(align="left", fontSize=12).encode(
+            y=y, x=alt.value(width + 8), text="text:N", color=colour
+        ),
+    ]
+    return alt.layer(*layers).properties(width=width, height=ROW * len(rows))
+
+
+_NAMES = alt.Axis(labelFontSize=12, labelColor=LIGHT["ink"], labelLimit=150, grid=False)
+_ROLES = alt.Scale(
+    domain=["best", "reference", "other"], range=[LIGHT["accent"], LIGHT["ink"], LIGHT["series1"]]
+)
+_VERDICTS = alt.Scale(
+    domain=["better", "worse", "undecided", "equal", "single"],
+    range=[LIGHT["better"], LIGHT["worse"], LIGHT["muted"], LIGHT["muted"], LIGHT["muted"]],
+)
+
+
+def _role(row: MethodRow, table: PairTable) -> str:
+    if row is table.best:
+        return "best"
+    return "reference" if row.method in table.references.values() else "other"
+
+
+def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
+    found = row.accuracy
+    spread = found.spread or 0.0
+    return {
+        "method": row.method,
+        "mean": 100 * found.mean,
+        "low": 100 * (found.mean - spread),
+        "high": 100 * (found.mean + spread),
+        "role": _role(row, table),
+        "text": percent(found.mean, decimals(table.num_images)),
+    }
+
+
+def _domain(table: PairTable) -> alt.Scale:
+    values = [100 * value for row in table.rows for value in row.values.values()]
+    if table.teacher is not None:
+        values.append(100 * table.teacher["accuracy"])
+    room = max(0.4, 0.06 * (max(values) - min(values)))
+    return alt.Scale(domain=[min(values) - room, min(100.0, max(values) + room)], nice=False)
+
+
+def _teacher(table: PairTable, width: int) -> list[Chart]:
+    if table.teacher is None:
+        return []
+    value = table.teacher["accuracy"]
+    text = f"teacher {table.teacher_name}: {percent(value, decimals(table.num_images))}"
+    data = alt.Chart(pd.DataFrame([{"accuracy": 100 * value, "text": text}]))
+    x = alt.X("accuracy:Q", scale=_domain(table))
+    return [
+        data.mark_rule(strokeDash=[4, 4], color=LIGHT["muted"]).encode(x=x),
+        data.mark_text(align="right", dx=4).encode(
+            x=alt.value(width), y=alt.value(-9), text="text:N"
+        ),
+    ]

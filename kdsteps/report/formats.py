@@ -1,0 +1,84 @@
+"""Numbers as a reader meets them: shares become percent here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeGuard
+
+MISSING = "–"
+_MINUS = "−"
+
+
+def decimals(num_images: int) -> int:
+    """Digits of a percentage that so many images can carry: one image is worth 100 / N points."""
+    return 1 if num_images < 2000 else 2
+
+
+def with_sign(share: float | None, digits: int = 1) -> str:
+    """A percentage with its sign, which no line end separates."""
+    return f"{percent(share, digits)}\u00a0%"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}" if _known(share) else MISSING
+
+
+def points(difference: float | None, digits: int = 1) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    if not _known(difference):
+        return MISSING
+    text = f"{100 * difference:+.{digits}f}"
+    return text.removeprefix("+") if float(text) == 0 else text.replace("-", _MINUS)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    return f"{value:+.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
+
+
+def p_value(p: float | None) -> str:
+    if not _known(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def count(value: float | None) -> str:
+    """A large number with three digits and k, M or G."""
+    if not _known(value):
+        return MISSING
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    if not _known(seconds):
+        return MISSING
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def shape(sizes: Sequence[int]) -> str:
+    return " × ".join(str(size) for size in sizes)
+
+
+def plural(number: int, word: str, words: str | None = None) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and not math.isnan(value)

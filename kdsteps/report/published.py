@@ -1,0 +1,78 @@
+"""Published accuracies of the benchmark's pairs, to stand beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kdsteps.report.tables import PairTable
+from kdsteps.statistics import Sample
+
+TABLE = Path(__file__).with_name("published.csv")
+MARKERS = {"R": "read in a primary source", "R2": "read in a secondary source"}
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One published number and ours.
+
+    Attributes:
+        row: The method as its source calls it.
+        accuracy: Published, as a share.
+        ours: {name in this study: accuracy over seeds} of the methods it corresponds to.
+    """
+
+    row: str
+    accuracy: float
+    source: str
+    marker: str
+    note: str
+    ours: dict[str, Sample]
+
+
+def published_rows(
+    name: str, table: PairTable, methods: Mapping[str, Mapping[str, Any]]
+) -> list[PublishedRow]:
+    """What was published for the pair `name`, in the order of the sources, with our numbers.
+
+    Args:
+        name: A value of the column `pair` of the table that comes with kdsteps.
+        table: Our results on the pair that names it.
+        methods: The section `methods` of the study.
+    """
+    rows = pd.read_csv(TABLE, keep_default_na=False)
+    rows = rows[rows["pair"] == name]
+    ours = {row.method: row.accuracy for row in table.rows}
+    return [
+        PublishedRow(
+            row=row["row"],
+            accuracy=float(row["top1_percent"]) / 100,
+            source=row["source"],
+            marker=row["marker"],
+            note=row["note"],
+            ours=_teacher(table)
+            if row["method"] == "teacher"
+            else _ours(row["method"], ours, methods),
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def _ours(
+    method: str, accuracies: Mapping[str, Sample], methods: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Sample]:
+    return {
+        name: accuracy
+        for name, accuracy in accuracies.items()
+        if methods[name].get("method", name) == method
+    }
+
+
+def _teacher(table: PairTable) -> dict[str, Sample]:
+    if table.teacher is None:
+        return {}
+    return {table.teacher_name: Sample(1, float(table.teacher["accuracy"]), None, None, None)}

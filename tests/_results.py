@@ -1,0 +1,244 @@
+"""Plausible results of a study that was never run, as the stages would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdsteps import grid
+from kdsteps.artifacts import HISTORY, PREDICTIONS, SCORES, write_json, write_table
+from kdsteps.settings import Study, parse_study
+from kdsteps.stages._job import Job
+
+NUM_TEST, NUM_CLASSES = 360, 10
+GAINS = {"labels": 0.0, "kd": 0.012, "block_kd": 0.03, "feature_only": -0.05}
+TERMS = {
+    "labels": ("labels",),
+    "kd": ("labels", "kd"),
+    "block_kd": ("labels", "kd", "stones_labels", "stones_kd", "cross"),
+    "feature_only": ("classifier", "block3", "block6", "block9"),
+}
+
+
+def make_study(seeds: int = 3, methods: tuple[str, ...] = tuple(GAINS), **more: Any) -> Study:
+    return parse_study(
+        {
+            "datasets": {"digits": {"kind": "digits", "size": 16}},
+            "models": {
+                "resnet20": {"family": "cifar_resnet", "depth": 20},
+                "resnet8": {"family": "cifar_resnet", "depth": 8, "widths": [4, 4, 8, 16]},
+            },
+            "pairs": {
+                "resnet20-resnet8": {
+                    "dataset": "digits",
+                    "teacher": "resnet20",
+                    "student": "resnet8",
+                }
+            },
+            "methods": {name: {} for name in methods},
+            "seeds": list(range(seeds)),
+            "report": {"title": "Digits: a small ResNet learns from a larger one"},
+        }
+        | more
+    )
+
+
+def make_results(root: Path, study: Study, gains: dict[str, float] | None = None) -> Job:
+    """Write every file that the report of `study` reads, and the job that reads them."""
+    rng = np.random.default_rng(0)
+    gains = GAINS if gains is None else gains
+    for names in grid.jobs(study, "prepare"):
+        write_json(root / grid.outputs("prepare", names)["summary"], SUMMARY)
+    for names in grid.jobs(study, "train"):
+        _history(root / grid.outputs("train", names)["history"], ("labels",), 0.985, rng)
+    for names in grid.jobs(study, "evaluate_teacher"):
+        _evaluation(root, "evaluate_teacher", names, 0.985, (272_000, 31_000_000), False, rng)
+    for names in grid.jobs(study, "score"):
+        _scores(root / grid.outputs("score", names)["scores"])
+    for names in grid.jobs(study, "build"):
+        write_json(root / grid.outputs("build", names)["plan"], PLANS[names["method"]])
+    luck = {seed: rng.normal(0, 0.006) for seed in study.seeds}
+    for names in grid.jobs(study, "distil"):
+        accuracy = 0.93 + gains[names["method"]] + luck[int(names["seed"])] + rng.normal(0, 0.003)
+        terms = TERMS.get(names["method"], ("labels",))
+        _history(root / grid.outputs("distil", names)["history"], terms, accuracy, rng)
+        taught = names["method"] != "labels"
+        _evaluation(root, "evaluate", names, accuracy, (7_900, 1_200_000), taught, rng)
+    return report_job(root, study)
+
+
+def report_job(root: Path, study: Study) -> Job:
+    inputs = grid.inputs(study, "report", {})
+    return Job(
+        settings=grid.settings(study, "report", {}),
+        inputs={name: [root / path for path in paths] for name, paths in inputs.items()},
+        outputs={name: root / path for name, path in grid.outputs("report", {}).items()},
+    )
+
+
+def _provenance(seconds: float) -> dict[str, Any]:
+    versions = {"python": "3.11.7", "torch": "2.13.0", "torchvision": "0.28.0", "timm": "1.0.31"}
+    place = {"git_commit": "0a1b2c3d4e5f", "device": "cpu x86_64", "threads": 2}
+    return {"versions": versions, "seconds": seconds} | place
+
+
+def _history(
+    path: Path, terms: tuple[str, ...], accuracy: float, rng: np.random.Generator, epochs: int = 15
+) -> None:
+    rows: dict[str, list[Any]] = {"epoch": [], "name": [], "value": []}
+    for epoch in range(1, epochs + 1):
+        fall = np.exp(-epoch / 4)
+        values = {
+            term: float(0.1 + 2.2 * fall / (1 + place) * (1 + 0.05 * rng.normal()))
+            for place, term in enumerate(terms)
+        }
+        values["total"] = sum(values.values())
+        values["learning_rate"] = 0.05 * (1 - epoch / epochs)
+        values["validation_accuracy"] = float(accuracy * (1 - 0.7 * fall) + 0.004 * rng.normal())
+        values["validation_loss"] = float(0.2 + fall)
+        for name, value in values.items():
+            for column, entry in zip(rows, (epoch, name, value), strict=True):
+                rows[column].append(entry)
+    write_table(path, rows, HISTORY, {"made": "up"}, _provenance(41.0 + len(terms)))
+
+
+def _evaluation(
+    root: Path,
+    rule: str,
+    names: grid.Names,
+    accuracy: float,
+    cost: tuple[int, int],
+    taught: bool,
+    rng: np.random.Generator,
+) -> None:
+    labels = np.arange(NUM_TEST) % NUM_CLASSES
+    logits = rng.normal(0, 1, (NUM_TEST, NUM_CLASSES)).astype(np.float32)
+    predicted = labels.copy()
+    wrong = rng.permutation(NUM_TEST)[: round((1 - accuracy) * NUM_TEST)]
+    predicted[wrong] = (
+        labels[wrong] + 1 + rng.integers(0, NUM_CLASSES - 1, len(wrong))
+    ) % NUM_CLASSES
+    logits[np.arange(NUM_TEST), predicted] += 6
+    paths = grid.outputs(rule, names)
+    predicted = logits.argmax(axis=1)
+    rows = {"image": np.arange(NUM_TEST), "label": labels, "predicted": predicted}
+    write_table(root / paths["predictions"], rows | {"logits": list(logits)}, PREDICTIONS, {})
+    write_json(
+        root / paths["measures"],
+        {
+            "accuracy": float((predicted == labels).mean()),
+            "top5": 0.998,
+            "nll": float(0.1 + 2 * (1 - accuracy)),
+            "calibration_error": float(0.01 + 0.2 * (1 - accuracy)),
+            "agreement": float(accuracy - 0.01) if taught else None,
+            "kl_to_teacher": float(1.2 * (1 - accuracy)) if taught else None,
+            "parameters": cost[0],
+            "multiply_adds": cost[1],
+            "size_mib": cost[0] * 4 / 2**20,
+            "latency_ms": cost[1] / 2e7,
+            "latency_p90_ms": cost[1] / 1.7e7,
+            "num_images": NUM_TEST,
+            "settings": {},
+            "provenance": _provenance(2.0),
+        },
+    )
+
+
+LAYERS = ["stem", *(f"block{number}" for number in range(1, 10))]
+SUMMARY = {
+    "class_names": [str(digit) for digit in range(NUM_CLASSES)],
+    "image_shape": [1, 16, 16],
+    "mean": [0.305],
+    "std": [0.376],
+    "images": {"train": 1220, "validation": 217, "test": 360},
+    "images_of_class": {"train": [122] * 10, "validation": [22] * 7 + [21] * 3, "test": [36] * 10},
+    "duplicates": [
+        {
+            "parts": ["train", "test"],
+            "images": 2,
+            "of_other_class": 1,
+            "examples": [["row 3", "row 9"]],
+        }
+    ],
+    "broken": [],
+}
+
+
+def _scores(path: Path) -> None:
+    depth = np.arange(len(LAYERS))
+    separation = 0.3 + 0.5 / (1 + np.exp(-(depth - 5)))
+    information, efficiency = 0.6 - 0.03 * depth, 0.4 + 0.02 * depth
+    root = np.sqrt(information * efficiency)
+    quality = separation + root
+    rank = (-quality).argsort().argsort() + 1
+    rows = {
+        "layer": LAYERS,
+        "depth": depth,
+        "shape": [[16, 16, 16] if d < 4 else [32, 8, 8] if d < 7 else [64, 4, 4] for d in depth],
+        "separation": separation,
+        "information": information,
+        "efficiency": efficiency,
+        "quality": quality,
+        "root_information_efficiency": root,
+        "rank": rank,
+        "chosen": rank <= 3,
+        "reason": [
+            f"quality {value:.3f}, rank {place}" for value, place in zip(quality, rank, strict=True)
+        ],
+    }
+    write_table(path, rows, SCORES, {})
+
+
+def _joint(number: int, kind: str) -> dict[str, Any]:
+    sizes = {1: (16, 16, 16), 2: (32, 8, 8), 3: (64, 4, 4)}
+    small = (sizes[number][0] // 4, *sizes[number][1:])
+    return {
+        "student_layer": f"block{number}",
+        "teacher_layer": f"block{3 * number}",
+        "student_shape": list(small),
+        "teacher_shape": list(sizes[number]),
+        kind: "conv_norm" if kind == "connector" else "conv",
+        "why": f"channels {small[0]} to {sizes[number][0]} by a 1x1 convolution and normalisation",
+        "parameters": small[0] * sizes[number][0] + 2 * sizes[number][0],
+    }
+
+
+_NETWORKS = {
+    "teacher": {
+        "layers": LAYERS,
+        "stages": ["block3", "block6", "block9"],
+        "parameters": 272_000,
+        "multiply_adds": 31_000_000,
+    },
+    "student": {
+        "layers": LAYERS[:4],
+        "stages": LAYERS[1:4],
+        "parameters": 7_900,
+        "multiply_adds": 1_200_000,
+    },
+}
+PLANS = {
+    "block_kd": _NETWORKS
+    | {
+        "plan": "stones",
+        "stones": [
+            _joint(number, "connector")
+            | {
+                "name": f"N{number}",
+                "multiply_adds": 1_000_000 * (4 - number) * 7,
+                "student_blocks": LAYERS[: number + 1],
+                "teacher_blocks": [*LAYERS[3 * number + 1 :], "head"],
+                "weight": 0.5 ** (3 - number),
+            }
+            for number in (1, 2, 3)
+        ],
+    },
+    "feature_only": _NETWORKS
+    | {
+        "plan": "pairs",
+        "pairs": [_joint(number, "projector") for number in (1, 2, 3)],
+        "chosen_by": "as the stage score chose",
+    },
+}
