@@ -25,7 +25,7 @@ from kdsteps.errors import KdstepsError
 Kind = Literal["methods", "models", "data"]
 
 _PACKAGE = Path(__file__).parent
-_GIVEN = {"num_classes", "in_channels", "image_size"}  # what the pipeline, not the user, hands to `build`
+_GIVEN = {"num_classes", "in_channels", "image_size"}  # handed to `build` by the pipeline
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -44,8 +44,12 @@ def known(kind: Kind, name: str, where: str) -> None:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` or, with nothing near, `; there are x, y, z`."""
     choices = [str(choice) for choice in choices]
+    if not choices:
+        return "; there are none"
     close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(choices)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there {'are' if len(choices) > 1 else 'is only'} {', '.join(choices)}"
 
 
 @cache

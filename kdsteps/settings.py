@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,32 +19,38 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from kdsteps import parts
-from kdsteps._yaml import read_yaml
+from kdsteps._wording import MAX_NAME, sentence, shown
+from kdsteps._yaml import NotYaml, read_yaml
 from kdsteps.errors import KdstepsError
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # stands in paths
+Name = Annotated[  # stands in paths
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MAX_NAME)
+]
+MAX_SEED = 2**32 - 1  # what every generator takes
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Entry = dict[str, Any]
 SectionT = TypeVar("SectionT", bound="Section")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-Score = Literal[
-    "quality", "separation", "information", "efficiency", "root_information_efficiency"
-]
+Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
 
 
 class Section(BaseModel):
+    """Frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Pair(Section):
     """A teacher, a student and the images both see."""
 
-    dataset: Name
-    teacher: Name
-    student: Name
+    dataset: Annotated[Name, Field(description="a name under datasets")]
+    teacher: Annotated[Name, Field(description="a name under models")]
+    student: Annotated[Name, Field(description="a name under models")]
     distil: Entry = {}  # values of the section `distil` that differ for this pair
     published: str | None = None  # published values that the report shows beside ours
 
@@ -54,7 +60,7 @@ class Prepare(Section):
 
     validation: Share = 0.1  # of the images that are not for testing
     test: Share = 0.2
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     broken: Literal["refuse", "skip"] = "refuse"  # images that cannot be read
 
 
@@ -74,18 +80,24 @@ class Training(Section):
     decay: PositiveFloat = 0.1  # factor at each milestone
     crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
     flip: bool = False
-    randaugment: NonNegativeInt = 0  # magnitude; 0: off
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0  # magnitude; 0: off
     mixup: NonNegativeFloat = 0.0  # alpha; 0: off
     cutmix: NonNegativeFloat = 0.0  # alpha; 0: off
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     checkpoint_minutes: PositiveFloat = 10.0  # between two saves to resume from
 
+    @model_validator(mode="after")
+    def _momentum_for_nesterov(self) -> Self:
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("asks for nesterov without momentum; momentum should be above 0")
+        return self
+
 
 class Train(Training):
     """How every teacher is trained: the section `train`."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class Distil(Training):
@@ -96,7 +108,7 @@ class Cache(Section):
     """What of a teacher is kept: the section `cache`."""
 
     images: PositiveInt = 5000  # whose features are kept for the scores, balanced over classes
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     budget_gib: PositiveFloat = 4.0
     outputs: Literal["auto", "always", "never"] = "auto"  # the teacher's logits for training
 
@@ -139,11 +151,32 @@ class Report(Section):
 class Study(Section):
     """The whole of params.yaml."""
 
-    datasets: Annotated[dict[Name, Entry], Field(min_length=1)]
-    models: Annotated[dict[Name, Entry], Field(min_length=1)]
-    pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
-    methods: Annotated[dict[Name, Entry], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    datasets: Annotated[
+        dict[Name, Entry],
+        Field(min_length=1, description="at least one entry `name: {kind: ...}`"),
+    ]
+    models: Annotated[
+        dict[Name, Entry],
+        Field(min_length=1, description="at least one entry `name: {family: ...}`"),
+    ]
+    pairs: Annotated[
+        dict[Name, Pair],
+        Field(
+            min_length=1,
+            description="at least one entry `name: {dataset: ..., teacher: ..., student: ...}`",
+        ),
+    ]
+    methods: Annotated[
+        dict[Name, Entry],
+        Field(min_length=1, description="at least one entry `name: {options}`, such as `kd: {}`"),
+    ]
+    seeds: Annotated[
+        tuple[Seed, ...],
+        Field(
+            min_length=1,
+            description=f"a list of whole numbers from 0 to {MAX_SEED}, such as [0, 1, 2]",
+        ),
+    ]
     prepare: Prepare = Prepare()
     train: Train = Train()
     cache: Cache = Cache()
@@ -162,6 +195,9 @@ class Study(Section):
         return {name: {} if entry is None else entry for name, entry in entries.items()}
 
 
+_OPTIONAL = tuple(name for name, field in Study.model_fields.items() if not field.is_required())
+
+
 def load_study(path: str | Path = "params.yaml") -> Study:
     """The study that `path` describes, checked as far as it can be without data and networks.
 
@@ -169,25 +205,27 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         KdstepsError: The file is missing or no YAML, or says something that cannot be.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise KdstepsError(
+            f"{path}: is not there; run kdsteps where params.yaml lies, or copy one from recipes/"
+        ) from error
     except OSError as error:
         raise KdstepsError(
-            f"{path}: cannot be read ({error.strerror}); run kdsteps where params.yaml lies, "
-            "or copy one from recipes/"
+            f"{path}: cannot be read ({error.strerror}); give a file that you may read"
         ) from error
     except UnicodeDecodeError as error:
-        raise KdstepsError(f"{path}: is not UTF-8 text; write it as a YAML file") from error
+        raise KdstepsError(f"{path}: is no UTF-8 text; write it as a YAML file") from error
     try:
         content = read_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise KdstepsError(f"{path}:{line} is not YAML: {problem}; mend that line") from error
+    except NotYaml as error:
+        line = f" line {error.line}" if error.line else ""
+        raise KdstepsError(f"{path}:{line} is not YAML: {error.problem}") from error
     if not isinstance(content, dict):
-        found = "empty" if content is None else f"a {type(content).__name__}"
+        found = "empty" if content is None else shown(content)
         raise KdstepsError(
-            f"{path}: is {found}; it needs the sections datasets, models, pairs, methods and seeds"
+            f"{path}: is {found}; it should have the sections datasets, models, pairs, methods "
+            "and seeds"
         )
     return parse_study(content, str(path))
 
@@ -198,7 +236,8 @@ def parse_study(content: dict[str, Any], where: str = "params.yaml") -> Study:
     Raises:
         KdstepsError: As `load_study`.
     """
-    study = parse(Study, content, where)
+    blank = {name for name in _OPTIONAL if content.get(name, ...) is None}  # `evaluate:` alone
+    study = parse(Study, {key: content[key] for key in content if key not in blank}, where)
     _check_seeds(study, where)
     for name, entry in study.datasets.items():
         dataset_entry(entry, f"{where}: datasets.{name}")
@@ -218,24 +257,22 @@ def parse_study(content: dict[str, Any], where: str = "params.yaml") -> Study:
 
 def dataset_entry(entry: Entry, where: str) -> tuple[str, Entry]:
     """The kind of data and its options, defaults filled in."""
-    return _part("data", "kind", entry, where)
+    return _part("data", "kind", entry, where, ())
 
 
 def model_entry(entry: Entry, where: str = "models") -> tuple[str, Entry]:
     """The family of a model and its options, defaults filled in, `checkpoint` among them."""
-    own = {key: value for key, value in entry.items() if key not in ("train", "checkpoint")}
-    family, options = _part("models", "family", own, where)
+    family, options = _part("models", "family", entry, where, ("train", "checkpoint"))
     if (checkpoint := entry.get("checkpoint")) is not None:
         if not isinstance(checkpoint, str):
-            raise KdstepsError(f"{where}.checkpoint: is {checkpoint!r}; it should be a path")
+            raise KdstepsError(f"{where}.checkpoint is {shown(checkpoint)}; it should be a path")
         options["checkpoint"] = checkpoint
     return family, options
 
 
 def method_entry(name: str, entry: Entry, where: str = "methods") -> tuple[str, Entry]:
     """The method behind a name in params.yaml and its options, defaults filled in."""
-    own = {key: value for key, value in entry.items() if key not in ("distil", "build")}
-    return _part("methods", "method", {"method": name} | own, where)
+    return _part("methods", "method", {"method": name} | entry, where, ("distil", "build"))
 
 
 def merge(section: SectionT, overrides: Any, where: str) -> SectionT:
@@ -244,33 +281,48 @@ def merge(section: SectionT, overrides: Any, where: str) -> SectionT:
     Raises:
         KdstepsError: A key is unknown or a value is out of range.
     """
+    if overrides is None:  # `distil:` with nothing behind it
+        return section
     if not isinstance(overrides, dict):
-        raise KdstepsError(f"{where}: is {overrides!r}; it should map keys of the section to values")
-    parse(type(section), overrides, where)  # so that the message names the override's place
-    return type(section).model_validate(section.model_dump() | overrides)
+        keys = ", ".join(type(section).model_fields)
+        raise KdstepsError(f"{where} is {shown(overrides)}; it should have keys out of {keys}")
+    return parse(type(section), section.model_dump(mode="json") | overrides, where)
 
 
-def parse(model: type[ModelT], content: Any, where: str) -> ModelT:
-    """`content` as a settings model, or one sentence that says what is wrong with it and where."""
+def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
+    """`content` as a settings model, or one sentence that says what is wrong with it and where.
+
+    Args:
+        others: Keys that may stand beside those of the model, for guesses at what was meant.
+    """
+    try:
+        text = json.dumps(content, default=str)
+    except ValueError as error:
+        raise KdstepsError(f"{where}: an entry contains itself; write it out instead") from error
     try:  # as JSON: lists may stand for tuples there although types are strict
-        return model.model_validate_json(json.dumps(content, default=str), strict=True)
+        return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise KdstepsError(_sentence(error, model, where)) from error
+        raise KdstepsError(sentence(error, model, content, where, others)) from error
 
 
-def _part(kind: parts.Kind, key: str, entry: Entry, where: str) -> tuple[str, Entry]:
+def _part(
+    kind: parts.Kind, key: str, entry: Entry, where: str, others: Sequence[str]
+) -> tuple[str, Entry]:
+    """The name of a part and its options; `others` are keys of the entry that are not its own."""
     if key not in entry:
-        raise KdstepsError(f"{where}: has no {key!r}; there are {', '.join(parts.names(kind))}")
+        there = ", ".join(parts.names(kind))
+        raise KdstepsError(f"{where}.{key} is missing; there are {there}")
     name = entry[key]
-    parts.known(kind, name, f"{where}.{key}" if kind != "methods" else where)
-    rest = {option: value for option, value in entry.items() if option != key}
-    return name, parse(parts.options(kind, name), rest, where).model_dump(mode="json")
+    parts.known(kind, name, where if where.endswith(f"methods.{name}") else f"{where}.{key}")
+    rest = {option: value for option, value in entry.items() if option not in (key, *others)}
+    options = parse(parts.options(kind, name), rest, where, (key, *others))
+    return name, options.model_dump(mode="json")
 
 
 def _check_seeds(study: Study, where: str) -> None:
     twice = [seed for seed, count in Counter(study.seeds).items() if count > 1]
     if twice:
-        raise KdstepsError(f"{where}: seeds: {twice[0]} stands there twice; each seed is one run")
+        raise KdstepsError(f"{where}: seeds: {twice[0]} stands there twice; once would be right")
 
 
 def _check_pair(study: Study, pair: Pair, where: str) -> None:
@@ -278,35 +330,9 @@ def _check_pair(study: Study, pair: Pair, where: str) -> None:
         name, there = getattr(pair, key), getattr(study, section)
         if name not in there:
             hint = parts.nearest(name, there)
-            raise KdstepsError(f"{where}.{key}: {name!r} is not under {section}{hint}")
+            raise KdstepsError(f"{where}.{key} is {name!r}, which is not under {section}{hint}")
     if pair.published is not None and pair.published not in parts.published_pairs():
         hint = parts.nearest(pair.published, parts.published_pairs())
-        raise KdstepsError(f"{where}.published: no values are known for {pair.published!r}{hint}")
-
-
-def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """The first thing wrong, in words, and how many more there are."""
-    problems = error.errors()
-    first = problems[0]
-    place = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple["))]
-    spot = f"{where}: {'.'.join(place)}" if place else where
-    found = first["input"]
-    if first["type"] == "extra_forbidden":
-        said = f"is an unknown key{parts.nearest(place[-1], _keys(model, place[:-1]))}"
-    elif first["type"] == "missing":
-        said = "is missing; it has to be given"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        said = f"is {found!r}; {message[0].lower()}{message[1:]}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{spot} {said}{more}"
-
-
-def _keys(model: type[BaseModel], place: list[str]) -> list[str]:
-    """The keys that may stand at `place` in a settings model."""
-    for part in place:
-        field = model.model_fields.get(part)
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        model = inner[0] if inner else model
-    return list(model.model_fields)
+        raise KdstepsError(
+            f"{where}.published is {pair.published!r}, of which no published values are known{hint}"
+        )
