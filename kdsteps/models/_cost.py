@@ -1,26 +1,40 @@
-"""What a network costs: its parameters, and the multiply-adds of one pass."""
+"""What a network costs: parameters, and multiply-adds for the images it is shown."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-
-def num_parameters(module: nn.Module) -> int:
-    """Trained numbers, without the buffers."""
-    return sum(parameter.numel() for parameter in module.parameters())
+from kdsteps.models._evaluating import evaluating
 
 
-@torch.no_grad()
-def multiply_adds(module: nn.Module, inputs: Tensor) -> int:
-    """Multiply-adds of one forward pass in eval mode: convolutions, matrix products, attention.
+def num_parameters(network: nn.Module) -> int:
+    """Number of weights, shared ones counted once; buffers such as BN statistics are none."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
-    Counted by PyTorch as two operations each, norms and activations not at all, as the field does.
+
+def multiply_adds(network: nn.Module, images: Tensor) -> int:
+    """Multiplications with the addition that follows, for one forward pass in eval mode.
+
+    Convolutions, linear layers, matrix products and attention count; norms, activations, pooling
+    and additions do not, as is usual.
+
+    Args:
+        network: Any module of one input.
+        images: (N, ...): the count is for all N together, so give one image for a network's cost.
     """
-    was_training = module.training
-    module.eval()
-    with FlopCounterMode(display=False) as counter:
-        module(inputs)
-    module.train(was_training)
-    return counter.get_total_flops() // 2
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # fused attention is one opaque operation; spelt out, its products are counted
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            evaluating(network),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            network(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return int(counter.get_total_flops()) // 2

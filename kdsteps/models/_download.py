@@ -1,0 +1,31 @@
+"""Whether pretrained weights can be fetched, known at once and not after a minute of retries."""
+
+from __future__ import annotations
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+_PATIENCE_S = 4.0
+
+
+def reachable(address: str) -> bool:
+    """Whether the server of a web address answers; a proxy is trusted to know."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    parts = urlsplit(address)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
+    try:
+        with socket.create_connection((parts.hostname or "", port), timeout=_PATIENCE_S):
+            return True
+    except OSError:
+        return False
+
+
+def no_weights(what: str, reason: object) -> str:
+    """The sentence for weights that cannot be had."""
+    first_line = str(reason).strip().partition("\n")[0]
+    return (
+        f"models: the pretrained weights of {what} cannot be had ({first_line}); fetch the file "
+        "where there is a network and give it as checkpoint: PATH, without pretrained: true"
+    )
