@@ -60,7 +60,7 @@ def _against_loader(images: Tensor, labels: Tensor, device: torch.device) -> Row
     pair = paired(epochs[workers], ours, repeats=3)
     speed = [f"{_IMAGES / time:,.0f}" for time in (pair.second, pair.first)]
     return Row(
-        what=f"crop, flip, normalise on the {device.type.upper()}, batches of {_BATCH} x 3 x 32 x 32",
+        what=f"crop, flip, normalise on the {device.type.upper()}, {_BATCH} x 3 x 32 x 32",
         against=f"torchvision DataLoader, {workers} workers (the faster of 0 and {cores})",
         ratio=pair.ratio,
         detail=f"{speed[0]} against {speed[1]} images/s",
@@ -113,7 +113,7 @@ class _Plain(Dataset[tuple[Tensor, int]]):
 
 
 def _prepare() -> Row:
-    """Seconds from a Parquet file of PNGs to the stored array; the images are noise, the worst case."""
+    """Seconds from PNGs in Parquet to the stored array; the images are noise, the worst case."""
     logging.getLogger("kdsteps").setLevel(logging.ERROR)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:

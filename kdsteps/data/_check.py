@@ -34,7 +34,7 @@ def check_source(source: Source) -> None:
     if twice:
         raise KdstepsError(f"two classes are called {min(twice)!r}; give each a name of its own")
     check_labels(source.labels, source.class_names, source.names)
-    unknown = set(np.unique(source.split)) - set(PARTS) - {""}
+    unknown = set(np.unique(source.split).tolist()) - set(PARTS) - {""}
     if unknown:
         raise ValueError(f"the source speaks of a part {min(unknown)!r}")
 

@@ -160,7 +160,7 @@ class ImagePart:
 
 def _orders(index: Tensor, view: Tensor, batch_size: int, seed: int) -> list[Order]:
     pieces = zip(index.split(batch_size), view.split(batch_size), strict=True)
-    return [Order(i, v, seed + number) for number, (i, v) in enumerate(pieces)]
+    return [Order(i, v, seed + number) for number, (i, v) in enumerate(pieces) if len(i)]
 
 
 def _moved(orders: list[Order], device: torch.device) -> list[Order]:

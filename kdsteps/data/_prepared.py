@@ -1,4 +1,4 @@
-"""A prepared dataset as the stages read it: checked against itself, its parts ready for training."""
+"""A prepared dataset as the stages read it: checked, and its parts ready for training."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
 from kdsteps.artifacts import INDEX, read_array, read_json, read_table
@@ -19,7 +19,16 @@ from kdsteps.data._stream import StreamedPart
 from kdsteps.errors import KdstepsError
 
 RESIDENT_BYTES = 8 * 2**30  # a part up to this size lives on the device as uint8
-_SUMMARY_KEYS = ("class_names", "image_shape", "mean", "std")
+_AGAIN = "make them again with `kdsteps prepare`"
+
+
+class _Summary(BaseModel):
+    """What stages need of summary.json; the rest of it is for the report."""
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
 
 
 @dataclass(frozen=True)
@@ -94,25 +103,27 @@ def load_prepared(
     Raises:
         KdstepsError: A file is missing or damaged, lacks something, or does not fit the others.
     """
-    described, pixels = read_json(summary), read_array(images)
-    for key in _SUMMARY_KEYS:
-        if key not in described:
-            raise KdstepsError(f"{summary}: has no {key!r}; make it again with `kdsteps prepare`")
+    described, pixels = _read_summary(summary), read_array(images)
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise KdstepsError(
             f"{images}: holds {pixels.dtype} of shape {pixels.shape}; images are uint8 of "
-            "(images, channels, height, width); make it again with `kdsteps prepare`"
+            f"(images, channels, height, width); {_AGAIN}"
         )
-    table = read_table(index, INDEX)
-    labels = table["label"].to_numpy().astype(np.int64)
-    split = np.asarray(table["split"].to_pylist(), dtype="<U10")
-    _check_fit(images, index, summary, pixels, labels, split, described)
-    channels, height, width = described["image_shape"]
+    if pixels.shape[1:] != described.image_shape:
+        raise KdstepsError(
+            f"{images}: has images of {pixels.shape[1:]}, {summary} says "
+            f"{described.image_shape}; {_AGAIN}"
+        )
+    labels, split = _read_index(index, described.class_names)
+    if len(labels) != len(pixels):
+        raise KdstepsError(
+            f"{index}: has {len(labels)} rows for {len(pixels)} images in {images}; {_AGAIN}"
+        )
     return Prepared(
-        class_names=tuple(described["class_names"]),
-        image_shape=(channels, height, width),
-        mean=torch.tensor(described["mean"], dtype=torch.float32),
-        std=torch.tensor(described["std"], dtype=torch.float32),
+        class_names=described.class_names,
+        image_shape=described.image_shape,
+        mean=torch.tensor(described.mean),
+        std=torch.tensor(described.std),
         images=pixels,
         labels=labels,
         split=split,
@@ -126,38 +137,41 @@ def _workers(device: torch.device) -> int:
     return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
 
 
-def _check_fit(
-    images: str | Path,
-    index: str | Path,
-    summary: str | Path,
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    split: np.ndarray,
-    described: dict[str, Any],
-) -> None:
-    again = "make them again with `kdsteps prepare`"
-    if len(labels) != len(pixels):
+def _read_summary(path: str | Path) -> _Summary:
+    try:
+        described = _Summary.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, said = ".".join(map(str, first["loc"])), first["msg"]
+        sentence = f"{path}: {place}: {said[0].lower()}{said[1:]}; {_AGAIN}"
+        raise KdstepsError(sentence) from error
+    channels = described.image_shape[0]
+    if not len(described.mean) == len(described.std) == channels:
         raise KdstepsError(
-            f"{index}: has {len(labels)} rows for {len(pixels)} images in {images}; {again}"
+            f"{path}: has {len(described.mean)} means and {len(described.std)} standard deviations "
+            f"for {channels} channels; {_AGAIN}"
         )
-    if list(pixels.shape[1:]) != described["image_shape"]:
-        raise KdstepsError(
-            f"{images}: has images of {list(pixels.shape[1:])}, {summary} says "
-            f"{described['image_shape']}; {again}"
-        )
-    num_classes = len(described["class_names"])
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    return described
+
+
+def _read_index(path: str | Path, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and parts, (N,) each."""
+    table = read_table(path, INDEX)
+    labels = table["label"].to_numpy().astype(np.int64)
+    split = np.asarray(table["split"].to_pylist(), dtype="<U10")
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise KdstepsError(
-            f"{index}: row {wrong[0]} has the label {labels[wrong[0]]}; with {num_classes} classes "
-            f"labels go from 0 to {num_classes - 1}; {again}"
+            f"{path}: row {wrong[0]} has the label {labels[wrong[0]]}; with {len(class_names)} "
+            f"classes labels go from 0 to {len(class_names) - 1}; {_AGAIN}"
         )
-    unknown = sorted(set(np.unique(split)) - set(PARTS))
+    unknown = sorted(set(split.tolist()) - set(PARTS))
     if unknown:
         raise KdstepsError(
-            f"{index}: speaks of a part {unknown[0]!r}; there are {', '.join(PARTS)}; {again}"
+            f"{path}: speaks of a part {unknown[0]!r}; there are {', '.join(PARTS)}; {_AGAIN}"
         )
-    counts = np.bincount(labels[split == "train"], minlength=num_classes)
+    counts = np.bincount(labels[split == "train"], minlength=len(class_names))
     if not counts.all():
-        name = described["class_names"][int(counts.argmin())]
-        raise KdstepsError(f"{index}: class {name!r} has no training images; {again}")
+        name = class_names[int(counts.argmin())]
+        raise KdstepsError(f"{path}: class {name!r} has no training images; {_AGAIN}")
+    return labels, split

@@ -1,4 +1,4 @@
-"""What every kind of data hands over: labelled images, before they are checked, split and stored."""
+"""What every kind of data hands over: labelled images, not yet checked, split and stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Picture:
 
 
 class Encoded(Protocol):
-    """Images that are decoded one after the other, so that they never stand in memory all at once."""
+    """Images that are decoded one after the other and never stand in memory all at once."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Which image is for training, validation or testing, and which image stands in two parts at once."""
+"""Which image is for training, validation or testing, and which stands in two parts at once."""
 
 from __future__ import annotations
 

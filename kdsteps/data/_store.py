@@ -1,4 +1,4 @@
-"""One pass over the images of a source: each is decoded, checked, measured and handed on to be stored.
+"""One pass over the images of a source: each is decoded, checked, measured and handed on.
 
 Only sums and hashes of an image stay in memory, so that a set of any size can be prepared.
 """

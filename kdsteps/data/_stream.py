@@ -1,8 +1,9 @@
 """Images that do not fit on the device: workers read them from the stored array, batch by batch.
 
-The store is the array that `prepare` wrote, mapped from the disk: images are decoded once, not once
-an epoch, which is what makes an ImageNet epoch slow. It costs disk space (C x H x W bytes an image),
-and the size there is the size the network sees; crops of another size are made from it on the fly.
+The store is the array that `prepare` wrote, mapped from the disk: images are decoded and resized
+once, not once an epoch, which is what makes epochs of large images slow. It costs disk space, one
+byte a pixel and channel. What is random (crop, flip, `Distortion`) is made of it on the fly; the
+size stored is the size the network sees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The views that random crop and flip give of an image: numbered, so that one can be looked up later."""
+"""The views that random crop and flip give of an image, numbered so that each can be looked up."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class Views:
             rest, dx = divmod(one_view, steps)
             mirrored, dy = divmod(rest, steps)
             top, left = dy - self.crop_padding, dx - self.crop_padding  # of the crop in the image
-            y0, y1 = max(0, top), min(height, height + top)
-            x0, x1 = max(0, left), min(width, width + left)
+            y0, x0 = max(0, top), max(0, left)
+            y1 = max(y0, min(height, height + top))  # nothing is left where the padding is wider
+            x1 = max(x0, min(width, width + left))
             piece = source[number, :, y0:y1, x0:x1]
             if mirrored:
                 target[place, :, y0 - top : y1 - top, width + left - x1 : width + left - x0] = (

@@ -129,13 +129,14 @@ def _images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _annotated(folder: Path) -> list[tuple[Path, str]]:
-    """The images of a part whose classes stand in a text file, as Tiny ImageNet's validation part."""
+    """The images of a part whose classes stand in a text file, as Tiny ImageNet's do."""
     lines = (folder / _ANNOTATIONS).read_text().splitlines()
     rows = [line.split("\t")[:2] for line in lines if line.strip()]
     short = [number for number, row in enumerate(rows, 1) if len(row) < 2]
     if short:
         raise KdstepsError(
-            f"{folder / _ANNOTATIONS}: line {short[0]} has no class; write a file name, a tab and a class"
+            f"{folder / _ANNOTATIONS}: line {short[0]} has no class; write a file name, a tab and "
+            "a class"
         )
     return [(folder / "images" / name, class_name) for name, class_name in rows]
 

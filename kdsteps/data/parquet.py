@@ -197,6 +197,6 @@ def _stated_names(file: _File, label: str) -> tuple[str, ...]:
         return tuple(map(str, features.get(label, {}).get("names", ())))
     except (ValueError, TypeError, AttributeError) as error:
         raise KdstepsError(
-            f"{file.path}: the class names in its metadata cannot be read ({error}); write the file "
-            "again"
+            f"{file.path}: the class names in its metadata cannot be read ({error}); "
+            "write the file again"
         ) from error

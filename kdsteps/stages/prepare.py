@@ -42,7 +42,6 @@ def run(job: Job) -> None:
         for piece in decoded(source, survey, broken=section["broken"], threads=job.threads):
             images.add(piece)
         index = _index(source, survey, section)
-        check_classes(index["label"], index["split"], source.class_names)
         summary = _summary(source, survey, index, images.shape)
         write_table(job.outputs["index"], index, INDEX, settings=job.settings)
         write_json(job.outputs["summary"], summary | {"settings": job.settings})
@@ -56,9 +55,10 @@ def _load(kind: str, options: dict[str, Any]) -> Source:
 
 def _index(source: Source, survey: Survey, section: dict[str, Any]) -> dict[str, Any]:
     """The columns of the index: one row for each image that was kept."""
-    labels = source.labels[survey.kept]
+    labels, given = source.labels[survey.kept], source.split[survey.kept]
+    check_classes(labels, np.where(given == "", "train", given), source.class_names)
     parts = complete_split(
-        source.split[survey.kept],
+        given,
         labels,
         survey.hashes,
         source.class_names,

@@ -1,0 +1,434 @@
+"""The stage `prepare`: what it stores, how it splits, what it finds, and what it refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from _pictures import FILES, as_bytes, colour, prepare, prepared, write_folder
+from PIL import Image
+
+from kdsteps.artifacts import INDEX, read_json, read_table, write_array, write_json, write_table
+from kdsteps.data import _prepared
+from kdsteps.data._check import check_source
+from kdsteps.data._prepared import load_prepared
+from kdsteps.data._source import Source
+from kdsteps.data._split import complete_split, duplicates
+from kdsteps.data._store import Survey, decoded
+from kdsteps.data._stream import StreamedPart
+from kdsteps.errors import KdstepsError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Ten cats and twenty dogs, all different."""
+    return str(write_folder(tmp_path / "pets", {"cat": 10, "dog": 20}))
+
+
+def source(images, labels=None, split=None, class_names=("a", "b")) -> Source:
+    count = len(images)
+    return Source(
+        images=np.asarray(images),
+        labels=np.arange(count) % 2 if labels is None else np.asarray(labels),
+        class_names=class_names,
+        split=np.full(count, "", "<U10") if split is None else np.asarray(split),
+        names=tuple(f"image {number}" for number in range(count)),
+    )
+
+
+# what is stored
+
+
+def test_the_stored_images_labels_and_sources_are_those_of_the_files(tmp_path, pets):
+    files = prepare(tmp_path / "out", "folder", {"path": pets})
+    index, images = read_table(files["index"], INDEX).to_pylist(), np.load(files["images"])
+    assert images.shape == (30, 3, 6, 6)
+    assert images.dtype == np.uint8
+    for row in index:
+        name, number = row["source"].removesuffix(".png").split("/")
+        seed = int(number) + (0 if name == "cat" else 10)  # as `write_folder` drew them
+        assert np.array_equal(images[row["image"]], np.asarray(colour(seed)).transpose(2, 0, 1))
+        assert row["label"] == ("cat", "dog").index(name)
+
+
+def test_mean_and_std_are_those_of_the_training_images(tmp_path, pets):
+    data, summary = prepared(tmp_path / "out", "folder", {"path": pets})
+    train = data.images[data.rows("train")] / 255
+    assert summary["mean"] == pytest.approx(train.mean(axis=(0, 2, 3)).tolist(), abs=1e-12)
+    assert summary["std"] == pytest.approx(train.std(axis=(0, 2, 3)).tolist(), abs=1e-12)
+    batches = torch.cat([batch.images for batch in data.part("train").in_order(7)])
+    assert torch.allclose(batches.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5)
+    assert torch.allclose(batches.std(dim=(0, 2, 3), unbiased=False), torch.ones(3), atol=1e-5)
+
+
+def test_the_same_settings_give_the_same_bytes(tmp_path, pets):
+    one = prepare(tmp_path / "one", "folder", {"path": pets}, threads=1)
+    other = prepare(tmp_path / "other", "folder", {"path": pets}, threads=3)
+    for name in FILES:
+        assert one[name].read_bytes() == other[name].read_bytes()
+
+
+def test_the_summary_counts_what_is_there(tmp_path, pets):
+    _, summary = prepared(tmp_path / "out", "folder", {"path": pets})
+    assert summary["class_names"] == ["cat", "dog"]
+    assert summary["images"] == {"train": 19, "validation": 5, "test": 6}
+    assert summary["images_of_class"] == {"train": [6, 13], "validation": [2, 3], "test": [2, 4]}
+    assert summary["image_shape"] == [3, 6, 6]
+    assert summary["sizes"]["most_frequent"] == [{"height": 6, "width": 6, "images": 30}]
+    assert summary["modes"] == {"RGB": 30}
+    assert summary["settings"]["kind"] == "folder"
+
+
+def test_digits_come_stratified_and_whole(tmp_path):
+    data, summary = prepared(tmp_path, "digits", {"size": 8}, validation=0.15)
+    assert summary["images"] == {"train": 1222, "validation": 216, "test": 359}
+    for part in ("train", "validation", "test"):
+        shares = np.array(summary["images_of_class"][part]) / summary["images"][part]
+        assert abs(shares - 0.1).max() < 0.01
+    assert len(data.part("train")) == 1222
+
+
+def test_images_of_any_size_become_one(tmp_path):
+    for number, (height, width) in enumerate([(9, 7), (20, 30), (8, 8), (40, 12)]):
+        (tmp_path / "set" / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+        image = colour(number, height, width)
+        image.save(tmp_path / "set" / f"c{number % 2}" / f"{number}.png")
+    options = {"path": str(tmp_path / "set"), "resize": 8, "crop": 6}
+    data, summary = prepared(tmp_path / "out", "folder", options, validation=0, test=0.5)
+    assert data.image_shape == (3, 6, 6)
+    assert summary["sizes"]["different"] == 4
+
+
+def test_grey_and_colour_together_become_colour(tmp_path):
+    root = write_folder(tmp_path / "set", {"a": 3, "b": 3})
+    Image.new("L", (6, 6), 9).save(root / "a" / "grey.png")
+    data, summary = prepared(tmp_path / "out", "folder", {"path": str(root)})
+    assert data.image_shape[0] == 3
+    assert summary["modes"] == {"L": 1, "RGB": 6}
+    grey, _ = prepared(tmp_path / "grey", "folder", {"path": str(root), "channels": 1})
+    assert grey.image_shape[0] == 1
+
+
+# how it is split
+
+
+def split_of(count, *, source_split=None, hashes=None, labels=None, **shares):
+    labels = np.arange(count) % 2 if labels is None else labels
+    hashes = [str(number) for number in range(count)] if hashes is None else hashes
+    given = np.full(count, "") if source_split is None else np.asarray(source_split)
+    shares = {"validation": 0.2, "test": 0.2, "seed": 0} | shares
+    return complete_split(given, labels, hashes, ("even", "odd"), **shares)
+
+
+def test_every_class_is_split_in_the_same_shares():
+    labels = np.array([0] * 100 + [1] * 50)
+    parts = split_of(150, labels=labels)
+    found = {part: np.bincount(labels[parts == part]).tolist() for part in np.unique(parts)}
+    assert found == {"train": [64, 32], "validation": [16, 8], "test": [20, 10]}
+
+
+def test_a_seed_decides_the_split_and_the_order_of_the_images_does_not():
+    parts = split_of(60)
+    turned = np.arange(60)[::-1]
+    hashes = [str(number) for number in turned]
+    assert np.array_equal(split_of(60, hashes=hashes, labels=turned % 2), parts[turned])
+    assert not np.array_equal(split_of(60, seed=1), parts)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_copies_of_an_image_never_end_up_in_two_parts(seed):
+    hashes = [str(number // 6) for number in range(60)]
+    labels = np.zeros(60, int)
+    labels[30:] = 1
+    parts = split_of(60, hashes=hashes, labels=labels, seed=seed)
+    assert set(parts) == {"train", "validation", "test"}
+    assert all(len(set(parts[start : start + 6])) == 1 for start in range(0, 60, 6))
+
+
+def test_parts_of_the_source_stay_and_the_missing_one_is_taken_from_train():
+    given = ["train"] * 40 + ["test"] * 20
+    parts = split_of(60, source_split=given)
+    assert Counter(parts[40:]) == {"test": 20}
+    assert Counter(parts[:40]) == {"train": 32, "validation": 8}
+    given = ["train"] * 40 + ["validation"] * 20
+    parts = split_of(60, source_split=given)
+    assert Counter(parts[40:]) == {"validation": 20}
+    assert Counter(parts[:40]) == {"train": 32, "test": 8}
+
+
+def test_no_validation_part_is_made_where_none_is_wanted():
+    given = ["train"] * 40 + ["test"] * 20
+    assert split_of(60, source_split=given, validation=0.0).tolist() == given
+
+
+def test_no_test_part_at_all_is_refused():
+    with pytest.raises(KdstepsError, match=r"prepare.test is 0 and the source has no test part"):
+        split_of(10, test=0.0)
+
+
+def test_a_class_too_small_for_every_part_is_refused():
+    labels = np.array([0] * 10 + [1])
+    with pytest.raises(KdstepsError, match="class 'odd' has 1 different image to train on"):
+        split_of(11, labels=labels)
+
+
+# what it finds
+
+
+def test_copies_are_counted_between_parts_and_within():
+    parts = np.array(["train", "test", "test", "train", "validation"])
+    found = duplicates(["x", "x", "x", "y", "y"], parts)
+    assert found == {
+        ("train", "test"): [(0, 1), (0, 2)],
+        ("test", "test"): [(1, 2)],
+        ("train", "validation"): [(3, 4)],
+    }
+
+
+def test_an_image_in_train_and_test_is_reported_with_both_names(tmp_path):
+    write_folder(tmp_path / "set" / "train", {"a": 5, "b": 5})
+    write_folder(tmp_path / "set" / "test", {"a": 2, "b": 2}, start=50)
+    colour(3).save(tmp_path / "set" / "test" / "b" / "copy.png")  # train has it as class a
+    _, summary = prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")}, validation=0)
+    assert summary["duplicates"] == [
+        {
+            "parts": ["train", "test"],
+            "images": 1,
+            "of_other_class": 1,
+            "examples": [["train/a/3.png", "test/b/copy.png"]],
+        }
+    ]
+
+
+def test_broken_images_are_named_counted_and_refused(tmp_path, pets):
+    for name in ("cat/3.png", "dog/7.png"):
+        path = tmp_path / "pets" / name
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(
+        KdstepsError, match=r"2 of 30 images cannot be read: cat/3.png: .*dog/7.png"
+    ):
+        prepare(tmp_path / "out", "folder", {"path": pets})
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_broken_images_are_left_out_where_told_so(tmp_path, pets):
+    (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"not an image")
+    data, summary = prepared(tmp_path / "out", "folder", {"path": pets}, broken="skip")
+    assert summary["broken"] == ["cat/3.png: is no image of a known kind"]
+    assert len(data.images) == 29
+    whole, _ = prepared(tmp_path / "again", "folder", {"path": pets}, broken="skip")
+    assert np.array_equal(data.images, whole.images)
+
+
+def test_a_set_of_broken_images_alone_is_refused_even_where_they_may_be_skipped(tmp_path):
+    table = pa.table({"image": [b"no", b"nor this"], "label": [0, 1]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(KdstepsError, match=r"none of the 2 images can be read: a.parquet row 0"):
+        prepare(tmp_path / "out", "parquet", {"train": f"{tmp_path}/a.parquet"}, broken="skip")
+
+
+# what it refuses
+
+
+def run_parquet(tmp_path, labels, metadata=None, **section):
+    images = [as_bytes(colour(seed)) for seed in range(len(labels))]
+    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "a.parquet")
+    return prepare(tmp_path / "out", "parquet", {"train": f"{tmp_path}/a.parquet"}, **section)
+
+
+def test_labels_out_of_range_are_refused_by_name(tmp_path):
+    names = {"label_names": '["a", "b"]'}
+    with pytest.raises(
+        KdstepsError, match=r"a.parquet row 2: has the label 5; with 2 classes labels"
+    ):
+        run_parquet(tmp_path, [0, 1, 5, 0], names)
+    with pytest.raises(KdstepsError, match="row 1: has the label -1"):
+        run_parquet(tmp_path, [0, -1, 1])
+
+
+def test_a_class_without_images_is_refused(tmp_path):
+    with pytest.raises(KdstepsError, match="class 'c' has no training images"):
+        run_parquet(tmp_path, [0, 1] * 6, {"label_names": '["a", "b", "c"]'})
+    with pytest.raises(
+        KdstepsError, match="class '0' has no training images"
+    ):  # labels that start at 1
+        run_parquet(tmp_path, [1, 2] * 6)
+
+
+def test_a_class_that_only_the_test_part_lacks_is_no_reason_to_stop(tmp_path):
+    write_folder(tmp_path / "set" / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path / "set" / "test", {"a": 2}, start=50)
+    _, summary = prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")}, validation=0)
+    assert summary["images_of_class"]["test"] == [2, 0]
+
+
+def test_a_class_that_the_training_part_alone_lacks_is_refused(tmp_path):
+    for name, labels, seed in (("train", [0, 0, 0, 0], 0), ("test", [0, 1], 9)):
+        images = [as_bytes(colour(seed + row)) for row in range(len(labels))]
+        pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet")
+    options = {part: f"{tmp_path}/{part}.parquet" for part in ("train", "test")}
+    with pytest.raises(KdstepsError, match="class '1' has no training images"):
+        prepare(tmp_path / "out", "parquet", options, validation=0)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    with pytest.raises(KdstepsError, match=r"one class only \(0\)"):
+        run_parquet(tmp_path, [0, 0, 0])
+
+
+def test_images_of_different_sizes_are_refused_by_name(tmp_path, pets):
+    colour(99, 6, 8).save(tmp_path / "pets" / "dog" / "wide.png")
+    with pytest.raises(
+        KdstepsError, match=r"cat/0.png is 6 x 6, dog/wide.png is 6 x 8; .*`resize`"
+    ):
+        prepare(tmp_path / "out", "folder", {"path": pets})
+
+
+def test_a_channel_that_never_changes_is_refused(tmp_path):
+    for number in range(8):
+        (tmp_path / "set" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((4, 4, 3), np.uint8)
+        pixels[:, :, :2] = np.random.default_rng(number).integers(0, 256, (4, 4, 2))
+        Image.fromarray(pixels).save(tmp_path / "set" / "ab"[number % 2] / f"{number}.png")
+    with pytest.raises(KdstepsError, match="channel 2 has the same value in every pixel"):
+        prepare(tmp_path / "out", "folder", {"path": str(tmp_path / "set")})
+
+
+def test_a_failure_leaves_earlier_results_as_they_were(tmp_path, pets):
+    files = prepare(tmp_path / "out", "folder", {"path": pets})
+    before = {name: path.read_bytes() for name, path in files.items()}
+    (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"damaged since")
+    with pytest.raises(KdstepsError, match=r"cat/3.png"):
+        prepare(tmp_path / "out", "folder", {"path": pets})
+    assert {name: path.read_bytes() for name, path in files.items()} == before
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_floats_become_uint8_and_nan_is_refused():
+    images = np.random.default_rng(0).random((4, 1, 3, 3)).astype(np.float32)
+    kept = np.concatenate(list(decoded(source(images), Survey(), broken="refuse")))
+    assert kept.dtype == np.uint8
+    assert abs(kept / 255 - images).max() <= 0.5 / 255 + 1e-6
+    images[2, 0, 1, 1] = np.nan
+    with pytest.raises(KdstepsError, match=r"1 of 4 images cannot be read: image 2: .*NaN"):
+        list(decoded(source(images), Survey(), broken="refuse"))
+
+
+def test_a_source_that_does_not_fit_together_is_refused():
+    images = np.zeros((4, 1, 2, 2), np.uint8)
+    with pytest.raises(KdstepsError, match="has no images"):
+        check_source(source(images[:0]))
+    with pytest.raises(KdstepsError, match="two classes are called 'a'"):
+        check_source(source(images, class_names=("a", "a")))
+    with pytest.raises(ValueError, match="differ in length"):
+        check_source(source(images, labels=[0, 1]))
+    with pytest.raises(ValueError, match="a part 'dev'"):
+        check_source(source(images, split=["dev"] * 4))
+
+
+# what other stages read
+
+
+@pytest.fixture
+def files(tmp_path, pets):
+    return prepare(tmp_path / "out", "folder", {"path": pets})
+
+
+def test_parts_are_the_rows_of_the_index(files):
+    data = load_prepared(**files, device=CPU)
+    every = np.concatenate([data.rows(part) for part in ("train", "validation", "test")])
+    assert sorted(every) == list(range(30))
+    part = data.part("validation")
+    assert np.array_equal(part.images.numpy(), data.images[data.rows("validation")])
+    assert np.array_equal(part.labels.numpy(), data.labels[data.rows("validation")])
+
+
+def test_a_part_too_large_for_the_device_streams_and_gives_the_same(files, monkeypatch):
+    data = load_prepared(**files, device=CPU)
+    small = data.part("train")
+    monkeypatch.setattr(_prepared, "RESIDENT_BYTES", 100)
+    large = data.part("train")
+    assert isinstance(large, StreamedPart)
+    for ours, theirs in zip(small.in_order(4), large.in_order(4), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_an_empty_validation_part_has_no_batches(tmp_path):
+    write_folder(tmp_path / "set" / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path / "set" / "test", {"a": 2, "b": 2}, start=50)
+    data, _ = prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")}, validation=0)
+    assert len(data.part("validation")) == 0
+    assert list(data.part("validation").in_order(4)) == []
+
+
+def rewrite_index(files, **columns):
+    rows = read_table(files["index"], INDEX).to_pydict()
+    write_table(files["index"], rows | columns, INDEX)
+
+
+def refused(files) -> str:
+    with pytest.raises(KdstepsError) as error:
+        load_prepared(**files, device=CPU)
+    return str(error.value)
+
+
+def test_files_that_do_not_fit_each_other_are_refused(files):
+    rows = read_table(files["index"], INDEX)
+    write_table(files["index"], rows.slice(0, 29).to_pydict(), INDEX)
+    assert "has 29 rows for 30 images" in refused(files)
+
+
+def test_a_missing_column_of_the_index_is_named(files):
+    pq.write_table(read_table(files["index"], INDEX).drop_columns(["label"]), files["index"])
+    assert "has no column 'label'" in refused(files)
+
+
+def test_labels_of_the_index_that_are_no_class_are_refused(files):
+    rewrite_index(files, label=[7, *[0] * 29])
+    assert "row 0 has the label 7; with 2 classes labels go from 0 to 1" in refused(files)
+
+
+def test_a_class_of_the_index_without_training_images_is_refused(files):
+    rewrite_index(files, label=[0] * 30)
+    assert "class 'dog' has no training images" in refused(files)
+
+
+def test_an_unknown_part_in_the_index_is_refused(files):
+    rewrite_index(files, split=["exam", *["train"] * 29])
+    assert "a part 'exam'; there are train, validation, test" in refused(files)
+
+
+def test_stored_images_of_another_type_or_shape_are_refused(files):
+    images = np.load(files["images"])
+    write_array(files["images"], images / np.float32(255))
+    assert "holds float32 of shape (30, 3, 6, 6); images are uint8" in refused(files)
+    write_array(files["images"], images[:, :, :4])
+    assert "has images of (3, 4, 6)" in refused(files)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_off_or_missing_is_named(files, name):
+    whole = files[name].read_bytes()
+    files[name].write_bytes(whole[: len(whole) // 2])
+    assert str(files[name]) in refused(files)
+    files[name].unlink()
+    assert str(files[name]) in refused(files)
+
+
+def test_a_summary_without_what_stages_need_is_refused(files):
+    summary = read_json(files["summary"])
+    del summary["mean"]
+    write_json(files["summary"], summary)
+    assert "summary.json: mean: field required" in refused(files)
+    write_json(files["summary"], summary | {"mean": ["x", 0, 0]})
+    assert "summary.json: mean.0: input should be a valid number" in refused(files)
+    write_json(files["summary"], summary | {"mean": [0.5]})
+    assert "has 1 means and 3 standard deviations for 3 channels" in refused(files)
