@@ -6,29 +6,35 @@ import argparse
 import ast
 import json
 import logging
+import math
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kdsteps import fingerprint, grid, parts
+from kdsteps import fingerprint, grid, look, parts
+from kdsteps.disk import DISK_FULL, check_places
 from kdsteps.errors import KdstepsError
 from kdsteps.memory import remembered
-from kdsteps.settings import load_study, model_entry
+from kdsteps.settings import load_study, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
 Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None]
 """A job: its rule, settings, inputs and outputs by name, and the digest of its code."""
+COMMANDS = (*grid.STAGES, "layers", "schema")
 NAMES = ("dataset", "teacher", "pair", "method", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a mistake that the user can mend is one sentence and status 2."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    """Run one command; a mistake that the user can mend is one sentence and status 2.
+
+    Anything else that goes wrong is a mistake of ours and keeps its traceback.
+    """
+    given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
@@ -36,14 +42,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KdstepsError as error:
         print(f"kdsteps {given.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(
+            f"kdsteps {given.command}: the disk is full; free some space and run again, finished "
+            "results are kept",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"kdsteps {given.command}: stopped", file=sys.stderr)
         return 130
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one sentence, without the usage around it."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):
+            hint = parts.nearest(unknown[1], COMMANDS)
+            self.exit(2, f"{self.prog}: there is no command {unknown[1]!r}{hint}\n")
+        message = re.sub("^the following arguments are required: ", "missing: ", message)
+        message = re.sub("^unrecognized arguments: ", "there is no option ", message)
+        message = message.removeprefix("argument ")
+        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells what there is\n")
+
+
+class _Given(dict[str, Any]):
+    """What came with an option, by name; a name that is asked for in vain is told to the user."""
+
+    def __init__(self, content: Mapping[str, Any], option: str) -> None:
+        super().__init__(content)
+        self._option = option
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise KdstepsError(
+            f"{self._option}: {name!r} is missing; `--help` tells what the stage reads and writes"
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kdsteps", description=SUMMARY)
+    parser = _Parser(prog="kdsteps", description=SUMMARY)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in grid.STAGES:
         _add_stage(commands, stage)
@@ -51,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     layers.add_argument("--image", default="3,32,32", metavar="C,H,W", help="shape (%(default)s)")
-    layers.add_argument("--classes", type=int, default=10, metavar="K", help="(%(default)s)")
-    layers.set_defaults(run=_layers)
+    layers.add_argument("--classes", type=_count, default=10, metavar="K", help="(%(default)s)")
+    layers.set_defaults(run=look.show_layers)
+    schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
+    schema.set_defaults(run=look.show_schema)
     return parser
 
 
@@ -68,18 +114,45 @@ def _add_stage(commands: Any, stage: str) -> None:
     by_name = parser.add_argument_group("by name, with settings and files as params.yaml has them")
     by_name.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     for name in NAMES:
-        by_name.add_argument(f"--{name}", help=argparse.SUPPRESS if name not in _names(stage) else None)
+        by_name.add_argument(
+            f"--{name}", help=argparse.SUPPRESS if name not in _names(stage) else None
+        )
     by_file = parser.add_argument_group("by file, as Snakemake calls it")
     by_file.add_argument("--settings", metavar="JSON", help="exactly what the job reads")
     by_file.add_argument("--inputs", nargs="*", metavar="NAME=PATH", default=[])
     by_file.add_argument("--outputs", nargs="*", metavar="NAME=PATH", default=[])
-    by_file.add_argument("--code", metavar="DIGEST", help="of the code behind; without it nothing is remembered")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores (all)")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs, if there are any (%(default)s)")
+    by_file.add_argument(
+        "--code", metavar="DIGEST", help="of the code behind; without it nothing is remembered"
+    )
     parser.add_argument(
-        "--checkpoint-minutes", type=float, help="between two saves to resume from (params.yaml)"
+        "--threads", type=_count, default=os.cpu_count() or 1, metavar="N", help="cores (all)"
+    )
+    parser.add_argument(
+        "--gpus", type=_count, default=1, metavar="N", help="GPUs, if there are any (%(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=_minutes,
+        metavar="M",
+        help="between two saves to resume from (params.yaml)",
     )
     parser.set_defaults(run=_stage)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r}, where a whole number would be right")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"is {text!r}, where a number above 0 would be right")
+    return minutes
 
 
 def _names(stage: str) -> set[str]:
@@ -94,14 +167,15 @@ def _stage(given: argparse.Namespace) -> None:
 
     rule, settings, inputs, outputs, code = _by_file(given) if given.settings else _by_name(given)
     job = Job(
-        settings=settings,
-        inputs=inputs,
-        outputs={name: Path(path) for name, path in outputs.items()},
+        settings=_Given(settings, "--settings"),
+        inputs=_Given(inputs, "--inputs"),
+        outputs=_Given({name: Path(path) for name, path in outputs.items()}, "--outputs"),
         threads=max(1, min(given.threads, os.cpu_count() or 1)),
         gpus=given.gpus,
         checkpoint_minutes=given.checkpoint_minutes or 10.0,
     )
     _check_inputs(job.inputs)
+    check_places(job.outputs.values())
     with remembered(grid.stage_of(rule), settings, code, job.inputs, job.outputs) as known:
         if not known:
             import_module(f"kdsteps.stages.{grid.stage_of(rule)}").run(job)
@@ -111,11 +185,12 @@ def _by_file(given: argparse.Namespace) -> Asked:
     try:
         settings = json.loads(given.settings)
     except ValueError as error:
-        raise KdstepsError(f"--settings: is not JSON ({error})") from error
+        raise KdstepsError(f"--settings: is not JSON ({error}); give one `{{...}}`") from error
+    if not isinstance(settings, dict):
+        raise KdstepsError(f"--settings: is {given.settings[:60]}; one `{{...}}` would be right")
+    settings = _Given(settings, "--settings")
     inputs = _paths(given.inputs, "--inputs")
     if given.command == "report" and not inputs:
-        from kdsteps.settings import parse_study
-
         inputs = grid.inputs(parse_study(settings["study"]), "report", {})
     return given.command, settings, inputs, _paths(given.outputs, "--outputs"), given.code
 
@@ -129,44 +204,16 @@ def _by_name(given: argparse.Namespace) -> Asked:
     wanted = [name for name in NAMES if f"{{{name}}}" in "".join(grid.OUTPUTS[rule].values())]
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:
-        raise KdstepsError(f"{' and '.join(missing)} missing; say which {rule} job is meant")
-    names = {name: names[name] for name in wanted}
+        verb = "is" if len(missing) == 1 else "are"
+        raise KdstepsError(f"{' and '.join(missing)} {verb} missing; say which job is meant")
+    for name in names:
+        if name not in wanted:
+            told = " and ".join(f"--{name}" for name in wanted) or "nothing"
+            raise KdstepsError(f"--{name}: does not belong there; {told} would tell which job")
     grid.check_names(study, rule, names)
     settings = json.loads(grid.settings_text(study, rule, names))
     code = fingerprint.code(study, rule, names)
     return rule, settings, grid.inputs(study, rule, names), grid.outputs(rule, names), code
-
-
-def _layers(given: argparse.Namespace) -> None:
-    """Print the layers of a network: of a model in params.yaml, or of FAMILY:NAME."""
-    from kdsteps.models import build_model
-    from kdsteps.models._listing import list_layers, render
-
-    family, colon, name = given.model.partition(":")
-    if colon:
-        entry: dict[str, Any] = {"family": family, "options": {"name": name} if name else {}}
-    else:
-        study = load_study(given.params)
-        if family not in study.models:
-            raise KdstepsError(f"{family!r} is not under models{parts.nearest(family, study.models)}")
-        entry = dict(zip(("family", "options"), model_entry(study.models[family]), strict=True))
-    channels, height, width = _image_shape(given.image)
-    chain = build_model(
-        entry["family"],
-        num_classes=given.classes,
-        in_channels=channels,
-        image_size=height,
-        **entry["options"],
-    )
-    print(render(chain, list_layers(chain, (channels, height, width))))
-
-
-def _image_shape(text: str) -> tuple[int, int, int]:
-    numbers = text.split(",")
-    if len(numbers) != 3 or not all(number.strip().isdigit() for number in numbers):
-        raise KdstepsError(f"--image: {text!r} should read C,H,W, such as 3,32,32")
-    channels, height, width = map(int, numbers)
-    return channels, height, width
 
 
 def _paths(given: Sequence[str], option: str) -> dict[str, Any]:
@@ -177,17 +224,19 @@ def _paths(given: Sequence[str], option: str) -> dict[str, Any]:
         if not equals:
             raise KdstepsError(f"{option}: {argument!r} should read NAME=PATH")
         there = found.get(name)
-        found[name] = path if there is None else [*(there if isinstance(there, list) else [there]), path]
+        found[name] = (
+            path if there is None else [*(there if isinstance(there, list) else [there]), path]
+        )
     return found
 
 
 def _check_inputs(inputs: dict[str, Any]) -> None:
     for name, paths in inputs.items():
         for path in paths if isinstance(paths, list) else [paths]:
-            if not Path(path).exists():
+            if not Path(path).is_file():
                 raise KdstepsError(
-                    f"{path}: is not there, and is read as {name!r}; run the stage that writes it, "
-                    "or the whole study with snakemake"
+                    f"{path}: there is no such file, and it is read as {name!r}; run the stage "
+                    "that writes it, or the whole study with snakemake"
                 )
 
 

@@ -6,12 +6,11 @@ Each artifact carries the settings it was made with, so that it can be asked lat
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdsteps.disk import atomic as atomic
+from kdsteps.disk import damage
 from kdsteps.errors import KdstepsError
 
 log = logging.getLogger("kdsteps")
@@ -87,27 +88,6 @@ RUNS: Columns = {
 }
 
 
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        KdstepsError: The disk is full, or the folder cannot be written.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise KdstepsError(_disk_sentence(path, error)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Numbers that a person reads; not-a-number is refused rather than written."""
     with atomic(path) as part:
@@ -128,9 +108,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise KdstepsError(f"{path}: is no readable JSON ({error}); make it again") from error
+        raise KdstepsError(f"{path}: {damage(error, 'JSON file')}") from error
     if not isinstance(content, dict):
-        raise KdstepsError(f"{path}: holds a {type(content).__name__}, not an object; make it again")
+        raise KdstepsError(f"{path}: holds no {{...}} with keys and values; make it again")
     return content
 
 
@@ -145,20 +125,23 @@ def write_table(
     schema = pa.schema(list(columns.items()), metadata=_metadata(settings, provenance))
     table = pa.table({name: rows[name] for name in columns}, schema=schema)
     with atomic(path) as part:
-        pq.write_table(table, part, compression="zstd")
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: str | Path, columns: Columns) -> pa.Table:
     """A table that `write_table` wrote.
 
     Raises:
-        KdstepsError: It is missing, is no Parquet, or lacks a column.
+        KdstepsError: It is missing, is no Parquet, is damaged, lacks a column, or one has another
+            type.
     """
-    return open_table(path, columns).read(columns=list(columns))
+    file = open_table(path, columns)
+    with whole_parquet(path):
+        return file.read(columns=list(columns))
 
 
 def open_table(path: str | Path, columns: Columns) -> pq.ParquetFile:
-    """A Parquet file that has all of `columns`, not read yet.
+    """A Parquet file that has all of `columns`, not read yet; read it within `whole_parquet`.
 
     Raises:
         KdstepsError: As `read_table`.
@@ -171,7 +154,26 @@ def open_table(path: str | Path, columns: Columns) -> pq.ParquetFile:
             f"{path}: has no column {missing[0]!r} (it has {', '.join(names)}); "
             "make it again or give one with all columns"
         )
+    for name, kind in columns.items():
+        found = file.schema_arrow.field(name).type
+        if found != kind:
+            raise KdstepsError(
+                f"{path}: column {name!r} holds {found}, where {kind} would be right; make it again"
+            )
     return file
+
+
+@contextmanager
+def whole_parquet(path: str | Path) -> Iterator[None]:
+    """Say of a Parquet file that it is damaged where reading it in the block fails.
+
+    Raises:
+        KdstepsError: It is missing, cut off, damaged or of another format.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise KdstepsError(f"{path}: {damage(error, 'Parquet file')}") from error
 
 
 def table_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -220,7 +222,9 @@ class ArrayRows:
         """
         first = self._first = piece[:1] if self._first is None else self._first
         if piece.shape[1:] != first.shape[1:] or piece.dtype != first.dtype:
-            raise ValueError(f"rows of {piece.dtype} {piece.shape} follow {first.dtype} {first.shape}")
+            raise ValueError(
+                f"rows of {piece.dtype} {piece.shape} follow {first.dtype} {first.shape}"
+            )
         self._file.write(np.ascontiguousarray(piece).data)
         self._count += len(piece)
 
@@ -243,16 +247,19 @@ def read_array(path: str | Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise KdstepsError(f"{path}: is no whole array file ({error}); make it again") from error
+        raise KdstepsError(f"{path}: {damage(error, 'array file')}") from error
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
-    """Weights as safetensors with `header` as JSON; the same content gives the same bytes."""
-    from safetensors.torch import save_file
+    """Weights as safetensors with `header` as JSON; the same content gives the same bytes.
+
+    A digest of the weights goes with them, so that a damaged file does not pass for a network.
+    """
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic(path) as part:
-        save_file(tensors, part, metadata={"kdsteps": json.dumps(header, sort_keys=True)})
+    metadata = {"kdsteps": json.dumps(header, sort_keys=True), "digest": _digest(tensors)}
+    write_bytes(path, save(tensors, metadata=metadata))
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -261,9 +268,16 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         KdstepsError: It is missing, cut off, damaged, or was not written by kdsteps.
     """
+    header = read_checkpoint_header(path)
     with _checkpoint(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return weights, read_checkpoint_header(path)
+        digest = file.metadata().get("digest")
+    if digest != _digest(weights):
+        raise KdstepsError(
+            f"{path}: is damaged, for its weights are not those that were written; delete it and "
+            "run again"
+        )
+    return weights, header
 
 
 def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
@@ -279,7 +293,11 @@ def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
             f"{path}: has no kdsteps header; a checkpoint from elsewhere goes under a model's "
             "key `checkpoint` in params.yaml"
         )
-    return json.loads(header)
+    try:
+        found: dict[str, Any] = json.loads(header)
+    except ValueError as error:
+        raise KdstepsError(f"{path}: {damage(error, 'checkpoint')}") from error
+    return found
 
 
 @contextmanager
@@ -290,17 +308,26 @@ def _checkpoint(path: str | Path, framework: str) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise KdstepsError(
-            f"{path}: is no whole safetensors file ({error}); delete it and run again"
-        ) from error
+        raise KdstepsError(f"{path}: {damage(error, 'safetensors file')}") from error
+
+
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """Of names, shapes, types and values, in any order."""
+    import torch
+
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
     """The state of a training run, for this machine to go on from."""
     import torch
 
-    with atomic(path) as part:
-        torch.save(dict(state), part)
+    with atomic(path) as part, part.open("wb") as file:  # a full disk is an OSError this way alone
+        torch.save(dict(state), file)
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
@@ -317,10 +344,8 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
 
 
 def _parquet(path: str | Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
-        raise KdstepsError(f"{path}: is no readable Parquet file ({error}); make it again") from error
+    with whole_parquet(path):
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
 def _metadata(settings: Settings | None, provenance: Settings | None) -> dict[str, str]:
@@ -330,11 +355,3 @@ def _metadata(settings: Settings | None, provenance: Settings | None) -> dict[st
         for key, value in given.items()
         if value is not None
     }
-
-
-def _disk_sentence(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: the disk is full; free some space and run again, finished results are kept"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}: cannot be written ({error.strerror}); make {path.parent} writable"
-    return f"{path}: cannot be written ({error.strerror})"

@@ -21,10 +21,11 @@ def choose_device(gpus: int, threads: int) -> torch.device:
     if there:
         device = torch.device("cuda")
         torch.backends.cudnn.benchmark = True
-        log.info("on %s", torch.cuda.get_device_name(device))
+        fewer = f"; {gpus} GPUs asked for, {there} there" if there < gpus else ""
+        log.info("on %s%s", torch.cuda.get_device_name(device), fewer)
         return device
     cores = max(1, min(threads, len(os.sched_getaffinity(0))))
     torch.set_num_threads(cores)
-    wanted = f"; {gpus} GPU asked for, none there" if gpus else ""
+    wanted = f"; {gpus} GPU{'' if gpus == 1 else 's'} asked for, none there" if gpus else ""
     log.info("on the CPU, %d core%s%s", cores, "" if cores == 1 else "s", wanted)
     return torch.device("cpu")

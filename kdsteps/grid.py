@@ -137,7 +137,10 @@ def jobs(study: Study, rule: str) -> list[Names]:
         for method in taught
         if _method(study, method, "plan") and _plan_needs_scores(study, {"method": method})
     ]
-    pairs = {"train": study.pairs if taught else [], "evaluate_teacher": study.pairs if taught else []}
+    pairs = {
+        "train": study.pairs if taught else [],
+        "evaluate_teacher": study.pairs if taught else [],
+    }
     chosen = pairs.get(rule, [names["pair"] for names in scored])
     found = {(study.pairs[name].dataset, study.pairs[name].teacher) for name in chosen}
     return [{"dataset": dataset, "teacher": teacher} for dataset, teacher in sorted(found)]
@@ -157,11 +160,21 @@ def all_outputs(study: Study, stage: str) -> list[str]:
 def check_names(study: Study, rule: str, names: Names) -> None:
     """Raise a sentence if there is no such job, as when a command asks for it by hand."""
     there = jobs(study, rule)
+    if not there:
+        raise KdstepsError(
+            f"{stage_of(rule)}: this study has no such job; none of its methods asks for one"
+        )
     for key, value in names.items():
         choices = list(dict.fromkeys(job[key] for job in there))
         if value not in choices:
-            hint = parts.nearest(value, choices) if choices else f"; it has no {rule} job"
+            hint = parts.nearest(value, choices)
             raise KdstepsError(f"--{key}: {value!r} is not in this study{hint}")
+    if names not in there:
+        asked = " with ".join(names.values())
+        known = ", ".join(" with ".join(job[key] for key in names) for job in there)
+        raise KdstepsError(
+            f"{stage_of(rule)}: this study has no job for {asked}; there are {known}"
+        )
 
 
 def _teacher_inputs(rule: str, names: Names) -> dict[str, Any]:
