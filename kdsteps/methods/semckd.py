@@ -45,6 +45,10 @@ class SemCKD(FeatureMethod):
     Queries and keys are read from an image's similarities to the others of its batch, so the width
     of the attention is the batch size; a smaller batch is filled up with zeros.
 
+    The projectors end without a normalisation, and a map with few channels gives each of its
+    weights a large gradient: networks a tenth as wide as the benchmark's diverge at its weight and
+    learning rate (tried), and need a quarter of the weight.
+
     Source: Chen et al. 2021, arXiv:2012.03236; weights of the official code of arXiv:2203.14001,
     sizes of queries and keys from that of arXiv:2511.14981.
     """
