@@ -41,7 +41,7 @@ class Difference(Sample):
 
     Attributes:
         p: Of the two-sided paired t-test; None for a single seed, and where all seeds differ by
-            the very same amount, for which a t-test would claim certainty.
+            the very same amount although no resolution bounds their spread from below.
         effect: Cohen's d_z, the mean in units of the spread; None where there is no spread.
     """
 
@@ -61,12 +61,15 @@ def sample(values: Sequence[float], confidence: float = 0.95) -> Sample:
     if count == 1:
         return Sample(1, mean, None, None, None)
     spread = _spread(values)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
+    half = _half_width(spread, count, confidence)
     return Sample(count, mean, spread, mean - half, mean + half)
 
 
 def paired(
-    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95
+    ours: Mapping[int, float],
+    theirs: Mapping[int, float],
+    confidence: float = 0.95,
+    resolution: float = 0.0,
 ) -> Difference | None:
     """How far `ours` lies above `theirs` over the seeds that both have; None if they share none.
 
@@ -74,6 +77,9 @@ def paired(
         ours: {seed: value}.
         theirs: {seed: value}.
         confidence: Of the interval, above 0 and below 1.
+        resolution: The step in which values are counted, such as 1 / N for a share of N images.
+            Seeds that differ by the very same amount would make a t-test claim certainty; their
+            spread is then taken as the least that such steps can show, one step in one seed.
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
@@ -81,14 +87,15 @@ def paired(
     found = sample([ours[seed] - theirs[seed] for seed in seeds], confidence)
     if found.spread is None:
         return Difference(1, found.mean, None, None, None, None, None)
-    if found.spread == 0:
-        same = abs(found.mean) < ROUNDING
-        low, high = (found.low, found.high) if same else (None, None)
-        p = 1.0 if same else None
-        return Difference(found.count, found.mean, 0.0, low, high, p, None)
-    effect = found.mean / found.spread
+    if abs(found.mean) < ROUNDING and found.spread == 0:
+        return Difference(found.count, 0.0, 0.0, 0.0, 0.0, 1.0, None)
+    spread = found.spread or resolution / math.sqrt(found.count)
+    if spread == 0:
+        return Difference(found.count, found.mean, 0.0, None, None, None, None)
+    half = _half_width(spread, found.count, confidence)
+    low, high, effect = found.mean - half, found.mean + half, found.mean / spread
     p = 2 * float(stats.t.sf(abs(effect) * math.sqrt(found.count), found.count - 1))
-    return Difference(found.count, found.mean, found.spread, found.low, found.high, p, effect)
+    return Difference(found.count, found.mean, spread, low, high, p, effect)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -147,7 +154,7 @@ def detectable(
 def seeds_needed(
     gain: float, spread: float | None, alpha: float = 0.05, wanted: float = 0.8, most: int = 1000
 ) -> int | None:
-    """How many seeds it takes to see a true difference of `gain`; None if over `most` or unknown."""
+    """How many seeds it takes to see a true difference of `gain`; None if over `most`."""
     if not spread or gain <= 0:
         return None
     low, high = 1, 2
@@ -168,6 +175,11 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | 
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(stats.spearmanr(ours, theirs).statistic)
+
+
+def _half_width(spread: float, count: int, confidence: float) -> float:
+    """Of the t interval of a mean."""
+    return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -70,6 +70,21 @@ def test_a_constant_difference_claims_no_certainty():
     assert (found.spread, found.p, found.low) == (0.0, None, None)
 
 
+def test_a_constant_difference_has_the_least_spread_that_counting_can_show():
+    # 5 of 100 images in each of 3 seeds; the least spread: one seed with 4 or 6, so 0.01 / sqrt(3)
+    found = paired({0: 0.95, 1: 0.96, 2: 0.94}, {0: 0.90, 1: 0.91, 2: 0.89}, resolution=0.01)
+    assert found.spread == pytest.approx(np.std([0.05, 0.05, 0.06], ddof=1))
+    assert found.p == pytest.approx(2 * stats.t.sf(5 * 3, 2))
+    # one image in every seed: t is the number of seeds, and three of them are not enough
+    found = paired({0: 0.91, 1: 0.92, 2: 0.93}, {0: 0.90, 1: 0.91, 2: 0.92}, resolution=0.01)
+    assert found.p == pytest.approx(2 * stats.t.sf(3, 2))
+    assert found.low < 0 < found.high
+
+
+def test_a_resolution_changes_nothing_where_seeds_differ():
+    assert paired(OURS, THEIRS, resolution=0.01) == paired(OURS, THEIRS)
+
+
 def test_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     found = [sample(rng.normal(1.0, 2.0, size=4), 0.9) for _ in range(2000)]

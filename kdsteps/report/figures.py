@@ -65,6 +65,26 @@ def losses(table: PairTable, rows: pd.DataFrame) -> list[Small]:
     ]
 
 
+def teachers(table: pd.DataFrame) -> list[Small]:
+    """Validation accuracy and losses of every teacher.
+
+    Args:
+        table: `Results.teacher_curves`.
+    """
+    found = []
+    for (dataset, teacher), rows in table.groupby(["dataset", "teacher"], sort=False):
+        name = str(teacher)
+        thin = curves.thinned(rows, _MOST).assign(method=name, seed="the teacher's")
+        domain = curves.validation_domain(thin)
+        for what, chart in (
+            ("validation accuracy, %", curves.validation(thin, name, [], domain, SMALL)),
+            ("losses", curves.losses(thin, SMALL)),
+        ):
+            if chart is not None:
+                found.append(_small(f"{teacher} on {dataset}: {what}", f"{what}-{teacher}", chart))
+    return found
+
+
 def qualities(scores: pd.DataFrame, teacher: str) -> list[Small]:
     """Q, S, I and E over the depth of one teacher."""
     charts = ((score, layers.depth(scores, score, SMALL)) for score in layers.SCORES)

@@ -17,7 +17,7 @@ def metrics(tables: Iterable[PairTable]) -> dict[str, Any]:
 
 
 def plot_tables(results: Results, tables: Iterable[PairTable]) -> dict[str, pd.DataFrame]:
-    """What `dvc plots` draws: `accuracy`, `curves` and `quality`, long tables with a column `name`."""
+    """What `dvc plots` draws: `accuracy`, `curves` and `quality`, each with a column `name`."""
     return {
         "accuracy": _accuracy(tables),
         "curves": _curves(results.curves),

@@ -74,6 +74,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         confidence=100 * study["report"]["confidence"],
         runs=results.runs.to_dict("records"),
         teachers=results.teachers.to_dict("records"),
+        teachers_curves=figures.teachers(results.teacher_curves),
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
         origins=_origins(results.origins),
         costs=[

@@ -40,7 +40,7 @@ class Results:
             the path of its `predictions`.
         curves: One row a number of one epoch: pair, method, seed, epoch, name, value.
         teacher_curves: The same for teachers: dataset, teacher, epoch, name, value.
-        scores: One row a layer of a teacher: dataset, teacher and the columns of `artifacts.SCORES`.
+        scores: One row a layer of a teacher: dataset, teacher, columns of `artifacts.SCORES`.
         plans: {(pair, method): plan} of the methods that have one.
         data: {dataset: summary}.
         origins: One row a file: what it is, git_commit, device, versions as text, seconds.
@@ -85,7 +85,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
 def run_rows(results: Results) -> dict[str, list[Any]]:
     """The runs as columns of `artifacts.RUNS`; None where something was not measured."""
     runs = results.runs[list(RUNS)].astype(object)
-    return {name: values.where(values.notna(), None).tolist() for name, values in runs.items()}
+    return {name: runs[name].where(runs[name].notna(), None).tolist() for name in RUNS}
 
 
 ORIGINS = ["what", "stage", "git_commit", "device", "threads", "versions", "seconds"]
@@ -192,7 +192,8 @@ def _numbers(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _history(path: Path) -> pd.DataFrame:
-    return read_table(path, HISTORY).to_pandas()
+    table: pd.DataFrame = read_table(path, HISTORY).to_pandas()
+    return table
 
 
 def _best(curve: pd.DataFrame) -> float | None:
@@ -231,7 +232,7 @@ def _compared(student: Path, teacher: str) -> dict[str, float]:
 
 
 def _logits(path: str | Path) -> pd.Series:
-    table = read_table(path, PREDICTIONS).to_pandas()
+    table: pd.DataFrame = read_table(path, PREDICTIONS).to_pandas()
     return table.set_index("image")["logits"].sort_index()
 
 

@@ -83,7 +83,8 @@ def _stone(stone: Mapping[str, Any], length: int) -> Bar:
         joint=stone["connector"],
         weight=len(stone["teacher_blocks"]),
         length=length,
-        note=f"{count(stone['parameters'])} trained, {count(stone['multiply_adds'])} multiply-adds more",
+        note=f"{count(stone['parameters'])} trained, "
+        f"{count(stone['multiply_adds'])} multiply-adds more",
     )
 
 
@@ -101,4 +102,5 @@ def _joint(joint: Mapping[str, Any], number: int) -> dict[str, str]:
 
 
 def _cost(network: Mapping[str, Any]) -> str:
-    return f"{count(network.get('parameters'))} parameters, {count(network.get('multiply_adds'))} multiply-adds"
+    parameters, multiply_adds = (count(network.get(key)) for key in ("parameters", "multiply_adds"))
+    return f"{parameters} parameters, {multiply_adds} multiply-adds"

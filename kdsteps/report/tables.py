@@ -136,7 +136,10 @@ def _pair_table(
         for method, group in runs.groupby("method", sort=False)
     }
     there = {word: method for word, method in references.items() if method in values}
-    versus = {word: _versus(values, method, confidence) for word, method in there.items()}
+    num_images = int(runs["num_images"].iloc[0])
+    versus = {
+        word: _versus(values, method, confidence, 1 / num_images) for word, method in there.items()
+    }
     rows = [
         MethodRow(
             method=method,
@@ -157,19 +160,23 @@ def _pair_table(
         references=there,
         power=_powers(versus, confidence),
         teacher=_teacher(teachers, first["dataset"], first["teacher"]),
-        num_images=int(first["num_images"]),
+        num_images=num_images,
         confidence=confidence,
     )
 
 
 def _versus(
-    values: Mapping[str, Mapping[int, float]], reference: str, confidence: float
+    values: Mapping[str, Mapping[int, float]],
+    reference: str,
+    confidence: float,
+    resolution: float,
 ) -> dict[str, Comparison]:
     differences = {
         method: difference
         for method, accuracies in values.items()
         if method != reference
-        and (difference := paired(accuracies, values[reference], confidence)) is not None
+        and (difference := paired(accuracies, values[reference], confidence, resolution))
+        is not None
     }
     adjusted = holm([difference.p for difference in differences.values()])
     return {

@@ -104,7 +104,7 @@ def _runner_up(table: PairTable) -> list[str]:
     if len(table.rows) < 2 or table.rows[1].method in table.references.values():
         return []
     best, second = table.rows[:2]
-    found = paired(best.values, second.values, table.confidence)
+    found = paired(best.values, second.values, table.confidence, 1 / table.num_images)
     if found is None or found.mean < ROUNDING:
         return []
     behind = points(found.mean, decimals(table.num_images)).removeprefix("+")
@@ -139,6 +139,8 @@ def _certainty(comparison: Comparison) -> str:
 
 def _power(table: PairTable) -> list[str]:
     digits = decimals(table.num_images)
+    if len(table.rows) > 1 and table.best.accuracy.count == 1:
+        return ["With one seed no gain can be told from noise; three seeds are a beginning."]
     for word, found in table.power.items():
         least = percent(found.gain, digits)
         sentence = (

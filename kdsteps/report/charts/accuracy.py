@@ -89,9 +89,9 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
         scale=alt.Scale(zero=True, nice=True, padding=6),
     )
     colour = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
-    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
+    zero = alt.Chart(pd.DataFrame([{"zero": 0}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
     layers = [
-        zero.encode(x=alt.datum(0)),
+        zero.encode(x="zero:Q"),
         data.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=colour),
         data.mark_circle(size=70, opacity=1).encode(y=y, x=x, color=colour, description="label"),
         data.mark_text(align="left", fontSize=12).encode(

@@ -43,7 +43,7 @@ def validation(
     mine = rows[rows["method"] == method]
     if mine.empty:
         return None
-    mine = mine.assign(label=[f"{method}, seed {seed}" for seed in mine["seed"]])
+    mine = mine.assign(label=_labels(mine))
     scale = alt.Scale(domain=[100 * value for value in domain], nice=False)
     x = alt.X("epoch:Q", title="epoch", axis=_EPOCHS, scale=_span(mine))
     y = alt.Y("percent:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4))
@@ -88,11 +88,7 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
     if rows.empty:
         return None
     names = list(dict.fromkeys(rows["name"]))
-    rows = rows.assign(
-        label=[
-            f"{name}, seed {seed}" for name, seed in zip(rows["name"], rows["seed"], strict=True)
-        ]
-    )
+    rows = rows.assign(label=_labels(rows))
     low, high = rows["value"].min(), rows["value"].max()
     wide = low > 0 and high / low > _ABRUPT
     x = alt.X("epoch:Q", title="epoch", axis=_EPOCHS, scale=_span(rows))
@@ -118,6 +114,11 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
 
 
 _EPOCHS = alt.Axis(grid=False, tickCount=5, format="d", tickMinStep=1)
+
+
+def _labels(rows: pd.DataFrame) -> list[str]:
+    runs = zip(rows["method"], rows["seed"], rows["name"], strict=True)
+    return [f"{method}, seed {seed}: {name.replace('_', ' ')}" for method, seed, name in runs]
 
 
 def _span(rows: pd.DataFrame) -> alt.Scale:

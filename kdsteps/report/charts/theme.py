@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
+import pandas as pd
 import vl_convert
 from markupsafe import Markup, escape
 
@@ -152,12 +153,9 @@ def png(charts: Sequence[Chart], title: str, *, columns: int = 1) -> bytes:
 
 def note(text: str, width: int = WIDE) -> Chart:
     """A chart that says in words why there is nothing to draw."""
-    return (
-        alt.Chart(alt.Data(values=[{"text": text}]))
-        .mark_text(fontSize=13, align="left", lineBreak="\n")
-        .encode(text="text:N", x=alt.value(0), y=alt.value(20))
-        .properties(width=width, height=60)
-    )
+    words = alt.Chart(pd.DataFrame([{"text": text}])).mark_text(fontSize=13, align="left")
+    placed = words.encode(text="text:N", x=alt.value(0), y=alt.value(20))
+    return alt.layer(placed).properties(width=width, height=60)
 
 
 def _spec(chart: Chart) -> dict[str, Any]:
@@ -178,11 +176,20 @@ def _svg(chart: Chart, name: str, alternative: str) -> Markup:
     )
     body = drawn[opening.end() :]
     body = re.sub(r"\b((?:clip|gradient)_?)\d+\b", _numbered(name), body)
+    body = re.sub(_UNSEEN, "", body)
     body = re.sub(r' (?:d|transform|x2|y2)="[^"]*"', _tenths, body)
     body = body.replace(f'font-family="{FONT}"', "")
     for token, colour in LIGHT.items():
         body = body.replace(f'"{colour}"', f'"var(--{token})"')
     return Markup(head + body)
+
+
+# What a drawing carries for programs that change it; without it a page is half as large.
+_UNSEEN = re.compile(
+    r'<path [^>]*\bd="(?:M0,0h0v0h0Z)?"[^>]*/>'
+    r'| (?:class|role|aria-roledescription|aria-hidden|pointer-events)="[^"]*"'
+    r'| (?:opacity="1"|fill="none" stroke-miterlimit="10"|transform="translate\(0,0\)")'
+)
 
 
 def _tenths(attribute: re.Match[str]) -> str:

@@ -10,7 +10,7 @@
 
   const tip = document.getElementById("tip");
   const place = (event) => {
-    const mark = event.target.closest("svg [aria-label][role='graphics-symbol']");
+    const mark = event.target.closest("svg.chart g [aria-label]");
     tip.hidden = !mark;
     if (!mark) return;
     tip.textContent = mark.getAttribute("aria-label");
