@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from _methods import (
     BATCH_SIZE,
     DEFAULT_PAIR,
@@ -131,7 +132,34 @@ def test_what_a_method_wants_is_what_it_uses(name):
     assert (method.teacher is None) == (kind.wants == "nothing")
     calls.clear()
     method.terms(replace(batch, teacher_logits=torch.zeros(BATCH_SIZE, NUM_CLASSES)))
-    assert bool(calls) == (kind.wants == "layers")
+    assert bool(calls) == (kind.wants in ("blocks", "layers"))
+
+
+def test_with_cached_logits_block_kd_runs_the_blocks_behind_its_stones_alone():
+    teacher = teacher_of(DEFAULT_PAIR[0])
+    method = make("block_kd", teacher=teacher)
+    first = next(iter(teacher.span(None, teacher.layers[0]).modules()))
+    calls = []
+    first.register_forward_hook(lambda *_: calls.append(first))
+    live = step(make("block_kd", teacher=teacher), batch_of())
+    cached = replace(batch_of(), teacher_logits=teacher(batch_of().images).to(torch.float16))
+    calls.clear()
+    assert same(step(method, cached), live)
+    assert not calls
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_images_teach_the_shares_of_their_classes(name):
+    batch = batch_of()
+    hard = replace(batch, shares=F.one_hot(batch.labels, NUM_CLASSES).float())
+    mixed = replace(batch, shares=hard.shares.roll(1, dims=0).lerp(hard.shares, 0.7))
+    as_labels, as_shares, of_mixed = (
+        {term: value.item() for term, value in terms_of(make(name), given).items()}
+        for given in (batch, hard, mixed)
+    )
+    assert as_shares == {term: pytest.approx(value) for term, value in as_labels.items()}
+    if as_labels.get("labels"):
+        assert of_mixed["labels"] != pytest.approx(as_labels["labels"])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -37,7 +37,7 @@ class FeatureMethod(Method):
 
     def logit_terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """The weighted losses on logits: labels, and kd where it has a weight."""
-        terms = {"labels": self.labels_weight * F.cross_entropy(student, batch.labels)}
+        terms = {"labels": self.labels_weight * F.cross_entropy(student, batch.targets)}
         if self.kd_weight > 0:
             terms["kd"] = self.kd_weight * kd_loss(student, teacher, self.kd_temperature)
         return terms

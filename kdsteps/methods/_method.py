@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kdsteps.models._chain import HEAD, Chain
 
-Wants = Literal["nothing", "logits", "layers"]
-"""What a method needs of the teacher: nothing, its logits (live or cached), or inner layers."""
+Wants = Literal["nothing", "logits", "blocks", "layers"]
+"""What a method needs of the teacher: nothing; its logits (live or cached); these, and its blocks
+for features of the student's; or what its inner layers give for the images."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Batch:
         view: (N,) which of the augmentation's views each one shows; zeros without augmentation.
         epoch: Of the training run, from 0.
         teacher_logits: (N, K) of these views if they were cached, else None.
+        shares: (N, K) of each class in each image where images were mixed, else None.
     """
 
     images: Tensor
@@ -35,6 +37,12 @@ class Batch:
     view: Tensor
     epoch: int = 0
     teacher_logits: Tensor | None = None
+    shares: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """What cross-entropy shall teach: class numbers (N,) or, of mixed images, shares (N, K)."""
+        return self.labels if self.shares is None else self.shares
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,15 @@ class Method(nn.Module, ABC):
         self.__dict__["teacher"] = teacher  # past nn.Module's registration: see above
         self.student = student
         self.task = task
+
+    @classmethod
+    def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it needs the teacher's modules as they were trained, not folded for speed.
+
+        Args:
+            options: The method's own.
+        """
+        return False
 
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class BlockKD(Method):
     Source: Yu et al. 2024, arXiv:2411.01547, equations 2 to 6.
     """
 
-    wants = "layers"
+    wants = "blocks"
     plan = "stones"
 
     def __init__(
@@ -90,6 +90,10 @@ class BlockKD(Method):
         count = len(self.weights)
         self.per_step = count if stones_per_step == "all" else min(stones_per_step, count)
 
+    @classmethod
+    def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("norm") == "batch"  # whose norms are then asked for batch statistics
+
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.stones.student_layers)
         drawn = self._drawn()
@@ -102,7 +106,7 @@ class BlockKD(Method):
             ensemble = ensemble.detach()
 
         def task(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, batch.targets)
 
         def distil(logits: Tensor) -> Tensor:
             return self.distance(logits, teacher, labels)

@@ -77,7 +77,7 @@ class DIST(Method):
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         loss = dist_loss(student, teacher, self.beta, self.gamma, self.temperature)
         return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
             "dist": self.weight * loss,
         }
 

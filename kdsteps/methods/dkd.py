@@ -95,7 +95,7 @@ class DKD(Method):
             student, teacher = standardized(logits), standardized(teacher)
         loss = dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
         return {
-            "labels": self.labels_weight * F.cross_entropy(logits, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(logits, batch.targets),
             "dkd": self.weight * warm_up(batch.epoch, self.warmup_epochs) * loss,
         }
 

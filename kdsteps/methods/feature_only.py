@@ -81,7 +81,7 @@ class FeatureOnly(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.student_layers, detach_after=self.detach)
-        labels = {"labels": F.cross_entropy(traced[HEAD], batch.labels)}
+        labels = {"labels": F.cross_entropy(traced[HEAD], batch.targets)}
         if self.classifier_after and batch.epoch >= self.classifier_after:
             return labels
         targets = self.teacher_trace(batch, self.teacher_layers)

@@ -62,6 +62,6 @@ class KD(Method):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
             "kd": self.weight * kd_loss(student, teacher, self.temperature),
         }

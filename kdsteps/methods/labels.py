@@ -26,5 +26,5 @@ class Labels(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.student_logits(batch)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"labels": loss}

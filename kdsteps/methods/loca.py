@@ -93,6 +93,6 @@ class LoCa(Method):
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         loss = loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)
         return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
             "loca": self.weight * loss,
         }

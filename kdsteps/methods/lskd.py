@@ -78,6 +78,6 @@ class LSKD(Method):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
             "lskd": self.weight * lskd_loss(student, teacher, self.temperature),
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -89,6 +91,10 @@ class OFD(FeatureMethod):
             Match(ours[layer], theirs[other], self.teacher.last_norm(other))
             for layer, other in self.pairs
         )
+
+    @classmethod
+    def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
+        return True  # it reads the scales and shifts of its norms
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         ours = self.student.trace(

@@ -65,6 +65,6 @@ class ULD(Method):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.labels),
+            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
             "uld": self.weight * uld_loss(student, teacher, self.temperature),
         }
