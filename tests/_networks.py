@@ -22,6 +22,15 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "vit": {"family": "vit", "options": {"width": 8, "depth": 3, **_VIT}},
     "large vit": {"family": "vit", "options": {"width": 12, "depth": 4, **_VIT}},
 }
+CUT_ENTRIES: dict[str, dict[str, Any]] = {
+    "timm resnet": {"family": "timm", "options": {"name": "test_resnet"}},
+    "timm vit": {
+        "family": "timm",
+        "options": {"name": "test_vit", "patch_size": 4, "attn_drop_rate": 0.5},
+    },
+    "torchvision mobilenet": {"family": "torchvision", "options": {"name": "mobilenet_v2"}},
+}
+"""Networks of other libraries, cut by their graphs; the libraries take seconds to import."""
 
 
 def build(entry: dict[str, Any], num_classes: int = NUM_CLASSES) -> Chain:
@@ -33,9 +42,9 @@ def build(entry: dict[str, Any], num_classes: int = NUM_CLASSES) -> Chain:
 
 
 def network(kind: str, seed: int = 0, num_classes: int = NUM_CLASSES) -> Chain:
-    """A network of `ENTRIES` in training mode, its batch statistics as if it had been trained."""
+    """A network by its kind in training mode, its batch statistics as if it had been trained."""
     torch.manual_seed(seed)
-    chain = build(ENTRIES[kind], num_classes)
+    chain = build((ENTRIES | CUT_ENTRIES)[kind], num_classes)
     for module in chain.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)

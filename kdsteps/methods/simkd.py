@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,6 +71,10 @@ class SimKD(FeatureMethod):
         # past nn.Module's registration, like the teacher it is a part of
         self.__dict__["tail"] = self.teacher.tail(self.teacher_layer)
 
+    @classmethod
+    def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
+        return True  # it deploys its tail, with the names of its weights
+
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         ours = self.student.trace(batch.images, (self.student_layer,))[self.student_layer]
         theirs = self.teacher_trace(batch, (self.teacher_layer,))
@@ -85,9 +88,10 @@ class SimKD(FeatureMethod):
         return terms
 
     def deployed(self) -> Chain:
-        """Front and projector of the student in training, and a copy of the teacher's tail."""
-        tail = copy.deepcopy(self.tail)
-        return Reused(self.student, self.student_layer, self.projector, tail, self.target.layout)
+        """Front and projector of the student in training, and the teacher's tail."""
+        return Reused(
+            self.student, self.student_layer, self.projector, self.teacher, self.teacher_layer
+        )
 
     def deployed_entry(
         self, student: Mapping[str, Any], teacher: Mapping[str, Any] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -52,36 +53,55 @@ def build(
         for entry in (student, teacher)
     )
     projector = Projector(Place(**source), Place(**target), factor, rectified=rectified)
-    return Reused(
-        student_chain, student_layer, projector, teacher_chain.tail(teacher_layer), target["layout"]
-    )
+    return Reused(student_chain, student_layer, projector, teacher_chain.eval(), teacher_layer)
 
 
 class Reused(BlockChain):
-    """Layers: `front`, the student up to its cut, and `projector`; `head` is the teacher's tail."""
+    """Layers: `front`, the student up to its cut, and `projector`; `head` is the teacher's tail.
+
+    It owns, and saves, only those parts. The tail stays in eval mode, as the teacher it is shared
+    with; the student follows the mode of this network.
+    """
 
     def __init__(
         self,
         student: Chain,
         student_layer: str,
         projector: nn.Module,
-        tail: nn.Module,
-        target: Layout,
+        teacher: Chain,
+        teacher_layer: str,
     ) -> None:
         super().__init__()
-        self.front_part = student.front(student_layer)
-        self.projector = projector
-        self.tail_part = tail
+        self._student, self._teacher = (student,), (teacher,)  # in tuples: not owned
         self._layouts: dict[str, Layout] = {
             "front": student.layout(student_layer),
-            "projector": target,
+            "projector": teacher.layout(teacher_layer),
         }
-        blocks = {"front": self.front_part, "projector": projector, "head": tail}
+        was_training = student.training
+        student.eval()  # a cut network names its parts by its mode, a checkpoint by this one
+        self.front_part = student.front(student_layer)
+        student.train(was_training)
+        self.projector = projector
+        self.tail_part = teacher.tail(teacher_layer)
+        blocks = {"front": self.front_part, "projector": projector, "head": self.tail_part}
         self.line_up(blocks, stages=("front", "projector"))
 
     def layout(self, layer: str) -> Layout:
         self._refuse_strangers({layer})
         return self._layouts[layer]
+
+    def train(self, mode: bool = True) -> Reused:
+        super().train(mode)
+        self._student[0].train(mode)
+        self.tail_part.eval()
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Reused:
+        """Move what is not owned as well: a cut network's parts read constants there."""
+        for chain in (*self._student, *self._teacher):
+            chain._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
 
 class Projector(nn.Module):
