@@ -58,7 +58,7 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
     for names in grid.jobs(study, "score"):
         _scores(root / grid.outputs("score", names)["scores"])
     for names in grid.jobs(study, "build"):
-        write_json(root / grid.outputs("build", names)["plan"], PLANS[names["method"]])
+        write_json(root / grid.outputs("build", names)["plan"], _plan(names["method"]))
     luck = {seed: rng.normal(0, 0.006) for seed in study.seeds}
     for names in grid.jobs(study, "distil"):
         accuracy = 0.93 + gains[names["method"]] + luck[int(names["seed"])] + rng.normal(0, 0.003)
@@ -67,6 +67,15 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
         taught = names["method"] != "labels"
         _evaluation(root, "evaluate", names, accuracy, (7_900, 1_200_000), taught, rng)
     return report_job(root, study)
+
+
+def make_sweep(seeds: int = 5) -> Study:
+    """A study with one student per teacher layer, to be taught by that layer alone."""
+    methods: dict[str, Any] = {"labels": {}, "feature_only": {}}  # the latter has layers scored
+    for layer in LAYERS[1:]:
+        methods[f"from_{layer}"] = {"method": "feature_only", "build": {"select": [layer]}}
+    content = make_study().model_dump(mode="json")
+    return parse_study(content | {"methods": methods, "seeds": list(range(seeds))})
 
 
 def report_job(root: Path, study: Study) -> Job:
@@ -205,7 +214,14 @@ def _joint(number: int, kind: str) -> dict[str, Any]:
     }
 
 
-_NETWORKS = {
+def _plan(method: str) -> dict[str, Any]:
+    if not method.startswith("from_"):
+        return PLANS[method]
+    pair = _joint(1, "projector") | {"teacher_layer": method.removeprefix("from_")}
+    return _NETWORKS | {"plan": "pairs", "pairs": [pair], "chosen_by": "named in params.yaml"}
+
+
+_NETWORKS: dict[str, Any] = {
     "teacher": {
         "layers": LAYERS,
         "stages": ["block3", "block6", "block9"],
@@ -219,7 +235,7 @@ _NETWORKS = {
         "multiply_adds": 1_200_000,
     },
 }
-PLANS = {
+PLANS: dict[str, Any] = {
     "block_kd": _NETWORKS
     | {
         "plan": "stones",

@@ -1,0 +1,405 @@
+"""The report says what the results say, loads nothing, and names who lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from _results import GAINS, make_results, make_study, make_sweep, report_job
+from scipy import stats
+
+from kdsteps import grid
+from kdsteps.artifacts import (
+    HISTORY,
+    PREDICTIONS,
+    RUNS,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from kdsteps.errors import KdstepsError
+from kdsteps.report.formats import count, duration, p_value, percent, points
+from kdsteps.report.published import TABLE, published_rows
+from kdsteps.report.results import identity, load_results
+from kdsteps.report.stones import drawing
+from kdsteps.report.sweep import find_sweep
+from kdsteps.report.tables import find_references, pair_tables
+from kdsteps.report.verdict import verdict
+from kdsteps.settings import parse_study
+from kdsteps.stages import report
+from kdsteps.stages._job import Job
+
+TEACHERS = pd.DataFrame(columns=["dataset", "teacher"])
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Job:
+    job = make_results(tmp_path_factory.mktemp("study"), make_study())
+    report.run(job)
+    return job
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> str:
+    return finished.outputs["page"].read_text()
+
+
+def table_of(accuracies: dict[str, dict[int, float]], num_images: int = 1000):
+    """The comparison of methods with these accuracies by seed, on one pair."""
+    rows = [
+        {
+            "pair": "p",
+            "dataset": "d",
+            "teacher": "t",
+            "student": "s",
+            "method": method,
+            "seed": seed,
+        }
+        | {"accuracy": accuracy, "num_images": num_images}
+        for method, values in accuracies.items()
+        for seed, accuracy in values.items()
+    ]
+    runs = pd.DataFrame(rows, columns=[*RUNS, "num_images"])
+    references = find_references({name: {} for name in accuracies})
+    return pair_tables(runs, TEACHERS, references, 0.95)[0]
+
+
+def text_of(page: str) -> str:
+    """What a reader reads: no tags, no style, no script, one space where there is space."""
+    bare = re.sub(r"<(style|script|svg)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", bare))
+
+
+def test_every_file_of_the_report_is_written(finished):
+    assert set(finished.outputs) == set(grid.OUTPUTS["report"])
+    assert all(path.stat().st_size > 0 for path in finished.outputs.values())
+    pictures = [path for path in finished.outputs.values() if path.suffix == ".png"]
+    assert len(pictures) == 4
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_the_page_refers_to_nothing_outside_itself(page):
+    assert not re.search(r"https?://|//cdn|@import|url\((?!#)", page)
+    assert re.findall(r'(?:src|href)="(?!#|data:,)[^"]*"', page) == []
+
+
+def test_every_method_is_named_and_losers_are_called_so(page):
+    text = text_of(page)
+    assert all(method in text for method in GAINS)
+    assert "block_kd won with" in text
+    assert re.search(r"Behind labels: feature_only \(−\d\.\d, more than noise\)", text)
+
+
+def test_charts_take_their_colours_from_the_page_and_share_no_names(page):
+    drawings = re.findall(r'<svg class="chart".*?</svg>', page, flags=re.DOTALL)
+    assert len(drawings) > 15
+    assert not re.search(r'(?:fill|stroke)="#', "".join(drawings))
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(names)
+
+
+def test_runs_hold_one_row_a_student_with_what_was_measured(finished):
+    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    assert len(runs) == 12
+    one = runs[(runs["method"] == "kd") & (runs["seed"] == 2)].iloc[0]
+    names = {"pair": "resnet20-resnet8", "method": "kd", "seed": "2"}
+    root = finished.outputs["page"].parents[2]
+    measures = read_json(root / grid.outputs("evaluate", names)["measures"])
+    assert one["accuracy"] == measures["accuracy"]
+    assert one["multiply_adds"] == measures["multiply_adds"]
+    history = read_table(root / grid.outputs("distil", names)["history"], HISTORY).to_pandas()
+    validated = history.loc[history["name"] == "validation_accuracy", "value"]
+    assert one["best_validation_accuracy"] == validated.max()
+    assert one["seconds"] == 43.0
+
+
+def test_metrics_equal_those_recomputed_from_the_runs(finished):
+    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    found = json.loads(finished.outputs["metrics"].read_text())["resnet20-resnet8"]["methods"]
+    wide = runs.pivot(index="seed", columns="method", values="accuracy")
+    against_labels = {
+        method: stats.ttest_rel(wide[method], wide["labels"])
+        for method in wide
+        if method != "labels"
+    }
+    order = sorted(against_labels, key=lambda method: against_labels[method].pvalue)
+    largest = 0.0
+    for rank, method in enumerate(order):
+        test = against_labels[method]
+        largest = max(largest, min(1.0, (3 - rank) * test.pvalue))
+        difference = found[method]["difference_to_labels"]
+        assert difference["mean"] == pytest.approx((wide[method] - wide["labels"]).mean())
+        assert difference["p"] == pytest.approx(test.pvalue)
+        assert difference["p_adjusted"] == pytest.approx(largest)
+        interval = test.confidence_interval(0.95)
+        assert (difference["low"], difference["high"]) == pytest.approx(tuple(interval))
+    for method in wide:
+        assert found[method]["accuracy"] == pytest.approx(wide[method].mean())
+        assert found[method]["spread"] == pytest.approx(wide[method].std())
+        assert found[method]["seeds"] == 3
+    assert "difference_to_labels" not in found["labels"]
+
+
+def test_students_without_a_teacher_are_compared_with_it_all_the_same(finished):
+    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    one = runs[(runs["method"] == "labels") & (runs["seed"] == 0)].iloc[0]
+    root = finished.outputs["page"].parents[2]
+    paths = [
+        grid.outputs("evaluate", {"pair": "resnet20-resnet8", "method": "labels", "seed": "0"}),
+        grid.outputs("evaluate_teacher", {"dataset": "digits", "teacher": "resnet20"}),
+    ]
+    student, teacher = (
+        read_table(root / path["predictions"], PREDICTIONS).to_pandas() for path in paths
+    )
+    assert one["agreement"] == (student["predicted"] == teacher["predicted"]).mean()
+    ours, theirs = (np.stack(table["logits"]).astype(float) for table in (student, teacher))
+    softened = [x - np.logaddexp.reduce(x, axis=1, keepdims=True) for x in (ours, theirs)]
+    kl = (np.exp(softened[1]) * (softened[1] - softened[0])).sum(axis=1).mean()
+    assert one["kl_to_teacher"] == pytest.approx(kl)
+
+
+def test_the_plots_tables_are_means_over_seeds(finished):
+    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    accuracy = pd.read_csv(finished.outputs["accuracy_table"]).set_index("name")["accuracy"]
+    assert accuracy["resnet20-resnet8 kd"] == pytest.approx(
+        runs.loc[runs["method"] == "kd", "accuracy"].mean()
+    )
+    curves = pd.read_csv(finished.outputs["curves_table"])
+    assert len(curves) == 4 * 15
+    quality = pd.read_csv(finished.outputs["quality_table"])
+    assert quality["chosen"].sum() == 3
+
+
+@pytest.mark.slow
+def test_the_same_results_give_the_same_page(finished, page):
+    report.run(finished)
+    assert finished.outputs["page"].read_text() == page
+
+
+@pytest.mark.slow
+def test_one_seed_is_shown_as_a_single_run(tmp_path):
+    job = make_results(tmp_path, make_study(seeds=1))
+    report.run(job)
+    text = text_of(job.outputs["page"].read_text())
+    assert "a single run cannot be told from noise" in text
+    assert "±" not in text.split("How to read it")[0]
+    found = read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]["kd"]
+    assert "spread" not in found
+    assert set(found["difference_to_labels"]) == {"mean", "seeds"}
+
+
+@pytest.mark.slow
+def test_a_study_without_any_teacher_has_a_report(tmp_path):
+    job = make_results(tmp_path, make_study(methods=("labels",)))
+    report.run(job)
+    assert "labels reached" in text_of(job.outputs["page"].read_text())
+    assert read_json(job.outputs["metrics"])["resnet20-resnet8"].keys() == {"methods"}
+
+
+@pytest.mark.slow
+def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path):
+    study = make_study(report={"title": "<script>alert(1)</script>"})
+    job = make_results(tmp_path, study)
+    for path in job.inputs["measures"]:
+        write_json(path, read_json(path) | {"top5": None, "latency_ms": None})
+    for path in job.inputs["histories"]:
+        rows = read_table(path, HISTORY).to_pandas()
+        rows = rows[~rows["name"].str.startswith("validation")]
+        rows.loc[rows.index[0], "value"] = float("nan")
+        write_table(path, rows.to_dict("list"), HISTORY)
+    report.run(job)
+    page = job.outputs["page"].read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert not re.search(r"\bnan\b|\bNaN\b|\bNone\b|Undefined", text_of(page))
+    assert "top5" not in read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]["kd"]
+
+
+@pytest.mark.slow
+def test_published_values_stand_beside_ours(tmp_path):
+    pair = make_study().pairs["resnet20-resnet8"].model_dump() | {
+        "published": "resnet32x4-resnet8x4"
+    }
+    study = make_study(
+        methods=("labels", "kd"), pairs={"named": pair, "other": pair | {"published": None}}
+    )
+    job = make_results(tmp_path, study)
+    report.run(job)
+    text = text_of(job.outputs["page"].read_text())
+    assert "All pairs at a glance" in text
+    published = text.split("Published values beside ours")[1]
+    assert re.search(r"student 72\.50 9\d\.\d\d ± \d\.\d\d labels", published)
+    assert re.search(r"DKD 76\.32 – – mdistiller README, read in a primary source", published)
+
+
+def test_a_winner_that_is_labels_is_no_victory_of_distillation():
+    found = verdict(table_of({"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.8, 1: 0.82}}))
+    assert found.headline == "No method beat the labels alone, which reach 90.5\u00a0%"
+    assert any("Behind labels: kd" in sentence for sentence in found.sentences)
+
+
+def test_a_gain_within_the_noise_is_not_called_more():
+    labels, kd = {0: 0.90, 1: 0.92, 2: 0.91}, {0: 0.93, 1: 0.90, 2: 0.92}
+    found = verdict(table_of({"labels": labels, "kd": kd}))
+    assert found.headline.startswith("kd won with")
+    assert found.answer == "Not shown to be more than noise over 3 seeds"
+    assert any("cannot be told from noise here" in sentence for sentence in found.sentences)
+
+
+def test_equal_methods_tie():
+    same = {0: 0.9, 1: 0.91, 2: 0.92}
+    table = table_of({"labels": same, "kd": dict(same)})
+    assert verdict(table).headline == "labels and kd tie at 91.0\u00a0%"
+    assert table.row("kd").versus["labels"].verdict == "equal"
+
+
+def test_the_power_note_names_what_the_seeds_can_see():
+    rng = np.random.default_rng(3)
+    labels = {seed: 0.9 + rng.normal(0, 0.01) for seed in range(5)}
+    kd = {seed: value + rng.normal(0.02, 0.01) for seed, value in labels.items()}
+    table = table_of({"labels": labels, "kd": kd})
+    spread = np.std([kd[seed] - labels[seed] for seed in labels], ddof=1)
+    edge = stats.t.ppf(0.975, 4)
+    shift = table.power["labels"].gain / spread * np.sqrt(5)
+    assert stats.nct.sf(edge, 4, shift) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_methods_are_compared_over_the_seeds_they_share():
+    table = table_of({"labels": {0: 0.9, 1: 0.8}, "kd": {1: 0.85, 2: 0.99}})
+    found = table.row("kd").versus["labels"]
+    assert found.difference.count == 1
+    assert found.difference.mean == pytest.approx(0.05)
+    assert found.verdict == "single"
+
+
+def test_references_are_found_behind_other_names():
+    methods = {"plain": {"method": "labels"}, "hot": {"method": "kd"}, "kd": {}, "dkd": {}}
+    assert find_references(methods) == {"labels": "plain", "kd": "kd"}
+    assert find_references({"dkd": {}}) == {}
+
+
+def test_a_stone_starts_as_the_student_and_ends_as_the_teacher(finished):
+    study = finished.settings["study"]
+    plan = load_results(finished.inputs, study).plans["resnet20-resnet8", "block_kd"]
+    bars = drawing(plan, "resnet20", "resnet8").bars
+    assert [bar.name for bar in bars] == ["resnet20", "N1", "N2", "N3", "resnet8"]
+    assert [len(bar.tail) for bar in bars] == [11, 7, 4, 1, 0]
+    assert bars[3].tail == ["head"]
+    assert list(bars[3].front) == ["stem", "block1", "block2", "block3"]
+
+
+def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
+    study = make_sweep()
+    gains = {name: 0.02 * place for place, name in enumerate(study.methods)}
+    job = make_results(tmp_path, study, {name: gain - 0.15 for name, gain in gains.items()})
+    results = load_results(job.inputs, job.settings["study"])
+    table = pair_tables(results.runs, results.teachers, {"labels": "labels"}, 0.95)[0]
+    found = find_sweep(table, results.plans, results.scores, ["quality", "information"])
+    assert len(found.points) == 9
+    assert found.correlations["quality"].count == 5
+    assert found.correlations["quality"].mean > 0.95  # both rise with depth
+    assert found.correlations["information"].mean < -0.95  # falls with depth
+
+
+def test_two_layers_are_no_sweep(finished):
+    results = load_results(finished.inputs, finished.settings["study"])
+    table = pair_tables(results.runs, results.teachers, {}, 0.95)[0]
+    assert find_sweep(table, results.plans, results.scores, ["quality"]) is None
+
+
+def test_published_table_holds_what_was_transcribed():
+    rows = pd.read_csv(TABLE)
+    pair = rows[
+        (rows["pair"] == "resnet32x4-resnet8x4")
+        & (rows["source"] != "Knowledge-Distillation-via-ND")
+    ]
+    by_row = pair.set_index("row")["top1_percent"]
+    for row, value in {"teacher": 79.42, "student": 72.50, "KD": 73.33, "DKD": 76.32}.items():
+        assert by_row[row] == value
+    benchmark = rows[rows["setting"] == "crd"]
+    whole = benchmark.groupby("pair")["row"].agg(set)
+    assert sum({"teacher", "student", "KD", "FitNet", "CRD"} <= found for found in whole) == 13
+    assert rows["top1_percent"].between(50, 85).all()
+    assert set(rows["marker"]) == {"R", "R2"}
+    assert not rows.duplicated(["pair", "row", "source", "top1_percent", "note"]).any()
+
+
+def test_published_rows_find_the_method_behind_a_name(finished):
+    results = load_results(finished.inputs, finished.settings["study"])
+    table = pair_tables(results.runs, results.teachers, {}, 0.95)[0]
+    rows = published_rows(
+        "vgg13-vgg8", table, {name: {} for name in GAINS} | {"kd": {"method": "dkd"}}
+    )
+    ours = {row.row: list(row.ours) for row in rows}
+    assert ours["DKD"] == ["kd"]
+    assert ours["KD"] == []
+    assert ours["teacher"] == ["resnet20"]
+
+
+def test_an_unknown_published_pair_is_told_when_params_are_read():
+    content = make_study().model_dump(mode="json")
+    content["pairs"]["resnet20-resnet8"]["published"] = "resnet32x4-resnet8x5"
+    with pytest.raises(KdstepsError, match=r"published is .* did you mean 'resnet32x4-resnet8x4'"):
+        parse_study(content)
+
+
+def test_a_result_says_by_its_path_what_it_is():
+    path = "/somewhere/results/evaluate/students/a-b/kd/7/measures.json"
+    assert identity(path, "evaluate", "measures") == {"pair": "a-b", "method": "kd", "seed": "7"}
+    with pytest.raises(KdstepsError, match=r"should end as results/evaluate"):
+        identity("measures.json", "evaluate", "measures")
+
+
+def test_measures_without_accuracy_are_told_by_their_path(tmp_path):
+    job = make_results(tmp_path, make_study(seeds=1, methods=("labels", "kd")))
+    path = job.inputs["measures"][0]
+    write_json(path, {"num_images": 3, "provenance": {}})
+    with pytest.raises(KdstepsError, match=r"measures\.json: does not say 'accuracy'"):
+        load_results(job.inputs, job.settings["study"])
+
+
+def test_a_missing_result_is_told_by_its_path(tmp_path):
+    study = make_study(seeds=1, methods=("labels", "kd"))
+    make_results(tmp_path, study)
+    job = report_job(tmp_path, study)
+    job.inputs["histories"][0].unlink()
+    with pytest.raises(KdstepsError, match=r"history\.parquet"):
+        load_results(job.inputs, job.settings["study"])
+
+
+def test_numbers_are_written_as_a_reader_expects():
+    assert percent(0.97222, 1) == "97.2"
+    assert percent(None) == percent(float("nan")) == "–"
+    assert [points(value) for value in (0.031, -0.002, 0.0001)] == ["+3.1", "−0.2", "0.0"]
+    assert [p_value(value) for value in (0.0004, 0.0123, 0.34, None)] == [
+        "< 0.001",
+        "0.012",
+        "0.34",
+        "–",
+    ]
+    assert [count(value) for value in (950, 7_900, 31_000_000)] == ["950", "7.9 k", "31 M"]
+    assert [duration(value) for value in (42, 600, 9000)] == ["42 s", "10 min", "2.5 h"]
+
+
+def test_every_file_of_the_report_has_a_caption():
+    captions = {path.stem for path in (REPOSITORY / "workflow" / "report").glob("*.rst")}
+    assert set(grid.OUTPUTS["report"]) | {"workflow"} == captions
+
+
+def test_words_alone_do_not_load_pandas_or_altair():
+    code = (
+        "import sys, kdsteps.report, kdsteps.parts as p; p.published_pairs(); print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    ).stdout.split()
+    assert not {"pandas", "altair", "torch"} & set(loaded)
