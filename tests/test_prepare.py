@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +116,14 @@ def test_grey_and_colour_together_become_colour(tmp_path):
     assert summary["modes"] == {"L": 1, "RGB": 6}
     grey, _ = prepared(tmp_path / "grey", "folder", {"path": str(root), "channels": 1})
     assert grey.image_shape[0] == 1
+
+
+def test_preparing_does_not_wait_for_torch():
+    """It costs seconds at the start of a job, and no kind of data but torchvision's needs it."""
+    modules = ("stages.prepare", "data.digits", "data.folder", "data.parquet", "data.torchvision")
+    imports = "; ".join(f"import kdsteps.{module}" for module in modules)
+    code = f"{imports}; import sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 # how it is split

@@ -18,7 +18,7 @@ from kdsteps.data._source import PARTS
 from kdsteps.data._stream import StreamedPart
 from kdsteps.errors import KdstepsError
 
-RESIDENT_BYTES = 8 * 2**30  # a part up to this size lives on the device as uint8
+RESIDENT_BYTES = 4 * 2**30  # a part up to this size, and a quarter of a GPU, lives on the device
 _AGAIN = "make them again with `kdsteps prepare`"
 
 
@@ -76,7 +76,7 @@ class Prepared:
         """
         rows = self.rows(name)
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
-        if stream or len(rows) * math.prod(self.image_shape) > RESIDENT_BYTES:
+        if stream or len(rows) * math.prod(self.image_shape) > _room(self.device):
             return StreamedPart(
                 self.images,
                 rows,
@@ -130,6 +130,13 @@ def load_prepared(
         device=device,
         memory_format=memory_format,
     )
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a part may take on the device."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    return min(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // 4)
 
 
 def _workers(device: torch.device) -> int:

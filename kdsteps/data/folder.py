@@ -24,7 +24,8 @@ _SPELLINGS = {
     "test": ("test", "testing"),
 }
 _SUFFIXES = (
-    ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg",
+    ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class, box, tab between them
 
@@ -109,15 +110,23 @@ def _images(folder: Path) -> list[tuple[Path, str]]:
     """Each image below `folder` with its class, in order of names."""
     if (folder / _ANNOTATIONS).is_file():
         return _annotated(folder)
-    found, others = [], 0
+    found: list[tuple[Path, str]] = []
+    empty, others = [], 0
     for entry in sorted(folder.iterdir()):
         if not entry.is_dir() or entry.name.startswith("."):
             continue
+        before = len(found)
         for place, inner, names in os.walk(entry, followlinks=True):
             inner.sort()
             images = [name for name in sorted(names) if name.lower().endswith(_SUFFIXES)]
             found += [(Path(place, name), entry.name) for name in images]
             others += len(names) - len(images)
+        if len(found) == before:
+            empty.append(entry)
+    if found and empty:
+        raise KdstepsError(
+            f"{empty[0]}: has no images; give the class some, or move the folder away"
+        )
     if not found:
         raise KdstepsError(
             f"{folder}: has no images in class folders; they should lie as {folder}/cat/1.png, "
