@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdsteps import fingerprint, grid, look, parts
-from kdsteps.disk import DISK_FULL, check_places
+from kdsteps.disk import DISK_FULL, check_places, together
 from kdsteps.errors import KdstepsError
 from kdsteps.memory import remembered
 from kdsteps.settings import load_study, parse_study
@@ -178,7 +178,9 @@ def _stage(given: argparse.Namespace) -> None:
     check_places(job.outputs.values())
     with remembered(grid.stage_of(rule), settings, code, job.inputs, job.outputs) as known:
         if not known:
-            import_module(f"kdsteps.stages.{grid.stage_of(rule)}").run(job)
+            stage = import_module(f"kdsteps.stages.{grid.stage_of(rule)}")
+            with together(job.outputs.values()):
+                stage.run(job)
 
 
 def _by_file(given: argparse.Namespace) -> Asked:

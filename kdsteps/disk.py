@@ -27,12 +27,42 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield part
         with part.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise KdstepsError(_disk_sentence(path, error)) from error
+        if path in _waiting:
+            _waiting[path] = part
+        else:
+            os.replace(part, path)
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, OSError):
+            raise KdstepsError(_disk_sentence(path, error)) from error
+        raise
+
+
+@contextmanager
+def together(paths: Iterable[Path]) -> Iterator[None]:
+    """Files that are written in the block by `atomic` appear when it ends well, all or none.
+
+    A job that fails after its first file leaves no new file beside old ones.
+    """
+    paths = list(paths)
+    _waiting.update(dict.fromkeys(paths))
+    try:
+        yield
+        for path in paths:
+            if (part := _waiting[path]) is not None:
+                os.replace(part, path)
     finally:
-        with suppress(OSError):  # there is nothing to remove where nothing could be written
-            part.unlink()
+        for path in paths:
+            if (part := _waiting.pop(path)) is not None:
+                _remove(part)
+
+
+_waiting: dict[Path, Path | None] = {}  # files of this process's job, and where they are so far
+
+
+def _remove(part: Path) -> None:
+    with suppress(OSError):  # it was renamed, or could never be written
+        part.unlink()
 
 
 def check_places(paths: Iterable[Path]) -> None:

@@ -18,6 +18,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from kdsteps.disk import atomic, together
+from kdsteps.errors import KdstepsError
+
 _log = logging.getLogger("kdsteps")
 
 # Small files that took long to make; images, features and cached logits are large and soon remade.
@@ -67,8 +70,9 @@ def _recall(place: Path, outputs: Mapping[str, Path]) -> bool:
     kept = {name: place / name for name in outputs}
     if not all(file.is_file() for file in kept.values()):
         return False
-    for name, path in outputs.items():
-        _copy(kept[name], path)
+    with together(outputs.values()):
+        for name, path in outputs.items():
+            _copy(kept[name], path)
     return True
 
 
@@ -81,8 +85,8 @@ def _keep(place: Path, outputs: Mapping[str, Path]) -> None:
             _copy(path, fresh / name)
         if not place.exists():
             os.replace(fresh, place)
-    except OSError as error:
-        _log.warning("%s: the result is not remembered there (%s)", job_cache(), error.strerror)
+    except (OSError, KdstepsError) as error:
+        _log.warning("%s: the result is not remembered there (%s)", job_cache(), error)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -107,13 +111,5 @@ def _digest(path: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file so that the target is whole or not there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with atomic(target) as part:
         shutil.copyfile(source, part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

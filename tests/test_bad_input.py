@@ -1,0 +1,552 @@
+"""What users get wrong, by the real command: one sentence, status 2, results untouched."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from _commands import DATA, NET, PLAN, TEACHER, command, files_in, run_of, write_study
+from PIL import Image
+from safetensors.torch import save_file
+
+from kdsteps.__main__ import main
+from kdsteps.artifacts import read_checkpoint, write_checkpoint
+from kdsteps.models import build_model
+
+IMAGES = "results/prepare/digits/images.npy"
+INDEX = "results/prepare/digits/index.parquet"
+SUMMARY = "results/prepare/digits/summary.json"
+WEIGHTS = "results/train/digits/big/teacher.safetensors"
+PATIENT = {"epochs": 1, "batch_size": 256}
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study whose dataset is prepared and whose teacher is trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_study(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["prepare", *DATA]) == 0
+        assert main(["train", *TEACHER]) == 0
+        assert main(["build", *PLAN]) == 0
+    logging.captureWarnings(False)
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return shutil.copytree(trained, tmp_path / "study")
+
+
+@pytest.fixture
+def refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Refused]:
+    """Runs a command that ends with 2 and leaves all files as they were; gives its sentence."""
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("KDSTEPS_JOB_CACHE", raising=False)
+
+    def run(*arguments: str) -> str:
+        before = files_in(folder)
+        capsys.readouterr()
+        assert main(arguments) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert files_in(folder) == before
+        return one_sentence(said.err, arguments[0])
+
+    yield run
+    logging.captureWarnings(False)  # as it was before `main`
+
+
+def one_sentence(text: str, stage: str) -> str:
+    """The sentence alone, without the command before it."""
+    start = f"kdsteps {stage}: "
+    assert text.startswith(start) and text.count("\n") == 1 and text.endswith("\n"), text
+    return text.removeprefix(start).removesuffix("\n")
+
+
+# params.yaml
+
+
+def test_a_missing_study_is_said_by_the_real_process(tmp_path):
+    done = command(tmp_path, "prepare", *DATA)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "kdsteps prepare: params.yaml: is not there; run kdsteps where params.yaml lies, or copy "
+        "one from recipes/\n"
+    )
+    assert files_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "",
+            "params.yaml: is empty; it should have the sections datasets, models, pairs, methods "
+            "and seeds",
+        ),
+        (
+            "- kd\n",
+            'params.yaml: is ["kd"]; it should have the sections datasets, models, pairs, methods '
+            "and seeds",
+        ),
+        (
+            "models: [a\n",
+            "params.yaml: line 2 is not YAML: a comma or the closing bracket is missing",
+        ),
+        (
+            "models:\n\tbig: {}\n",
+            "params.yaml: line 2 is not YAML: a tab stands there; indent by spaces",
+        ),
+        (
+            "seeds: [0]\nseeds: [1]\n",
+            "params.yaml: line 2 is not YAML: the key 'seeds' stands there twice; leave one of "
+            "them",
+        ),
+        (
+            "models: \x07\n",
+            "params.yaml: line 1 is not YAML: the character '\\x07' cannot stand there; delete it",
+        ),
+    ],
+)
+def test_what_is_no_study_is_said_with_its_line(refused, folder, text, sentence):
+    (folder / "params.yaml").write_text(text)
+    assert refused("prepare", *DATA) == sentence
+
+
+def test_bytes_that_are_no_text_are_said(refused, folder):
+    (folder / "params.yaml").write_bytes(b"\xff\xfe\x00")
+    assert refused("prepare", *DATA) == ("params.yaml: is no UTF-8 text; write it as a YAML file")
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"distill": {}}, "params.yaml: distill is an unknown key; did you mean 'distil'?"),
+        (
+            {"distil": {"epoch": 3}},
+            "params.yaml: distil.epoch is an unknown key; did you mean 'epochs'?",
+        ),
+        (
+            {"distil": {"epochs": "many"}},
+            "params.yaml: distil.epochs is 'many'; it should be a whole number above 0",
+        ),
+        (
+            {"train": {"epochs": -1}},
+            "params.yaml: train.epochs is -1; it should be a whole number above 0",
+        ),
+        (
+            {"methods": {"kd": {"temperature": 0}}},
+            "params.yaml: methods.kd.temperature is 0; it should be a number above 0",
+        ),
+        (
+            {"pairs": {"pair": {"dataset": "digits", "teacher": "bigg", "student": "small"}}},
+            "params.yaml: pairs.pair.teacher is 'bigg', which is not under models; did you mean "
+            "'big'?",
+        ),
+        (
+            {"methods": {"kdd": {}}},
+            "params.yaml: methods.kdd: there is no method 'kdd'; did you mean 'kd'?",
+        ),
+        (
+            {"seeds": []},
+            "params.yaml: seeds is []; it should be a list of whole numbers from 0 to 4294967295, "
+            "such as [0, 1, 2]",
+        ),
+        ({"seeds": [0, 1, 0]}, "params.yaml: seeds: 0 stands there twice; once would be right"),
+    ],
+)
+def test_a_wrong_value_is_said_with_what_would_be_right(refused, folder, sections, sentence):
+    write_study(folder, **sections)
+    assert refused("prepare", *DATA) == sentence
+
+
+def test_the_real_process_says_the_same_and_ends_with_2(folder):
+    write_study(folder, distil={"epoch": 3})
+    before = files_in(folder)
+    done = command(folder, "distil", *run_of("kd"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert one_sentence(done.stderr, "distil") == (
+        "params.yaml: distil.epoch is an unknown key; did you mean 'epochs'?"
+    )
+    assert files_in(folder) == before
+
+
+# networks and checkpoints
+
+
+def header_and_network(folder: Path, classes: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    _, header = read_checkpoint(folder / WEIGHTS)
+    options = {key: value for key, value in NET.items() if key != "family"}
+    network = build_model(
+        "cifar_resnet", num_classes=classes, in_channels=1, image_size=8, **options
+    )
+    return header, network.plain().state_dict()
+
+
+def test_a_teacher_of_other_classes_is_refused(refused, folder):
+    header, weights = header_and_network(folder, classes=100)
+    write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
+    assert refused("distil", *run_of("kd")) == (
+        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data have 10 classes of "
+        "[1, 8, 8]; train it on these data"
+    )
+
+
+def test_weights_from_elsewhere_for_other_classes_are_refused(refused, folder):
+    _, weights = header_and_network(folder, classes=100)
+    torch.save(weights, folder / "theirs.pt")
+    write_study(folder, models={"big": NET | {"checkpoint": "theirs.pt"}, "small": NET})
+    said = refused("train", *TEACHER)
+    assert said.startswith("checkpoint theirs.pt: does not fit the network;")
+    assert "(100,), the network's (10,)" in said
+
+
+def test_a_cut_at_a_layer_that_is_not_there_is_refused_with_the_nearest(refused, folder):
+    write_study(folder, build={"cuts": [["layer1.0", "layer2.1"]]})
+    said = refused("build", *PLAN)
+    assert said == "build.cuts: the teacher has no layer 'layer2.1'; did you mean 'layer2.0'?"
+
+
+def test_a_hint_from_a_layer_that_is_not_there_is_refused_with_the_nearest(refused, folder):
+    write_study(folder, methods={"fitnet": {"student_layer": "layr1.0"}})
+    assert refused("distil", *run_of("fitnet")) == (
+        "methods.fitnet: the student has no layer 'layr1.0'; did you mean 'layer1.0'?"
+    )
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def scrambled(file: Path) -> None:
+    file.write_bytes(b"no such format" * 1000)
+
+
+def with_a_flipped_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(bytes(content))
+
+
+def from_elsewhere(file: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (truncated, "is no whole safetensors file"),
+        (emptied, "is no whole safetensors file"),
+        (scrambled, "is no whole safetensors file"),
+        (with_a_flipped_bit, "is damaged, for its weights are not those that were written"),
+        (from_elsewhere, "has no kdsteps header; a checkpoint from elsewhere goes under"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_and_ours_is_refused(refused, folder, spoil, sentence):
+    spoil(folder / WEIGHTS)
+    assert refused("distil", *run_of("kd")).startswith(f"{WEIGHTS}: {sentence}")
+
+
+class Bomb:
+    """Leaves a file behind if anybody unpickles it carelessly."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_the_bomb_works(tmp_path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "went off")))
+    assert (tmp_path / "went off").exists()
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_code_in_a_foreign_checkpoint_is_never_run(refused, folder, tmp_path, form):
+    bomb = {"state_dict": {"weight": torch.zeros(2)}, "args": Bomb(tmp_path / "went off")}
+    if form == "torch":
+        torch.save(bomb, folder / "theirs.pt")
+    else:
+        (folder / "theirs.pt").write_bytes(pickle.dumps(bomb))
+    write_study(folder, models={"big": NET | {"checkpoint": "theirs.pt"}, "small": NET})
+    assert refused("train", *TEACHER).startswith("checkpoint theirs.pt: ")
+    assert not (tmp_path / "went off").exists()
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, IMAGES, INDEX, SUMMARY])
+def test_code_in_place_of_any_result_is_never_run(refused, folder, tmp_path, file):
+    (folder / file).write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
+    assert refused("distil", *run_of("kd")).startswith(f"{file}: is no whole ")
+    assert not (tmp_path / "went off").exists()
+
+
+def test_objects_in_an_array_file_are_never_unpickled(refused, folder, tmp_path):
+    np.save(folder / IMAGES, np.array([Bomb(tmp_path / "went off")]), allow_pickle=True)
+    assert refused("train", *TEACHER).startswith(f"{IMAGES}: is no whole array file")
+    assert not (tmp_path / "went off").exists()
+
+
+# tables and images
+
+
+def test_a_result_without_a_column_is_refused(refused, folder):
+    table = pq.read_table(folder / INDEX)
+    pq.write_table(table.drop_columns(["label"]), folder / INDEX)
+    assert refused("train", *TEACHER) == (
+        f"{INDEX}: has no column 'label' (it has image, split, source, hash); make it again or "
+        "give one with all columns"
+    )
+
+
+def test_a_result_with_a_column_of_another_type_is_refused(refused, folder):
+    table = pq.read_table(folder / INDEX)
+    labels = pa.array([str(label) for label in table["label"].to_pylist()])
+    pq.write_table(table.set_column(1, "label", labels), folder / INDEX)
+    assert refused("train", *TEACHER) == (
+        f"{INDEX}: column 'label' holds string, where int32 would be right; make it again"
+    )
+
+
+def write_images(file: Path, labels: list[int], **columns: Any) -> None:
+    """Grey images of noise with labels, as a Parquet file whose metadata names two classes."""
+    contents = []
+    for seed in range(len(labels)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)
+        picture = file.with_suffix(".png")
+        Image.fromarray(pixels).save(picture)
+        contents.append(picture.read_bytes())
+        picture.unlink()
+    given = {"image": contents, "label": labels} | columns
+    table = pa.table({name: values for name, values in given.items() if values is not None})
+    pq.write_table(table.replace_schema_metadata({"label_names": '["cat", "dog"]'}), file)
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "sentence"),
+    [
+        (
+            [0, 1] * 5,
+            {"label": None, "lable": [0] * 10},
+            "theirs.parquet: has no column 'label' for the option `label`; did you mean 'lable'?",
+        ),
+        (
+            [0, 1] * 5 + [2, -1],
+            {},
+            "theirs.parquet row 10: has the label 2; with 2 classes labels go from 0 to 1 "
+            "(2 images have one out of range)",
+        ),
+        (
+            [0] * 10,
+            {},
+            "class 'dog' has no training images; give it some or take it out of the classes",
+        ),
+    ],
+)
+def test_a_data_set_that_cannot_be_is_refused(refused, folder, labels, columns, sentence):
+    write_images(folder / "theirs.parquet", labels, **columns)
+    write_study(folder, datasets={"digits": {"kind": "parquet", "train": "theirs.parquet"}})
+    assert refused("prepare", *DATA) == sentence
+
+
+def test_a_stored_label_out_of_range_is_refused(refused, folder):
+    table = pq.read_table(folder / INDEX)
+    labels = table["label"].to_numpy().copy()
+    labels[3] = 12
+    pq.write_table(table.set_column(1, "label", pa.array(labels)), folder / INDEX)
+    assert refused("train", *TEACHER) == (
+        f"{INDEX}: row 3 has the label 12; with 10 classes labels go from 0 to 9; make them again "
+        "with `kdsteps prepare`"
+    )
+
+
+def test_a_class_folder_without_images_is_refused(refused, folder):
+    write_pictures(folder / "pets")
+    (folder / "pets/bird").mkdir()
+    write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
+    assert refused("prepare", *DATA) == (
+        "pets/bird: has no images; give the class some, or move the folder away"
+    )
+
+
+def test_a_picture_with_nan_is_refused_by_name(refused, folder):
+    write_pictures(folder / "pets")
+    pixels = np.full((8, 8), 0.5, dtype=np.float32)
+    pixels[2, 3] = np.nan
+    Image.fromarray(pixels).save(folder / "pets/cat/9.tiff")
+    write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
+    assert refused("prepare", *DATA) == (
+        "1 of 7 images cannot be read: cat/9.tiff: has pixels that are NaN; they should be numbers "
+        "from 0 to 1; mend or remove them, or let prepare.broken be `skip`"
+    )
+
+
+def write_pictures(root: Path) -> None:
+    for number, name in enumerate(["cat", "dog"] * 3):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+# losses, disks, devices
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_epoch_and_step(refused, folder):
+    write_study(folder, distil=PATIENT | {"epochs": 3, "learning_rate": 1e30})
+    assert refused("distil", *run_of("labels")) == (
+        "the loss 'labels' became nan in epoch 1, step 2; a lower learning_rate or weight may help"
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if not shutil.which("mount") or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def onto(disk: Path, folder: Path, stage: str) -> None:
+    """Let the results of a stage lie on another disk."""
+    shutil.rmtree(folder / "results" / stage, ignore_errors=True)
+    (folder / "results" / stage).symlink_to(disk)
+
+
+def fill(disk: Path, leave: int = 0) -> None:
+    """Fill a small disk up but for `leave` KiB."""
+    (disk / "ballast").write_bytes(bytes((64 - leave) * 1024))
+
+
+@pytest.mark.parametrize(
+    ("stage", "names", "first"),
+    [
+        ("prepare", DATA, IMAGES),
+        ("train", TEACHER, WEIGHTS),
+        ("distil", run_of("labels"), "results/distil/pair/labels/0/student.safetensors"),
+    ],
+)
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    refused, folder, small_disk, stage, names, first
+):
+    shutil.rmtree(folder / ".jobcache")
+    onto(small_disk, folder, stage)
+    fill(small_disk)
+    assert refused(stage, *names) == (
+        f"{first}: the disk is full; free some space and run again, finished results are kept"
+    )
+    assert set(files_in(small_disk)) == {"ballast"}
+
+
+def test_a_disk_that_holds_the_first_file_alone_gets_none(refused, folder, small_disk):
+    onto(small_disk, folder, "distil")
+    fill(small_disk, leave=8)  # the student takes two pages of the disk
+    said = refused("distil", *run_of("labels"))
+    assert said.startswith("results/distil/pair/labels/0/history.parquet: the disk is full;")
+    assert set(files_in(small_disk)) == {"ballast"}
+
+
+def test_a_remembered_result_that_finds_the_disk_full_is_said(refused, folder, small_disk):
+    onto(small_disk, folder, "train")
+    fill(small_disk)
+    assert refused("train", *TEACHER).startswith(f"{WEIGHTS}: the disk is full; free some space")
+    assert set(files_in(small_disk)) == {"ballast"}
+
+
+def test_a_disk_that_fills_up_at_the_last_moment_is_said(refused, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused("prepare", *DATA).startswith(f"{INDEX}: the disk is full; free some space")
+
+
+def test_a_read_only_disk_is_said_before_the_training(refused, folder, small_disk):
+    onto(small_disk, folder, "distil")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    student = "results/distil/pair/labels/0/student.safetensors"
+    assert refused("distil", *run_of("labels")) == (
+        f"{student}: cannot be written; make the folder {folder}/results/distil writable"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="whoever may do everything may write everywhere")
+def test_a_folder_that_may_not_be_written_is_said_before_the_training(refused, folder):
+    (folder / "results").chmod(0o555)
+    said = refused("distil", *run_of("labels"))
+    (folder / "results").chmod(0o755)
+    assert said.endswith(f"cannot be written; make the folder {folder}/results writable")
+
+
+def test_a_file_where_a_folder_should_be_is_said_before_the_training(refused, folder, monkeypatch):
+    monkeypatch.setattr("kdsteps.stages.distil.run", lambda job: pytest.fail("training began"))
+    (folder / "results/distil").write_text("notes")
+    assert refused("distil", *run_of("labels")) == (
+        "results/distil/pair/labels/0/student.safetensors: a file lies where its folder "
+        "results/distil/pair/labels/0 should be; move it away"
+    )
+
+
+def test_a_folder_where_a_file_should_be_is_said_before_the_training(refused, folder):
+    (folder / "results/distil/pair/labels/0/student.safetensors").mkdir(parents=True)
+    assert refused("distil", *run_of("labels")) == (
+        "results/distil/pair/labels/0/student.safetensors: a folder lies where the file should be; "
+        "move it away"
+    )
+
+
+def test_more_gpus_than_there_are_fall_back_to_the_cpu_and_say_so(folder):
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    done = command(folder, "distil", *run_of("labels"), "--gpus", "8", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert "; 8 GPUs asked for, none there" in done.stderr.splitlines()[0]
+    assert (folder / "results/distil/pair/labels/0/student.safetensors").exists()
+
+
+# what is not the user's mistake
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(folder, monkeypatch):
+    def broken(job: Any) -> None:
+        raise ValueError("a shape that cannot be")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("kdsteps.stages.prepare.run", broken)
+    with pytest.raises(ValueError, match="a shape that cannot be"):
+        main(["prepare", *DATA])
+    logging.captureWarnings(False)
+
+
+def test_a_result_that_was_not_made_yet_is_named_with_what_makes_it(refused, folder):
+    (folder / WEIGHTS).unlink()
+    assert refused("distil", *run_of("kd")) == (
+        f"{WEIGHTS}: there is no such file, and it is read as 'teacher'; run the stage that writes "
+        "it, or the whole study with snakemake"
+    )
