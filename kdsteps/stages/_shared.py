@@ -31,7 +31,8 @@ Entry = Mapping[str, Any]
 
 def prepared(job: Job, device: torch.device) -> Prepared:
     """The dataset a job reads, on its device."""
-    return load_prepared(*(job.inputs[name] for name in ("images", "index", "summary")), device)
+    images, index, summary = (job.inputs[name] for name in ("images", "index", "summary"))
+    return load_prepared(images, index, summary, device)
 
 
 def fresh_model(entry: Entry, data: Prepared) -> Chain:
