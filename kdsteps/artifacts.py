@@ -258,8 +258,9 @@ def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Setti
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    metadata = {"kdsteps": json.dumps(header, sort_keys=True), "digest": _digest(tensors)}
-    write_bytes(path, save(tensors, metadata=metadata))
+    said = json.dumps({"header": header, "digest": _digest(tensors)}, sort_keys=True)
+    # one key: safetensors writes several in an order that changes from run to run
+    write_bytes(path, save(tensors, metadata={"kdsteps": said}))
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -268,16 +269,15 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         KdstepsError: It is missing, cut off, damaged, or was not written by kdsteps.
     """
-    header = read_checkpoint_header(path)
+    said = _said(path)
     with _checkpoint(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        digest = file.metadata().get("digest")
-    if digest != _digest(weights):
+    if said["digest"] != _digest(weights):
         raise KdstepsError(
             f"{path}: is damaged, for its weights are not those that were written; delete it and "
             "run again"
         )
-    return weights, header
+    return weights, said["header"]
 
 
 def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
@@ -286,18 +286,24 @@ def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
     Raises:
         KdstepsError: As `read_checkpoint`.
     """
+    header: dict[str, Any] = _said(path)["header"]
+    return header
+
+
+def _said(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says beside its weights: `header` and `digest`."""
     with _checkpoint(path, framework="numpy") as file:
-        header = (file.metadata() or {}).get("kdsteps")
-    if header is None:
+        text = (file.metadata() or {}).get("kdsteps")
+    if text is None:
         raise KdstepsError(
             f"{path}: has no kdsteps header; a checkpoint from elsewhere goes under a model's "
             "key `checkpoint` in params.yaml"
         )
     try:
-        found: dict[str, Any] = json.loads(header)
-    except ValueError as error:
+        said = json.loads(text)
+        return {key: said[key] for key in ("header", "digest")}
+    except (ValueError, TypeError, KeyError) as error:
         raise KdstepsError(f"{path}: {damage(error, 'checkpoint')}") from error
-    return found
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdsteps import parts
+from kdsteps._wording import MAX_NAME
 from kdsteps.settings import Study
 
 Schema = dict[str, Any]
@@ -16,6 +17,9 @@ def study_schema() -> Schema:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     properties, required = schema["properties"], schema["required"]
     distil, train, build = (_reference(name) for name in ("Distil", "Train", "Build"))
+    for name in ("datasets", "models", "methods"):
+        (pattern,) = properties[name].pop("patternProperties")
+        properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
     properties["datasets"]["additionalProperties"] = _choice("data", "kind", {})
     own = {"train": _or_nothing(train), "checkpoint": {"type": "string"}}
     properties["models"]["additionalProperties"] = _choice("models", "family", own)

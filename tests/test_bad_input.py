@@ -183,7 +183,7 @@ def test_a_wrong_value_is_said_with_what_would_be_right(refused, folder, section
 def test_the_real_process_says_the_same_and_ends_with_2(folder):
     write_study(folder, distil={"epoch": 3})
     before = files_in(folder)
-    done = command(folder, "distil", *run_of("kd"))
+    done = command(folder, "distil", *run_of("fitnet"))
     assert (done.returncode, done.stdout) == (2, "")
     assert one_sentence(done.stderr, "distil") == (
         "params.yaml: distil.epoch is an unknown key; did you mean 'epochs'?"
@@ -206,7 +206,7 @@ def header_and_network(folder: Path, classes: int) -> tuple[dict[str, Any], dict
 def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
-    assert refused("distil", *run_of("kd")) == (
+    assert refused("distil", *run_of("fitnet")) == (
         f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data have 10 classes of "
         "[1, 8, 8]; train it on these data"
     )
@@ -268,7 +268,7 @@ def from_elsewhere(file: Path) -> None:
 )
 def test_a_checkpoint_that_is_not_whole_and_ours_is_refused(refused, folder, spoil, sentence):
     spoil(folder / WEIGHTS)
-    assert refused("distil", *run_of("kd")).startswith(f"{WEIGHTS}: {sentence}")
+    assert refused("distil", *run_of("fitnet")).startswith(f"{WEIGHTS}: {sentence}")
 
 
 class Bomb:
@@ -301,7 +301,7 @@ def test_code_in_a_foreign_checkpoint_is_never_run(refused, folder, tmp_path, fo
 @pytest.mark.parametrize("file", [WEIGHTS, IMAGES, INDEX, SUMMARY])
 def test_code_in_place_of_any_result_is_never_run(refused, folder, tmp_path, file):
     (folder / file).write_bytes(pickle.dumps(Bomb(tmp_path / "went off")))
-    assert refused("distil", *run_of("kd")).startswith(f"{file}: is no whole ")
+    assert refused("distil", *run_of("fitnet")).startswith(f"{file}: is no whole ")
     assert not (tmp_path / "went off").exists()
 
 
@@ -546,7 +546,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(folder, monkeypatch):
 
 def test_a_result_that_was_not_made_yet_is_named_with_what_makes_it(refused, folder):
     (folder / WEIGHTS).unlink()
-    assert refused("distil", *run_of("kd")) == (
+    assert refused("distil", *run_of("fitnet")) == (
         f"{WEIGHTS}: there is no such file, and it is read as 'teacher'; run the stage that writes "
         "it, or the whole study with snakemake"
     )
