@@ -137,7 +137,7 @@ class CutChain(Chain):
             return
         found = visit(self.network, spots(self.network, cut_map, named), image_shape)
         modules = dict(self.network.named_modules())
-        asked = {path: cut_map.node_of(path) for path in named if path in modules}
+        asked = {path: cut_map.last_cut(path) for path in named if path in modules}
         ends = block_ends(found, set(asked.values()))
         lies = layouts([spot.shape for spot in ends])
         self.layers = tuple(spot.path for spot in ends)

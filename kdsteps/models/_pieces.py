@@ -65,6 +65,15 @@ class CutMap:
         node = self.traced.outputs.get(place)
         return node if node in self.cuts else None
 
+    def last_cut(self, path: str) -> fx.Node | None:
+        """The cut that a module gives or, where it gives several values, its last one inside."""
+        within = [
+            node
+            for inner, node in self.traced.outputs.items()
+            if node in self.cuts and inner.startswith(f"{path}.")
+        ]
+        return self.node_of(path) or max(within, key=self.order.__getitem__, default=None)
+
     def last_weighted(self, network: nn.Module) -> int:
         """Where the last operation with weights stands, the classifier: behind it is no layer."""
         return max(self.order[node] for node in self.nodes if _has_weights(network, node))

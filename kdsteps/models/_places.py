@@ -105,14 +105,14 @@ def choose_stages(
 ) -> list[Spot]:
     """The default cuts: the stages named by the network's makers, or those found by size.
 
-    Of the named ones neither a stem of single modules nor a pooling counts. Where every block is
-    named, as in a ViT, four evenly spaced ones are taken.
+    Of the named ones neither a stem nor a pooling counts. Where every block is named, as in a ViT,
+    four evenly spaced ones are taken.
     """
-    first_block = next((i for i, spot in enumerate(ends) if _is_block(spot.module)), 0)
+    stem = _stem(ends)
     stages = [
         (spot, _extent(spot.shape, layout))
-        for i, (spot, layout) in enumerate(zip(ends, layouts, strict=True))
-        if spot.node in named and i >= first_block and not isinstance(spot.module, _POOLINGS)
+        for spot, layout in zip(ends, layouts, strict=True)
+        if spot.node in named and spot not in stem and not isinstance(spot.module, _POOLINGS)
     ]
     by_size = _stages_by_size(ends, layouts)
     if not stages or len(stages) < min(len(by_size), len(named)):  # some of the named are no cuts
@@ -125,12 +125,13 @@ def choose_stages(
 def _stages_by_size(ends: Sequence[Spot], layouts: Sequence[Layout]) -> list[Spot]:
     """The last layer of each size of map or sequence; evenly spaced layers if there is one size.
 
-    Only blocks that are repeated count where there are such: a stem is no stage.
+    Only blocks that are repeated count where there are such.
     """
+    stem = _stem(ends)
     inner = [
         (spot, _extent(spot.shape, layout))
         for spot, layout in zip(ends, layouts, strict=True)
-        if layout != "vector" and not isinstance(spot.module, _POOLINGS)
+        if layout != "vector" and spot not in stem and not isinstance(spot.module, _POOLINGS)
     ]
     kinds = [type(spot.module) for spot, _ in inner if _is_block(spot.module)]
     repeated = [pair for pair in inner if kinds.count(type(pair[0].module)) > 1]
@@ -140,6 +141,20 @@ def _stages_by_size(ends: Sequence[Spot], layouts: Sequence[Layout]) -> list[Spo
         spot for (spot, extent), after in zip(inner, following, strict=True) if extent != after
     ]
     return changes if len(changes) > 1 else evenly([spot for spot, _ in inner] or ends)
+
+
+def _stem(ends: Sequence[Spot]) -> list[Spot]:
+    """What comes before the blocks and is a single module or called stem.
+
+    A network whose first block stands in its second half (VGG with a large classifier) is made of
+    single modules: it has no stem.
+    """
+    first_block = next((i for i, spot in enumerate(ends) if _is_block(spot.module)), len(ends))
+    return [
+        spot
+        for spot in ends[: first_block if 2 * first_block < len(ends) else 0]
+        if "stem" in spot.path or not _has_parts(spot.module)
+    ]
 
 
 def evenly(items: Sequence[T], count: int = _NUM_STAGES) -> list[T]:
@@ -204,6 +219,10 @@ class _Walk:
         return isinstance(module, _CONTAINERS) or any(
             self._has_line(child, f"{path}.{name}") for name, child in module.named_children()
         )
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return any(next(child.parameters(), None) is not None for child in module.children())
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -208,6 +208,7 @@ def _keep_logits(graph: fx.Graph) -> None:
     given = output.args[0]
     if isinstance(given, fx.Node) and hasattr(given.target, "_fields"):
         output.args = (given.args[given.target._fields.index("logits")],)
+        graph.erase_node(given)  # else it would keep the auxiliary heads alive
     elif not isinstance(given, fx.Node):
         with graph.inserting_before(output):
             output.args = (graph.call_function(logits_of, (given,)),)

@@ -1,0 +1,276 @@
+"""Networks that others wrote: cut and joined they answer as before, and they train as they are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _published import FEW, MANY, Published, build, pictures, stir
+
+from kdsteps.errors import KdstepsError
+from kdsteps.models import build_model
+from kdsteps.models._download import reachable
+
+timm = pytest.importorskip("timm")
+torchvision = pytest.importorskip("torchvision")
+
+EVERY = [
+    *(pytest.param(published, id=str(published)) for published in FEW),
+    *(pytest.param(published, id=str(published), marks=pytest.mark.slow) for published in MANY),
+]
+QUICK = [pytest.param(published, id=str(published)) for published in FEW]
+# drop path and dropout at work, also where they are functions and not modules
+RANDOM = [
+    Published("timm", "resnet10t", 32, 4, {"drop_path_rate": 0.5, "drop_rate": 0.5}),
+    Published("timm", "vit_tiny_patch16_224", 32, 4, {"depth": 2, "drop_path_rate": 0.5}),
+    Published("timm", "test_efficientnet", 32, 4, {"drop_path_rate": 0.5, "drop_rate": 0.2}),
+    Published("torchvision", "mobilenet_v2", 32, 4, {"dropout": 0.5}),
+    Published("torchvision", "efficientnet_b0", 32, 4, {"stochastic_depth_prob": 0.5}),
+]
+
+
+@pytest.mark.parametrize("published", EVERY)
+@torch.no_grad()
+def test_tail_after_front_is_the_network_at_every_layer(published):
+    chain = build(published)
+    stir(chain.plain(), pictures(published, 8))
+    images = pictures(published, 3, seed=1)
+    whole = chain(images)
+    spread = (whole - whole.mean(dim=0)).abs().max()
+    assert spread > 1e-6 * whole.abs().max()  # else a tail that forgets its input would pass
+    read = chain.trace(images)
+    assert list(read) == [*chain.layers, "head"]
+    for layer in chain.layers:
+        features = chain.front(layer)(images)
+        assert torch.allclose(features, read[layer], rtol=1e-5, atol=1e-6), layer
+        assert (chain.tail(layer)(features) - whole).abs().max() <= 1e-5 * spread, layer
+    assert len(chain.stages) == published.stages
+    assert set(chain.stages) <= set(chain.layers)
+
+
+@pytest.mark.parametrize("published", EVERY)
+def test_a_step_of_training_moves_the_network_and_its_state_is_the_plain_one(published):
+    torch.manual_seed(0)
+    chain = build(published)
+    images, labels = pictures(published, 8), torch.arange(8) % 5
+    optimizer = torch.optim.SGD(chain.parameters(), lr=0.01)
+    before = copy.deepcopy(chain.plain().state_dict())
+    F.cross_entropy(chain.train()(images), labels).backward()
+    optimizer.step()
+    state = chain.plain().state_dict()
+    assert any(not torch.equal(state[key], before[key]) for key in state)
+    again = _plain(published)
+    again.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), chain.eval()(images))
+
+
+@pytest.mark.parametrize("published", [pytest.param(p, id=str(p)) for p in RANDOM])
+@torch.no_grad()
+def test_in_training_mode_the_parts_draw_the_same_chance_as_the_whole(published):
+    chain = build(published).train()
+    images = pictures(published, 8)
+    layer = chain.stages[-1]
+    front, tail = chain.front(layer), chain.tail(layer)
+    for module in chain.modules():  # the same statistics for whole and parts
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    torch.manual_seed(0)
+    whole = chain(images)
+    torch.manual_seed(0)
+    read = chain.trace(images, [layer])
+    torch.manual_seed(0)
+    features = front(images)
+    assert torch.equal(features, read[layer])
+    assert torch.allclose(tail(features), whole, rtol=1e-5, atol=1e-6)
+    torch.manual_seed(1)
+    assert not torch.allclose(chain(images), whole, rtol=1e-3, atol=1e-4)  # chance is at work
+    chain.eval()
+    assert torch.allclose(tail(front(images)), chain(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_student_with_two_heads_learns_from_both_and_answers_with_their_mean():
+    published = Published("timm", "deit_tiny_distilled_patch16_224", 32, 4, {"depth": 2})
+    chain = build(published)
+    network = chain.plain()
+    network.set_distilled_training(True)
+    images = pictures(published, 4)
+    chain.train()
+    first, second = network(images)
+    logits = chain(images)
+    assert torch.allclose(logits, (first + second) / 2)
+    traced = chain.trace(images, chain.layers[-1:])
+    assert torch.allclose(chain.tail(chain.layers[-1])(traced[chain.layers[-1]]), logits)
+    logits.sum().backward()
+    assert network.head.weight.grad.abs().sum() > 0
+    assert network.head_dist.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_auxiliary_heads_are_left_out_of_the_logits():
+    options = {"aux_logits": True, "init_weights": False, "dropout": 0.0, "dropout_aux": 0.0}
+    published = Published("torchvision", "googlenet", 64, 3, options)
+    chain = build(published).train()
+    images = pictures(published, 4)
+    logits, *auxiliary = chain.plain()(images)
+    assert len(auxiliary) == 2
+    assert torch.equal(chain(images), logits)
+    layer = chain.stages[-1]
+    assert torch.allclose(chain.tail(layer)(chain.front(layer)(images)), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "factor"),
+    [
+        ("timm", "resnet18", 4),
+        ("timm", "resnet18d", 4),
+        ("timm", "densenet121", 4),
+        ("timm", "regnetx_002", 2),
+        ("timm", "mobilenetv3_small_050", 2),
+        ("timm", "tf_mobilenetv3_small_minimal_100", 2),
+        ("timm", "convnext_atto", 4),
+        ("timm", "vgg11", 1),
+        ("torchvision", "resnet18", 4),
+        ("torchvision", "mobilenet_v2", 2),
+        ("torchvision", "squeezenet1_1", 4),
+        ("torchvision", "convnext_tiny", 4),
+    ],
+)
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_small_stem_keeps_more_of_a_small_image(family, name, factor):
+    published = Published(family, name, 64, 0)
+    usual, small = build(published), build(published, small_stem=True)
+    images = pictures(published, 2)
+    # the last map before pooling; squeezenet's poolings have no padding
+    before = usual.eval().trace(images)[usual.stages[0]]
+    after = small.eval().trace(images)[small.stages[0]]
+    assert after.shape[2] == pytest.approx(factor * before.shape[2], abs=4)
+    first = next(m for m in small.plain().modules() if isinstance(m, torch.nn.Conv2d))
+    assert (first.stride, first.kernel_size) == ((1, 1), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("timm", "vit_tiny_patch16_224"), ("torchvision", "swin_t")]
+)
+def test_a_small_stem_for_patches_is_refused_with_the_way_out(family, name):
+    with pytest.raises(KdstepsError, match=rf"small_stem does not fit {family}'s {name}.*patch_si"):
+        build_model(family, name=name, num_classes=5, image_size=64, small_stem=True)
+
+
+@torch.no_grad()
+def test_a_kernel_that_shrinks_keeps_its_centre_and_the_spread_of_its_sums():
+    torch.manual_seed(0)
+    usual = build_model("timm", name="resnet10t", num_classes=5, image_size=32, stem_type="")
+    torch.manual_seed(0)
+    small = build_model(
+        "timm", name="resnet10t", num_classes=5, image_size=32, stem_type="", small_stem=True
+    )
+    centre = usual.plain().conv1.weight[..., 2:5, 2:5]
+    assert torch.allclose(small.plain().conv1.weight, centre * 7 / 3)
+
+
+def test_a_vit_is_told_the_size_of_the_images_and_takes_a_patch_size():
+    chain = build_model(
+        "timm", name="vit_tiny_patch16_224", num_classes=5, image_size=32, depth=2, patch_size=4
+    )
+    assert chain.trace(torch.rand(1, 3, 32, 32), ["patch_embed"])["patch_embed"].shape[1] == 64
+    chain = build_model("torchvision", name="vit_b_32", num_classes=5, image_size=64)
+    assert chain.plain().image_size == 64
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_grey_and_many_channelled_images_are_taken(family):
+    for channels in (1, 4):
+        chain = build_model(
+            family, name="resnet18", num_classes=5, in_channels=channels, image_size=32
+        )
+        assert chain(torch.rand(2, channels, 32, 32)).shape == (2, 5)
+
+
+@torch.no_grad()
+def test_a_grey_image_is_seen_as_its_colour_copy_was():
+    torch.manual_seed(0)
+    colour = build_model("torchvision", name="resnet18", num_classes=5, image_size=32).eval()
+    torch.manual_seed(0)
+    grey = build_model(
+        "torchvision", name="resnet18", num_classes=5, in_channels=1, image_size=32
+    ).eval()
+    images = torch.rand(2, 1, 32, 32)
+    assert torch.allclose(grey(images), colour(images.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_an_unknown_name_is_answered_with_the_nearest(family):
+    with pytest.raises(KdstepsError, match=rf"{family} has no .*'resnet19'.*near are .*resnet18"):
+        build_model(family, name="resnet19", num_classes=5, image_size=32)
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_an_unknown_option_is_a_sentence(family):
+    with pytest.raises(KdstepsError, match=r"resnet18 cannot be built \(.*'nonsense'"):
+        build_model(family, name="resnet18", num_classes=5, image_size=32, nonsense=1)
+
+
+def test_an_image_size_that_does_not_fit_is_a_sentence():
+    with pytest.raises(KdstepsError, match="torchvision's maxvit_t cannot be built"):
+        build_model("torchvision", name="maxvit_t", num_classes=5, image_size=60)
+    with pytest.raises(KdstepsError, match=r"Inception3 does not run on images of 3 x 16 x 16"):
+        build_model("torchvision", name="inception_v3", num_classes=5, image_size=16)
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_weights_out_of_reach_say_how_to_give_a_file(family, monkeypatch, tmp_path):
+    monkeypatch.setattr(f"kdsteps.models.{family}.reachable", lambda address: False)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(KdstepsError, match=r"no connection to https.*give it as checkpoint: PATH"):
+        build_model(family, name="resnet18", num_classes=5, image_size=32, pretrained=True)
+
+
+def test_a_server_that_is_not_there_is_out_of_reach_and_a_proxy_is_trusted(monkeypatch):
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not reachable("https://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    assert reachable("https://127.0.0.1:9")
+
+
+@torch.no_grad()
+def test_published_weights_of_other_classes_give_a_new_classifier_and_say_so(monkeypatch):
+    published = torchvision.models.resnet18(num_classes=1000)
+    monkeypatch.setattr("kdsteps.models.torchvision._published", lambda name: _state(published))
+    chain = build_model(
+        "torchvision", name="resnet18", num_classes=5, image_size=32, pretrained=True
+    )
+    assert torch.equal(chain.plain().layer4[0].conv1.weight, published.layer4[0].conv1.weight)
+    assert chain.plain().fc.weight.shape == (5, 512)
+    assert "trained for 1000 classes; fc.weight, fc.bias start anew" in chain.note
+    chain = build_model(
+        "torchvision", name="resnet18", num_classes=1000, image_size=32, pretrained=True
+    )
+    assert torch.equal(chain.plain().fc.weight, published.fc.weight)
+    assert chain.note is None
+
+
+def _state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(network.state_dict())
+
+
+def _plain(published: Published) -> torch.nn.Module:
+    """The same network made by its own library, without kdsteps."""
+    options = dict(published.options)
+    if published.family == "timm":
+        try:
+            return timm.create_model(
+                published.name, num_classes=5, img_size=published.image_size, **options
+            )
+        except TypeError:
+            return timm.create_model(published.name, num_classes=5, **options)
+    if published.name.startswith("vit_"):
+        options["image_size"] = published.image_size
+    if published.name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": False}
+    return torchvision.models.get_model(published.name, num_classes=5, **options)
