@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from kdsteps.__main__ import main
 from kdsteps.artifacts import read_checkpoint, write_checkpoint
+from kdsteps.device import choose_device
 from kdsteps.models import build_model
 
 IMAGES = "results/prepare/digits/images.npy"
@@ -522,12 +523,31 @@ def test_a_folder_where_a_file_should_be_is_said_before_the_training(refused, fo
     )
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are_fall_back_to_the_cpu_and_say_so(folder):
     environment = {"CUDA_VISIBLE_DEVICES": ""}
-    done = command(folder, "distil", *run_of("labels"), "--gpus", "8", environment=environment)
+    done = command(folder, "cache", *TEACHER, "--gpus", "8", environment=environment)
     assert done.returncode == 0, done.stderr
     assert "; 8 GPUs asked for, none there" in done.stderr.splitlines()[0]
-    assert (folder / "results/distil/pair/labels/0/student.safetensors").exists()
+    assert (folder / "results/cache/digits/big/features.parquet").exists()
+
+
+def test_fewer_gpus_than_asked_for_are_used_and_said(monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # so that it is given back
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    with caplog.at_level(logging.INFO, "kdsteps"):
+        assert choose_device(gpus=8, threads=1).type == "cuda"
+        assert choose_device(gpus=1, threads=1).type == "cuda"
+    assert caplog.messages == ["on a GPU; 8 GPUs asked for, 1 there", "on a GPU"]
+
+
+def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
+    write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
+    assert main(["cache", *TEACHER]) == 0
+    assert refused("score", *TEACHER) == (
+        "score.num_layers is 50, and the teacher has 5 layers; it should be 5 or fewer"
+    )
 
 
 # what is not the user's mistake

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import Field
 from torch import Tensor
 
 from kdsteps.methods._method import Batch, Method, Task
@@ -19,7 +21,12 @@ class Labels(Method):
     wants = "nothing"
 
     def __init__(
-        self, teacher: Chain | None, student: Chain, task: Task, *, label_smoothing: NonNegativeFloat = 0.0
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__(None, student, task)
         self.label_smoothing = label_smoothing

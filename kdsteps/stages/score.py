@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 
 from kdsteps.artifacts import SCORES, read_json, write_table
+from kdsteps.errors import KdstepsError
 from kdsteps.features import FeatureFile
 from kdsteps.scores.quality import score_layer
 from kdsteps.scores.selection import choose_layers
@@ -26,6 +27,11 @@ def run(job: Job) -> None:
     torch.set_num_threads(job.threads)
     settings = job.settings["score"]
     features = FeatureFile(job.inputs["features"])
+    if settings["num_layers"] > len(features.places):
+        raise KdstepsError(
+            f"score.num_layers is {settings['num_layers']}, and the teacher has "
+            f"{len(features.places)} layers; it should be {len(features.places)} or fewer"
+        )
     labels = features.labels()
     train_size = read_json(job.inputs["summary"])["images"]["train"]
     scores = {
