@@ -30,7 +30,7 @@ def study_schema() -> Schema:
         },
         "additionalProperties": _choice("methods", "method", overrides),
     }
-    schema["$defs"]["Pair"]["properties"]["distil"] = _or_nothing(distil)
+    schema["$defs"]["Pair"]["properties"] |= overrides
     for name in properties.keys() - set(required):
         properties[name] = _or_nothing(properties[name])
     return schema

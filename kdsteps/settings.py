@@ -52,6 +52,7 @@ class Pair(Section):
     teacher: Annotated[Name, Field(description="a name under models")]
     student: Annotated[Name, Field(description="a name under models")]
     distil: Entry = {}  # values of the section `distil` that differ for this pair
+    build: Entry = {}  # values of the section `build` that differ for this pair
     published: str | None = None  # published values that the report shows beside ours
 
 
@@ -247,6 +248,7 @@ def parse_study(content: dict[str, Any], where: str = "params.yaml") -> Study:
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
         merge(study.distil, pair.distil, f"{where}: pairs.{name}.distil")
+        merge(study.build, pair.build, f"{where}: pairs.{name}.build")
     for name, entry in study.methods.items():
         spot = f"{where}: methods.{name}"
         method_entry(name, entry, spot)

@@ -1,0 +1,68 @@
+"""Values of the section `build` that differ for one pair: whose they are, and what they move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from _commands import STUDY
+
+from kdsteps import grid
+from kdsteps.errors import KdstepsError
+from kdsteps.schema import study_schema
+from kdsteps.settings import Study, parse_study
+
+NAMED = {"select": ["layer1.0", "layer2.0"], "num_pairs": 2}
+PAIR = STUDY["pairs"]["pair"]
+
+
+def study(build: dict[str, Any], **methods: dict[str, Any]) -> Study:
+    """Two pairs, one of them with a section `build` of its own."""
+    pairs = {"plain": PAIR, "own": PAIR | {"build": build}}
+    return parse_study(STUDY | {"pairs": pairs, "methods": methods or {"feature_only": {}}})
+
+
+def build_of(chosen: Study, pair: str, method: str = "feature_only") -> dict[str, Any]:
+    names = {"pair": pair, "method": method}
+    found: dict[str, Any] = grid.settings(chosen, "build", names)["build"]
+    return found
+
+
+def test_a_pair_may_build_otherwise_than_the_others():
+    chosen = study(NAMED)
+    assert build_of(chosen, "own")["select"] == ["layer1.0", "layer2.0"]
+    assert build_of(chosen, "plain")["select"] is None
+    assert build_of(chosen, "own")["projector"] == build_of(chosen, "plain")["projector"]
+
+
+def test_what_a_method_says_goes_before_what_its_pair_says():
+    chosen = study(NAMED, picked={"method": "feature_only", "build": {"select": "efficiency"}})
+    assert build_of(chosen, "own", "picked")["select"] == "efficiency"
+    assert build_of(chosen, "own", "picked")["num_pairs"] == 2
+
+
+def test_a_pair_with_named_layers_waits_for_no_scores():
+    chosen = study(NAMED)
+    reads = {
+        pair: set(grid.inputs(chosen, "build", {"pair": pair, "method": "feature_only"}))
+        for pair in ("own", "plain")
+    }
+    assert "scores" in reads["plain"] - reads["own"]
+
+
+def test_a_teacher_of_named_layers_alone_is_not_scored():
+    pairs = {"own": PAIR | {"build": NAMED}}
+    chosen = parse_study(STUDY | {"pairs": pairs, "methods": {"feature_only": {}}})
+    assert grid.jobs(chosen, "score") == []
+    assert len(grid.jobs(chosen, "train")) == 1
+
+
+def test_a_misspelt_key_of_a_pairs_build_is_told_with_its_place():
+    with pytest.raises(KdstepsError, match=r"pairs\.own\.build\.selekt is an unknown key"):
+        study({"selekt": "quality"})
+
+
+def test_editors_know_what_may_stand_under_a_pairs_build():
+    values = study_schema()["$defs"]["Pair"]["properties"]
+    assert values["build"] != values["distil"]
+    assert {"$ref": "#/$defs/Build"} in values["build"]["anyOf"]
