@@ -526,10 +526,10 @@ def test_a_folder_where_a_file_should_be_is_said_before_the_training(refused, fo
 @pytest.mark.slow
 def test_more_gpus_than_there_are_fall_back_to_the_cpu_and_say_so(folder):
     environment = {"CUDA_VISIBLE_DEVICES": ""}
-    done = command(folder, "cache", *TEACHER, "--gpus", "8", environment=environment)
+    done = command(folder, "evaluate", *TEACHER, "--gpus", "8", environment=environment)
     assert done.returncode == 0, done.stderr
     assert "; 8 GPUs asked for, none there" in done.stderr.splitlines()[0]
-    assert (folder / "results/cache/digits/big/features.parquet").exists()
+    assert (folder / "results/evaluate/teachers/digits/big/measures.json").exists()
 
 
 def test_fewer_gpus_than_asked_for_are_used_and_said(monkeypatch, caplog):

@@ -160,7 +160,7 @@ def test_what_one_job_reads_another_writes():
         (
             "score",
             TEACHER,
-            "score: this study has no such job; none of its methods asks for one",
+            "this study has no score job; name a method in params.yaml that needs one",
         ),
     ],
 )
@@ -181,5 +181,5 @@ def test_names_that_do_not_go_together_are_refused():
     with pytest.raises(KdstepsError) as raised:
         grid.check_names(chosen, "train", {"dataset": "one", "teacher": "small"})
     assert str(raised.value) == (
-        "train: this study has no job for one with small; there are one with big, two with small"
+        "this study has no train job for one with small; there are one with big, two with small"
     )
