@@ -12,7 +12,16 @@ from typing import Any
 
 from kdsteps import parts
 from kdsteps.errors import KdstepsError
-from kdsteps.settings import Pair, Study, Training, dataset_entry, merge, method_entry, model_entry
+from kdsteps.settings import (
+    Build,
+    Pair,
+    Study,
+    Training,
+    dataset_entry,
+    merge,
+    method_entry,
+    model_entry,
+)
 
 STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
 
@@ -135,7 +144,8 @@ def jobs(study: Study, rule: str) -> list[Names]:
         {"pair": pair, "method": method}
         for pair in study.pairs
         for method in taught
-        if _method(study, method, "plan") and _plan_needs_scores(study, {"method": method})
+        if _method(study, method, "plan")
+        and _plan_needs_scores(study, {"pair": pair, "method": method})
     ]
     pairs = {
         "train": study.pairs if taught else [],
@@ -227,7 +237,7 @@ def _score(study: Study, names: Names) -> dict[str, Any]:
 
 def _build(study: Study, names: Names) -> dict[str, Any]:
     pair, plan = _pair(study, names), _method(study, names["method"], "plan")
-    section = _build_section(study, names["method"])
+    section = _build_section(study, names)
     keys = {"stones": {"cuts", "num_stones", "connector"}}.get(
         plan, {"select", "num_pairs", "student_layers", "projector"}
     )
@@ -293,12 +303,14 @@ def _method(study: Study, name: str, attribute: str) -> Any:
     return parts.trait("methods", method, attribute)
 
 
-def _build_section(study: Study, method: str) -> Any:
-    return merge(study.build, study.methods[method].get("build", {}), f"methods.{method}.build")
+def _build_section(study: Study, names: Names) -> Build:
+    pair, entry = _pair(study, names), study.methods[names["method"]]
+    section = merge(study.build, pair.build, f"pairs.{names['pair']}.build")
+    return merge(section, entry.get("build", {}), f"methods.{names['method']}.build")
 
 
 def _plan_needs_scores(study: Study, names: Names) -> bool:
-    section, plan = _build_section(study, names["method"]), _method(study, names["method"], "plan")
+    section, plan = _build_section(study, names), _method(study, names["method"], "plan")
     if plan == "stones":
         return section.cuts == "quality"
     return not isinstance(section.select, tuple)
