@@ -78,6 +78,7 @@ def test_what_kdsteps_accepts_fits(validator, sections):
         {"datasets": {"digits": {"size": 8}}},
         {"pairs": {"pair": {"dataset": "digits"}}},
         {"pairs": {"pair": STUDY["pairs"]["pair"] | {"distil": {"epoch": 3}}}},
+        {"pairs": {"pair": STUDY["pairs"]["pair"] | {"build": {"cut": "stages"}}}},
     ],
 )
 def test_what_kdsteps_refuses_does_not_fit(validator, sections):

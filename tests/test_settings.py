@@ -54,6 +54,10 @@ NAMES = "names become parts of paths and should be up to 80 letters, digits, - a
             pair(distil={"epoch": 3}),
             "pairs.pair.distil.epoch is an unknown key; did you mean 'epochs'?",
         ),
+        (
+            pair(build={"cut": "stages"}),
+            "pairs.pair.build.cut is an unknown key; did you mean 'cuts'?",
+        ),
         (kd(temprature=3), "methods.kd.temprature is an unknown key; did you mean 'temperature'?"),
         (kd(distill={}), "methods.kd.distill is an unknown key; did you mean 'distil'?"),
         (
