@@ -6,7 +6,6 @@ import argparse
 import ast
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -23,10 +22,11 @@ from kdsteps.memory import remembered
 from kdsteps.settings import load_study, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
-Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None]
-"""A job: its rule, settings, inputs and outputs by name, and the digest of its code."""
+Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None, dict[str, Any]]
+"""A job: its rule, settings, inputs and outputs by name, the digest of its code, and its hints."""
 COMMANDS = (*grid.STAGES, "layers", "schema")
-NAMES = ("dataset", "teacher", "pair", "method", "seed")
+NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
+HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # what no result rests on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,29 +130,40 @@ def _add_stage(commands: Any, stage: str) -> None:
     parser.add_argument(
         "--gpus", type=_count, default=1, metavar="N", help="GPUs, if there are any (%(default)s)"
     )
-    parser.add_argument(
-        "--checkpoint-minutes",
-        type=_minutes,
-        metavar="M",
-        help="between two saves to resume from (params.yaml)",
-    )
+    if stage in ("cache", "distil"):
+        _add_keeping(parser)
+    if stage in ("train", "distil"):
+        parser.add_argument(
+            "--checkpoint-seconds",
+            type=_count,
+            metavar="S",
+            help="between two saves to resume from (params.yaml)",
+        )
     parser.set_defaults(run=_stage)
+
+
+def _add_keeping(parser: argparse.ArgumentParser) -> None:
+    """Options that decide what is kept of a teacher; results are the same either way."""
+    parser.add_argument(
+        "--keep",
+        choices=("auto", "always", "never"),
+        help="whether the teacher's answers are kept for training; auto: where that pays",
+    )
+    parser.add_argument(
+        "--passes",
+        type=_count,
+        metavar="N",
+        help="over the training images, in all runs together, that would use them",
+    )
+    parser.add_argument(
+        "--budget-mib", type=_count, metavar="MIB", help="that a file may take (params.yaml)"
+    )
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"is {text!r}, where a whole number would be right")
     return int(text)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"is {text!r}, where a number above 0 would be right")
-    return minutes
 
 
 def _names(stage: str) -> set[str]:
@@ -165,14 +176,15 @@ def _names(stage: str) -> set[str]:
 def _stage(given: argparse.Namespace) -> None:
     from kdsteps.stages._job import Job
 
-    rule, settings, inputs, outputs, code = _by_file(given) if given.settings else _by_name(given)
+    asked = _by_file(given) if given.settings else _by_name(given)
+    rule, settings, inputs, outputs, code, hints = asked
     job = Job(
         settings=_Given(settings, "--settings"),
         inputs=_Given(inputs, "--inputs"),
         outputs=_Given({name: Path(path) for name, path in outputs.items()}, "--outputs"),
         threads=max(1, min(given.threads, os.cpu_count() or 1)),
         gpus=given.gpus,
-        checkpoint_minutes=given.checkpoint_minutes or 10.0,
+        **hints | _given_hints(given),
     )
     _check_inputs(job.inputs)
     check_places(job.outputs.values())
@@ -194,7 +206,12 @@ def _by_file(given: argparse.Namespace) -> Asked:
     inputs = _paths(given.inputs, "--inputs")
     if given.command == "report" and not inputs:
         inputs = grid.inputs(parse_study(settings["study"]), "report", {})
-    return given.command, settings, inputs, _paths(given.outputs, "--outputs"), given.code
+    return given.command, settings, inputs, _paths(given.outputs, "--outputs"), given.code, {}
+
+
+def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
+    found = {name: getattr(given, name, None) for name in HINTS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _by_name(given: argparse.Namespace) -> Asked:
@@ -203,6 +220,8 @@ def _by_name(given: argparse.Namespace) -> Asked:
     names = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
     if rule == "evaluate" and "pair" not in names:
         rule = "evaluate_teacher"
+    if rule == "cache" and "views" in names:
+        rule = "cache_outputs"
     wanted = [name for name in NAMES if f"{{{name}}}" in "".join(grid.OUTPUTS[rule].values())]
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:
@@ -215,7 +234,13 @@ def _by_name(given: argparse.Namespace) -> Asked:
     grid.check_names(study, rule, names)
     settings = json.loads(grid.settings_text(study, rule, names))
     code = fingerprint.code(study, rule, names)
-    return rule, settings, grid.inputs(study, rule, names), grid.outputs(rule, names), code
+    inputs = grid.inputs(study, rule, names)
+    if rule == "distil" and not Path(inputs.get("ticket", ".")).is_file():
+        inputs.pop("ticket", None)  # by hand, a run can do without what was kept for it
+    return (
+        *(rule, settings, inputs, grid.outputs(rule, names), code),
+        grid.hints(study, rule, names),
+    )
 
 
 def _paths(given: Sequence[str], option: str) -> dict[str, Any]:

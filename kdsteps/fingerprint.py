@@ -41,7 +41,7 @@ def _named_parts(study: Study, rule: str, names: grid.Names) -> Iterator[str]:
     """The modules behind the names that params.yaml gives for a job."""
     if rule == "prepare":
         yield f"kdsteps.data.{dataset_entry(study.datasets[names['dataset']], 'datasets')[0]}"
-    models = [names["teacher"]] if rule in ("train", "cache", "evaluate_teacher") else []
+    models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if "pair" in names:
         pair = study.pairs[names["pair"]]
         method, _ = method_entry(names["method"], study.methods[names["method"]])

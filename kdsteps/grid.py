@@ -14,8 +14,10 @@ from kdsteps import parts
 from kdsteps.errors import KdstepsError
 from kdsteps.settings import (
     Build,
+    Distil,
     Pair,
     Study,
+    Train,
     Training,
     dataset_entry,
     merge,
@@ -39,6 +41,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "history": "results/train/{dataset}/{teacher}/history.parquet",
     },
     "cache": {"features": "results/cache/{dataset}/{teacher}/features.parquet"},
+    "cache_outputs": {"ticket": "results/cache/{dataset}/{teacher}/outputs_{views}.json"},
     "score": {"scores": "results/score/{dataset}/{teacher}/scores.parquet"},
     "build": {"plan": "results/build/{pair}/{method}/plan.json"},
     "distil": {
@@ -105,7 +108,31 @@ def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
         found["teacher"] = outputs("train", teacher)["model"]
     if plan is not None:
         found["plan"] = outputs("build", names)["plan"]
+    if (lookup := _lookup(study, names)) is not None:
+        found["ticket"] = outputs("cache_outputs", lookup)["ticket"]
     return found
+
+
+def hints(study: Study, rule: str, names: Names) -> dict[str, int | str]:
+    """What a job may know although its result does not rest on it: no reason to run it again.
+
+    Returns:
+        Options of its command by name: how often progress is saved; whether the teacher's answers
+        are to be kept, what that may cost, and how many passes over the training images are made
+        with them, in all runs of the study together.
+    """
+    budget: dict[str, int | str] = {"budget_mib": max(1, round(1024 * study.cache.budget_gib))}
+    keep = budget | {"keep": study.cache.outputs}
+    if rule == "cache":
+        return budget
+    if rule == "train":
+        return _saving(_train_section(study, names["teacher"]))
+    if rule == "distil":
+        return keep | _saving(_distil_section(study, names))
+    if rule == "cache_outputs":
+        runs = [run for run in jobs(study, "distil") if _lookup(study, run) == names]
+        return keep | {"passes": sum(_distil_section(study, run).epochs for run in runs)}
+    return {}
 
 
 def settings(study: Study, rule: str, names: Names) -> dict[str, Any]:
@@ -139,6 +166,9 @@ def jobs(study: Study, rule: str) -> list[Names]:
             for method in study.methods
             if _method(study, method, "plan") is not None
         ]
+    if rule == "cache_outputs":
+        lookups = [lookup for run in runs if (lookup := _lookup(study, run)) is not None]
+        return [dict(items) for items in sorted({tuple(lookup.items()) for lookup in lookups})]
     taught = [name for name in study.methods if _method(study, name, "wants") != "nothing"]
     scored = [
         {"pair": pair, "method": method}
@@ -182,9 +212,7 @@ def check_names(study: Study, rule: str, names: Names) -> None:
     if names not in there:
         asked = " with ".join(names.values())
         known = ", ".join(" with ".join(job[key] for key in names) for job in there)
-        raise KdstepsError(
-            f"this study has no {stage_of(rule)} job for {asked}; there are {known}"
-        )
+        raise KdstepsError(f"this study has no {stage_of(rule)} job for {asked}; there are {known}")
 
 
 def _teacher_inputs(rule: str, names: Names) -> dict[str, Any]:
@@ -221,14 +249,18 @@ def _prepare(study: Study, names: Names) -> dict[str, Any]:
 
 
 def _train(study: Study, names: Names) -> dict[str, Any]:
-    entry = study.models[names["teacher"]]
-    section = merge(study.train, entry.get("train", {}), f"models.{names['teacher']}.train")
+    section = _train_section(study, names["teacher"])
     return {"model": _model(study, names["teacher"]), "train": _training(section)}
 
 
 def _cache(study: Study, names: Names) -> dict[str, Any]:
-    keep = {"images", "seed", "budget_gib"}
-    return {"cache": study.cache.model_dump(mode="json", include=keep)}
+    return {"cache": study.cache.model_dump(mode="json", include={"images", "seed"})}
+
+
+def _cache_outputs(study: Study, names: Names) -> dict[str, Any]:
+    run = next(run for run in jobs(study, "distil") if _lookup(study, run) == names)
+    keys = {"crop_padding", "flip", "precision"}
+    return {"views": _distil_section(study, run).model_dump(mode="json", include=keys)}
 
 
 def _score(study: Study, names: Names) -> dict[str, Any]:
@@ -250,15 +282,12 @@ def _build(study: Study, names: Names) -> dict[str, Any]:
 
 
 def _distil(study: Study, names: Names) -> dict[str, Any]:
-    pair, entry = _pair(study, names), study.methods[names["method"]]
-    method, options = method_entry(names["method"], entry)
-    section = merge(study.distil, pair.distil, f"pairs.{names['pair']}.distil")
-    section = merge(section, entry.get("distil", {}), f"methods.{names['method']}.distil")
+    method, options = method_entry(names["method"], study.methods[names["method"]])
     return {
-        "student": _model(study, pair.student),
+        "student": _model(study, _pair(study, names).student),
         "method": method,
         "options": options,
-        "distil": _training(section),
+        "distil": _training(_distil_section(study, names)),
         "seed": int(names["seed"]),
     }
 
@@ -275,6 +304,7 @@ _SETTINGS = {
     "prepare": _prepare,
     "train": _train,
     "cache": _cache,
+    "cache_outputs": _cache_outputs,
     "score": _score,
     "build": _build,
     "distil": _distil,
@@ -296,6 +326,30 @@ def _model(study: Study, name: str) -> dict[str, Any]:
 def _training(section: Training) -> dict[str, Any]:
     """Without what changes no result: how often progress is saved."""
     return section.model_dump(mode="json", exclude={"checkpoint_minutes"})
+
+
+def _train_section(study: Study, teacher: str) -> Train:
+    overrides = study.models[teacher].get("train", {})
+    return merge(study.train, overrides, f"models.{teacher}.train")
+
+
+def _distil_section(study: Study, names: Names) -> Distil:
+    pair, entry = _pair(study, names), study.methods[names["method"]]
+    section = merge(study.distil, pair.distil, f"pairs.{names['pair']}.distil")
+    return merge(section, entry.get("distil", {}), f"methods.{names['method']}.distil")
+
+
+def _lookup(study: Study, names: Names) -> Names | None:
+    """What names the teacher's answers that a run looks up; None where it asks the live teacher."""
+    views = _distil_section(study, names).views
+    if views is None or _method(study, names["method"], "wants") not in ("logits", "blocks"):
+        return None
+    pair = _pair(study, names)
+    return {"dataset": pair.dataset, "teacher": pair.teacher, "views": views}
+
+
+def _saving(section: Training) -> dict[str, int | str]:
+    return {"checkpoint_seconds": max(1, round(60 * section.checkpoint_minutes))}
 
 
 def _method(study: Study, name: str, attribute: str) -> Any:

@@ -82,11 +82,24 @@ class Training(Section):
     crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
     flip: bool = False
     randaugment: Annotated[int, Field(ge=0, le=30)] = 0  # magnitude; 0: off
+    resized_crop: Share = 0.0  # least share of the area that a random crop keeps; 0: off
     mixup: NonNegativeFloat = 0.0  # alpha; 0: off
     cutmix: NonNegativeFloat = 0.0  # alpha; 0: off
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     checkpoint_minutes: PositiveFloat = 10.0  # between two saves to resume from
+
+    @property
+    def views(self) -> str | None:
+        """How a teacher sees the training images, as a name; None if that cannot be numbered.
+
+        Crop and flip give every image a number of views, whatever lies beyond them a continuum.
+        """
+        if self.randaugment or self.resized_crop or self.mixup or self.cutmix:
+            return None
+        crop = [f"crop{self.crop_padding}"] if self.crop_padding else []
+        shown = crop + ["flip"] * self.flip or ["plain"]
+        return "_".join(shown + [self.precision] * (self.precision != "float32"))
 
     @model_validator(mode="after")
     def _momentum_for_nesterov(self) -> Self:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from kdsteps.models._chain import HEAD, BlockChain, Chain
+from kdsteps.models._format import batch_format
 
 log = logging.getLogger("kdsteps")
 
@@ -34,9 +35,10 @@ def frozen(teacher: Chain, image_shape: tuple[int, int, int], *, fold: bool = Tr
     """
     device = next(teacher.parameters()).device
     plain = copy.deepcopy(teacher).requires_grad_(False).eval()
+    plain.to(memory_format=batch_format(plain))  # type: ignore[call-overload]
     if not fold:
         return plain
-    images = _probe(image_shape).to(device)
+    images = _probe(image_shape).to(device, memory_format=batch_format(plain))
     folded = copy.deepcopy(plain)
     pairs = _pairs(folded, images)
     for pair in pairs:

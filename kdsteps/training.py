@@ -12,17 +12,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import lr_scheduler
+from torch import Tensor
 from tqdm import tqdm
 
 from kdsteps.artifacts import load_state, save_state
+from kdsteps.compiling import compile_student
+from kdsteps.data._distort import Distortion
 from kdsteps.data._images import Drawn, ImagePart, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._method import Batch, Method
+from kdsteps.models._chain import HEAD
+from kdsteps.optimizers import keep_to_layout, make_optimizer, make_schedule
+from kdsteps.outputs import Answers
 
 log = logging.getLogger("kdsteps")
 
@@ -47,6 +51,7 @@ class Recipe:
     crop_padding: int
     flip: bool
     randaugment: int
+    resized_crop: float
     mixup: float
     cutmix: float
     precision: Literal["float32", "bfloat16"]
@@ -56,11 +61,19 @@ class Recipe:
     def views(self) -> Views:
         return Views(self.crop_padding, self.flip)
 
+    @property
+    def streams(self) -> bool:
+        """Whether images are worked on one by one, which several processes do faster."""
+        return bool(self.randaugment or self.resized_crop)
 
-class TeacherLogits(Protocol):
-    """Logits by image and view, as the teacher cache gives them."""
+    @property
+    def views_alone(self) -> bool:
+        """Whether crop and flip are all that is done to images, so that answers can be kept."""
+        return not (self.streams or self.mixup or self.cutmix)
 
-    def __call__(self, index: Tensor, view: Tensor) -> Tensor: ...
+    def distortion(self, num_classes: int) -> Distortion:
+        """What is done to the images besides crop and flip."""
+        return Distortion(num_classes, self.randaugment, self.resized_crop, self.mixup, self.cutmix)
 
 
 @dataclass
@@ -90,12 +103,14 @@ class Resume:
     """Where a run keeps what it needs to go on after a kill, and how often it saves it.
 
     Attributes:
-        path: Of the file; it is gone once the run is complete.
-        minutes: Between two saves.
+        path: Of the file, the same for whatever run writes the same results.
+        key: All that the run depends on; what another run left is not gone on with.
+        seconds: Between two saves.
     """
 
     path: Path
-    minutes: float
+    key: str
+    seconds: float
 
 
 class Fit:
@@ -109,19 +124,22 @@ class Fit:
         *,
         seed: int,
         validate: Callable[[], dict[str, float]],
-        teacher_logits: TeacherLogits | None = None,
+        answers: Answers | None = None,
         resume: Resume | None = None,
     ) -> None:
         """Args:
-        method: With the student inside; it is trained in place.
+        method: With the student inside; it is trained in place, on the device it is on.
         part: The training images.
         seed: Of the order and the views of the images.
         validate: Gives measures of the student, asked after every epoch.
-        teacher_logits: Cached logits, if there are any.
+        answers: Gives what the teacher says of a batch; None: the method asks it by itself.
+        resume: None: nothing is saved.
         """
         self.method, self.part, self.recipe = method, part, recipe
-        self.validate, self.teacher_logits, self.resume = validate, teacher_logits, resume
+        self.validate, self.answers, self.resume = validate, answers, resume
+        self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
+        self.distortion = recipe.distortion(method.task.num_classes)
         self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
@@ -130,6 +148,7 @@ class Fit:
         self.losses: list[Tensor] = []  # (terms,) of each step of this epoch
         self.names: list[str] = []
         self.seconds = 0.0
+        self._first_step = True
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -138,48 +157,83 @@ class Fit:
         Raises:
             KdstepsError: A loss is not finite.
         """
+        if self.recipe.compile:
+            compile_student(self.method, self._trial)
         self._load()
         started, before = time.monotonic(), self.seconds
         terminal = sys.stderr.isatty()
-        epochs = range(self.epoch, self.recipe.epochs)
-        for _ in tqdm(epochs, "epochs", initial=self.epoch, total=self.recipe.epochs, disable=not terminal):
-            self._epoch()
+        total = self.recipe.epochs
+        for _ in tqdm(
+            range(self.epoch, total),
+            "epochs",
+            initial=self.epoch,
+            total=total,
+            disable=not terminal,
+        ):
+            self._epoch(before - started)
             self.seconds = before + time.monotonic() - started
-            if not terminal and self.epoch in _milestones(self.recipe.epochs):
-                log.info("epoch %d of %d: %s", self.epoch, self.recipe.epochs, self._summary())
-        if self.resume is not None:
-            self.resume.path.unlink(missing_ok=True)
+            if not terminal and self.epoch in _milestones(total):
+                log.info("epoch %d of %d: %s", self.epoch, total, self._summary())
         return self.history
 
-    def _epoch(self) -> None:
+    def forget(self) -> None:
+        """Remove what was saved to resume from; to be called once the results are written."""
+        if self.resume is not None:
+            self.resume.path.unlink(missing_ok=True)
+
+    def _epoch(self, offset: float) -> None:
         self.method.train()
         self._epoch_rng = self.generator.get_state()
-        batches = self.part.shuffled(self.recipe.batch_size, self.recipe.views, self.generator)
-        done = self.step
-        for number, drawn in enumerate(batches):
-            if number < done:
-                continue
+        batches = self.part.shuffled(
+            self.recipe.batch_size,
+            self.recipe.views,
+            self.generator,
+            distortion=self.distortion,
+            skip=self.step,
+        )
+        for drawn in batches:
             self._step(drawn)
             if self.step % CHECK_EVERY == 0:
                 self._check()
-            self._save_if_due()
+            self._save_if_due(offset)
         self._check()
         self._close_epoch()
 
     def _step(self, drawn: Drawn) -> None:
-        cached = self.teacher_logits(drawn.index, drawn.view) if self.teacher_logits else None
-        batch = Batch(drawn.images, drawn.labels, drawn.index, drawn.view, self.epoch, cached)
-        device = drawn.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            terms = self.method.terms(batch)
+        terms = self._terms(drawn)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if self._first_step:
+            keep_to_layout(self.optimizer)
+            self._first_step = False
         self.optimizer.step()
         self.schedule.step()
         self.names = list(terms)
         self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
         self.step += 1
+
+    def _terms(self, drawn: Drawn) -> dict[str, Tensor]:
+        answers = self.answers(drawn) if self.answers is not None else {}
+        batch = Batch(
+            images=drawn.images,
+            labels=drawn.labels,
+            index=drawn.index,
+            view=drawn.view,
+            epoch=self.epoch,
+            teacher_logits=answers.pop(HEAD, None),
+            teacher_features=answers or None,
+            shares=drawn.targets if drawn.targets.ndim == 2 else None,
+        )
+        device = drawn.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            return self.method.terms(batch)
+
+    def _trial(self) -> None:
+        """Forward and backward for the first images, to see how long that takes."""
+        index = torch.arange(min(self.recipe.batch_size, len(self.part)))
+        drawn = self.part.take(index, self.recipe.views, torch.zeros_like(index))
+        torch.stack(list(self._terms(drawn).values())).sum().backward()
 
     def _check(self) -> None:
         """Refuse to go on with a loss that is not finite."""
@@ -203,81 +257,59 @@ class Fit:
         self.history.add(self.epoch, values | self.validate())
 
     def _summary(self) -> str:
-        last = [row for row in zip(*self.history.rows().values(), strict=True) if row[0] == self.epoch]
+        last = [
+            row for row in zip(*self.history.rows().values(), strict=True) if row[0] == self.epoch
+        ]
         return ", ".join(f"{name} {value:.4g}" for _, name, value in last)
 
-    def _save_if_due(self) -> None:
-        if self.resume is None or time.monotonic() - self._saved_at < 60 * self.resume.minutes:
+    def _save_if_due(self, offset: float) -> None:
+        """Args:
+        offset: Seconds of earlier runs of this one, less the time when this one began.
+        """
+        if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
             return
+        self._check()
+        save_state(self.resume.path, self._state(offset + time.monotonic()))
         self._saved_at = time.monotonic()
-        save_state(self.resume.path, self._state())
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, seconds: float) -> dict[str, Any]:
+        assert self.resume is not None
         return {
+            "key": self.resume.key,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
             "history": self.history.rows(),
-            "losses": self.losses,
+            "losses": torch.stack(self.losses),
             "names": self.names,
             "epoch": self.epoch,
             "step": self.step,
-            "seconds": self.seconds,
+            "seconds": seconds,
         }
 
     def _load(self) -> None:
+        """Take over what an earlier run saved; a state of other settings or code is left alone."""
         state = load_state(self.resume.path) if self.resume is not None else None
-        if state is None:
+        if self.resume is None or state is None:
+            return
+        if state["key"] != self.resume.key:
+            log.info("what an earlier run left was made otherwise: this one starts afresh")
             return
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
+        if state["device_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["device_rng"])
         self.generator.set_state(state["epoch_rng"])
         self.history = History(**state["history"])
-        self.losses, self.names = state["losses"], state["names"]
+        self.losses = list(state["losses"].to(self.part.device).unbind())
+        self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         log.info("goes on in epoch %d, after step %d", self.epoch + 1, self.step)
-
-
-def make_optimizer(method: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Over everything the method trains: the student and the method's own parts."""
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        trained,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> lr_scheduler.LRScheduler:
-    """The learning rate over all steps: a linear warm-up, then the recipe's schedule."""
-    steps = recipe.epochs * steps_per_epoch
-    warm = round(recipe.warmup * steps)
-    if recipe.schedule == "onecycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=recipe.warmup or 0.3
-        )
-    after: lr_scheduler.LRScheduler
-    if recipe.schedule == "cosine":
-        after = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warm))
-    elif recipe.schedule == "steps":
-        milestones = [epoch * steps_per_epoch - warm for epoch in recipe.milestones]
-        after = lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.decay)
-    else:
-        after = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    if not warm:
-        return after
-    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
-    return lr_scheduler.SequentialLR(optimizer, [rise, after], milestones=[warm])
 
 
 def _milestones(epochs: int) -> set[int]:

@@ -92,11 +92,13 @@ def test_the_original_keeps_every_weight_and_the_copy_shares_none(fold):
     assert not theirs & {value.data_ptr() for value in fast.state_dict().values()}
 
 
-def test_unfolded_a_frozen_teacher_answers_to_the_byte():
+def test_unfolded_a_frozen_teacher_has_every_weight_it_had():
     teacher = teacher_of("large resnet")
     fast = frozen(teacher, IMAGE_SHAPE, fold=False)
-    assert torch.equal(fast(images()), teacher(images()))
-    assert fast.state_dict().keys() == teacher.state_dict().keys()
+    assert same_up_to_rounding(teacher.trace(images()), fast.trace(images()))
+    theirs, ours = teacher.state_dict(), fast.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
 
 
 class Shared(BlockChain):
@@ -134,11 +136,11 @@ def test_a_convolution_that_others_read_as_well_is_not_folded():
     teacher.eval().requires_grad_(False)
     fast = frozen(teacher, IMAGE_SHAPE)
     assert norms(fast) == 1
-    assert torch.equal(fast(images()), teacher(images()))
+    assert same_up_to_rounding(teacher.trace(images()), fast.trace(images()))
 
 
 def test_a_layer_that_ends_in_a_convolution_gives_what_it_gave():
     teacher = teacher_of("large wide resnet")  # its stem is a convolution, its norm in block 1
     fast = frozen(teacher, IMAGE_SHAPE)
-    stems = [chain.trace(images(), ["stem"])["stem"] for chain in (teacher, fast)]
-    assert torch.equal(*stems)
+    stems = [chain.trace(images(), ["stem"]) for chain in (teacher, fast)]
+    assert same_up_to_rounding(*stems)

@@ -29,6 +29,7 @@ class Batch:
         epoch: Of the training run, from 0.
         teacher_logits: (N, K) of these views if they were cached, else None.
         shares: (N, K) of each class in each image where images were mixed, else None.
+        teacher_features: The teacher's outputs for these views by layer, if they were cached.
     """
 
     images: Tensor
@@ -38,6 +39,7 @@ class Batch:
     epoch: int = 0
     teacher_logits: Tensor | None = None
     shares: Tensor | None = None
+    teacher_features: Mapping[str, Tensor] | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -74,11 +76,14 @@ class Method(nn.Module, ABC):
     Attributes:
         wants: What the method needs of the teacher.
         plan: Which kind of plan the stage `build` makes for it, if any.
+        feature_layers: The teacher's layers that it reads by `teacher_features` and, besides them,
+            nothing of the teacher; what these give for the images can be cached.
     """
 
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     teacher: Chain | None
+    feature_layers: tuple[str, ...] = ()
 
     def __init__(self, teacher: Chain | None, student: Chain, task: Task) -> None:
         super().__init__()
@@ -146,6 +151,16 @@ class Method(nn.Module, ABC):
         assert self.teacher is not None, f"{type(self).__name__} wants a teacher"
         outputs = self.teacher.trace(batch.images, layers, before_activation=before_activation)
         return outputs | {HEAD: rounded(outputs[HEAD])}
+
+    @torch.no_grad()
+    def teacher_features(self, batch: Batch) -> dict[str, Tensor]:
+        """The teacher's outputs after `feature_layers`, cached or live, rounded to float16."""
+        dtype = batch.images.dtype
+        if batch.teacher_features is not None:
+            return {name: value.to(dtype) for name, value in batch.teacher_features.items()}
+        assert self.teacher is not None, f"{type(self).__name__} wants a teacher"
+        outputs = self.teacher.trace(batch.images, self.feature_layers)
+        return {name: outputs[name].to(torch.float16).to(dtype) for name in self.feature_layers}
 
 
 def rounded(logits: Tensor) -> Tensor:

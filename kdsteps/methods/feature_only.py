@@ -65,6 +65,7 @@ class FeatureOnly(Method):
         self.weight, self.distance, self.classifier_after = weight, distance, classifier_after
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
+        self.feature_layers = tuple(dict.fromkeys(self.teacher_layers))
         self.student_places = [Place(**pair["student_place"]) for pair in pairs]
         self.teacher_places = [Place(**pair["teacher_place"]) for pair in pairs]
         every = range(len(pairs))
@@ -84,7 +85,7 @@ class FeatureOnly(Method):
         labels = {"labels": F.cross_entropy(traced[HEAD], batch.targets)}
         if self.classifier_after and batch.epoch >= self.classifier_after:
             return labels
-        targets = self.teacher_trace(batch, self.teacher_layers)
+        targets = self.teacher_features(batch)
         features = {"features": self.weight * self._feature_loss(traced, targets)}
         return features if self.classifier_after else features | labels
 

@@ -17,7 +17,10 @@ class Job:
         outputs: Files to write, by name.
         threads: Cores it may use, at most those there are.
         gpus: How many GPUs it may use.
-        checkpoint_minutes: Between two saves of a training run to resume from.
+        checkpoint_seconds: Between two saves of a training run to resume from.
+        keep: Whether a teacher's answers are kept for training: "auto", "always" or "never".
+        passes: Over the training images, in all runs of the study, that would use them.
+        budget_mib: What a file of kept features or answers may take.
     """
 
     settings: dict[str, Any]
@@ -25,4 +28,7 @@ class Job:
     outputs: dict[str, Path]
     threads: int = 1
     gpus: int = 0
-    checkpoint_minutes: float = 10.0
+    checkpoint_seconds: int = 600
+    keep: str = "auto"
+    passes: int = 0
+    budget_mib: int = 4096

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdsteps import fingerprint
 from kdsteps.artifacts import HISTORY, read_checkpoint, write_checkpoint, write_table
 from kdsteps.data._images import ImagePart
 from kdsteps.data._prepared import Prepared, load_prepared
@@ -61,7 +62,9 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
             f"{found[0]} classes of {found[1]}; train it on these data"
         )
-    options = {key: value for key, value in header["model"]["options"].items() if key not in FIRST_WEIGHTS}
+    options = {
+        key: value for key, value in header["model"]["options"].items() if key not in FIRST_WEIGHTS
+    }
     chain = fresh_model({"family": header["model"]["family"], "options": options}, data)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
@@ -74,10 +77,13 @@ def entry_of(path: Path) -> Entry:
     return entry
 
 
+RESUME = Path(".kdsteps/resume")  # one file for each run that was cut off
 FIRST_WEIGHTS = ("checkpoint", "pretrained")  # options that say where weights come from at first
 
 
-def save_model(path: Path, network: nn.Module, entry: Entry, data: Prepared, settings: Entry) -> None:
+def save_model(
+    path: Path, network: nn.Module, entry: Entry, data: Prepared, settings: Entry
+) -> None:
     """The deployed weights, with all that is needed to build the network again."""
     header = {
         "model": dict(entry),
@@ -91,7 +97,9 @@ def save_model(path: Path, network: nn.Module, entry: Entry, data: Prepared, set
     write_checkpoint(path, network.state_dict(), header)
 
 
-def validator(student: nn.Module, part: ImagePart, batch_size: int = 500) -> Callable[[], dict[str, float]]:
+def validator(
+    student: nn.Module, part: ImagePart, batch_size: int = 500
+) -> Callable[[], dict[str, float]]:
     """A function that measures the student on the validation images; without any it gives nothing."""
 
     def validate() -> dict[str, float]:
@@ -103,12 +111,22 @@ def validator(student: nn.Module, part: ImagePart, batch_size: int = 500) -> Cal
     return validate
 
 
-def resume_file(settings: Entry, inputs: Mapping[str, Any], minutes: float) -> Resume:
-    """Where a run saves its progress: named by all that its result depends on."""
-    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for name, path in sorted(inputs.items()):
-        digest.update(name.encode() + Path(path).read_bytes())
-    return Resume(Path(".kdsteps/resume") / f"{digest.hexdigest()[:32]}.pt", minutes)
+def resume_file(job: Job, *modules: str) -> Resume:
+    """Where a run saves its progress: by the file it will write, with all that this depends on.
+
+    Args:
+        modules: Of the code that the job rests on.
+    """
+    key = hashlib.sha256(repr([sorted(job.settings.items()), fingerprint.digest(modules)]).encode())
+    for name, path in sorted(job.inputs.items()):
+        with Path(path).open("rb") as file:
+            key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
+    target = job.outputs["model"]
+    place = hashlib.sha256(str(target).encode()).hexdigest()[:8]
+    path = RESUME / f"{'-'.join(target.parts[-5:-1])[-100:]}-{place}.pt"
+    for torn in RESUME.glob(f".{path.name}.*.part"):  # of a run that was killed while it saved
+        torn.unlink(missing_ok=True)
+    return Resume(path, key.hexdigest(), job.checkpoint_seconds)
 
 
 def write_history(path: Path, fit: Fit, settings: Entry, device: torch.device) -> None:
@@ -120,7 +138,8 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     packages = ("torch", "torchvision", "timm")
     return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in packages},
         "git_commit": _commit(),
         "device": f"{device.type} {name}",
         "threads": torch.get_num_threads(),

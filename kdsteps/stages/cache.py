@@ -1,26 +1,43 @@
-"""Keep the features of a teacher at every layer, for the scores.
+"""Keep what a teacher gives: its features for the scores, and its answers for training.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
 writes  features   features.parquet: a row group a layer, a row an image; float16 (D,) of each of a
                    class-balanced sample of the training images, unaugmented
+or, by --views,
+writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
+                   every view of every training image, the same whether they were kept or not.
+                   They are kept where that pays, float16, in .kdsteps/outputs/<key>.npy, which
+                   changes no result and may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import logging
 
+from kdsteps.artifacts import write_json
+from kdsteps.data._images import Views
 from kdsteps.device import choose_device
 from kdsteps.errors import KdstepsError
 from kdsteps.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.models._adapters import places
 from kdsteps.stages._job import Job
 from kdsteps.stages._shared import prepared, trained_model
+from kdsteps.stages._teaching import answers_key, ask
+from kdsteps.teacher import frozen
 
 log = logging.getLogger("kdsteps")
 
 
 def run(job: Job) -> None:
+    """Write the features of every layer, or the ticket of a teacher's answers."""
+    if "ticket" in job.outputs:
+        _keep_answers(job)
+    else:
+        _keep_features(job)
+
+
+def _keep_features(job: Job) -> None:
     """Write the features of every layer, if they stay within the budget."""
     settings = job.settings["cache"]
     device = choose_device(job.gpus, job.threads)
@@ -28,15 +45,33 @@ def run(job: Job) -> None:
     teacher = trained_model(job.inputs["model"], data).to(device)
     part = data.part("train")
     index = balanced_sample(part.labels.cpu(), settings["images"], settings["seed"])
-    size = forecast_bytes(places(teacher, data.image_shape), len(index)) / 2**30
+    size = forecast_bytes(places(teacher, data.image_shape), len(index)) / 2**20
     log.info(
-        "features of %d images at %d layers: %.2f GiB before compression, budget %g GiB",
-        *(len(index), len(teacher.layers), size, settings["budget_gib"]),
+        "features of %d images at %d layers: %.0f MiB before compression, budget %d MiB",
+        *(len(index), len(teacher.layers), size, job.budget_mib),
     )
-    if size > settings["budget_gib"]:
-        fitting = int(len(index) * settings["budget_gib"] / size)
+    if size > job.budget_mib:
+        fitting = int(len(index) * job.budget_mib / size)
         raise KdstepsError(
-            f"cache: {len(index)} images need {size:.2f} GiB and cache.budget_gib is "
-            f"{settings['budget_gib']:g}; raise it, or set cache.images to {fitting}"
+            f"cache: {len(index)} images need {size / 1024:.2f} GiB and cache.budget_gib is "
+            f"{job.budget_mib / 1024:g}; raise it, or set cache.images to {fitting}"
         )
     write_features(job.outputs["features"], teacher, part, index, job.settings)
+
+
+def _keep_answers(job: Job) -> None:
+    """Keep the teacher's logits where that pays, and say in the ticket which they are."""
+    recipe = job.settings["views"]
+    device = choose_device(job.gpus, job.threads)
+    data = prepared(job, device)
+    teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
+    part = data.part("train")
+    ask(job, "model", teacher, data, part, recipe, passes=job.passes)
+    count = Views(recipe["crop_padding"], recipe["flip"]).count
+    ticket = {
+        "key": answers_key(job, "model", data, recipe),
+        "shape": [len(part), count, data.num_classes],
+        "dtype": "float16",
+        "settings": job.settings,
+    }
+    write_json(job.outputs["ticket"], ticket)

@@ -3,7 +3,9 @@
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
         teacher    teacher.safetensors, for methods that want a teacher
         plan       plan.json of the stage build, for methods that want one
-writes  model      student.safetensors: what is deployed, after the last epoch; nothing of the method
+        ticket     outputs_<views>.json of the stage cache, for methods that want logits: a sign
+                   that the teacher's answers were kept, where that pays
+writes  model      student.safetensors: what is deployed, after the last epoch
         history    history.parquet: every named loss and validation measure of every epoch
 """
 
@@ -11,16 +13,21 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from kdsteps.artifacts import read_json
+from kdsteps.data._images import ImagePart
 from kdsteps.data._prepared import Prepared
 from kdsteps.device import choose_device
 from kdsteps.methods._method import Method, Task
 from kdsteps.models import Chain
+from kdsteps.models._format import batch_format
+from kdsteps.outputs import Answers, Kept
 from kdsteps.stages._job import Job
 from kdsteps.stages._shared import (
     entry_of,
@@ -32,6 +39,8 @@ from kdsteps.stages._shared import (
     validator,
     write_history,
 )
+from kdsteps.stages._teaching import ask
+from kdsteps.teacher import frozen
 from kdsteps.training import Fit, Recipe
 
 log = logging.getLogger("kdsteps")
@@ -40,33 +49,82 @@ log = logging.getLogger("kdsteps")
 def run(job: Job) -> None:
     """Train a student by one method and keep its last epoch."""
     settings = job.settings
+    recipe = Recipe(**settings["distil"])
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
-    teacher = trained_model(job.inputs["teacher"], data).to(device) if "teacher" in job.inputs else None
+    teacher = _teacher(job, data)
     torch.manual_seed(settings["seed"])
     student = fresh_model(settings["student"], data)
-    method = _method(job, teacher, student, data).to(device)
+    data = replace(data, memory_format=batch_format(student))
+    part = data.part("train", stream=recipe.streams)
+    method = _method(job, teacher, student, data, recipe).to(device)
     fit = Fit(
         method,
-        data.part("train"),
-        Recipe(**settings["distil"]),
+        part,
+        recipe,
         seed=settings["seed"],
         validate=validator(method.deployed(), data.part("validation")),
-        resume=resume_file(settings, job.inputs, job.checkpoint_minutes),
+        answers=_answers(job, method, data, part, recipe),
+        resume=resume_file(job, __name__, *_modules(job)),
     )
     fit.run()
     taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
     entry = method.deployed_entry(settings["student"], taught_by)
     save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
     write_history(job.outputs["history"], fit, settings, device)
+    fit.forget()
 
 
-def _method(job: Job, teacher: Chain | None, student: Chain, data: Prepared) -> Method:
+def _teacher(job: Job, data: Prepared) -> Chain | None:
+    """The frozen teacher as the method needs it: folded to run faster, or as it was trained."""
+    if "teacher" not in job.inputs:
+        return None
+    teacher = trained_model(job.inputs["teacher"], data).to(data.device)
+    as_trained = method_class(job.settings["method"]).keeps_teacher(job.settings["options"])
+    return frozen(teacher, data.image_shape, fold=not as_trained)
+
+
+def _method(
+    job: Job, teacher: Chain | None, student: Chain, data: Prepared, recipe: Recipe
+) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     labels = data.part("train").labels
-    batch_size = job.settings["distil"]["batch_size"]
-    task = Task(data.image_shape, len(data.class_names), labels, plan, batch_size)
+    task = Task(data.image_shape, data.num_classes, labels, plan, recipe.batch_size)
     return method_class(job.settings["method"])(teacher, student, task, **job.settings["options"])
+
+
+def _answers(
+    job: Job, method: Method, data: Prepared, part: ImagePart, recipe: Recipe
+) -> Answers | None:
+    """What the teacher says of a batch, kept or live; None where the method itself asks it.
+
+    Logits always come from the folded teacher, as those that the stage cache keeps. Features are
+    kept by the run itself where there is one view of each image.
+    """
+    if not recipe.views_alone or method.teacher is None:
+        return None
+    settings = job.settings["distil"]
+    if method.wants in ("logits", "blocks"):
+        teacher = method.teacher
+        if method.keeps_teacher(job.settings["options"]):
+            teacher = frozen(teacher, data.image_shape)
+        return ask(job, "teacher", teacher, data, part, settings, passes=recipe.epochs)
+    if not method.feature_layers or recipe.views.count > 1:
+        return None
+    found = ask(
+        *(job, "teacher", method.teacher, data, part, settings),
+        layers=method.feature_layers,
+        passes=recipe.epochs,
+    )
+    return found if isinstance(found, Kept) else None
+
+
+def _modules(job: Job) -> Iterator[str]:
+    """The modules behind the names in a job's settings."""
+    yield f"kdsteps.methods.{job.settings['method']}"
+    yield f"kdsteps.models.{job.settings['student']['family']}"
+    if "teacher" in job.inputs:
+        yield f"kdsteps.models.{entry_of(job.inputs['teacher'])['family']}"
 
 
 def method_class(name: str) -> Any:

@@ -8,14 +8,23 @@ writes  model      teacher.safetensors: the weights of the last epoch, as the pl
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 
 from kdsteps.device import choose_device
 from kdsteps.methods._method import Task
 from kdsteps.methods.labels import Labels
+from kdsteps.models._format import batch_format
 from kdsteps.stages._job import Job
-from kdsteps.stages._shared import fresh_model, prepared, resume_file, save_model, validator, write_history
+from kdsteps.stages._shared import (
+    fresh_model,
+    prepared,
+    resume_file,
+    save_model,
+    validator,
+    write_history,
+)
 from kdsteps.training import Fit, Recipe
 
 log = logging.getLogger("kdsteps")
@@ -29,16 +38,19 @@ def run(job: Job) -> None:
     data = prepared(job, device)
     torch.manual_seed(seed)
     network = fresh_model(job.settings["model"], data).to(device)
-    part = data.part("train")
+    data = replace(data, memory_format=batch_format(network))
+    recipe = Recipe(**settings)
+    part = data.part("train", stream=recipe.streams)
     task = Task(data.image_shape, len(data.class_names), part.labels)
     fit = Fit(
         Labels(None, network, task),
         part,
-        Recipe(**settings),
+        recipe,
         seed=seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(job.settings, job.inputs, job.checkpoint_minutes),
+        resume=resume_file(job, __name__, f"kdsteps.models.{job.settings['model']['family']}"),
     )
     fit.run()
     save_model(job.outputs["model"], network.plain(), job.settings["model"], data, job.settings)
     write_history(job.outputs["history"], fit, job.settings, device)
+    fit.forget()

@@ -11,6 +11,7 @@ from kdsteps.settings import load_study
 wildcard_constraints:
     dataset=r"[^/]+",
     teacher=r"[^/]+",
+    views=r"[a-z0-9_]+",
     pair=r"[^/]+",
     method=r"[^/]+",
     seed=r"\d+",
@@ -18,12 +19,14 @@ wildcard_constraints:
 
 def study_of(path):
     """The study in `path`; what the user can mend is said in one sentence, and nothing is run."""
+    use_this_python()
     try:
         if config:
             raise KdstepsError(
                 f"--config: {', '.join(config)} would not be seen; change the values in {path}"
             )
         if workflow.is_main_process:
+            forget_dead_locks()
             check_records()
         return load_study(path)
     except KdstepsError as error:
@@ -49,6 +52,11 @@ def settings_of(rule):
 def code_of(rule):
     """Param function: the digest of the code behind a job, its other reason to run again."""
     return lambda wildcards: fingerprint.code(study, rule, dict(wildcards.items()))
+
+
+def hint_of(rule, name):
+    """Resource function: what a job may know without resting on it; no reason to run again."""
+    return lambda wildcards: grid.hints(study, rule, dict(wildcards.items()))[name]
 
 
 def files(wildcards, input, output):

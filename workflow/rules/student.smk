@@ -36,6 +36,9 @@ rule distil:
     threads: all_cores()
     resources:
         gpu=1,
+        keep=hint_of("distil", "keep"),
+        budget_mib=hint_of("distil", "budget_mib"),
+        checkpoint_seconds=hint_of("distil", "checkpoint_seconds"),
     params:
         settings=settings_of("distil"),
         code=code_of("distil"),
@@ -48,6 +51,8 @@ rule distil:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
+            --keep {resources.keep} --budget-mib {resources.budget_mib} \
+            --checkpoint-seconds {resources.checkpoint_seconds} \
             --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
         """
 

@@ -34,6 +34,7 @@ rule train:
     threads: all_cores()
     resources:
         gpu=1,
+        checkpoint_seconds=hint_of("train", "checkpoint_seconds"),
     params:
         settings=settings_of("train"),
         code=code_of("train"),
@@ -46,6 +47,7 @@ rule train:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
+            --checkpoint-seconds {resources.checkpoint_seconds} \
             --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
         """
 
@@ -61,6 +63,7 @@ rule cache:
     threads: all_cores()
     resources:
         gpu=1,
+        budget_mib=hint_of("cache", "budget_mib"),
     params:
         settings=settings_of("cache"),
         code=code_of("cache"),
@@ -73,6 +76,39 @@ rule cache:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
+            --budget-mib {resources.budget_mib} \
+            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
+rule cache_outputs:
+    """What a teacher answers to every view of every training image, where that pays."""
+    input:
+        unpack(inputs_of("cache_outputs")),
+    output:
+        **outputs_of("cache_outputs"),
+    log:
+        "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
+    threads: all_cores()
+    resources:
+        gpu=1,
+        keep=hint_of("cache_outputs", "keep"),
+        budget_mib=hint_of("cache_outputs", "budget_mib"),
+        passes=hint_of("cache_outputs", "passes"),
+    params:
+        settings=settings_of("cache_outputs"),
+        code=code_of("cache_outputs"),
+        files=files,
+    message:
+        "keep what {wildcards.teacher} answers to images of {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps cache \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --keep {resources.keep} --passes {resources.passes} \
+            --budget-mib {resources.budget_mib} \
             --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
         """
 

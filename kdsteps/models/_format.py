@@ -1,0 +1,21 @@
+"""How the images of a batch should lie in memory for a network to run fast."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def batch_format(network: nn.Module) -> torch.memory_format:
+    """Channels last for a network of convolutions, else as images are.
+
+    A single convolution, as transformers have one to cut their images into patches, is none. On
+    two cores a training step of every convolutional family here took 0.55 to 0.95 of its time
+    with the channels last (docs/performance.md).
+    """
+    spatial = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+    ]
+    return torch.channels_last if len(spatial) > 1 else torch.contiguous_format

@@ -1,0 +1,89 @@
+"""What turns gradients into steps: the optimizer and the learning rate of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+
+class Rates(Protocol):
+    """What of a recipe an optimizer and its learning rate depend on."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def nesterov(self) -> bool: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def milestones(self) -> Sequence[int]: ...
+    @property
+    def decay(self) -> float: ...
+
+
+def make_optimizer(method: nn.Module, recipe: Rates) -> torch.optim.Optimizer:
+    """Over everything the method trains: the student and the method's own parts.
+
+    On a GPU all weights are stepped in one kernel. On a CPU that would save a thousandth of a step.
+    """
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    fused = all(parameter.is_cuda for parameter in trained)
+    given: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(trained, **given, fused=fused)
+    return torch.optim.SGD(
+        trained, **given, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
+    )
+
+
+def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Do without fused steps where a gradient lies in memory otherwise than its weight.
+
+    Fused kernels walk through both in one order: seen on the CPU of torch 2.13, they then step
+    every weight by another's gradient and say nothing.
+    """
+    for group in optimizer.param_groups:
+        unlike = any(
+            weight.grad is not None and weight.grad.stride() != weight.stride()
+            for weight in group["params"]
+        )
+        if unlike and group["fused"]:
+            group["fused"], group["foreach"] = False, True
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Rates, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler:
+    """The learning rate over all steps: a linear warm-up, then the recipe's schedule."""
+    steps = recipe.epochs * steps_per_epoch
+    warm = round(recipe.warmup * steps)
+    if recipe.schedule == "onecycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=recipe.warmup or 0.3
+        )
+    after: lr_scheduler.LRScheduler
+    if recipe.schedule == "cosine":
+        after = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warm))
+    elif recipe.schedule == "steps":
+        milestones = [epoch * steps_per_epoch - warm for epoch in recipe.milestones]
+        after = lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.decay)
+    else:
+        after = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if not warm:
+        return after
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
+    return lr_scheduler.SequentialLR(optimizer, [rise, after], milestones=[warm])
