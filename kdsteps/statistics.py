@@ -114,10 +114,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def pooled_spread(spreads: Sequence[float | None]) -> float | None:
-    """One spread for several samples of equal size: the root of the mean variance."""
+def typical_spread(spreads: Sequence[float | None]) -> float | None:
+    """The median of several spreads, so that one erratic method does not stand for all."""
     known = [spread for spread in spreads if spread is not None]
-    return math.sqrt(float(np.mean(np.square(known)))) if known else None
+    return float(np.median(known)) if known else None
 
 
 def power(gain: float, spread: float, count: int, alpha: float = 0.05) -> float:

@@ -12,11 +12,11 @@ from kdsteps.statistics import (
     detectable,
     holm,
     paired,
-    pooled_spread,
     power,
     rank_correlation,
     sample,
     seeds_needed,
+    typical_spread,
 )
 
 OURS = {0: 0.91, 1: 0.93, 2: 0.92, 3: 0.95}
@@ -149,9 +149,9 @@ def test_seeds_needed_is_the_first_count_that_suffices():
     assert seeds_needed(0.01, None) is None
 
 
-def test_a_pooled_spread_is_the_root_of_the_mean_variance():
-    assert pooled_spread([3.0, None, 4.0]) == pytest.approx(math.sqrt(12.5))
-    assert pooled_spread([None]) is None
+def test_one_erratic_method_does_not_set_the_typical_spread():
+    assert typical_spread([0.3, None, 0.4, 90.0]) == 0.4
+    assert typical_spread([None]) is None
 
 
 def test_rank_correlation_knows_order_and_says_nothing_of_flat_numbers():

@@ -15,7 +15,7 @@ from kdsteps.report import figures, formats
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import DARK, LIGHT
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
-from kdsteps.report.results import Results, Study
+from kdsteps.report.results import COSTS, Results, Study
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import PairTable
@@ -74,6 +74,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         confidence=100 * study["report"]["confidence"],
         runs=results.runs.to_dict("records"),
         teachers=results.teachers.to_dict("records"),
+        students=_students(results.runs),
         teachers_curves=figures.teachers(results.teacher_curves),
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
         origins=_origins(results.origins),
@@ -120,6 +121,16 @@ def _qualities(scores: pd.DataFrame) -> list[dict[str, Any]]:
             "rows": rows.sort_values("depth").to_dict("records"),
         }
         for (dataset, teacher), rows in scores.groupby(["dataset", "teacher"], sort=False)
+    ]
+
+
+def _students(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """What each pair's student costs: medians over its runs, whose network is one and the same."""
+    costs = runs.groupby(["pair", "student"], sort=False)[list(COSTS)]
+    return [
+        {"pair": pair, "student": student}
+        | {cost: rows[cost].astype(float).median() for cost in COSTS}
+        for (pair, student), rows in costs
     ]
 
 

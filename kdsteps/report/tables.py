@@ -15,9 +15,9 @@ from kdsteps.statistics import (
     detectable,
     holm,
     paired,
-    pooled_spread,
     sample,
     seeds_needed,
+    typical_spread,
 )
 
 REFERENCES = ("labels", "kd")  # the methods that every other is measured against
@@ -59,7 +59,7 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class Power:
-    """What as many seeds as there are can see.
+    """What as many seeds as there are can see, of a method whose differences spread as is typical.
 
     Attributes:
         seeds: Of the comparison with the fewest.
@@ -209,7 +209,7 @@ def _powers(versus: Mapping[str, Mapping[str, Comparison]], confidence: float) -
     for word, comparisons in versus.items():
         differences = [each.difference for each in comparisons.values()]
         seeds = min((difference.count for difference in differences), default=0)
-        spread = pooled_spread([difference.spread for difference in differences])
+        spread = typical_spread([difference.spread for difference in differences])
         gain = detectable(spread, seeds, 1 - confidence)
         if gain is not None:
             found[word] = Power(seeds, gain, seeds_needed(0.01, spread, 1 - confidence))

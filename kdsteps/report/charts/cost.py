@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from kdsteps.report.charts.theme import LIGHT, Chart
+from kdsteps.report.charts.theme import LIGHT, Chart, log_ticks
 from kdsteps.report.formats import count, percent
 from kdsteps.report.tables import PairTable
 
@@ -34,12 +34,11 @@ def against(tables: Sequence[PairTable], runs: pd.DataFrame, cost: str, width: i
     data = pd.DataFrame(rows).drop_duplicates(["label"])
     costs = data["cost"]
     far = costs.max() / costs.min() > _FAR
-    scale = alt.Scale(
-        type="log" if far else "linear",
-        domain=[costs.min() / 2, costs.max() * 2] if far else [0, 1.2 * costs.max()],
-        nice=False,
-    )
-    axis = alt.Axis(format="~s" if cost != "latency_ms" else "~g", tickCount=4, grid=False)
+    low, high = (costs.min() / 2, costs.max() * 2) if far else (0.0, 1.2 * costs.max())
+    scale = alt.Scale(type="log" if far else "linear", domain=[low, high], nice=False)
+    axis = alt.Axis(format="~g" if cost == "latency_ms" else "~s", tickCount=4, grid=False)
+    if far:
+        axis.values = log_ticks(low, high)
     x = alt.X("cost:Q", title=COSTS[cost], scale=scale, axis=axis)
     y = alt.Y(
         "accuracy:Q",
@@ -77,19 +76,19 @@ def against(tables: Sequence[PairTable], runs: pd.DataFrame, cost: str, width: i
 
 
 def _rows(table: PairTable, runs: pd.DataFrame, cost: str) -> list[dict[str, Any]]:
-    mine = runs[runs["pair"] == table.pair]
-    costs = mine.groupby("method")[cost].median()
+    price = float(
+        runs.loc[runs["pair"] == table.pair, cost].median()
+    )  # one network for all methods
     found: list[dict[str, Any]] = [
         {
             "name": f"{table.student_name}, {row.method}",
             "role": "best" if row is table.best else "other",
-            "cost": float(costs[row.method]),
+            "cost": price,
             "accuracy": 100 * row.accuracy.mean,
-            "label": f"{table.pair}, {row.method}: {percent(row.accuracy.mean)} %, "
-            f"{count(costs[row.method])}",
+            "label": f"{table.pair}, {row.method}: {percent(row.accuracy.mean)} %, {count(price)}",
         }
         for row in table.rows
-        if pd.notna(costs[row.method])
+        if pd.notna(price)
     ]
     if table.teacher is not None and pd.notna(table.teacher[cost]):
         found.append(

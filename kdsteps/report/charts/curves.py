@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from kdsteps.report.charts.theme import LIGHT, SERIES, Chart
+from kdsteps.report.charts.theme import LIGHT, SERIES, Chart, log_ticks, whole_ticks
 
 NOT_LOSSES = ("learning_rate", "train_accuracy", "validation_accuracy", "validation_loss", "total")
 HEIGHT = 130
@@ -45,7 +45,7 @@ def validation(
         return None
     mine = mine.assign(label=_labels(mine))
     scale = alt.Scale(domain=[100 * value for value in domain], nice=False)
-    x = alt.X("epoch:Q", title="epoch", axis=_EPOCHS, scale=_span(mine))
+    x = alt.X("epoch:Q", title="epoch", axis=_epochs(mine), scale=_span(mine))
     y = alt.Y("percent:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4))
     layers: list[Chart] = []
     for name, dash in zip(references, ([1, 0], [4, 3]), strict=False):
@@ -91,9 +91,10 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
     rows = rows.assign(label=_labels(rows))
     low, high = rows["value"].min(), rows["value"].max()
     wide = low > 0 and high / low > _ABRUPT
-    x = alt.X("epoch:Q", title="epoch", axis=_EPOCHS, scale=_span(rows))
-    scale = alt.Scale(type="log") if wide else alt.Scale(zero=True)
-    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4))
+    x = alt.X("epoch:Q", title="epoch", axis=_epochs(rows), scale=_span(rows))
+    scale = alt.Scale(type="log", nice=False) if wide else alt.Scale(zero=True)
+    axis = alt.Axis(values=log_ticks(low, high), format="~g") if wide else alt.Axis(tickCount=4)
+    y = alt.Y("value:Q", title=None, scale=scale, axis=axis)
     colours = [SERIES[place % len(SERIES)] for place in range(len(names))]
     colour = alt.Color(
         "name:N",
@@ -113,7 +114,9 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
     return alt.layer(*layers).properties(width=width, height=HEIGHT)
 
 
-_EPOCHS = alt.Axis(grid=False, tickCount=5, format="d", tickMinStep=1)
+def _epochs(rows: pd.DataFrame) -> alt.Axis:
+    ticks = whole_ticks(int(rows["epoch"].min()), int(rows["epoch"].max()))
+    return alt.Axis(grid=False, values=ticks, format="d")
 
 
 def _labels(rows: pd.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from kdsteps.report.charts.theme import LIGHT, Chart
+from kdsteps.report.charts.theme import LIGHT, Chart, whole_ticks
 
 SCORES = {
     "quality": "Q, knowledge quality",
@@ -33,7 +33,7 @@ def depth(scores: pd.DataFrame, score: str, width: int) -> Chart | None:
     x = alt.X(
         "depth:Q",
         title="depth",
-        axis=alt.Axis(grid=False, format="d", tickMinStep=1, tickCount=6),
+        axis=alt.Axis(grid=False, format="d", values=whole_ticks(0, int(rows["depth"].max()))),
         scale=alt.Scale(domain=[-0.5, float(rows["depth"].max()) + 0.5], nice=False),
     )
     room = 0.08 * (rows[score].max() - rows[score].min()) or 0.1

@@ -7,6 +7,7 @@ the same drawing serves light and dark; nothing in it refers to anything outside
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -156,6 +157,20 @@ def note(text: str, width: int = WIDE) -> Chart:
     words = alt.Chart(pd.DataFrame([{"text": text}])).mark_text(fontSize=13, align="left")
     placed = words.encode(text="text:N", x=alt.value(0), y=alt.value(20))
     return alt.layer(placed).properties(width=width, height=60)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Where a logarithmic axis is labelled: powers of ten, or 1, 2, 5 on a short one."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 100 else (1,)
+    ticks = [step * 10.0**power for power in decades for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def whole_ticks(low: int, high: int, most: int = 5) -> list[int]:
+    """Whole numbers to label an axis with, evenly spaced, at most `most` of them and the last."""
+    step = max(1, math.ceil((high - low) / most))
+    return list(range(high, low - 1, -step))[::-1]
 
 
 def _spec(chart: Chart) -> dict[str, Any]:
