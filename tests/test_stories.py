@@ -1,0 +1,315 @@
+"""What users of a study live through, with the real snakemake, dvc and git in fresh clones.
+
+Counted is which commands ran, by the logs they leave, not what a program says it would do.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _study import TINY, Study
+
+from kdsteps import grid
+from kdsteps.settings import parse_study
+
+pytestmark = [pytest.mark.stories, pytest.mark.slow]
+
+KD = {"distil/pair/kd/0", "evaluate/students/pair/kd/0", "report"}
+STUDENTS = "results/distil/**/student.safetensors"
+WARMER: dict[str, Any] = {**TINY["methods"], "kd": {"temperature": 2.0}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stories")
+
+
+@pytest.fixture(scope="module")
+def built(folder: Path) -> Study:
+    """A study that plain snakemake has finished."""
+    study = Study.new(folder / "built")
+    study.snakemake()
+    return study
+
+
+@pytest.fixture(scope="module")
+def shared(built: Study, folder: Path) -> Study:
+    """The same after `dvc repro`, a commit and a push."""
+    study = built.copy(folder / "shared")
+    study.dvc("repro")
+    study.dvc("remote", "add", "--default", "shelf", str(folder / "remote"))
+    study.commit()
+    study.dvc("push")
+    return study
+
+
+@pytest.fixture
+def study(built: Study, tmp_path: Path) -> Study:
+    return built.copy(tmp_path / "study")
+
+
+@pytest.fixture
+def recorded(shared: Study, tmp_path: Path) -> Study:
+    return shared.copy(tmp_path / "study")
+
+
+@pytest.fixture
+def clone(shared: Study, tmp_path: Path) -> Study:
+    """What a colleague has: a clone and what they pulled."""
+    theirs = shared.clone(tmp_path / "theirs")
+    theirs.dvc("pull")
+    return theirs
+
+
+def test_the_first_build_runs_every_job_once_and_leaves_every_file(built: Study):
+    described = parse_study(built.params())
+    wanted = {path for stage in grid.STAGES for path in grid.all_outputs(described, stage)}
+    files = (built.path / "results").rglob("*")
+    found = {str(path.relative_to(built.path)) for path in files if path.is_file()}
+    assert found == wanted
+    num_jobs = sum(len(grid.jobs(described, rule)) for rule in grid.OUTPUTS)
+    assert len(list((built.path / "logs").rglob("*.txt"))) == num_jobs
+
+
+def test_a_finished_study_has_nothing_to_do(study: Study):
+    study.snakemake()
+    assert study.executed() == {}
+
+
+def test_dvc_adopts_what_snakemake_made_and_computes_nothing(built: Study, shared: Study):
+    assert shared.executed() == {}
+    assert shared.bytes_of("results/**/*.*") == built.bytes_of("results/**/*.*")
+    assert "up to date" in shared.dvc("status")
+    assert shared.git("status", "--porcelain") == ""
+
+
+def test_methods_and_seeds_are_not_confused(study: Study):
+    study.change(methods={"labels": {}}, seeds=[0, 1])
+    study.snakemake()
+    new = {"distil/pair/labels/1", "evaluate/students/pair/labels/1"}
+    assert set(study.executed()) == {*new, "report"}
+    students = study.bytes_of(STUDENTS)
+    assert len(students) == 4
+    assert len(set(students.values())) == 4
+
+
+def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A change of params.yaml: `section__key=value` each."""
+
+    def change(params: dict[str, Any]) -> dict[str, Any]:
+        sections = {name: dict(params[name]) for name in {key.split("__")[0] for key in values}}
+        for key, value in values.items():
+            section, _, name = key.partition("__")
+            sections[section][name] = value
+        return sections
+
+    return change
+
+
+ALL_RUNS = {"distil": 3, "evaluate": 3, "report": 1}
+AFTER_TEACHER = {"evaluate_teacher": 1, "cache": 1, "score": 1, "build": 1, "report": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "jobs"),
+    [
+        (changed(methods__kd={"temperature": 2.0}), {"distil": 1, "evaluate": 1, "report": 1}),
+        (changed(methods__dkd={}), {"distil": 1, "evaluate": 1, "report": 1}),
+        (changed(methods__again={"method": "labels"}), {"distil": 1, "evaluate": 1, "report": 1}),
+        (lambda params: {"seeds": [0, 7]}, ALL_RUNS),
+        (changed(distil__weight_decay=0.05, distil__learning_rate=5e-4), ALL_RUNS),
+        (changed(train__epochs=2), {"train": 1, "distil": 2, "evaluate": 2} | AFTER_TEACHER),
+        (
+            changed(cache__images=50),
+            {"cache": 1, "score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
+        ),
+        (
+            changed(score__num_layers=2),
+            {"score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
+        ),
+        (
+            changed(build__projector="three_layer"),
+            {"build": 1, "distil": 1, "evaluate": 1, "report": 1},
+        ),
+        (changed(evaluate__latency_runs=3), {"evaluate": 3, "evaluate_teacher": 1, "report": 1}),
+        (changed(report__title="Another"), {"report": 1}),
+        (changed(distil__checkpoint_minutes=1.0), {"report": 1}),
+    ],
+)
+def test_a_change_reaches_exactly_the_jobs_that_depend_on_it(
+    built: Study, change: Callable[[dict[str, Any]], dict[str, Any]], jobs: dict[str, int]
+):
+    before = built.params()
+    try:
+        built.change(**change(before))
+        assert built.planned() == Counter(jobs)
+    finally:
+        built.change(**before)
+
+
+def test_two_values_that_change_places_are_noticed(study: Study):
+    study.change(distil=TINY["distil"] | {"learning_rate": 5e-4, "weight_decay": 0.05})
+    assert study.planned() == Counter(ALL_RUNS)
+
+
+def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_training(study: Study):
+    before = study.bytes_of(STUDENTS)
+    study.change(methods=WARMER)
+    study.snakemake()
+    assert set(study.executed()) == KD
+    assert study.bytes_of(STUDENTS)[f"results/{min(KD)}/student.safetensors"] not in before.values()
+    study.change(methods=TINY["methods"])
+    study.snakemake()
+    said = study.executed()
+    assert set(said) == KD
+    assert all("taken from .jobcache" in text for name, text in said.items() if name != "report")
+    assert study.bytes_of(STUDENTS) == before
+
+
+def test_dvc_runs_the_jobs_of_a_changed_value_and_git_brings_the_old_results_back(recorded: Study):
+    before = recorded.bytes_of("results/**/*.*")
+    recorded.change(methods=WARMER)
+    recorded.dvc("repro")
+    assert set(recorded.executed()) == KD
+    recorded.snakemake()
+    assert recorded.executed() == {}
+    recorded.commit()
+    recorded.git("checkout", "--quiet", "HEAD~1")
+    recorded.dvc("checkout")
+    recorded.snakemake()
+    recorded.dvc("repro")
+    assert recorded.executed() == {}
+    assert recorded.bytes_of("results/**/*.*") == before
+
+
+def test_a_colleague_who_pulls_computes_nothing(shared: Study, clone: Study):
+    ages = random.Random(0)
+    for path in (clone.path / "results").rglob("*"):
+        os.utime(path, (0, ages.randrange(10**9)))
+    clone.snakemake()
+    clone.dvc("repro")
+    assert clone.executed() == {}
+    assert clone.bytes_of("results/**/*.*") == shared.bytes_of("results/**/*.*")
+    assert clone.git("status", "--porcelain") == ""
+
+
+def test_a_colleague_who_changes_a_value_runs_its_jobs_alone(clone: Study):
+    clone.change(methods=WARMER)
+    assert clone.planned() == Counter(distil=1, evaluate=1, report=1)
+
+
+def test_results_without_records_are_refused_and_dvc_heals_them(recorded: Study):
+    recorded.run(["rm", "-r", ".snakemake"])
+    said = recorded.snakemake(status=2)
+    assert "no records of how it was made" in said
+    assert "dvc checkout" in said
+    assert "Traceback" not in said
+    recorded.dvc("checkout")
+    recorded.snakemake()
+    assert recorded.executed() == {}
+
+
+def test_files_of_other_values_are_not_recorded_under_these(recorded: Study, clone: Study):
+    recorded.change(methods=WARMER)
+    recorded.snakemake()
+    student = f"results/{min(KD)}/student.safetensors"
+    (recorded.path / student).write_bytes((clone.path / student).read_bytes())
+    os.utime(recorded.path / student, (0, 0))
+    said = recorded.dvc("repro", status=255)
+    assert re.search(r"kd/0/student.safetensors: was made with options.temperature: 4.0", said)
+
+
+STAGE_FILES = {
+    "prepare": "results/prepare/digits/summary.json",
+    "train": "results/train/digits/big/history.parquet",
+    "cache": "results/cache/digits/big/features.parquet",
+    "score": "results/score/digits/big/scores.parquet",
+    "build": "results/build/pair/feature_only/plan.json",
+    "distil": "results/distil/pair/kd/0/history.parquet",
+    "evaluate": "results/evaluate/students/pair/kd/0/predictions.parquet",
+    "report": "results/report/metrics.json",
+}
+KILLER = '''
+"""Kill this process and all around it when a certain file is written but not yet in its place."""
+import os, signal
+_replace = os.replace
+def replace(source, target, **options):
+    if str(target).endswith(os.environ["KILL_AT"]):
+        os.killpg(0, signal.SIGKILL)
+    _replace(source, target, **options)
+os.replace = replace
+'''
+
+
+@pytest.mark.parametrize("stage", grid.STAGES)
+def test_a_run_killed_while_a_stage_writes_goes_on_to_the_same_files(
+    built: Study, study: Study, tmp_path: Path, stage: str
+):
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    file = STAGE_FILES[stage]
+    together = Path(file).parent.relative_to("results")
+    study.run(["rm", "-r", "-f", ".jobcache", f"results/{together}"])
+    victim = study.start(file, KILL_AT=file, PYTHONPATH=str(tmp_path))
+    assert victim.wait(120) == -signal.SIGKILL
+    assert not (study.path / file).exists(), "what was being written has no name yet"
+    study.snakemake(file)
+    assert len(study.executed()) == 1, "what the dead run had written of the job is not relied on"
+    ours, theirs = (s.bytes_of(f"results/{together}/[!.]*") for s in (study, built))
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        if Path(path).suffix in (".npy", ".safetensors"):  # others hold seconds and milliseconds
+            assert ours[path] == theirs[path]
+
+
+def test_one_failing_job_leaves_the_others_running_and_shows_the_end_of_its_log(study: Study):
+    study.change(
+        methods={"labels": {}, "kd": {"weight": 1e38, "temperature": 1e3}, "fitnet": {}},
+    )
+    said = study.snakemake(status=1)
+    done = set(study.executed())
+    assert {"distil/pair/kd/0", "distil/pair/fitnet/0", "evaluate/students/pair/fitnet/0"} == done
+    assert "log: logs/distil/pair/kd/0.txt" in said
+    log = (study.path / "logs/distil/pair/kd/0.txt").read_text().splitlines()
+    assert log[-1] in said
+    assert "epoch 1" in log[-1]
+    assert "Traceback" not in said
+
+
+def test_a_second_run_in_the_same_folder_says_so_and_ends(study: Study):
+    study.change(methods={"labels": {"distil": {"epochs": 10**6}}})
+    first = study.start()
+    try:
+        log = study.path / "logs/distil/pair/labels/0.txt"
+        while "epoch" not in log.read_text() or not list(study.path.glob(".snakemake/locks/*")):
+            assert first.poll() is None
+            time.sleep(0.1)
+        said = study.snakemake(status=1)
+        assert "cannot be locked" in said
+        assert "Traceback" not in said
+        assert first.poll() is None
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    study.executed()
+    study.change(methods={"labels": {}})
+    study.snakemake()  # nobody has to unlock what the dead have locked
+    assert "distil/pair/labels/0" in study.executed()
+
+
+def test_settings_that_cannot_be_end_snakemake_with_one_sentence(study: Study):
+    study.change(distil={"epochs": -1})
+    said = study.snakemake(status=2).strip().splitlines()
+    assert said[-1].startswith("params.yaml: distil.epochs is -1;")
+    assert not any("Traceback" in line or "Error" in line for line in said)
+    study.change(distil=TINY["distil"])
+    said = study.snakemake("--config", "seeds=3", status=2).strip().splitlines()
+    assert said[-1] == "--config: seeds would not be seen; change the values in params.yaml"
