@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from kdsteps import fingerprint, grid, look, parts
 from kdsteps.disk import DISK_FULL, check_places, together
 from kdsteps.errors import KdstepsError
+from kdsteps.machine import cores_there
 from kdsteps.memory import remembered
 from kdsteps.settings import load_study, parse_study
 
@@ -125,7 +126,7 @@ def _add_stage(commands: Any, stage: str) -> None:
         "--code", metavar="DIGEST", help="of the code behind; without it nothing is remembered"
     )
     parser.add_argument(
-        "--threads", type=_count, default=os.cpu_count() or 1, metavar="N", help="cores (all)"
+        "--threads", type=_count, default=cores_there(), metavar="N", help="cores (all)"
     )
     parser.add_argument(
         "--gpus", type=_count, default=1, metavar="N", help="GPUs, if there are any (%(default)s)"
@@ -182,7 +183,7 @@ def _stage(given: argparse.Namespace) -> None:
         settings=_Given(settings, "--settings"),
         inputs=_Given(inputs, "--inputs"),
         outputs=_Given({name: Path(path) for name, path in outputs.items()}, "--outputs"),
-        threads=max(1, min(given.threads, os.cpu_count() or 1)),
+        threads=max(1, min(given.threads, cores_there())),
         gpus=given.gpus,
         **hints | _given_hints(given),
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
+
+from kdsteps.machine import cores_there
 
 log = logging.getLogger("kdsteps")
 
@@ -24,7 +25,7 @@ def choose_device(gpus: int, threads: int) -> torch.device:
         fewer = f"; {gpus} GPUs asked for, {there} there" if there < gpus else ""
         log.info("on %s%s", torch.cuda.get_device_name(device), fewer)
         return device
-    cores = max(1, min(threads, len(os.sched_getaffinity(0))))
+    cores = max(1, min(threads, cores_there()))
     torch.set_num_threads(cores)
     wanted = f"; {gpus} GPU{'' if gpus == 1 else 's'} asked for, none there" if gpus else ""
     log.info("on the CPU, %d core%s%s", cores, "" if cores == 1 else "s", wanted)

@@ -4,6 +4,7 @@ import sys
 
 from kdsteps import fingerprint, grid
 from kdsteps.errors import KdstepsError
+from kdsteps.machine import cores_there, gpus_there, real_cores
 from kdsteps.records import check_records, forget_dead_locks, use_this_python
 from kdsteps.settings import load_study
 
@@ -87,5 +88,26 @@ def category_of(path):
 
 
 def all_cores():
-    """All the cores that the user gave, for the jobs that wait for a GPU or stand in for one."""
+    """All the cores that the user gave, for jobs that come alone."""
     return workflow.cores
+
+
+def one_of_many():
+    """Cores of one job of many: all where they queue for a GPU, else as many as make one real core.
+
+    On a machine without a GPU students are trained side by side, one on each core, which loses
+    nothing to threads that wait for each other; `--set-threads distil=8` gives each more.
+    """
+    if gpus_there():
+        return all_cores()
+    return max(1, all_cores() // cores_there())
+
+
+def gpu_claim(wildcards):
+    """Resource function: the GPU of a job; none where there is none to queue for."""
+    return 1 if gpus_there() or not workflow.local_exec else 0
+
+
+def cores_used(wildcards, threads):
+    """Resource function: the cores a job computes on, out of those that there are."""
+    return real_cores(threads, all_cores())

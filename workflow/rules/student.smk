@@ -33,9 +33,10 @@ rule distil:
         **outputs_of("distil"),
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
-    threads: all_cores()
+    threads: one_of_many()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
         keep=hint_of("distil", "keep"),
         budget_mib=hint_of("distil", "budget_mib"),
         checkpoint_seconds=hint_of("distil", "checkpoint_seconds"),
@@ -53,7 +54,7 @@ rule distil:
             {params.files:q} \
             --keep {resources.keep} --budget-mib {resources.budget_mib} \
             --checkpoint-seconds {resources.checkpoint_seconds} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """
 
 
@@ -65,9 +66,10 @@ rule evaluate:
         **outputs_of("evaluate"),
     log:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
-    threads: all_cores()
+    threads: one_of_many()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
     params:
         settings=settings_of("evaluate"),
         code=code_of("evaluate"),
@@ -80,5 +82,5 @@ rule evaluate:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """

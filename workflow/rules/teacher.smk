@@ -33,7 +33,8 @@ rule train:
         "logs/train/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
         checkpoint_seconds=hint_of("train", "checkpoint_seconds"),
     params:
         settings=settings_of("train"),
@@ -48,7 +49,7 @@ rule train:
             --code {params.code} \
             {params.files:q} \
             --checkpoint-seconds {resources.checkpoint_seconds} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """
 
 
@@ -62,7 +63,8 @@ rule cache:
         "logs/cache/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
         budget_mib=hint_of("cache", "budget_mib"),
     params:
         settings=settings_of("cache"),
@@ -77,7 +79,7 @@ rule cache:
             --code {params.code} \
             {params.files:q} \
             --budget-mib {resources.budget_mib} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """
 
 
@@ -91,7 +93,8 @@ rule cache_outputs:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     threads: all_cores()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
         keep=hint_of("cache_outputs", "keep"),
         budget_mib=hint_of("cache_outputs", "budget_mib"),
         passes=hint_of("cache_outputs", "passes"),
@@ -109,7 +112,7 @@ rule cache_outputs:
             {params.files:q} \
             --keep {resources.keep} --passes {resources.passes} \
             --budget-mib {resources.budget_mib} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """
 
 
@@ -147,7 +150,8 @@ rule evaluate_teacher:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
-        gpu=1,
+        gpu=gpu_claim,
+        cores=cores_used,
     params:
         settings=settings_of("evaluate_teacher"),
         code=code_of("evaluate_teacher"),
@@ -160,5 +164,5 @@ rule evaluate_teacher:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {threads} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """

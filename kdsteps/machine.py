@@ -1,0 +1,35 @@
+"""What this machine has: cores that this process may use, and GPUs. Asked without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cores_there() -> int:
+    """Cores that this process may use, which in a container may be fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus_there() -> int:
+    """GPUs that a job could see, by their device files; CUDA_VISIBLE_DEVICES may hide them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return 0
+    cards = list(Path("/dev").glob("nvidia[0-9]*")) + list(Path("/dev/dri").glob("renderD*"))
+    nvidia = [card for card in cards if card.name.startswith("nvidia")]
+    return len(nvidia) or (len(cards) if Path("/dev/kfd").exists() else 0)
+
+
+def real_cores(claimed: int, given: int) -> int:
+    """Cores that a job computes on: its share of those there are.
+
+    Where more cores were given to the whole run than there are, two jobs that claim half of them
+    each must not both take all: tiny steps on too many threads crawl.
+
+    Args:
+        claimed: Cores that the job claims of those given.
+        given: Cores that were given to the whole run.
+    """
+    return max(1, claimed * min(given, cores_there()) // max(1, given))
