@@ -259,7 +259,7 @@ def _cache(study: Study, names: Names) -> dict[str, Any]:
 
 def _cache_outputs(study: Study, names: Names) -> dict[str, Any]:
     run = next(run for run in jobs(study, "distil") if _lookup(study, run) == names)
-    keys = {"crop_padding", "flip", "precision"}
+    keys = {"crop_padding", "flip", "precision", "batch_size"}
     return {"views": _distil_section(study, run).model_dump(mode="json", include=keys)}
 
 

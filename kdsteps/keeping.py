@@ -26,7 +26,7 @@ from kdsteps.outputs import Kept, Live, checksum, description_path, sample_of, s
 
 log = logging.getLogger("kdsteps")
 
-BATCH = 128  # images at a time
+GPU_BATCH = 1024  # images at a time, where the batch size does not matter
 SHARD = 4096  # answers that a kill may cost
 TIMED = 3  # batches by which the time is forecast
 
@@ -100,13 +100,13 @@ def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms)
 
 def forecast(live: Live, part: ImagePart, views: Views) -> Forecast:
     """Size and time of all answers, by a few batches."""
-    index, view = sample_of(len(part), views.count, BATCH)
-    images = part.take(index, views, view).images
-    width = live.ask(images).shape[1]
+    size = _batch_size(live, part)
+    index, view = sample_of(len(part), views.count, size)
+    width = live.ask(part.take(index, views, view).images).shape[1]
     started = time.perf_counter()
     for _ in range(TIMED):
         live.ask(part.take(index, views, view).images).cpu()
-    each = (time.perf_counter() - started) / (TIMED * BATCH)
+    each = (time.perf_counter() - started) / (TIMED * size)
     count = len(part) * views.count
     return Forecast(len(part), views.count, 2 * count * width / 2**20, count * each)
 
@@ -140,7 +140,7 @@ def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None
         KdstepsError: An answer is not finite, or too large for float16; the disk is full.
     """
     part_path, progress = path.with_suffix(".npy.part"), path.with_suffix(".progress")
-    index, view = sample_of(len(part), views.count, BATCH)
+    index, view = sample_of(len(part), views.count)
     width = live.ask(part.take(index, views, view).images).shape[1]
     images_each = max(1, SHARD // views.count)
     try:
@@ -200,24 +200,25 @@ def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, i
 
 
 def _ask_all(live: Live, part: ImagePart, views: Views, images: slice) -> np.ndarray:
-    """(images, V, R) float16.
-
-    Every batch is full, for a network may round otherwise for a handful of images.
-    """
-    count = (images.stop - images.start) * views.count
-    place = torch.arange(-(-count // BATCH) * BATCH) % count
-    index, view = images.start + place // views.count, place % views.count
+    """(images, V, R) float16."""
+    place = torch.arange(images.start * views.count, images.stop * views.count)
+    index, view = place // views.count, place % views.count
+    size = _batch_size(live, part)
     found = [
         live.ask(part.take(i, views, v).images)
-        for i, v in zip(index.split(BATCH), view.split(BATCH), strict=True)
+        for i, v in zip(index.split(size), view.split(size), strict=True)
     ]
-    rows = torch.cat(found)[:count]
+    rows = torch.cat(found)
     if not rows.isfinite().all():
         raise KdstepsError(
             "the teacher gives answers that are no numbers, or more than float16 holds (65504); "
             "train it with a lower learning_rate"
         )
     return rows.cpu().numpy().reshape(images.stop - images.start, views.count, -1)
+
+
+def _batch_size(live: Live, part: ImagePart) -> int:
+    return GPU_BATCH if part.device.type == "cuda" else live.batch_size
 
 
 @contextmanager

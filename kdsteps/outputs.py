@@ -1,9 +1,10 @@
 """What a teacher answers to training images: asked live, or looked up in a file.
 
 Both ways give the same numbers: live answers are rounded to float16 as kept ones are. So a file
-never changes a result, and may be deleted at any time. On a CPU this holds to the byte, for what a
-network answers to an image does not depend on the images beside it nor on the number of threads; on
-a GPU it holds up to the rounding of its kernels, which the audit allows for.
+never changes a result, and may be deleted at any time. On a CPU this holds to the byte. What a
+network answers to an image does not depend on the images beside it, but how it is rounded may
+depend on how many they are, so all are asked in batches of one size. On a GPU it holds up to the
+rounding of its kernels, which the audit allows for.
 """
 
 from __future__ import annotations
@@ -40,13 +41,22 @@ class Answers(Protocol):
 class Live:
     """The teacher itself, asked about every batch."""
 
-    def __init__(self, teacher: Chain, layers: Sequence[str] = (), precision: str = "float32"):
+    def __init__(
+        self,
+        teacher: Chain,
+        batch_size: int,
+        *,
+        layers: Sequence[str] = (),
+        precision: str = "float32",
+    ) -> None:
         """Args:
         teacher: Frozen, in eval mode.
+        batch_size: Images that it is asked about at a time on a CPU.
         layers: Whose outputs are asked for; none: the logits.
         precision: "float32", or "bfloat16" for autocast.
         """
-        self.teacher, self.layers, self.precision = teacher, tuple(layers), precision
+        self.teacher, self.batch_size = teacher, batch_size
+        self.layers, self.precision = tuple(layers), precision
         self.format = batch_format(teacher)  # whatever that of the student's batches is
         self.shapes: dict[str, tuple[int, ...]] = {}
 
@@ -56,6 +66,13 @@ class Live:
     @torch.inference_mode()
     def ask(self, images: Tensor) -> Tensor:
         """(N, R) float16: the outputs of all layers, flattened one behind the other."""
+        count, size = len(images), self.batch_size
+        if images.is_cuda or count == size:
+            return self._rows(images)
+        filled = images[torch.arange(-(-count // size) * size) % count]
+        return torch.cat([self._rows(piece) for piece in filled.split(size)])[:count]
+
+    def _rows(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self.format)
         bfloat16 = self.precision == "bfloat16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):

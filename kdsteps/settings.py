@@ -94,12 +94,14 @@ class Training(Section):
         """How a teacher sees the training images, as a name; None if that cannot be numbered.
 
         Crop and flip give every image a number of views, whatever lies beyond them a continuum.
+        Precision and batch size are part of it, for on them rests how answers are rounded.
         """
         if self.randaugment or self.resized_crop or self.mixup or self.cutmix:
             return None
         crop = [f"crop{self.crop_padding}"] if self.crop_padding else []
         shown = crop + ["flip"] * self.flip or ["plain"]
-        return "_".join(shown + [self.precision] * (self.precision != "float32"))
+        precision = [self.precision] * (self.precision != "float32")
+        return "_".join([*shown, *precision, f"batch{self.batch_size}"])
 
     @model_validator(mode="after")
     def _momentum_for_nesterov(self) -> Self:

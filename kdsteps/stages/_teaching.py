@@ -18,6 +18,7 @@ from kdsteps.outputs import Kept, Live
 from kdsteps.stages._job import Job
 
 FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
+_RECIPE = ("crop_padding", "flip", "precision", "batch_size")
 _CODE = ("kdsteps.keeping", "kdsteps.teacher")
 
 
@@ -37,12 +38,12 @@ def ask(
     Args:
         model: The input that holds the teacher's checkpoint.
         teacher: Frozen.
-        recipe: With `crop_padding`, `flip` and `precision`.
+        recipe: With `crop_padding`, `flip`, `precision` and `batch_size`.
         layers: Whose outputs are asked for; none: the logits.
         passes: Over the training images that would use the file.
     """
     views = Views(recipe["crop_padding"], recipe["flip"])
-    live = Live(teacher, layers, recipe["precision"])
+    live = Live(teacher, recipe["batch_size"], layers=layers, precision=recipe["precision"])
     terms = Terms(job.keep, passes, job.budget_mib)
     path = FOLDER / f"{answers_key(job, model, data, recipe, layers)}.npy"
     return answers(path, live, part, views, terms)
@@ -59,7 +60,7 @@ def answers_key(
         "teacher": blake2b(checkpoint.read_bytes(), digest_size=20).hexdigest(),
         "images": [hashes[row] for row in data.rows("train")],
         "scaling": [data.mean.tolist(), data.std.tolist()],
-        "views": {key: recipe[key] for key in ("crop_padding", "flip", "precision")},
+        "views": {key: recipe[key] for key in _RECIPE},
         "layers": list(layers),
         "code": fingerprint.digest((*_CODE, f"kdsteps.models.{family}")),
     }

@@ -1,0 +1,101 @@
+"""Tiny images, teachers and students, and training runs over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _methods import class_of, plan_of
+from _networks import IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
+from torch import Tensor
+
+from kdsteps.data._images import ImagePart
+from kdsteps.methods._method import Method, Task
+from kdsteps.models._chain import Chain
+from kdsteps.outputs import Answers
+from kdsteps.teacher import frozen
+from kdsteps.training import Fit, Recipe, Resume
+
+NUM_IMAGES = 24
+RECIPE = Recipe(
+    epochs=2,
+    batch_size=8,
+    optimizer="sgd",
+    learning_rate=0.05,
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup=0.0,
+    milestones=(),
+    decay=0.1,
+    crop_padding=1,
+    flip=True,
+    randaugment=0,
+    resized_crop=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    precision="float32",
+    compile=False,
+)
+
+
+def images(count: int = NUM_IMAGES, seed: int = 0) -> ImagePart:
+    """A part of noise, its batches as a network of convolutions likes them."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, *IMAGE_SHAPE), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % NUM_CLASSES
+    half = torch.full((IMAGE_SHAPE[0],), 0.5)
+    return ImagePart(pixels, labels, half, half, memory_format=torch.channels_last)
+
+
+def frozen_teacher() -> Chain:
+    return frozen(teacher_of("large resnet"), IMAGE_SHAPE)
+
+
+def method_of(name: str, seed: int = 0, teacher: Chain | None = None, **options: Any) -> Method:
+    """A method over a small student; the seed is that of its weights."""
+    student, kind = network("resnet", seed), class_of(name)
+    if kind.wants != "nothing":
+        teacher = teacher or frozen_teacher()
+    plan = plan_of(kind.plan, teacher, student) if teacher is not None else None
+    task = Task(IMAGE_SHAPE, NUM_CLASSES, images().labels, plan, RECIPE.batch_size)
+    return kind(teacher, student, task, **options)
+
+
+def fit_of(
+    name: str = "kd",
+    *,
+    seed: int = 0,
+    answers: Answers | None = None,
+    state: Path | None = None,
+    key: str = "",
+    seconds: float = 0.0,
+    teacher: Chain | None = None,
+    **recipe: Any,
+) -> Fit:
+    """A run of a method over the tiny images; with a path for its state, saved after each step."""
+    method = method_of(name, seed, teacher)
+    torch.manual_seed(seed)
+    return Fit(
+        method,
+        images(),
+        replace(RECIPE, **recipe),
+        seed=seed,
+        validate=dict,
+        answers=answers,
+        resume=None if state is None else Resume(state, key, seconds),
+    )
+
+
+def weights(fit: Fit) -> dict[str, Tensor]:
+    """All that the run has trained, as it stands."""
+    return {name: value.clone() for name, value in fit.method.state_dict().items()}
+
+
+def same_bytes(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )

@@ -1,0 +1,304 @@
+"""The training loop: the same to the byte, also after a kill."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from _networks import network
+from _training import RECIPE, fit_of, images, same_bytes, weights
+from torch import nn
+
+from kdsteps.errors import KdstepsError
+from kdsteps.models._format import batch_format
+from kdsteps.optimizers import keep_to_layout, make_schedule
+from kdsteps.training import Fit
+
+STEPS = 3  # of an epoch
+BYTEWISE = ["labels", "kd", "block_kd", "feature_only", "crd"]
+
+
+def trained(name: str = "kd", **given: object) -> Fit:
+    fit = fit_of(name, **given)
+    fit.run()
+    return fit
+
+
+@pytest.mark.parametrize("name", BYTEWISE)
+def test_the_same_seed_gives_the_same_student_and_another_seed_another(name):
+    first, second, other = trained(name), trained(name), trained(name, seed=1)
+    assert same_bytes(weights(first), weights(second))
+    assert first.history == second.history
+    assert not same_bytes(weights(first), weights(other))
+
+
+def test_every_epoch_is_in_the_history_with_each_term_and_their_sum():
+    history = trained("kd", epochs=3, learning_rate=0.01, schedule="constant").history
+    assert history.of("learning_rate") == [0.01] * 3
+    assert set(history.name) == {"labels", "kd", "total", "learning_rate"}
+    pairs = zip(history.of("labels"), history.of("kd"), strict=True)
+    assert history.of("total") == pytest.approx([sum(pair) for pair in pairs])
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "adamw"}, {"mixup": 1.0}, {"randaugment": 5}])
+def test_a_run_stopped_after_any_step_goes_on_to_the_same_bytes(tmp_path, options):
+    alone = trained("kd", **options)
+    for stop in range(1, 2 * STEPS + 1):
+        state = tmp_path / f"{stop}.pt"
+        cut_off = fit_of("kd", state=state, **options)
+        with pytest.raises(Stopped):
+            stopped_after(stop, cut_off).run()
+        torch.manual_seed(99)  # as it may be in the process that goes on
+        resumed = trained("kd", state=state, **options)
+        assert same_bytes(weights(resumed), weights(alone)), stop
+        assert resumed.history == alone.history
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_after(step: int, fit: Fit) -> Fit:
+    """The run with an end after that many steps, each of which is saved before."""
+    save = fit._save_if_due
+    done = [0]
+
+    def save_and_stop(offset: float) -> None:
+        save(offset)
+        done[0] += 1
+        if done[0] == step:
+            raise Stopped
+
+    fit._save_if_due = save_and_stop
+    return fit
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from _training import fit_of
+import kdsteps.training as training
+
+save, done = training.save_state, [0]
+def save_and_die(path, state):
+    save(path, state)
+    done[0] += 1
+    if done[0] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+training.save_state = save_and_die
+fit_of("block_kd", state=Path(sys.argv[1])).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, STEPS, STEPS + 1])
+def test_a_run_killed_inside_and_between_epochs_goes_on_to_the_same_bytes(tmp_path, step):
+    state = tmp_path / "state.pt"
+    tests = Path(__file__).parent
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(state), str(step)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+        check=False,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert state.exists()
+    resumed = trained("block_kd", state=state)
+    assert same_bytes(weights(resumed), weights(trained("block_kd")))
+
+
+def test_what_a_run_saved_is_gone_once_it_says_so(tmp_path):
+    fit = trained("labels", state=tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").exists()
+    fit.forget()
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_torn_state_is_told_of_and_the_run_starts_afresh(tmp_path, caplog):
+    state = tmp_path / "state.pt"
+    with pytest.raises(Stopped):
+        stopped_after(4, fit_of("kd", state=state)).run()
+    state.write_bytes(state.read_bytes()[:-100])
+    resumed = trained("kd", state=state)
+    assert "starts from its beginning" in caplog.text
+    assert same_bytes(weights(resumed), weights(trained("kd")))
+
+
+def test_the_state_of_another_run_is_not_gone_on_with(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "kdsteps")
+    state = tmp_path / "state.pt"
+    with pytest.raises(Stopped):
+        stopped_after(4, fit_of("kd", state=state, key="old", learning_rate=0.2)).run()
+    resumed = trained("kd", state=state, key="new")
+    assert "starts afresh" in caplog.text
+    assert same_bytes(weights(resumed), weights(trained("kd")))
+
+
+def test_nothing_is_saved_before_it_is_due(tmp_path):
+    trained("labels", state=tmp_path / "state.pt", seconds=600.0)
+    assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_loss_that_is_no_number_is_named_with_epoch_and_step(step):
+    fit = fit_of("kd")
+    terms, done = fit.method.terms, [0]
+
+    def broken(batch):
+        done[0] += 1
+        found = terms(batch)
+        return found | ({"kd": found["kd"] * torch.nan} if done[0] == step else {})
+
+    fit.method.terms = broken
+    epoch, inside = divmod(step - 1, STEPS)
+    with pytest.raises(
+        KdstepsError, match=f"'kd' became nan in epoch {epoch + 1}, step {inside + 1}"
+    ):
+        fit.run()
+
+
+def test_a_state_with_a_loss_that_is_no_number_is_not_saved(tmp_path):
+    fit = fit_of("labels", state=tmp_path / "state.pt")
+    fit.method.terms = lambda batch: {"labels": fit.method.student(batch.images).sum() * torch.nan}
+    with pytest.raises(KdstepsError):
+        fit.run()
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_mixed_images_teach_shares_and_others_labels():
+    seen = []
+    for mixup in (0.0, 1.0):
+        fit = fit_of("labels", mixup=mixup, epochs=1)
+        terms = fit.method.terms
+        fit.method.terms = lambda batch, terms=terms: seen.append(batch) or terms(batch)
+        fit.run()
+    plain, mixed = seen[:STEPS], seen[STEPS:]
+    assert all(batch.targets.ndim == 1 for batch in plain)
+    assert all(batch.targets.sum(dim=1).allclose(torch.ones(8)) for batch in mixed)
+    assert any(batch.targets.max() < 1 for batch in mixed)
+
+
+def test_bfloat16_trains_weights_that_stay_float32():
+    fit = trained("kd", precision="bfloat16")
+    assert {value.dtype for value in fit.method.parameters()} == {torch.float32}
+    assert not same_bytes(weights(fit), weights(trained("kd")))
+    assert trained("kd").history.of("kd") == pytest.approx(fit.history.of("kd"), rel=0.2)
+
+
+def test_convolutions_get_channels_last_and_transformers_do_not():
+    assert batch_format(network("resnet")) is torch.channels_last
+    assert batch_format(network("mobilenet")) is torch.channels_last
+    assert batch_format(network("vit")) is torch.contiguous_format
+    method = fit_of("labels").method
+    convolutions = [module for module in method.modules() if isinstance(module, nn.Conv2d)]
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)
+
+
+def test_without_a_compiler_a_sentence_is_said_and_the_network_trained_as_it_is(
+    monkeypatch, caplog
+):
+    def no_compiler(function):
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert same_bytes(weights(trained("kd", compile=True)), weights(trained("kd")))
+    assert "it cannot be done here (no C++ compiler)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["kd", "feature_only"])
+def test_compiled_the_student_is_the_one_that_runs_and_starts_from_the_same_weights(
+    monkeypatch, caplog, name
+):
+    caplog.set_level(logging.INFO, "kdsteps")
+    calls = []
+    monkeypatch.setattr(
+        torch, "compile", lambda f: lambda *args, **kw: calls.append(1) or f(*args, **kw)
+    )
+    assert same_bytes(weights(trained(name, compile=True)), weights(trained(name)))
+    assert len(calls) > 2 * STEPS
+    assert "times as fast" in caplog.text
+
+
+@pytest.mark.slow
+def test_really_compiled_a_run_gives_the_same_up_to_rounding(caplog):
+    caplog.set_level(logging.INFO, "kdsteps")
+    compiled = trained("labels", compile=True, epochs=1)
+    if "cannot be done here" in caplog.text:
+        pytest.skip("there is no compiler")
+    assert "times as fast" in caplog.text
+    plain = trained("labels", epochs=1)
+    assert compiled.history.of("labels") == pytest.approx(plain.history.of("labels"), rel=1e-3)
+
+
+def test_fused_steps_are_left_where_a_gradient_lies_otherwise_than_its_weight():
+    stepped = []
+    for fused in (False, True):
+        weight = torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+        parameter = nn.Parameter(weight)
+        optimizer = torch.optim.SGD([parameter], lr=0.1, fused=fused)
+        parameter.grad = torch.arange(24.0).view(2, 3, 2, 2)
+        keep_to_layout(optimizer)
+        optimizer.step()
+        stepped.append(parameter.detach())
+    assert torch.equal(*stepped)
+
+
+def rates(steps_per_epoch: int = 10, **recipe: object) -> list[float]:
+    """The learning rate of each step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    fields = {"epochs": 4, "learning_rate": 1.0} | recipe
+    schedule = make_schedule(optimizer, replace(RECIPE, **fields), steps_per_epoch)
+    found = []
+    for _ in range(steps_per_epoch * fields["epochs"]):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_the_rate_drops_tenfold_at_each_milestone():
+    found = rates(schedule="steps", milestones=(1, 3), decay=0.1)
+    assert found == pytest.approx([1.0] * 10 + [0.1] * 20 + [0.01] * 10)
+
+
+def test_milestones_stay_where_they_are_behind_a_warm_up():
+    found = rates(schedule="steps", milestones=(2,), decay=0.1, warmup=0.25)
+    assert found[:10] == sorted(found[:10])
+    assert found[0] < 0.2
+    assert found[10:20] == pytest.approx([1.0] * 10)
+    assert found[20:] == pytest.approx([0.1] * 20)
+
+
+def test_a_cosine_falls_to_nothing_and_a_cycle_rises_first():
+    cosine, cycle = rates(schedule="cosine"), rates(schedule="onecycle")
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[0] == 1.0
+    assert cosine[-1] < 0.01
+    assert max(cycle) == pytest.approx(1.0, rel=0.01)
+    assert cycle.index(max(cycle)) == pytest.approx(12, abs=1)
+    assert rates(schedule="constant") == [1.0] * 40
+
+
+def test_images_are_all_seen_once_an_epoch_in_an_order_that_the_seed_decides():
+    orders = []
+    for seed in (0, 0, 1):
+        seen = []
+        fit = fit_of("labels", epochs=1)
+        fit.generator.manual_seed(seed)
+        terms = fit.method.terms
+        fit.method.terms = lambda batch, terms=terms, seen=seen: (
+            seen.extend(batch.index.tolist()) or terms(batch)
+        )
+        fit.run()
+        orders.append(seen)
+    assert sorted(orders[0]) == list(range(len(images())))
+    assert orders[0] == orders[1] != orders[2]
