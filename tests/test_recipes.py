@@ -1,0 +1,174 @@
+"""Every recipe is a study whose jobs are known, and says what its title promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsteps import grid, parts
+from kdsteps.models import Chain, build_model
+from kdsteps.pairs import plan_pairs
+from kdsteps.settings import Study, load_study, model_entry
+from kdsteps.stones import pair_stages, plan_stones
+
+RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+BENCHMARK = ("cifar100-same-family", "cifar100-different-families")
+LOGIT_FREE = ("logit-free-cifar10", "logit-free-cifar100", "logit-free-tiny-imagenet")
+ON_FASHION = ("fashion-mnist-all-methods", "layer-sweep")
+
+# of the table of the benchmark, as published
+SAME_FAMILY = {
+    "wrn40-2-wrn16-2", "wrn40-2-wrn40-1", "resnet56-resnet20", "resnet110-resnet20",
+    "resnet110-resnet32", "resnet32x4-resnet8x4", "vgg13-vgg8",
+}  # fmt: skip
+DIFFERENT_FAMILIES = {
+    "vgg13-mobilenetv2", "resnet50-mobilenetv2", "resnet50-vgg8", "resnet32x4-shufflenetv1",
+    "resnet32x4-shufflenetv2", "wrn40-2-shufflenetv1",
+}  # fmt: skip
+
+
+def recipe(name: str) -> Study:
+    return load_study(RECIPES[name])
+
+
+def without_what_differs(study: Study, *sections: str) -> dict[str, Any]:
+    """The study without some sections and without its title."""
+    return study.model_dump(mode="json", exclude={*sections, "report"})
+
+
+def network(study: Study, name: str, image_size: int) -> Chain:
+    """A network of the study with weights as they fall."""
+    family, options = model_entry(study.models[name])
+    options = {key: value for key, value in options.items() if key != "pretrained"}
+    return build_model(family, num_classes=10, in_channels=3, image_size=image_size, **options)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_job_of_a_recipe_knows_its_settings_and_files(name):
+    study = recipe(name)
+    made = {path for rule in grid.OUTPUTS for path in all_paths(study, rule)}
+    for rule in grid.OUTPUTS:
+        for names in grid.jobs(study, rule):
+            assert json.loads(grid.settings_text(study, rule, names))
+            for files in grid.inputs(study, rule, names).values():
+                assert made.issuperset(files if isinstance(files, list) else [files])
+    assert len(grid.jobs(study, "distil")) == (
+        len(study.pairs) * len(study.methods) * len(study.seeds)
+    )
+
+
+def all_paths(study: Study, rule: str) -> list[str]:
+    return [path for names in grid.jobs(study, rule) for path in grid.outputs(rule, names).values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [("cifar100-same-family", SAME_FAMILY), ("cifar100-different-families", DIFFERENT_FAMILIES)],
+)
+def test_pairs_of_the_benchmark_bear_the_names_of_the_published_table(name, pairs):
+    study = recipe(name)
+    assert set(study.pairs) == pairs <= set(parts.published_pairs())
+    for pair_name, pair in study.pairs.items():
+        assert pair.published == pair_name == f"{pair.teacher}-{pair.student}"
+
+
+def test_both_halves_of_the_benchmark_have_one_recipe_for_training():
+    same, different = (without_what_differs(recipe(name), "models", "pairs") for name in BENCHMARK)
+    assert same == different
+    shared = recipe(BENCHMARK[0]).models.keys() & recipe(BENCHMARK[1]).models.keys()
+    assert shared == {"wrn40-2", "resnet32x4", "vgg13", "vgg8"}
+    for name in shared:
+        assert recipe(BENCHMARK[0]).models[name] == recipe(BENCHMARK[1]).models[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARK)
+def test_stones_of_the_benchmark_are_cut_at_the_stages_of_every_pair(name):
+    study = recipe(name)
+    models = {entry: network(study, entry, 32).eval() for entry in study.models}
+    for pair in study.pairs.values():
+        teacher, student = models[pair.teacher], models[pair.student]
+        joints = pair_stages(teacher, student, None)
+        stones = plan_stones(teacher, student, (3, 32, 32), joints, "conv_norm")
+        assert [stone["teacher_layer"] for stone in stones] == list(teacher.stages)
+        assert len(stones) == len(student.stages)
+
+
+@pytest.mark.parametrize("name", BENCHMARK)
+def test_mobile_students_of_the_benchmark_learn_at_a_fifth_of_the_rate(name):
+    for names in grid.jobs(study := recipe(name), "distil"):
+        student = study.pairs[names["pair"]].student
+        rate = grid.settings(study, "distil", names)["distil"]["learning_rate"]
+        assert rate == (0.01 if student.startswith(("mobilenet", "shufflenet")) else 0.05)
+
+
+@pytest.mark.parametrize("name", [*BENCHMARK, "fashion-mnist-all-methods"])
+def test_comparisons_of_all_methods_leave_none_out(name):
+    assert set(recipe(name).methods) >= set(parts.names("methods"))
+
+
+def test_logit_free_studies_differ_in_their_images_alone():
+    first, *others = (
+        without_what_differs(recipe(name), "datasets", "models", "pairs") for name in LOGIT_FREE
+    )
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("name", LOGIT_FREE)
+def test_every_logit_free_pair_is_there_as_intended_and_as_coded(name):
+    study = recipe(name)
+    intended = {pair for pair in study.pairs if not pair.endswith("-as_coded")}
+    assert len(intended) == 4
+    assert set(study.pairs) == intended | {f"{pair}-as_coded" for pair in intended}
+    for pair in intended:
+        one, other = ({"pair": p, "method": "feature_only"} for p in (pair, f"{pair}-as_coded"))
+        chosen, named = (grid.settings(study, "build", names)["build"] for names in (one, other))
+        assert chosen["select"] == "quality"
+        assert chosen["num_pairs"] == len(named["select"]) == 4
+        slow, fast = (
+            grid.settings(study, "distil", names | {"seed": "0"})["distil"]["learning_rate"]
+            for names in (one, other)
+        )
+        assert slow < fast
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "image_size"), list(zip(LOGIT_FREE, (32, 32, 64), strict=True)))
+def test_layers_that_logit_free_studies_name_are_there(name, image_size):
+    study = recipe(name)
+    models = {entry: network(study, entry, image_size) for entry in study.models}
+    for pair_name, pair in study.pairs.items():
+        names = {"pair": pair_name, "method": "feature_only"}
+        build = grid.settings(study, "build", names)["build"]
+        teacher, student = models[pair.teacher], models[pair.student]
+        named = isinstance(build["select"], list)
+        planned = plan_pairs(
+            teacher,
+            student,
+            (3, image_size, image_size),
+            student_layers=build["student_layers"],
+            teacher_layers=build["select"] if named else teacher.layers[-4:],
+            projector=build["projector"],
+        )
+        assert len(planned) == 4
+
+
+def test_the_layer_sweep_teaches_each_layer_of_the_teacher_alone():
+    study = recipe("layer-sweep")
+    (pair,) = study.pairs.values()
+    teacher, student = (network(study, name, 14) for name in (pair.teacher, pair.student))
+    builds = [grid.settings(study, "build", n)["build"] for n in grid.jobs(study, "build")]
+    alone = [build for build in builds if isinstance(build["select"], list)]
+    assert [build["select"] for build in alone] == [[layer] for layer in teacher.layers]
+    assert {tuple(build["student_layers"]) for build in alone} == {student.stages[-1:]}
+    scored = {"dataset": pair.dataset, "teacher": pair.teacher}
+    assert grid.jobs(study, "score") == [scored]  # what accuracy is held against
+
+
+def test_both_studies_of_fashion_mnist_share_images_and_networks():
+    one, other = (recipe(name) for name in ON_FASHION)
+    for section in ("datasets", "models", "pairs", "prepare", "train", "cache"):
+        assert getattr(one, section) == getattr(other, section)
