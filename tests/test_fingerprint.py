@@ -1,0 +1,119 @@
+"""The digest of the code behind a job: changed by what decides numbers, by nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from _study import TINY
+
+from kdsteps import fingerprint
+from kdsteps.settings import Study, parse_study
+
+RUN = {"pair": "pair", "seed": "0"}
+TEACHER = {"dataset": "digits", "teacher": "big"}
+
+
+@pytest.fixture
+def study() -> Study:
+    return parse_study({**TINY, "methods": {"labels": {}, "kd": {}, "uld": {}}})
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that a test may change."""
+    copy = tmp_path / "kdsteps"
+    shutil.copytree(fingerprint._PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(fingerprint, "_PACKAGE", copy)
+    forget()
+    yield copy
+    monkeypatch.undo()
+    forget()
+
+
+def forget() -> None:
+    for cached in ("digest", "_imports", "_shape_of_module", "_tree"):
+        getattr(fingerprint, cached).cache_clear()
+
+
+def digests(study: Study) -> dict[str, str]:
+    forget()
+    jobs = {method: ("distil", {**RUN, "method": method}) for method in study.methods}
+    others = {"train": ("train", TEACHER), "prepare": ("prepare", {"dataset": "digits"})}
+    return {name: fingerprint.code(study, *job) for name, job in (jobs | others).items()}
+
+
+def touched(study: Study, package: Path, module: str, change: Callable[[str], str]) -> set[str]:
+    """The jobs whose digest a change of one module changes."""
+    before = digests(study)
+    file = package / module
+    file.write_text(change(file.read_text()))
+    after = digests(study)
+    return {name for name in before if before[name] != after[name]}
+
+
+def with_a_statement(text: str) -> str:
+    return f"{text}\n_CHANGED = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "jobs"),
+    [
+        ("methods/kd.py", {"kd"}),
+        ("methods/uld.py", {"uld"}),
+        ("methods/labels.py", {"labels", "train"}),  # a teacher learns from labels, too
+        ("training.py", {"labels", "kd", "uld", "train"}),
+        ("models/cifar_resnet.py", {"labels", "kd", "uld", "train"}),
+        ("models/vgg.py", set()),
+        ("data/digits.py", {"prepare"}),
+        ("data/folder.py", set()),
+        ("stages/prepare.py", {"prepare"}),
+        ("stages/report.py", set()),
+        ("settings.py", set()),
+        ("artifacts.py", set()),
+        ("__main__.py", set()),
+    ],
+)
+def test_code_counts_for_the_jobs_that_run_it(
+    study: Study, package: Path, module: str, jobs: set[str]
+):
+    assert touched(study, package, module, with_a_statement) == jobs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: f"# a remark\n{text}",
+        lambda text: text.replace('"""', '"""Another word. ', 1),
+        lambda text: text.replace("\n\n\n", "\n\n\n\n\n"),
+    ],
+    ids=["comment", "docstring", "layout"],
+)
+def test_words_about_code_do_not_count(study: Study, package: Path, change: Callable[[str], str]):
+    assert touched(study, package, "training.py", change) == set()
+
+
+def test_a_changed_number_counts(study: Study, package: Path):
+    assert "4.0" in (package / "methods/kd.py").read_text()
+    assert touched(study, package, "methods/kd.py", lambda text: text.replace("4.0", "4.5")) == {
+        "kd"
+    }
+
+
+def test_what_a_function_imports_when_called_counts(study: Study, package: Path):
+    method = package / "methods/kd.py"
+    method.write_text(method.read_text() + "\n\ndef late():\n    from kdsteps.models import vgg\n")
+    assert touched(study, package, "models/vgg.py", with_a_statement) == {"kd"}
+
+
+def test_the_family_of_a_teacher_counts_for_its_students_and_not_for_labels(package: Path):
+    models = {**TINY["models"], "big": {"family": "vgg", "depth": 8}}
+    study = parse_study({**TINY, "models": models, "methods": {"labels": {}, "kd": {}}})
+    assert touched(study, package, "models/vgg.py", with_a_statement) == {"kd", "train"}
+
+
+def test_relative_imports_are_refused_since_they_would_be_overlooked(study: Study, package: Path):
+    with pytest.raises(ValueError, match="imports are absolute"):
+        touched(study, package, "methods/kd.py", lambda text: f"{text}\nfrom . import labels\n")
