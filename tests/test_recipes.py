@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from kdsteps import grid, parts
+from kdsteps.features import forecast_bytes
 from kdsteps.models import Chain, build_model
+from kdsteps.models._adapters import places
 from kdsteps.pairs import plan_pairs
 from kdsteps.settings import Study, load_study, model_entry
 from kdsteps.stones import pair_stages, plan_stones
@@ -18,6 +20,8 @@ RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").g
 BENCHMARK = ("cifar100-same-family", "cifar100-different-families")
 LOGIT_FREE = ("logit-free-cifar10", "logit-free-cifar100", "logit-free-tiny-imagenet")
 ON_FASHION = ("fashion-mnist-all-methods", "layer-sweep")
+
+IMAGE_SIZES = {"fashion": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 # of the table of the benchmark, as published
 SAME_FAMILY = {
@@ -58,6 +62,17 @@ def test_every_job_of_a_recipe_knows_its_settings_and_files(name):
     assert len(grid.jobs(study, "distil")) == (
         len(study.pairs) * len(study.methods) * len(study.seeds)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_features_that_a_recipe_keeps_fit_into_its_budget(name):
+    study = recipe(name)
+    for job in grid.jobs(study, "cache"):
+        dataset = study.datasets[job["dataset"]]
+        size = dataset.get("resize") or IMAGE_SIZES[job["dataset"]]
+        found = places(network(study, job["teacher"], size).eval(), (3, size, size))
+        assert forecast_bytes(found, study.cache.images) <= study.cache.budget_gib * 2**30
 
 
 def all_paths(study: Study, rule: str) -> list[str]:
