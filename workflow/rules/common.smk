@@ -109,5 +109,8 @@ def gpu_claim(wildcards):
 
 
 def cores_used(wildcards, threads):
-    """Resource function: the cores a job computes on, out of those that there are."""
-    return real_cores(threads, all_cores())
+    """Resource function: the cores a job computes on, out of those that there are.
+
+    On a cluster they are those it claims: what the machine that submits it has says nothing.
+    """
+    return real_cores(threads, all_cores()) if workflow.local_exec else threads
