@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kdsteps.artifacts import Columns, atomic, open_table
+from kdsteps.artifacts import Columns, atomic, open_table, whole_parquet
 from kdsteps.data._images import ImagePart, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.models._adapters import Place, places
@@ -74,11 +74,16 @@ def write_features(
     }
     schema = pa.schema(list(FEATURES.items()), metadata=metadata)
     labels = part.labels.cpu()[index].numpy()
-    with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
+    with (
+        atomic(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
+    ):
         for layers in _groups(found, len(index)):
             features = _collect(teacher, part, index, layers)
             for layer in layers:
-                file.write_table(_row_group(layer, index.numpy(), labels, features.pop(layer), schema))
+                file.write_table(
+                    _row_group(layer, index.numpy(), labels, features.pop(layer), schema)
+                )
 
 
 class FeatureFile:
@@ -94,17 +99,20 @@ class FeatureFile:
 
     def labels(self) -> Tensor:
         """(N,) of the sampled images."""
-        table = self._file.read_row_group(0, columns=["label"])
-        return torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+        return torch.from_numpy(self._column(0, "label").to_numpy().astype(np.int64))
 
     def chunks(self, layer: str, width: int = 2048) -> Iterator[Tensor]:
         """The features (N, D) of a layer as float32 pieces (N, at most `width`), left to right."""
         number = list(self.places).index(layer)
-        column = self._file.read_row_group(number, columns=["features"])["features"].combine_chunks()
+        column = self._column(number, "features").combine_chunks()
         flat = column.flatten().to_numpy(zero_copy_only=True)  # (N * D,), float16
         features = flat.reshape(len(column), -1)
         for start in range(0, features.shape[1], width):
             yield torch.from_numpy(features[:, start : start + width].astype(np.float32))
+
+    def _column(self, group: int, name: str) -> pa.ChunkedArray:
+        with whole_parquet(self.path):
+            return self._file.read_row_group(group, columns=[name])[name]
 
 
 def _groups(found: Mapping[str, Place], num_images: int) -> Iterator[list[str]]:
