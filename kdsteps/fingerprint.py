@@ -2,7 +2,8 @@
 
 Followed are the imports of the stage's module inside the package, and of the modules that
 params.yaml names: the method, the model families, the kind of data. Comments, docstrings and layout
-do not count. The digest is the same on every version of Python.
+do not count, but templates and tables that lie beside a module of a subfolder do. The digest is the
+same on every version of Python.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def code(study: Study, rule: str, names: grid.Names) -> str:
 @cache
 def digest(modules: tuple[str, ...]) -> str:
     """The digest of some modules of the package and of all they import from it."""
-    shapes = "\n".join(f"{name} {_shape_of_module(name)}" for name in sorted(_closure(modules)))
-    return blake2b(shapes.encode(), digest_size=8).hexdigest()
+    found = sorted(_closure(modules))
+    lines = [f"{name} {_shape_of_module(name)}" for name in found]
+    lines += [f"{file.relative_to(_PACKAGE)} {_content(file)}" for file in _data_files(found)]
+    return blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
 
 def _named_parts(study: Study, rule: str, names: grid.Names) -> Iterator[str]:
@@ -46,7 +49,10 @@ def _named_parts(study: Study, rule: str, names: grid.Names) -> Iterator[str]:
         pair = study.pairs[names["pair"]]
         method, _ = method_entry(names["method"], study.methods[names["method"]])
         models = [pair.student]
-        if rule != "evaluate" and parts.trait("methods", method, "wants") != "nothing":
+        adds = method in parts.names("models")  # it deploys a family of its own, with the teacher's
+        if adds:
+            yield f"kdsteps.models.{method}"
+        if adds or (rule != "evaluate" and parts.trait("methods", method, "wants") != "nothing"):
             models.append(pair.teacher)
         if rule == "distil":
             yield f"kdsteps.methods.{method}"
@@ -83,6 +89,19 @@ def _imports(module: str) -> tuple[str, ...]:
     inside = {name for name in asked if name.startswith("kdsteps.") and _file(name)}
     packages = {name.rpartition(".")[0] for name in inside if name.count(".") > 1}
     return tuple(sorted(inside | packages))
+
+
+def _data_files(modules: Iterable[str]) -> list[Path]:
+    """Files without code in the subfolders of the package that hold some of the modules."""
+    files = (_file(module) for module in modules)
+    folders = {file.parent for file in files if file is not None} - {_PACKAGE}
+    found = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
+    return sorted(file for file in found if file.suffix not in (".py", ".pyc"))
+
+
+@cache
+def _content(file: Path) -> str:
+    return blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
 @cache

@@ -34,7 +34,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forget() -> None:
-    for cached in ("digest", "_imports", "_shape_of_module", "_tree"):
+    for cached in ("digest", "_imports", "_shape_of_module", "_tree", "_content"):
         getattr(fingerprint, cached).cache_clear()
 
 
@@ -117,3 +117,34 @@ def test_the_family_of_a_teacher_counts_for_its_students_and_not_for_labels(pack
 def test_relative_imports_are_refused_since_they_would_be_overlooked(study: Study, package: Path):
     with pytest.raises(ValueError, match="imports are absolute"):
         touched(study, package, "methods/kd.py", lambda text: f"{text}\nfrom . import labels\n")
+
+
+def test_templates_and_tables_count_for_the_report_alone(study: Study, package: Path):
+    def report() -> str:
+        forget()
+        return fingerprint.code(study, "report", {})
+
+    found = [report()]
+    for name in ("published.csv", "templates/page.html.j2"):
+        file, before = package / "report" / name, digests(study)
+        file.write_text(file.read_text() + "\n")
+        found.append(report())
+        assert digests(study) == before
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("family", ["simkd", "vgg"])
+def test_what_a_method_adds_to_its_student_counts_when_that_is_evaluated(
+    package: Path, family: str
+):
+    models = {**TINY["models"], "big": {"family": "vgg", "depth": 8}}
+    study = parse_study({**TINY, "models": models, "methods": {"kd": {}, "simkd": {}}})
+
+    def evaluations() -> dict[str, str]:
+        forget()
+        return {m: fingerprint.code(study, "evaluate", {**RUN, "method": m}) for m in study.methods}
+
+    before, file = evaluations(), package / "models" / f"{family}.py"
+    file.write_text(with_a_statement(file.read_text()))
+    after = evaluations()
+    assert {method for method in before if before[method] != after[method]} == {"simkd"}

@@ -13,7 +13,7 @@ import yaml
 from _study import REPOSITORY, Study, clean_environment
 
 from kdsteps import grid
-from kdsteps.settings import load_study
+from kdsteps.settings import load_study, parse_study
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 FILES = (
@@ -116,6 +116,26 @@ def test_dvc_follows_what_the_jobs_of_a_stage_read():
                     stage,
                     path,
                 )
+
+
+def test_dvc_follows_every_section_that_decides_which_jobs_a_stage_has():
+    shipped = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    (name,) = shipped["pairs"]
+    plain = shipped | {"methods": {"labels": {}, "block_kd": {}}}
+    changes: dict[str, dict[str, Any]] = {
+        "pairs": {"pairs": {"another": shipped["pairs"][name]}},
+        "methods": {"methods": {"labels": {}}},
+        "seeds": {"seeds": [7]},
+        "build": {"build": {"cuts": "quality"}},
+        "distil": {"distil": {"flip": True}},
+    }
+    for section, change in changes.items():
+        for rule in grid.OUTPUTS:
+            before, after = (
+                grid.jobs(parse_study(content), rule) for content in (plain, plain | change)
+            )
+            if before != after and rule != "report":
+                assert section in STAGES[grid.stage_of(rule)]["params"], (section, rule)
 
 
 def test_every_stage_is_verified_after_snakemake():
