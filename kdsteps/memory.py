@@ -1,8 +1,9 @@
 """Results made before, found again by what they depend on: the job cache.
 
 Going back to an old value gives the old result without training. A result is known by the stage,
-the settings, the code behind it and the contents of its inputs, so it can never be another's. What
-is kept are copies: the folder may be deleted at any time, and then the work is done again.
+the settings, the code behind it and the contents of its inputs and of a checkpoint that its
+settings name, so it can never be another's. What is kept are copies: the folder may be deleted at
+any time, and then the work is done again.
 """
 
 from __future__ import annotations
@@ -94,8 +95,18 @@ def _keep(place: Path, outputs: Mapping[str, Path]) -> None:
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
     """All that a job's result depends on, as one name; inputs are paths or lists of paths."""
     contents = {name: [_digest(path) for path in _paths(given)] for name, given in inputs.items()}
-    said = json.dumps([stage, settings, code, contents], sort_keys=True)
+    named = [_digest(path) for path in _checkpoints(settings) if path.is_file()]
+    said = json.dumps([stage, settings, code, contents, named], sort_keys=True)
     return blake2b(said.encode(), digest_size=20).hexdigest()
+
+
+def _checkpoints(settings: Any) -> list[Path]:
+    """Files of weights that settings name: they are read, although no other job writes them."""
+    if not isinstance(settings, Mapping):
+        return []
+    own = settings.get("checkpoint")
+    inner = [path for value in settings.values() for path in _checkpoints(value)]
+    return [Path(own), *inner] if isinstance(own, str) else inner
 
 
 def _paths(given: Any) -> Iterable[Path]:

@@ -69,6 +69,19 @@ def test_inputs_count_by_content_and_not_by_name_or_age(folder: Path):
     assert ask("third") == "third"
 
 
+def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
+    options = {"depth": 8, "checkpoint": "teacher"}
+    job = {
+        "stage": "train",
+        "settings": {"model": {"options": options}},
+        "inputs": {"data": "data"},
+    }
+    assert ask("first", **job) == "first"
+    assert ask("second", **job) == "first"
+    (folder / "teacher").write_text("other weights")
+    assert ask("third", **job) == "third"
+
+
 @pytest.mark.parametrize("changed", [{"code": None}, {"stage": "prepare"}, {"stage": "cache"}])
 def test_jobs_of_unknown_code_or_with_large_files_are_not_remembered(changed: dict[str, Any]):
     ask("first", **changed)
