@@ -46,13 +46,14 @@ class BlockKD(Method):
     the stones to the mean of the stones' logits (equation 4). The teacher's blocks inside a stone
     are frozen; gradients pass through them to the connectors and to the student's first blocks.
 
-    Open in the paper, and options here: alpha, beta, gamma and the temperature (1, 1, 1 and the
-    benchmark's 4); whether the ensemble is a target without gradient (`detach_ensemble`); whether
-    the stone weights also hold in the cross term (`weigh_cross`); whether the student takes part
-    in it (`cross_student`); the mode of the teacher's batch normalisation inside stones (`norm`);
-    the distance d^L (`distance`). Ours alone: `stones_per_step`, k stones drawn at random in each
-    step, their weights scaled by n/k so that the weighted sums keep their expectation. The stones'
-    places and connectors are decided by the stage `build`.
+    Open in the paper, and options here: alpha, beta and gamma (1, 1, 1); the temperature (None:
+    that of the distance's own method, for `kd` the benchmark's 4); whether the ensemble is a target
+    without gradient (`detach_ensemble`); whether the stone weights also hold in the cross term
+    (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
+    teacher's batch normalisation inside stones (`norm`); the distance d^L (`distance`). Ours alone:
+    `stones_per_step`, k stones drawn at random in each step, their weights scaled by n/k so that
+    the weighted sums keep their expectation. The stones' places and connectors are decided by the
+    stage `build`.
 
     Source: Yu et al. 2024, arXiv:2411.01547, equations 2 to 6.
     """
@@ -69,7 +70,7 @@ class BlockKD(Method):
         alpha: NonNegativeFloat = 1.0,
         beta: NonNegativeFloat = 1.0,
         gamma: NonNegativeFloat = 1.0,
-        temperature: PositiveFloat = 4.0,
+        temperature: PositiveFloat | None = None,
         distance: Literal["kd", "lskd", "dkd", "dist"] = "kd",
         stone_weights: Literal["halving", "equal"] | tuple[NonNegativeFloat, ...] = "halving",
         detach_ensemble: bool = True,
