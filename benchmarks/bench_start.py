@@ -1,0 +1,68 @@
+"""How long it takes until a job begins: `--help`, and what a stage imports before it works."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from _timing import ROOT, Row, table
+
+_TURNS = 7
+_HELP = ("-m", "kdsteps", "evaluate", "--help")
+_TORCH = ("-c", "import torch")
+_JOB = ("-c", "import kdsteps.__main__, kdsteps.stages.distil, kdsteps.methods.kd")
+_LOADED = """
+import contextlib, io, json, sys
+from kdsteps.__main__ import main
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    main(["evaluate", "--help"])
+print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
+"""
+
+
+def rows() -> Iterator[Row]:
+    """Measure everything this module knows."""
+    loaded = {"torch", "pandas", "pyarrow", "numpy"} & set(json.loads(_said(("-c", _LOADED))))
+    turns = [(_seconds(_HELP), _seconds(_JOB), _seconds(_TORCH)) for _ in range(_TURNS)]
+    helps, jobs, torches = zip(*turns, strict=True)
+    help_s, torch_s = statistics.median(helps), statistics.median(torches)
+    yield Row(
+        "start of `kdsteps evaluate --help`",
+        "python -c 'import torch'",
+        statistics.median(help / torch for help, torch in zip(helps, torches, strict=True)),
+        f"{help_s:.2f} s of a processor against {torch_s:.2f} s; loaded of torch, numpy, pandas "
+        f"and pyarrow: {', '.join(sorted(loaded)) or 'none'}",
+        "<= 0.3 s, without torch",
+        help_s <= 0.3 and not loaded,
+    )
+    share = statistics.median(job / torch for job, torch in zip(jobs, torches, strict=True))
+    yield Row(
+        "start of a job that does nothing",
+        "python -c 'import torch'",
+        share,
+        f"{statistics.median(jobs):.2f} s of a processor against {torch_s:.2f} s; the floor is 1",
+        "<= 1.3",
+        share <= 1.3,
+    )
+
+
+def _seconds(arguments: Sequence[str]) -> float:
+    """Processor seconds of a Python process and of what it starts."""
+    before = os.times()
+    _said(arguments)
+    after = os.times()
+    spent = after.children_user + after.children_system
+    return spent - before.children_user - before.children_system
+
+
+def _said(arguments: Sequence[str]) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    print(table(rows()))
