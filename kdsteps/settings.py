@@ -113,6 +113,7 @@ class Training(Section):
 class Train(Training):
     """How every teacher is trained: the section `train`."""
 
+    epochs: NonNegativeInt = 240  # 0: taken as it is, from its `checkpoint` or `pretrained`
     seed: Seed = 0
 
 
@@ -348,6 +349,13 @@ def _check_pair(study: Study, pair: Pair, where: str) -> None:
         if name not in there:
             hint = parts.nearest(name, there)
             raise KdstepsError(f"{where}.{key} is {name!r}, which is not under {section}{hint}")
+    teacher = study.models[pair.teacher]
+    epochs = merge(study.train, teacher.get("train", {}), f"{where}.teacher").epochs
+    if not (epochs or teacher.get("checkpoint") or teacher.get("pretrained")):
+        raise KdstepsError(
+            f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
+            "to begin with; give it a checkpoint, or train it for an epoch or more"
+        )
     if pair.published is not None and pair.published not in parts.published_pairs():
         hint = parts.nearest(pair.published, parts.published_pairs())
         raise KdstepsError(

@@ -153,7 +153,7 @@ def test_bytes_that_are_no_text_are_said(refused, folder):
         ),
         (
             {"train": {"epochs": -1}},
-            "params.yaml: train.epochs is -1; it should be a whole number above 0",
+            "params.yaml: train.epochs is -1; it should be a whole number of 0 or more",
         ),
         (
             {"methods": {"kd": {"temperature": 0}}},
@@ -220,6 +220,17 @@ def test_weights_from_elsewhere_for_other_classes_are_refused(refused, folder):
     said = refused("train", *TEACHER)
     assert said.startswith("checkpoint theirs.pt: does not fit the network;")
     assert "(100,), the network's (10,)" in said
+
+
+def test_a_teacher_with_no_epochs_is_taken_as_its_checkpoint_has_it(folder, monkeypatch):
+    _, weights = header_and_network(folder, classes=10)
+    torch.save({"model": weights}, folder / "theirs.pth")
+    entry = NET | {"checkpoint": "theirs.pth", "train": {"epochs": 0}}
+    write_study(folder, models={"big": entry, "small": NET})
+    monkeypatch.chdir(folder)
+    assert main(["train", *TEACHER]) == 0
+    taken, _ = read_checkpoint(folder / WEIGHTS)
+    assert all(torch.equal(taken[name], weight) for name, weight in weights.items())
 
 
 def test_a_cut_at_a_layer_that_is_not_there_is_refused_with_the_nearest(refused, folder):

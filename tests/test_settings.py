@@ -130,7 +130,15 @@ NAMES = "names become parts of paths and should be up to 80 letters, digits, - a
             "models.big.widths is [4, 4]; it should be a list of 4 whole numbers above 0",
         ),
         (big(checkpoint=3), "models.big.checkpoint is 3; it should be a path"),
-        (big(train={"epochs": 0}), f"models.big.train.epochs is 0; {EPOCHS}"),
+        (
+            big(train={"epochs": -1}),
+            "models.big.train.epochs is -1; it should be a whole number of 0 or more",
+        ),
+        (
+            big(train={"epochs": 0}),
+            "pairs.pair.teacher is 'big', which has 0 epochs of training and no weights to begin "
+            "with; give it a checkpoint, or train it for an epoch or more",
+        ),
         (pair(distil={"epochs": "3"}), f"pairs.pair.distil.epochs is '3'; {EPOCHS}"),
         # unions speak of all their alternatives
         ({"build": {"cuts": "foo"}}, f"build.cuts is 'foo'; it should be {STAGES}"),

@@ -1,8 +1,9 @@
-"""Train one teacher on one dataset, with labels alone.
+"""Train one teacher on one dataset, with labels alone; with 0 epochs, take it as it is.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
-writes  model      teacher.safetensors: the weights of the last epoch, as the plain network has them
-        history    history.parquet: every loss and validation measure of every epoch
+writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
+        history    history.parquet: every loss and validation measure of every epoch; of none, the
+                   validation measures alone, as epoch 0
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def run(job: Job) -> None:
         resume=resume_file(job, __name__, f"kdsteps.models.{job.settings['model']['family']}"),
     )
     fit.run()
+    if not recipe.epochs:
+        fit.history.add(0, fit.validate())
     save_model(job.outputs["model"], network.plain(), job.settings["model"], data, job.settings)
     write_history(job.outputs["history"], fit, job.settings, device)
     fit.forget()
