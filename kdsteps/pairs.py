@@ -50,8 +50,9 @@ def plan_pairs(
         ours = ours[-len(theirs) :]
     if len(ours) != len(theirs):
         raise KdstepsError(
-            f"build: {len(ours)} student layers ({', '.join(ours)}) for {len(theirs)} teacher layers "
-            f"({', '.join(theirs)}); give build.num_pairs or build.student_layers so that they match"
+            f"build: {len(ours)} student layers ({', '.join(ours)}) for {len(theirs)} teacher "
+            f"layers ({', '.join(theirs)}); give build.num_pairs or build.student_layers so that "
+            "they match"
         )
     our_places, their_places = places(student, image_shape), places(teacher, image_shape)
     pairs = []
@@ -88,4 +89,3 @@ def matched(source: Place, target: Place) -> tuple[Place, Place]:
         Place("map", ours.channels, height, width),
         Place("map", theirs.channels, height, width),
     )
-

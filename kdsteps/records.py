@@ -37,7 +37,8 @@ def check_records(results: str | Path = "results") -> None:
     if found is not None:
         raise KdstepsError(
             f"{results}: holds {found} but no records of how it was made; run `dvc checkout` or "
-            f"`dvc pull`, or move {results} away (or set KDSTEPS_TRUST_RESULTS=1 to take all as fresh)"
+            f"`dvc pull`, or move {results} away (or set KDSTEPS_TRUST_RESULTS=1 to take all as "
+            "fresh)"
         )
 
 
@@ -63,7 +64,7 @@ def forget_dead_locks(folder: str | Path = ".snakemake") -> None:
 
 
 def use_this_python() -> None:
-    """Let `python` in a rule mean the one that runs the workflow, in an active environment or not."""
+    """Let `python` in a rule be the one that runs the workflow, in an active environment or not."""
     folder = str(Path(sys.executable).parent)
     paths = os.environ.get("PATH", "").split(os.pathsep)
     if paths[0] != folder:

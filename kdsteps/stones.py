@@ -39,8 +39,9 @@ def pair_stages(
     count = most if num_stones is None else num_stones
     if not 1 <= count <= most:
         raise KdstepsError(
-            f"build.num_stones: {count} asked for, but student and teacher have {len(student.stages)} "
-            f"and {len(teacher.stages)} stages to cut at; 1 to {most} would be right"
+            f"build.num_stones: {count} asked for, but student and teacher have "
+            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; 1 to {most} would "
+            "be right"
         )
     return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
 
@@ -133,6 +134,8 @@ class Stones(nn.Module):
     then pass one by one.
     """
 
+    spans: list[nn.Module]
+
     def __init__(
         self,
         teacher: Chain,
@@ -158,7 +161,9 @@ class Stones(nn.Module):
         if norm == "batch":
             self.__dict__["spans"] = [_by_batch(span) for span in spans]
 
-    def forward(self, features: Mapping[str, Tensor], entering: Sequence[int] | None = None) -> list[Tensor]:
+    def forward(
+        self, features: Mapping[str, Tensor], entering: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Logits (N, K) of each stone.
 
         Args:
@@ -190,8 +195,7 @@ class Stones(nn.Module):
 def _connector(source: Place, target: Place, kind: AdapterKind) -> tuple[nn.Module, str]:
     if kind == "identity" and source != target:
         raise KdstepsError(
-            f"build.connector: identity cannot join {source.shape} to {target.shape}; "
-            "conv_norm can"
+            f"build.connector: identity cannot join {source.shape} to {target.shape}; conv_norm can"
         )
     return adapter(source, target, kind)
 
@@ -210,7 +214,7 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
 
 @torch.no_grad()
 def _check_forward(module: nn.Module, teacher: Chain, source: Place, layer: str) -> None:
-    """Run two empty images through a stone; what cannot be joined fails here and not in training."""
+    """Run two empty images through a stone; what cannot be joined fails here, not in training."""
     logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
     if logits.ndim != 2:
         raise ValueError(f"the stone at {layer!r} gives {tuple(logits.shape)} instead of logits")

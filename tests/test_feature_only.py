@@ -68,7 +68,9 @@ def test_no_logit_loss_reaches_the_backbone(detach, student_layers, free):
 def test_features_reach_the_backbone_up_to_the_last_distilled_layer_and_no_further():
     tried = method(student_layers=("layer1.0", "layer2.0"))
     tried.terms(batch())["features"].backward()
-    reached = {n for n, p in tried.student.named_parameters() if p.grad is not None and p.grad.any()}
+    reached = {
+        n for n, p in tried.student.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert {"conv1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight"} <= reached
     assert not any(name.startswith(("layer3", "fc")) for name in reached)
 
@@ -103,7 +105,9 @@ def test_all_to_all_links_every_student_layer_with_every_teacher_layer():
 
 
 def test_the_three_layer_projector_is_twice_as_wide_as_the_teacher_inside():
-    widths = [module.out_channels for module in method(projector="three_layer").projectors[0].body[::3]]
+    widths = [
+        module.out_channels for module in method(projector="three_layer").projectors[0].body[::3]
+    ]
     assert widths == [24, 24, 12]
 
 
@@ -125,9 +129,9 @@ def test_the_distribution_distance_adds_geometry_mean_and_spread():
 
 
 def test_layers_that_do_not_pair_are_refused_in_a_sentence():
-    with pytest.raises(KdstepsError, match="1 student layers .* for 2 teacher layers"):
+    with pytest.raises(KdstepsError, match=r"1 student layers .* for 2 teacher layers"):
         method(student_layers=("layer3.0",))
-    with pytest.raises(KdstepsError, match="the teacher has no layer 'layer4.0'; did you mean"):
+    with pytest.raises(KdstepsError, match=r"the teacher has no layer 'layer4\.0'; did you mean"):
         method(teacher_layers=("layer4.0", "layer2.0"))
 
 

@@ -84,6 +84,10 @@ def test_a_flipped_bit_is_noticed(written):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(KdstepsError, match=r"features\.parquet"):
+
+    def read_all() -> None:
         for layer in FeatureFile(path).places:
             list(FeatureFile(path).chunks(layer))
+
+    with pytest.raises(KdstepsError, match=r"features\.parquet"):
+        read_all()

@@ -12,6 +12,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.methods._method import Batch, Task
 from kdsteps.methods.block_kd import BlockKD, weigh_stones
 from kdsteps.methods.kd import kd_loss
+from kdsteps.methods.lskd import lskd_loss
 from kdsteps.models import build_model
 from kdsteps.stones import Stones, pair_layers, pair_stages, plan_stones
 
@@ -91,7 +92,8 @@ def test_merged_stones_equal_separate_passes(entering):
 def test_merged_stones_give_the_gradients_of_separate_passes():
     teacher, student = frozen(network(depth=14)), network(widths=(2, 2, 4, 6), seed=3).double()
     teacher.double()
-    stones = Stones(teacher, plan_of(copy.deepcopy(teacher).float(), student.float())["stones"]).double()
+    plan = plan_of(copy.deepcopy(teacher).float(), student.float())
+    stones = Stones(teacher, plan["stones"]).double()
     student.double()
     x = images().double()
 
@@ -153,6 +155,18 @@ def test_halving_gives_the_weights_of_the_paper():
         weigh_stones((1.0, 2.0), 3)
 
 
+def test_a_distance_has_the_temperature_of_its_own_method_unless_told_otherwise():
+    teacher, student = frozen(network(depth=14)), network(widths=(2, 2, 4, 6)).eval()
+    s, t = student(images()), teacher(images()).half().float()
+    for options, expected in (
+        ({}, kd_loss(s, t, 4.0)),
+        ({"distance": "lskd"}, lskd_loss(s, t, 2.0)),
+        ({"distance": "lskd", "temperature": 3.0}, lskd_loss(s, t, 3.0)),
+    ):
+        terms = block_kd(teacher, student, **options).eval().terms(batch())
+        assert torch.allclose(terms["teacher"], expected), options
+
+
 def test_the_terms_are_those_of_the_paper_written_out():
     teacher, student = frozen(network(depth=14)), network(widths=(2, 2, 4, 6))
     method = block_kd(teacher, student, alpha=0.7, beta=1.3, gamma=0.4, temperature=3.0).eval()
@@ -179,7 +193,9 @@ def test_the_terms_are_those_of_the_paper_written_out():
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(terms[name], value, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            terms[name], value, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_the_ensemble_is_a_target_without_gradient_unless_asked():
@@ -227,13 +243,13 @@ def test_networks_with_different_numbers_of_stages_are_thinned_to_meet_at_the_en
 
 def test_cuts_that_cannot_be_are_refused_with_the_nearest_layer():
     teacher, student = network(depth=14), network()
-    with pytest.raises(KdstepsError, match="did you mean 'layer2.1'"):
+    with pytest.raises(KdstepsError, match=r"did you mean 'layer2\.1'"):
         plan_stones(teacher, student, SHAPE, [("layer1.0", "layer2.11")], "conv_norm")
+    joints = [("layer2.0", "layer1.0"), ("layer1.0", "layer2.0")]
     with pytest.raises(KdstepsError, match="shallow to deep"):
-        joints = [("layer2.0", "layer1.0"), ("layer1.0", "layer2.0")]
         plan_stones(teacher, student, SHAPE, joints, "conv_norm")
+    narrow = network(widths=(2, 2, 4, 6))
     with pytest.raises(KdstepsError, match="identity cannot join"):
-        narrow = network(widths=(2, 2, 4, 6))
         plan_stones(teacher, narrow, SHAPE, [("layer1.0", "layer1.0")], "identity")
     with pytest.raises(KdstepsError, match="5 teacher layers for a student with 3 stages"):
         pair_layers(teacher, student, teacher.layers[:5], "build.cuts")

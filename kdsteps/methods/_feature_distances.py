@@ -1,4 +1,4 @@
-"""Distances between features of one shape: (N, C, H, W) maps, (N, T, D) tokens or (N, D) vectors."""
+"""Distances between features of one shape: maps (N, C, H, W), tokens (N, T, D), vectors (N, D)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from kdsteps.pairs import matched
 
 
 class FeatureOnly(Method):
-    """Each chosen layer of the student mimics one of the teacher's; labels stop at the detach point.
+    """Each chosen layer of the student mimics a teacher's; labels stop at the detach point.
 
     L_feat = mean over pairs of d(P(s), t) reaches the backbone. The output of the last distilled
     student layer is detached, and what lies behind it is trained by cross-entropy at the same
@@ -55,7 +55,9 @@ class FeatureOnly(Method):
         classifier_after: NonNegativeInt = 0,
     ) -> None:
         super().__init__(teacher, student, task)
-        assert teacher is not None and task.plan is not None, "feature_only wants a teacher and a plan"
+        assert teacher is not None and task.plan is not None, (
+            "feature_only wants a teacher and a plan"
+        )
         pairs = task.plan["pairs"]
         if mapping == "attention" and distance == "distribution":
             raise KdstepsError(
@@ -70,7 +72,9 @@ class FeatureOnly(Method):
         self.teacher_places = [Place(**pair["teacher_place"]) for pair in pairs]
         every = range(len(pairs))
         crossed = mapping != "one_to_one"
-        self.links = [(ours, theirs) for ours in every for theirs in every if crossed or ours == theirs]
+        self.links = [
+            (ours, theirs) for ours in every for theirs in every if crossed or ours == theirs
+        ]
         self.projectors = nn.ModuleList(
             adapter(*self._compared(ours, theirs), pairs[ours]["projector"])[0]
             for ours, theirs in self.links

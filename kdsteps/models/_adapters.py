@@ -107,7 +107,9 @@ class Adapter(nn.Module):
         maps = to_map(features, source.layout)
         height, width = grid(target)
         if maps.shape[2] > height or maps.shape[3] > width:
-            maps = F.adaptive_avg_pool2d(maps, (min(maps.shape[2], height), min(maps.shape[3], width)))
+            maps = F.adaptive_avg_pool2d(
+                maps, (min(maps.shape[2], height), min(maps.shape[3], width))
+            )
         maps = self.body(maps)
         if maps.shape[2:] != (height, width):
             maps = F.interpolate(maps, size=(height, width), mode="nearest")
@@ -123,7 +125,8 @@ class Adapter(nn.Module):
         if source.layout != self.target.layout:
             steps.append(f"{source.layout} to {self.target.layout}")
         if height > to_height or width > to_width:
-            steps.append(f"pooled from {height}x{width} to {min(height, to_height)}x{min(width, to_width)}")
+            smaller = f"{min(height, to_height)}x{min(width, to_width)}"
+            steps.append(f"pooled from {height}x{width} to {smaller}")
         steps.append(f"{source.channels} to {self.target.channels} channels")
         if height < to_height or width < to_width:
             steps.append(f"enlarged to {to_height}x{to_width}")
@@ -131,7 +134,7 @@ class Adapter(nn.Module):
 
 
 def to_map(features: Tensor, layout: Layout) -> Tensor:
-    """Features of any layout as (N, C, H, W); class tokens in front of a token grid are left out."""
+    """Features of any layout as (N, C, H, W), without class tokens in front of a token grid."""
     if layout == "map":
         return features
     if layout == "map_last":
@@ -187,7 +190,9 @@ def _body(channels: int, to_channels: int, kind: AdapterKind) -> nn.Module:
     if kind == "conv":
         return nn.Conv2d(channels, to_channels, 1, bias=False)
     if kind == "conv_norm":
-        return nn.Sequential(nn.Conv2d(channels, to_channels, 1, bias=False), nn.BatchNorm2d(to_channels))
+        return nn.Sequential(
+            nn.Conv2d(channels, to_channels, 1, bias=False), nn.BatchNorm2d(to_channels)
+        )
     middle = 2 * to_channels
     return nn.Sequential(
         nn.Conv2d(channels, middle, 1, bias=False),

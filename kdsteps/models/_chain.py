@@ -1,7 +1,8 @@
 """A network as a line of blocks: the one law all distillation here rests on.
 
-For every layer l of a chain, `chain.tail(l)(chain.front(l)(images))` equals `chain(images)`. A layer
-is the place after a block and bears the block's name; the last block, `head`, gives the logits.
+For every layer l of a chain, `chain.tail(l)(chain.front(l)(images))` equals `chain(images)`. A
+layer is the place after a block and bears the block's name; the last block, `head`, gives the
+logits.
 """
 
 from __future__ import annotations

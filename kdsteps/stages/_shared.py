@@ -1,4 +1,4 @@
-"""What several stages do alike: networks from entries and checkpoints, and where a file came from."""
+"""What several stages do alike: networks from entries and checkpoints, and a file's origin."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def save_model(
 def validator(
     student: nn.Module, part: ImagePart, batch_size: int = 500
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures the student on the validation images; without any it gives nothing."""
+    """A function that measures the student on the validation images, if there are any."""
 
     def validate() -> dict[str, float]:
         if not len(part):

@@ -2,8 +2,9 @@
 
 reads   summary    summary.json of the stage prepare: the images' shape and the classes
         scores     scores.parquet of the stage score, where layers are chosen by their scores
-writes  plan       plan.json: each stone or pair with layers, shapes, connector or projector and why,
-                   parameters and multiply-adds; checked by a forward pass. No weights are needed.
+writes  plan       plan.json: each stone or pair with layers, shapes, connector or projector and
+                   why, parameters and multiply-adds; checked by a forward pass. No weights are
+                   needed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kdsteps.artifacts import SCORES, read_json, read_table, write_json
 from kdsteps.models import Chain, build_model
 from kdsteps.models._cost import multiply_adds, num_parameters
 from kdsteps.pairs import plan_pairs
-from kdsteps.scores.selection import choose_layers
+from kdsteps.scores.selection import Criterion, choose_layers
 from kdsteps.stages._job import Job
 from kdsteps.stones import pair_layers, pair_stages, plan_stones
 
@@ -50,7 +51,7 @@ def run(job: Job) -> None:
         )
     for who, chain in (("teacher", teacher), ("student", student)):
         plan[who] = _described(chain, shape)
-    for joint in plan.get("stones", plan.get("pairs")):
+    for joint in plan[plan["plan"]]:
         log.info("%(student_layer)s -> %(teacher_layer)s: %(why)s", joint)
     write_json(job.outputs["plan"], plan)
 
@@ -88,9 +89,7 @@ def _joints(
     return [(ours, theirs) for ours, theirs in cuts]
 
 
-def _layers(
-    settings: dict[str, Any], student: Chain, scores: Rows
-) -> tuple[list[str], str]:
+def _layers(settings: dict[str, Any], student: Chain, scores: Rows) -> tuple[list[str], str]:
     """The teacher's layers to learn from, and in words what chose them."""
     select, count = settings["select"], settings["num_pairs"]
     if isinstance(select, list):
@@ -99,7 +98,7 @@ def _layers(
         chosen = [layer for layer, row in scores.items() if row["chosen"]]
         return chosen, "as the stage score chose"
     count = count or len(settings["student_layers"] or student.stages)
-    by = select or "quality"
+    by: Criterion = select or "quality"
     chosen = [choice.layer for choice in choose_layers(scores, by=by, count=count)]
     return chosen, f"the {count} highest by {by}"
 

@@ -55,9 +55,7 @@ def run(job: Job) -> None:
     origin = provenance(device, time.monotonic() - started)
     nothing = {"agreement": None, "kl_to_teacher": None}
     content = nothing | measures | {"num_images": len(labels)}
-    write_json(
-        job.outputs["measures"], content | {"settings": job.settings, "provenance": origin}
-    )
+    write_json(job.outputs["measures"], content | {"settings": job.settings, "provenance": origin})
     log.info("accuracy %.4f on %d test images", measures["accuracy"], len(labels))
 
 

@@ -9,6 +9,7 @@ writes  scores     scores.parquet: a row a layer with S, I, E, sqrt(I E) and Q, 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from kdsteps.artifacts import SCORES, read_json, write_table
 from kdsteps.errors import KdstepsError
@@ -49,7 +50,9 @@ def run(job: Job) -> None:
     for choice in ranked:
         if choice.layer in chosen:
             log.info("%s: %s", choice.layer, choice.reason)
-    rows = {name: [scores[layer][name] for layer in scores] for name in SCORES if name in SUMMED}
+    rows: dict[str, list[Any]] = {
+        name: [scores[layer][name] for layer in scores] for name in SCORES if name in SUMMED
+    }
     rows |= {
         "layer": list(scores),
         "depth": list(range(len(scores))),
