@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,13 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
+
+
+def test_the_table_of_layers_for_contributors_is_this_one():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (words|things|craft|stages|door) \| `([^`]+)` \|", text, re.MULTILINE)
+    said = [set(modules.split()) for _, modules in rows]
+    assert said == [set(names.split()) for names in (WORDS, THINGS, CRAFT, "stages", DOOR)]
 
 
 def test_every_module_has_a_layer():
