@@ -15,7 +15,13 @@ import torch
 from torch import nn
 
 from kdsteps import fingerprint
-from kdsteps.artifacts import HISTORY, read_checkpoint, write_checkpoint, write_table
+from kdsteps.artifacts import (
+    HISTORY,
+    read_checkpoint,
+    read_checkpoint_header,
+    write_checkpoint,
+    write_table,
+)
 from kdsteps.data._images import ImagePart
 from kdsteps.data._prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
@@ -72,8 +78,7 @@ def trained_model(path: Path, data: Prepared) -> Chain:
 
 def entry_of(path: Path) -> Entry:
     """The entry {family, options} of the network in a checkpoint of ours."""
-    _, header = read_checkpoint(path)
-    entry: Entry = header["model"]
+    entry: Entry = read_checkpoint_header(path)["model"]
     return entry
 
 

@@ -57,7 +57,7 @@ def run(job: Job) -> None:
     student = fresh_model(settings["student"], data)
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.streams)
-    method = _method(job, teacher, student, data, recipe).to(device)
+    method = _method(job, teacher, student, data, part).to(device)
     fit = Fit(
         method,
         part,
@@ -85,11 +85,11 @@ def _teacher(job: Job, data: Prepared) -> Chain | None:
 
 
 def _method(
-    job: Job, teacher: Chain | None, student: Chain, data: Prepared, recipe: Recipe
+    job: Job, teacher: Chain | None, student: Chain, data: Prepared, part: ImagePart
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
-    labels = data.part("train").labels
-    task = Task(data.image_shape, data.num_classes, labels, plan, recipe.batch_size)
+    batch_size = job.settings["distil"]["batch_size"]
+    task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
     return method_class(job.settings["method"])(teacher, student, task, **job.settings["options"])
 
 
