@@ -73,7 +73,11 @@ def make_schedule(
     warm = round(recipe.warmup * steps)
     if recipe.schedule == "onecycle":
         return lr_scheduler.OneCycleLR(
-            optimizer, recipe.learning_rate, total_steps=steps + 1, pct_start=recipe.warmup or 0.3
+            optimizer,
+            recipe.learning_rate,
+            total_steps=steps + 1,
+            pct_start=recipe.warmup or 0.3,
+            cycle_momentum=recipe.optimizer != "sgd",  # there the recipe says what it is
         )
     after: lr_scheduler.LRScheduler
     if recipe.schedule == "cosine":

@@ -302,3 +302,9 @@ def test_images_are_all_seen_once_an_epoch_in_an_order_that_the_seed_decides():
         orders.append(seen)
     assert sorted(orders[0]) == list(range(len(images())))
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_one_cycle_leaves_the_momentum_of_the_recipe_alone(momentum):
+    fit = trained("labels", optimizer="sgd", schedule="onecycle", momentum=momentum)
+    assert fit.optimizer.param_groups[0]["momentum"] == momentum
