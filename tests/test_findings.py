@@ -1,0 +1,96 @@
+"""What docs/findings.md says of its runs follows from the records beside it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kdsteps.statistics import holm, paired, rank_correlation, sample
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "findings.md").read_text(encoding="utf-8")
+NUM_TEST_IMAGES = 3000
+OUTSIDE = "block_kd_quality"  # not among the comparisons that are corrected for
+
+
+def accuracies(name: str) -> pd.DataFrame:
+    """Test accuracy, a row a seed and a column a method."""
+    runs = pd.read_csv(DOCS / "findings" / name)
+    return runs.pivot(index="seed", columns="method", values="test_accuracy")
+
+
+def rows_under(title: str) -> dict[str, list[str]]:
+    """The cells of the table rows of a section that begin with a name in code quotes."""
+    section = TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
+    found = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", section, flags=re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
+
+
+def spread_of(values: pd.Series[float]) -> str:
+    found = sample(values.tolist())
+    assert found.spread is not None
+    return f"{100 * found.mean:.1f} ± {100 * found.spread:.1f}"
+
+
+def probability(value: float | None) -> str:
+    assert value is not None
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def test_the_table_of_all_methods_follows_from_its_records():
+    runs = accuracies("fashion-mnist-runs.csv").drop(columns=OUTSIDE)
+    rows = rows_under("All methods on a part of Fashion-MNIST")
+    assert rows.keys() == set(runs.columns)
+    assert rows.pop("labels")[0] == spread_of(runs["labels"])
+    reference = runs["labels"].to_dict()
+    gains = {
+        name: paired(runs[name].to_dict(), reference, resolution=1 / NUM_TEST_IMAGES)
+        for name in rows
+    }
+    corrected = holm([gain.p for gain in gains.values()])
+    for (name, gain), adjusted in zip(gains.items(), corrected, strict=True):
+        ends = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+        effect = f"{gain.effect:+.1f}"
+        said = [f"{100 * gain.mean:+.1f}", ends, probability(gain.p), probability(adjusted), effect]
+        assert rows[name] == [spread_of(runs[name]), *said], name
+
+
+def test_no_run_of_the_comparison_is_left_out():
+    runs = accuracies("fashion-mnist-runs.csv")
+    assert runs.index.tolist() == list(range(8))
+    assert not runs.isna().any(axis=None)
+
+
+def test_the_table_of_layers_follows_from_its_records():
+    runs = accuracies("layer-sweep-runs.csv")
+    scores = pd.read_csv(DOCS / "findings" / "layer-sweep-scores.csv")
+    scores = scores[scores["variant"] == "intended"].set_index("layer")
+    names = ["quality", "separation", "information", "efficiency"]
+    for layer, cells in rows_under("Does Q tell the truth?").items():
+        assert cells[:4] == [f"{scores.loc[layer, name]:.3f}" for name in names]
+        assert cells[4] == spread_of(runs[layer.replace(".", "_")])
+
+
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        ("Q", "quality"),
+        ("S", "separation"),
+        ("I", "information"),
+        ("E", "efficiency"),
+        ("root of I E", "root_information_efficiency"),
+        ("depth", "depth"),
+    ],
+)
+@pytest.mark.parametrize(("column", "left_out"), [(1, ()), (2, ("pool",))])
+def test_rank_correlations_of_the_sweep_follow_from_its_records(score, name, column, left_out):
+    runs = accuracies("layer-sweep-runs.csv")
+    scores = pd.read_csv(DOCS / "findings" / "layer-sweep-scores.csv")
+    scores = scores[(scores["variant"] == "intended") & ~scores["layer"].isin(left_out)]
+    methods = [layer.replace(".", "_") for layer in scores["layer"]]
+    found = sample([rank_correlation(scores[name], row[methods]) for _, row in runs.iterrows()])
+    (row,) = re.findall(rf"^\| {score} \| (.*) \| (.*) \|$", TEXT, flags=re.MULTILINE)
+    assert row[column - 1] == f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
