@@ -127,7 +127,6 @@ AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "report": 1}
         (changed(methods__dkd={}), {"distil": 1, "evaluate": 1, "report": 1}),
         (changed(methods__again={"method": "labels"}), {"distil": 1, "evaluate": 1, "report": 1}),
         (lambda params: {"seeds": [0, 7]}, ALL_RUNS),
-        (changed(distil__weight_decay=0.05, distil__learning_rate=5e-4), ALL_RUNS),
         (changed(train__epochs=2), {"train": 1, "distil": 2, "evaluate": 2} | AFTER_TEACHER),
         (
             changed(cache__images=50),
