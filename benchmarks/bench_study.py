@@ -73,7 +73,7 @@ def _run(study: Study, rule: str, keep: str) -> float:
     started = time.process_time()
     for names in grid.jobs(study, rule):
         outputs = {name: Path(path) for name, path in grid.outputs(rule, names).items()}
-        given = {"threads": 1, **grid.hints(study, rule, names), "keep": keep}
+        given: dict[str, Any] = {"threads": 1, **grid.hints(study, rule, names), "keep": keep}
         inputs = grid.inputs(study, rule, names)
         inputs.pop("ticket", None)
         stage.run(Job(grid.settings(study, rule, names), inputs, outputs, **given))
