@@ -1,9 +1,9 @@
 """Results made before, found again by what they depend on: the job cache.
 
 Going back to an old value gives the old result without training. A result is known by the stage,
-the settings, the code behind it and the contents of its inputs and of a checkpoint that its
-settings name, so it can never be another's. What is kept are copies: the folder may be deleted at
-any time, and then the work is done again.
+the settings, the code behind it, the libraries' versions and the contents of its inputs and of a
+checkpoint that its settings name, so it can never be another's. What is kept are copies: the folder
+may be deleted at any time, and then the work is done again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,8 @@ def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str
     """All that a job's result depends on, as one name; inputs are paths or lists of paths."""
     contents = {name: [_digest(path) for path in _paths(given)] for name, given in inputs.items()}
     named = [_digest(path) for path in _checkpoints(settings) if path.is_file()]
-    said = json.dumps([stage, settings, code, contents, named], sort_keys=True)
+    libraries = [version(name) for name in ("torch", "torchvision", "timm")]
+    said = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)
     return blake2b(said.encode(), digest_size=20).hexdigest()
 
 

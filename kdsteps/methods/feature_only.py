@@ -30,7 +30,8 @@ class FeatureOnly(Method):
     (channel, token): the authors' path for stored features views them, which scrambles a ViT's.
 
     `mapping`: pairs as planned; every student layer with every teacher layer, each pair with a
-    projector of its own; or the same weighed image by image by SemCKD's attention.
+    projector of its own, averaged over all pairs (the authors' sum is J times as large); or the
+    same, weighed image by image by SemCKD's attention.
 
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
     behind the last layer sees labels; `classifier_after`: the epochs after which feature learning

@@ -66,7 +66,7 @@ rule evaluate:
         **outputs_of("evaluate"),
     log:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
-    threads: one_of_many()
+    threads: all_cores()  # alone, so that latency is the network's own
     resources:
         gpu=gpu_claim,
         cores=cores_used,

@@ -7,6 +7,9 @@ rule prepare:
         **outputs_of("prepare"),
     log:
         "logs/prepare/{dataset}.txt",
+    threads: all_cores()
+    resources:
+        cores=cores_used,
     params:
         settings=settings_of("prepare"),
         code=code_of("prepare"),
@@ -19,7 +22,7 @@ rule prepare:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {threads} --gpus 0 >{log:q} 2>&1
+            --threads {resources.cores} --gpus 0 >{log:q} 2>&1
         """
 
 
@@ -124,6 +127,9 @@ rule score:
         **outputs_of("score"),
     log:
         "logs/score/{dataset}/{teacher}.txt",
+    threads: all_cores()
+    resources:
+        cores=cores_used,
     params:
         settings=settings_of("score"),
         code=code_of("score"),
@@ -136,7 +142,7 @@ rule score:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {threads} --gpus 0 >{log:q} 2>&1
+            --threads {resources.cores} --gpus 0 >{log:q} 2>&1
         """
 
 
