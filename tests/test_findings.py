@@ -94,3 +94,18 @@ def test_rank_correlations_of_the_sweep_follow_from_its_records(score, name, col
     found = sample([rank_correlation(scores[name], row[methods]) for _, row in runs.iterrows()])
     (row,) = re.findall(rf"^\| {score} \| (.*) \| (.*) \|$", TEXT, flags=re.MULTILINE)
     assert row[column - 1] == f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+@pytest.mark.parametrize("letter", ["Q", "S", "I", "E", "depth"])
+def test_rank_correlations_of_the_second_sweep_follow_from_its_records(letter):
+    names = {"Q": "quality", "S": "separation", "I": "information", "E": "efficiency"}
+    runs = accuracies("layer-sweep-second-runs.csv")
+    scores = pd.read_csv(DOCS / "findings" / "layer-sweep-second-scores.csv")
+    methods = [layer.replace(".", "_") for layer in scores["layer"]]
+    values = scores[names.get(letter, letter)]
+    found = sample([rank_correlation(values, row[methods]) for _, row in runs.iterrows()])
+    paragraph = " ".join(
+        TEXT.split("**Once more, with another teacher.**")[1].split("**")[0].split()
+    )
+    said = f"{letter} {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    assert said in paragraph
