@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsteps.data._images import ImagePart
+from kdsteps.device import WORK_OF_A_CORE, keep_busy
 from kdsteps.measures import calibration_error, compare, judge, latency, predict, size_of
 
 
@@ -100,3 +101,26 @@ def test_size_counts_shared_weights_once_and_buffers_only_in_memory():
 def test_latency_is_positive_and_the_slow_tail_not_below_the_median():
     found = latency(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2), runs=20)
     assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
+
+
+def test_steps_too_small_for_threads_are_computed_on_one(monkeypatch):
+    given = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        keep_busy(10 * WORK_OF_A_CORE)
+        assert torch.get_num_threads() == 2
+        keep_busy(WORK_OF_A_CORE // 3)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(given)
+
+
+def test_latency_leaves_the_threads_as_they_were():
+    given = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = latency(torch.nn.Conv2d(1, 1, 1), (1, 4, 4), runs=5)
+        assert torch.get_num_threads() == 2
+        assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
+    finally:
+        torch.set_num_threads(given)

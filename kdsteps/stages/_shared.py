@@ -24,10 +24,12 @@ from kdsteps.artifacts import (
 )
 from kdsteps.data._images import ImagePart
 from kdsteps.data._prepared import Prepared, load_prepared
+from kdsteps.device import keep_busy
 from kdsteps.errors import KdstepsError
 from kdsteps.measures import judge, predict
 from kdsteps.models import Chain, build_model
 from kdsteps.models._checkpoint import load_weights
+from kdsteps.models._cost import multiply_adds
 from kdsteps.stages._job import Job
 from kdsteps.training import Fit, Resume
 
@@ -74,6 +76,12 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     chain = fresh_model({"family": header["model"]["family"], "options": options}, data)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
+
+
+def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> None:
+    """Compute on no more cores than a batch through `network` feeds."""
+    image = torch.zeros(1, *data.image_shape, device=data.device)
+    keep_busy(batch_size * multiply_adds(network, image))
 
 
 def entry_of(path: Path) -> Entry:

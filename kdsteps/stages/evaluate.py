@@ -25,7 +25,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.measures import compare, judge, latency, predict, size_of
 from kdsteps.models._cost import multiply_adds
 from kdsteps.stages._job import Job
-from kdsteps.stages._shared import prepared, provenance, trained_model
+from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 
 log = logging.getLogger("kdsteps")
 
@@ -37,6 +37,7 @@ def run(job: Job) -> None:
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     network = trained_model(job.inputs["model"], data).to(device)
+    share_cores(network, data, settings["batch_size"])
     part = data.part("test")
     logits, labels = predict(network, part.in_order(settings["batch_size"]))
     measures = judge(logits, labels, settings["calibration_bins"])

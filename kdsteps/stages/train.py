@@ -23,6 +23,7 @@ from kdsteps.stages._shared import (
     prepared,
     resume_file,
     save_model,
+    share_cores,
     validator,
     write_history,
 )
@@ -41,6 +42,7 @@ def run(job: Job) -> None:
     network = fresh_model(job.settings["model"], data).to(device)
     data = replace(data, memory_format=batch_format(network))
     recipe = Recipe(**settings)
+    share_cores(network, data, recipe.batch_size)
     part = data.part("train", stream=recipe.streams)
     task = Task(data.image_shape, len(data.class_names), part.labels)
     fit = Fit(
