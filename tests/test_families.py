@@ -93,6 +93,7 @@ def test_trace_gives_only_what_is_asked_in_forward_order(chain):
     assert list(chain.trace(IMAGES, backwards)) == [*chain.stages, "head"]
 
 
+@pytest.mark.slow
 def test_every_layer_can_be_trained_through(chain):
     chain.train()
     for layer, output in chain.trace(IMAGES, [*chain.stages, "pool"]).items():
@@ -117,6 +118,7 @@ def test_no_weight_has_two_names(chain):
     assert chain.plain() is chain
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_copy_is_a_network_of_its_own(chain):
     expected = chain(IMAGES)
@@ -228,6 +230,7 @@ def test_a_vision_transformer_begins_without_a_preference():
 # Images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 16, 28, 64])
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "vgg classic"])
 def test_images_may_be_grey_and_of_other_sizes(name, size):

@@ -58,6 +58,7 @@ def with_a_statement(text: str) -> str:
     return f"{text}\n_CHANGED = 1\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "jobs"),
     [
