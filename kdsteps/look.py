@@ -13,7 +13,7 @@ from kdsteps.settings import load_study, model_entry
 
 def show_layers(given: argparse.Namespace) -> None:
     """Print the layers of a network: of a model in params.yaml, or of FAMILY:NAME."""
-    from kdsteps.models import build_model
+    from kdsteps.models import architecture, build_model
     from kdsteps.models._listing import list_layers, render_layers
 
     family, options = _model(given)
@@ -23,7 +23,7 @@ def show_layers(given: argparse.Namespace) -> None:
         num_classes=given.classes,
         in_channels=channels,
         image_size=height,
-        **{key: value for key, value in options.items() if key not in ("checkpoint", "pretrained")},
+        **architecture(options),
     )
     rows = list_layers(chain, (channels, height, width))
     print(render_layers(rows, getattr(chain, "note", None)))

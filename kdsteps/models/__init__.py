@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from kdsteps import parts, settings
 from kdsteps.models._chain import Chain
 
-__all__ = ["Chain", "build_model"]
+__all__ = ["Chain", "architecture", "build_model"]
 
 
 def build_model(
@@ -45,3 +46,10 @@ def build_model(
 
         load_weights(chain.plain(), read_weights(checkpoint), where=f"checkpoint {checkpoint}")
     return chain
+
+
+def architecture(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options without those that say where its first weights come from."""
+    return {
+        name: value for name, value in options.items() if name not in ("checkpoint", "pretrained")
+    }

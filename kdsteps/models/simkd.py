@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from kdsteps.models import build_model
+from kdsteps.models import architecture, build_model
 from kdsteps.models._adapters import Place, from_map, grid, to_map
 from kdsteps.models._chain import BlockChain, Chain, Layout
-
-_WEIGHTS = {"checkpoint", "pretrained"}  # options that say where weights come from at first
 
 
 def build(
@@ -48,7 +46,7 @@ def build(
             num_classes=num_classes,
             in_channels=in_channels,
             image_size=image_size,
-            **{name: value for name, value in entry["options"].items() if name not in _WEIGHTS},
+            **architecture(entry["options"]),
         )
         for entry in (student, teacher)
     )

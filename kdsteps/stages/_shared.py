@@ -27,7 +27,7 @@ from kdsteps.data._prepared import Prepared, load_prepared
 from kdsteps.device import keep_busy
 from kdsteps.errors import KdstepsError
 from kdsteps.measures import judge, predict
-from kdsteps.models import Chain, build_model
+from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models._checkpoint import load_weights
 from kdsteps.models._cost import multiply_adds
 from kdsteps.stages._job import Job
@@ -70,18 +70,18 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
             f"{found[0]} classes of {found[1]}; train it on these data"
         )
-    options = {
-        key: value for key, value in header["model"]["options"].items() if key not in FIRST_WEIGHTS
-    }
-    chain = fresh_model({"family": header["model"]["family"], "options": options}, data)
+    entry = header["model"]
+    chain = fresh_model(dict(entry) | {"options": architecture(entry["options"])}, data)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
 
 
-def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> None:
-    """Compute on no more cores than a batch through `network` feeds."""
-    image = torch.zeros(1, *data.image_shape, device=data.device)
-    keep_busy(batch_size * multiply_adds(network, image))
+def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
+    """Compute on no more CPU cores than a batch feeds; gives the multiply-adds of one image."""
+    cost = multiply_adds(network, torch.zeros(1, *data.image_shape, device=data.device))
+    if data.device.type == "cpu":
+        keep_busy(batch_size * cost)
+    return cost
 
 
 def entry_of(path: Path) -> Entry:
@@ -91,7 +91,6 @@ def entry_of(path: Path) -> Entry:
 
 
 RESUME = Path(".kdsteps/resume")  # one file for each run that was cut off
-FIRST_WEIGHTS = ("checkpoint", "pretrained")  # options that say where weights come from at first
 
 
 def save_model(

@@ -13,7 +13,7 @@ import logging
 from typing import Any
 
 from kdsteps.artifacts import SCORES, read_json, read_table, write_json
-from kdsteps.models import Chain, build_model
+from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models._cost import multiply_adds, num_parameters
 from kdsteps.pairs import plan_pairs
 from kdsteps.scores.selection import Criterion, choose_layers
@@ -59,13 +59,12 @@ def run(job: Job) -> None:
 def _network(entry: dict[str, Any], summary: dict[str, Any]) -> Chain:
     """The network with weights as they fall: a plan asks for shapes only."""
     channels, size, _ = summary["image_shape"]
-    options = {k: v for k, v in entry["options"].items() if k not in ("checkpoint", "pretrained")}
     return build_model(
         entry["family"],
         num_classes=len(summary["class_names"]),
         in_channels=channels,
         image_size=size,
-        **options,
+        **architecture(entry["options"]),
     ).eval()
 
 

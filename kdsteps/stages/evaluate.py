@@ -23,7 +23,6 @@ from kdsteps.artifacts import PREDICTIONS, read_table, write_json, write_table
 from kdsteps.device import choose_device
 from kdsteps.errors import KdstepsError
 from kdsteps.measures import compare, judge, latency, predict, size_of
-from kdsteps.models._cost import multiply_adds
 from kdsteps.stages._job import Job
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 
@@ -37,14 +36,13 @@ def run(job: Job) -> None:
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     network = trained_model(job.inputs["model"], data).to(device)
-    share_cores(network, data, settings["batch_size"])
+    cost = share_cores(network, data, settings["batch_size"])
     part = data.part("test")
     logits, labels = predict(network, part.in_order(settings["batch_size"]))
     measures = judge(logits, labels, settings["calibration_bins"])
     if "teacher" in job.inputs:
         measures |= compare(logits, _teacher_logits(job.inputs["teacher"], logits))
-    image = torch.zeros(1, *data.image_shape, device=device)
-    measures |= size_of(network.plain()) | {"multiply_adds": multiply_adds(network, image)}
+    measures |= size_of(network.plain()) | {"multiply_adds": cost}
     measures |= latency(network.plain(), data.image_shape, settings["latency_runs"])
     rows = {
         "image": data.rows("test"),

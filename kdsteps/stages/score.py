@@ -51,7 +51,7 @@ def run(job: Job) -> None:
         if choice.layer in chosen:
             log.info("%s: %s", choice.layer, choice.reason)
     rows: dict[str, list[Any]] = {
-        name: [scores[layer][name] for layer in scores] for name in SCORES if name in SUMMED
+        name: [scores[layer][name] for layer in scores] for name in VALUES
     }
     rows |= {
         "layer": list(scores),
@@ -64,7 +64,7 @@ def run(job: Job) -> None:
     write_table(job.outputs["scores"], rows, SCORES, job.settings)
 
 
-SUMMED = (
+VALUES = (
     "separation",
     "information",
     "efficiency",
