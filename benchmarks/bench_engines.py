@@ -19,8 +19,8 @@ from pathlib import Path
 import yaml
 from _timing import ROOT, Row, table
 
-from kdsteps import grid
-from kdsteps.settings import Study, load_study, parse_study
+from kdsteps.jobs import graph
+from kdsteps.study.settings import Study, load_study, parse_study
 
 _TURNS = 3
 _PARTS = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore", "kdsteps")
@@ -34,7 +34,7 @@ def rows() -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as folder:
         study = _finished_study(Path(folder))
-        runs = len(grid.jobs(study, "distil"))
+        runs = len(graph.jobs(study, "distil"))
         for command, limit in ((("snakemake",), 4), (("dvc", "repro"), 6)):
             walls, processors = zip(
                 *[_timed(Path(folder), *command) for _ in range(_TURNS)], strict=True
@@ -62,8 +62,8 @@ def _finished_study(folder: Path) -> Study:
     content["seeds"] = list(range(-(-100 // len(methods))))
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     study = parse_study(content)
-    for stage in grid.STAGES:
-        for path in grid.all_outputs(study, stage):
+    for stage in graph.STAGES:
+        for path in graph.all_outputs(study, stage):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).touch()
     _call(folder, "git", "init", "--quiet")

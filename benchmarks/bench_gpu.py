@@ -21,14 +21,14 @@ from bench_step import _BATCH, _CLASSES, _RECIPE, _SHAPE, _network, _task
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdsteps.data._images import ImagePart
-from kdsteps.keeping import Terms, answers
+from kdsteps.data.images import ImagePart
 from kdsteps.methods.kd import KD
 from kdsteps.models import Chain
-from kdsteps.models._cost import multiply_adds
-from kdsteps.outputs import Live
-from kdsteps.teacher import frozen
-from kdsteps.training import Fit
+from kdsteps.models.cost import multiply_adds
+from kdsteps.teachers.frozen import frozen
+from kdsteps.teachers.logit_cache import Terms, answers
+from kdsteps.teachers.logits import Live
+from kdsteps.training.loop import Fit
 
 _IMAGES, _PADDING, _MATRIX = 50_000, 4, 8192
 _WHAT, _AGAINST = "KD epoch on a GPU", "the plain loop: DataLoader, float32, contiguous"
@@ -102,7 +102,7 @@ def _ours(
     method = KD(fast, _network(8), _task()).to(device)
     fit = Fit(method, part, recipe, seed=0, validate=dict, answers=kept)
     if recipe.compile:
-        from kdsteps.compiling import compile_student
+        from kdsteps.training.compilation import compile_student
 
         compile_student(method, fit._trial)
     return fit, writing

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdsteps.data._images import ImagePart, Views
-from kdsteps.stages._job import Job
+from kdsteps.data.images import ImagePart, Views
+from kdsteps.jobs.job import Job
 from kdsteps.stages.prepare import run
 
 _IMAGES, _BATCH = 20_000, 64  # of CIFAR's size

@@ -14,10 +14,10 @@ from _timing import ROOT, Row, table
 _TURNS = 7
 _HELP = ("-m", "kdsteps", "evaluate", "--help")
 _TORCH = ("-c", "import torch")
-_JOB = ("-c", "import kdsteps.__main__, kdsteps.stages.distil, kdsteps.methods.kd")
+_JOB = ("-c", "import kdsteps.cli.main, kdsteps.stages.distil, kdsteps.methods.kd")
 _LOADED = """
 import contextlib, io, json, sys
-from kdsteps.__main__ import main
+from kdsteps.cli.main import main
 with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
     main(["evaluate", "--help"])
 print(json.dumps(sorted(name for name in sys.modules if "." not in name)))

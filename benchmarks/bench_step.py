@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from _timing import Row, table
 from torch import Tensor, nn
 
-from kdsteps.data._images import Drawn, ImagePart, Views
-from kdsteps.keeping import Terms, answers
-from kdsteps.methods._method import Method, Task
+from kdsteps.data.images import Drawn, ImagePart, Views
+from kdsteps.methods.base import Method, Task
 from kdsteps.methods.block_kd import BlockKD
 from kdsteps.methods.kd import KD
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
-from kdsteps.outputs import Answers, Live
-from kdsteps.stones import pair_stages, plan_stones
-from kdsteps.teacher import frozen
-from kdsteps.training import Fit, Recipe
+from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.teachers.frozen import frozen
+from kdsteps.teachers.logit_cache import Terms, answers
+from kdsteps.teachers.logits import Answers, Live
+from kdsteps.training.loop import Fit, Recipe
 
 _SHAPE, _CLASSES, _BATCH, _IMAGES = (3, 32, 32), 100, 64, 256
 _WIDTHS = (32, 64, 128, 256)

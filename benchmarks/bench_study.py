@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from _timing import Row, table
 
-from kdsteps import grid
-from kdsteps.settings import Study, parse_study
-from kdsteps.stages._job import Job
+from kdsteps.jobs import graph
+from kdsteps.jobs.job import Job
+from kdsteps.study.settings import Study, parse_study
 
 _WIDTHS = [32, 64, 128, 256]
 _METHODS = ("kd", "dkd", "dist", "lskd", "loca")
@@ -69,14 +69,14 @@ def rows() -> Iterator[Row]:
 
 def _run(study: Study, rule: str, keep: str) -> float:
     """Processor seconds of all jobs of a rule, one after the other in this process."""
-    stage = import_module(f"kdsteps.stages.{grid.stage_of(rule)}")
+    stage = import_module(f"kdsteps.stages.{graph.stage_of(rule)}")
     started = time.process_time()
-    for names in grid.jobs(study, rule):
-        outputs = {name: Path(path) for name, path in grid.outputs(rule, names).items()}
-        given: dict[str, Any] = {"threads": 1, **grid.hints(study, rule, names), "keep": keep}
-        inputs = grid.inputs(study, rule, names)
+    for names in graph.jobs(study, rule):
+        outputs = {name: Path(path) for name, path in graph.outputs(rule, names).items()}
+        given: dict[str, Any] = {"threads": 1, **graph.hints(study, rule, names), "keep": keep}
+        inputs = graph.inputs(study, rule, names)
         inputs.pop("ticket", None)
-        stage.run(Job(grid.settings(study, rule, names), inputs, outputs, **given))
+        stage.run(Job(graph.settings(study, rule, names), inputs, outputs, **given))
     return time.process_time() - started
 
 

@@ -1,8 +1,24 @@
 """The one error a user meets: something they can mend."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class KdstepsError(Exception):
     """Where it is, what was found and what would be right, in one sentence.
 
     The command prints the sentence and ends with status 2.
     """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or, with nothing near, `; there are x, y, z`."""
+    choices = [str(choice) for choice in choices]
+    if not choices:
+        return "; there are none"
+    close = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there {'are' if len(choices) > 1 else 'is only'} {', '.join(choices)}"

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from kdsteps import grid
-from kdsteps.settings import load_study
+from kdsteps.jobs import graph
+from kdsteps.study.settings import load_study
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -72,5 +72,5 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 def outputs_of(folder: Path, rule: str, names: dict[str, str]) -> dict[str, Path]:
     """Where a job of the study in `folder` leaves its files."""
-    assert names in grid.jobs(load_study(folder / "params.yaml"), rule)
-    return {name: folder / path for name, path in grid.outputs(rule, names).items()}
+    assert names in graph.jobs(load_study(folder / "params.yaml"), rule)
+    return {name: folder / path for name, path in graph.outputs(rule, names).items()}

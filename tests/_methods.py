@@ -11,10 +11,10 @@ import torch
 from _networks import IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
 from torch import Tensor, nn
 
-from kdsteps.methods._method import Batch, Method, Task
-from kdsteps.models._chain import Chain
-from kdsteps.pairs import plan_pairs
-from kdsteps.stones import pair_stages, plan_stones
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import Chain
+from kdsteps.plans.layer_pairs import plan_pairs
+from kdsteps.plans.stones import pair_stages, plan_stones
 
 NUM_IMAGES = 40  # of the training part
 BATCH_SIZE = 8

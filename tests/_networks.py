@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdsteps.models import build_model
-from kdsteps.models._chain import Chain
+from kdsteps.models.chain import Chain
 
 IMAGE_SHAPE = (3, 16, 16)
 NUM_CLASSES = 5

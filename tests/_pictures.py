@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kdsteps.artifacts import read_json
-from kdsteps.data._prepared import Prepared, load_prepared
-from kdsteps.stages._job import Job
+from kdsteps.data.prepared import Prepared, load_prepared
+from kdsteps.files.text import read_json
+from kdsteps.jobs.job import Job
 from kdsteps.stages.prepare import run
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # CIFAR-100 and Fashion-MNIST, where they are

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdsteps.models import build_model
-from kdsteps.models._chain import Chain
+from kdsteps.models.chain import Chain
 
 
 class Published(NamedTuple):

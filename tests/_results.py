@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kdsteps import grid
-from kdsteps.artifacts import HISTORY, PREDICTIONS, SCORES, write_json, write_table
-from kdsteps.settings import Study, parse_study
-from kdsteps.stages._job import Job
+from kdsteps.files.columns import HISTORY, PREDICTIONS, SCORES
+from kdsteps.files.tables import write_table
+from kdsteps.files.text import write_json
+from kdsteps.jobs import graph
+from kdsteps.jobs.job import Job
+from kdsteps.study.settings import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
 GAINS = {"labels": 0.0, "kd": 0.012, "block_kd": 0.03, "feature_only": -0.05}
@@ -49,21 +51,21 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
     """Write every file that the report of `study` reads, and the job that reads them."""
     rng = np.random.default_rng(0)
     gains = GAINS if gains is None else gains
-    for names in grid.jobs(study, "prepare"):
-        write_json(root / grid.outputs("prepare", names)["summary"], SUMMARY)
-    for names in grid.jobs(study, "train"):
-        _history(root / grid.outputs("train", names)["history"], ("labels",), 0.985, rng)
-    for names in grid.jobs(study, "evaluate_teacher"):
+    for names in graph.jobs(study, "prepare"):
+        write_json(root / graph.outputs("prepare", names)["summary"], SUMMARY)
+    for names in graph.jobs(study, "train"):
+        _history(root / graph.outputs("train", names)["history"], ("labels",), 0.985, rng)
+    for names in graph.jobs(study, "evaluate_teacher"):
         _evaluation(root, "evaluate_teacher", names, 0.985, (272_000, 31_000_000), False, rng)
-    for names in grid.jobs(study, "score"):
-        _scores(root / grid.outputs("score", names)["scores"])
-    for names in grid.jobs(study, "build"):
-        write_json(root / grid.outputs("build", names)["plan"], _plan(names["method"]))
+    for names in graph.jobs(study, "score"):
+        _scores(root / graph.outputs("score", names)["scores"])
+    for names in graph.jobs(study, "build"):
+        write_json(root / graph.outputs("build", names)["plan"], _plan(names["method"]))
     luck = {seed: rng.normal(0, 0.006) for seed in study.seeds}
-    for names in grid.jobs(study, "distil"):
+    for names in graph.jobs(study, "distil"):
         accuracy = 0.93 + gains[names["method"]] + luck[int(names["seed"])] + rng.normal(0, 0.003)
         terms = TERMS.get(names["method"], ("labels",))
-        _history(root / grid.outputs("distil", names)["history"], terms, accuracy, rng)
+        _history(root / graph.outputs("distil", names)["history"], terms, accuracy, rng)
         taught = names["method"] != "labels"
         _evaluation(root, "evaluate", names, accuracy, (7_900, 1_200_000), taught, rng)
     return report_job(root, study)
@@ -79,11 +81,11 @@ def make_sweep(seeds: int = 5) -> Study:
 
 
 def report_job(root: Path, study: Study) -> Job:
-    inputs = grid.inputs(study, "report", {})
+    inputs = graph.inputs(study, "report", {})
     return Job(
-        settings=grid.settings(study, "report", {}),
+        settings=graph.settings(study, "report", {}),
         inputs={name: [root / path for path in paths] for name, paths in inputs.items()},
-        outputs={name: root / path for name, path in grid.outputs("report", {}).items()},
+        outputs={name: root / path for name, path in graph.outputs("report", {}).items()},
     )
 
 
@@ -116,7 +118,7 @@ def _history(
 def _evaluation(
     root: Path,
     rule: str,
-    names: grid.Names,
+    names: graph.Names,
     accuracy: float,
     cost: tuple[int, int],
     taught: bool,
@@ -130,7 +132,7 @@ def _evaluation(
         labels[wrong] + 1 + rng.integers(0, NUM_CLASSES - 1, len(wrong))
     ) % NUM_CLASSES
     logits[np.arange(NUM_TEST), predicted] += 6
-    paths = grid.outputs(rule, names)
+    paths = graph.outputs(rule, names)
     predicted = logits.argmax(axis=1)
     rows = {"image": np.arange(NUM_TEST), "label": labels, "predicted": predicted}
     write_table(root / paths["predictions"], rows | {"logits": list(logits)}, PREDICTIONS, {})

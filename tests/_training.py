@@ -11,12 +11,12 @@ from _methods import class_of, plan_of
 from _networks import IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
 from torch import Tensor
 
-from kdsteps.data._images import ImagePart
-from kdsteps.methods._method import Method, Task
-from kdsteps.models._chain import Chain
-from kdsteps.outputs import Answers
-from kdsteps.teacher import frozen
-from kdsteps.training import Fit, Recipe, Resume
+from kdsteps.data.images import ImagePart
+from kdsteps.methods.base import Method, Task
+from kdsteps.models.chain import Chain
+from kdsteps.teachers.frozen import frozen
+from kdsteps.teachers.logits import Answers
+from kdsteps.training.loop import Fit, Recipe, Resume
 
 NUM_IMAGES = 24
 RECIPE = Recipe(

@@ -21,10 +21,10 @@ from _commands import DATA, NET, PLAN, TEACHER, command, files_in, run_of, write
 from PIL import Image
 from safetensors.torch import save_file
 
-from kdsteps.__main__ import main
-from kdsteps.artifacts import read_checkpoint, write_checkpoint
-from kdsteps.device import choose_device
+from kdsteps.cli.main import main
+from kdsteps.files.checkpoints import read_checkpoint, write_checkpoint
 from kdsteps.models import build_model
+from kdsteps.training.device import choose_device
 
 IMAGES = "results/prepare/digits/images.npy"
 INDEX = "results/prepare/digits/index.parquet"

@@ -12,10 +12,10 @@ from _networks import ENTRIES, IMAGE_SHAPE, network
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._checks import class_count, layer_pairs
 from kdsteps.methods._draws import Sampler
-from kdsteps.methods._method import Task
+from kdsteps.methods.base import Task
 from kdsteps.methods.ofd import OFD
 from kdsteps.models import build_model
-from kdsteps.models._adapters import places
+from kdsteps.models.adapters import places
 
 
 def test_kd_beside_features_is_a_term_of_its_own():

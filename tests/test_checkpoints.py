@@ -14,7 +14,7 @@ from torch import nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
-from kdsteps.models._checkpoint import load_weights, read_weights
+from kdsteps.models.checkpoints import load_weights, read_weights
 
 OPTIONS = {"num_classes": 5, "depth": 8, "widths": (4, 4, 4, 4)}
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models._cost import multiply_adds, num_parameters
-from kdsteps.models._cut import CutChain
-from kdsteps.models._listing import list_layers, render_layers
+from kdsteps.models.cost import multiply_adds, num_parameters
+from kdsteps.models.cut.cutting import CutChain
+from kdsteps.models.listing import list_layers, render_layers
 
 SHAPE = (3, 8, 8)
 

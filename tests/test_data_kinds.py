@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from _pictures import REAL, as_bytes, colour, prepared, write_folder
 
-from kdsteps.data import digits, folder, parquet, torchvision
-from kdsteps.data._source import Broken
+from kdsteps.data.kinds import digits, folder, parquet, torchvision
+from kdsteps.data.source import Broken
 from kdsteps.errors import KdstepsError
-from kdsteps.settings import dataset_entry
+from kdsteps.study.settings import dataset_entry
 
 
 def pixels(source) -> list[np.ndarray]:

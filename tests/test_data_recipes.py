@@ -8,7 +8,7 @@ import pytest
 from _pictures import REAL, prepared
 
 from kdsteps.models import build_model
-from kdsteps.settings import dataset_entry, load_study, model_entry
+from kdsteps.study.settings import dataset_entry, load_study, model_entry
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as vision
 
-from kdsteps.data._images import ImagePart, Views
+from kdsteps.data.images import ImagePart, Views
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

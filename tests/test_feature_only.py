@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import distribution_distance, feature_distance
-from kdsteps.methods._method import Batch, Task
+from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.feature_only import FeatureOnly
 from kdsteps.models import build_model
-from kdsteps.pairs import plan_pairs
+from kdsteps.plans.layer_pairs import plan_pairs
 
 SHAPE = (1, 8, 8)
 

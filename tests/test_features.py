@@ -6,12 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdsteps import features
-from kdsteps.data._images import ImagePart
+from kdsteps.data.images import ImagePart
 from kdsteps.errors import KdstepsError
-from kdsteps.features import FeatureFile, balanced_sample, forecast_bytes, write_features
 from kdsteps.models import build_model
-from kdsteps.models._adapters import places
+from kdsteps.models.adapters import places
+from kdsteps.teachers import features
+from kdsteps.teachers.features import FeatureFile, balanced_sample, forecast_bytes, write_features
 
 
 def teacher():

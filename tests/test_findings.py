@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kdsteps.statistics import holm, paired, rank_correlation, sample
+from kdsteps.evaluation.statistics import holm, paired, rank_correlation, sample
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "findings.md").read_text(encoding="utf-8")

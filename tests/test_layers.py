@@ -1,4 +1,4 @@
-"""The layers of the package, one way: words, things, craft, stages, door."""
+"""The rooms of the package: imports go one way, and an underscore means private to a folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "kdsteps"
 
-WORDS = "_wording _yaml disk errors fingerprint grid machine memory parts records schema settings"
-THINGS = "artifacts data device models"
-CRAFT = (
-    "compiling features keeping measures methods optimizers outputs pairs report scores statistics "
-    "stones teacher training"
-)
-DOOR = "__main__ look verify"
-LAYERS = {
-    name: depth
-    for depth, names in enumerate((WORDS, THINGS, CRAFT, "stages", DOOR))
-    for name in names.split()
-}
+ROOMS = [
+    *("errors", "files", "study", "jobs", "data", "models", "teachers", "plans", "scores"),
+    *("methods", "training", "evaluation", "report", "stages", "cli", "__main__"),
+]
+WITHOUT_TORCH = ("errors", "study", "jobs", "cli")  # what the Snakefile and `--help` import
+CORE = ("data", "models", "teachers", "plans", "scores", "methods", "training", "evaluation")
 
 
 def modules() -> list[Path]:
@@ -46,24 +40,31 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_the_table_of_layers_for_contributors_is_this_one():
+def test_the_table_of_rooms_for_contributors_is_this_one():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
-    rows = re.findall(r"^\| (words|things|craft|stages|door) \| `([^`]+)` \|", text, re.MULTILINE)
-    said = [set(modules.split()) for _, modules in rows]
-    assert said == [set(names.split()) for names in (WORDS, THINGS, CRAFT, "stages", DOOR)]
+    rows = re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)
+    assert rows == ROOMS[:-1]
 
 
-def test_every_module_has_a_layer():
-    assert {top(path) for path in modules()} <= LAYERS.keys()
+def test_every_module_has_a_room():
+    assert {top(path) for path in modules()} == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_its_own_layer_and_those_below(path: Path):
+def test_a_module_imports_its_own_room_and_those_above(path: Path):
     for name in imports(path):
         package, _, rest = name.partition(".")
         if package == "kdsteps" and rest:
             other = rest.split(".")[0]
-            assert LAYERS[other] <= LAYERS[top(path)], f"{path.name} imports {name}"
+            assert ROOMS.index(other) <= ROOMS.index(top(path)), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_underscored_module_is_imported_in_its_own_folder_only(path: Path):
+    folder = ".".join(("kdsteps", *path.relative_to(PACKAGE).parts[:-1]))
+    for name in imports(path):
+        owner, private, _ = name.partition("._")
+        assert not private or not name.startswith("kdsteps") or owner == folder, name
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -80,16 +81,20 @@ def test_a_stage_imports_no_other_stage(path: Path):
     assert all(name.startswith(private) for name in others)
 
 
-def test_the_craft_takes_plain_values_instead_of_settings():
+def test_the_core_takes_plain_values_instead_of_settings():
     for path in modules():
-        if LAYERS[top(path)] == LAYERS["training"]:
+        if top(path) in CORE and path.parent.name != "models":
             assert not any("settings" in name.split(".") for name in imports(path)), str(path)
 
 
-def test_words_and_help_do_without_torch_and_pandas():
-    words = ", ".join(f"kdsteps.{name}" for name in WORDS.split())
+def test_planning_and_help_do_without_torch_and_pandas():
+    named = [
+        ".".join(("kdsteps", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in modules()
+        if top(path) in WITHOUT_TORCH and path.stem != "__init__"
+    ]
     code = (
-        f"import sys, {words}, kdsteps.__main__\n"
+        f"import sys, {', '.join(named)}\n"
         "assert not {'torch', 'pandas', 'torchvision', 'timm'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)

@@ -21,8 +21,8 @@ from kdsteps.methods.reviewkd import Fusion, hcl_loss
 from kdsteps.methods.rkd import relative_distances, rkd_loss
 from kdsteps.methods.sp import sp_loss
 from kdsteps.methods.uld import uld_loss
-from kdsteps.models._adapters import Place
-from kdsteps.models.simkd import Projector
+from kdsteps.models.adapters import Place
+from kdsteps.models.families.simkd import Projector
 
 EXAMPLES = {
     "cross-entropy": (lambda: F.cross_entropy(S, Y), 0.356981),

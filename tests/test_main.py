@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
-from kdsteps import grid
-from kdsteps.__main__ import COMMANDS, main
-from kdsteps.settings import parse_study
+from kdsteps.cli.main import COMMANDS, main
+from kdsteps.jobs import graph
+from kdsteps.study.settings import parse_study
 
 Said = Callable[..., str]
 
@@ -67,7 +67,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def settings() -> str:
-    return grid.settings_text(parse_study(STUDY), "prepare", {"dataset": "digits"})
+    return graph.settings_text(parse_study(STUDY), "prepare", {"dataset": "digits"})
 
 
 # mistakes on the command line
@@ -167,7 +167,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(refusal, arguments, sente
 
 def test_a_job_by_name_is_the_job_by_file(folder, jobs):
     assert main(["prepare", *DATA, "--threads", "1", "--gpus", "0"]) == 0
-    outputs = grid.outputs("prepare", {"dataset": "digits"})
+    outputs = graph.outputs("prepare", {"dataset": "digits"})
     named = [f"{name}={path}" for name, path in outputs.items()]
     arguments = ["--settings", settings(), "--outputs", *named, "--threads", "1", "--gpus", "0"]
     assert main(["prepare", *arguments]) == 0
@@ -224,14 +224,14 @@ def test_an_interrupt_ends_without_traceback(monkeypatch, capsys):
 # what it tells
 
 
-@pytest.mark.parametrize("stage", grid.STAGES)
+@pytest.mark.parametrize("stage", graph.STAGES)
 def test_the_help_of_a_stage_tells_its_files(capsys, stage):
     with pytest.raises(SystemExit) as ended:
         main([stage, "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    rules = [rule for rule in grid.OUTPUTS if grid.stage_of(rule) == stage]
-    for name in (name for rule in rules for name in grid.OUTPUTS[rule]):
+    rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
+    for name in (name for rule in rules for name in graph.OUTPUTS[rule]):
         assert name in text
 
 

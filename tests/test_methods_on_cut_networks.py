@@ -9,7 +9,7 @@ import torch
 from _methods import batch_of, make, step
 from _networks import CUT_ENTRIES, ENTRIES, build
 
-from kdsteps import parts
+from kdsteps.study import registry
 
 PAIRS = [
     ("large resnet", "torchvision mobilenet"),
@@ -20,7 +20,7 @@ PAIRS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
-@pytest.mark.parametrize("name", parts.names("methods"))
+@pytest.mark.parametrize("name", registry.names("methods"))
 def test_a_method_trains_a_cut_network_that_can_be_built_again(name, pair):
     method = make(name, pair)
     for number in range(2):

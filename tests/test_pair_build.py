@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from _commands import STUDY
 
-from kdsteps import grid
 from kdsteps.errors import KdstepsError
-from kdsteps.schema import study_schema
-from kdsteps.settings import Study, parse_study
+from kdsteps.jobs import graph
+from kdsteps.study.schema import study_schema
+from kdsteps.study.settings import Study, parse_study
 
 NAMED = {"select": ["layer1.0", "layer2.0"], "num_pairs": 2}
 PAIR = STUDY["pairs"]["pair"]
@@ -24,7 +24,7 @@ def study(build: dict[str, Any], **methods: dict[str, Any]) -> Study:
 
 def build_of(chosen: Study, pair: str, method: str = "feature_only") -> dict[str, Any]:
     names = {"pair": pair, "method": method}
-    found: dict[str, Any] = grid.settings(chosen, "build", names)["build"]
+    found: dict[str, Any] = graph.settings(chosen, "build", names)["build"]
     return found
 
 
@@ -44,7 +44,7 @@ def test_what_a_method_says_goes_before_what_its_pair_says():
 def test_a_pair_with_named_layers_waits_for_no_scores():
     chosen = study(NAMED)
     reads = {
-        pair: set(grid.inputs(chosen, "build", {"pair": pair, "method": "feature_only"}))
+        pair: set(graph.inputs(chosen, "build", {"pair": pair, "method": "feature_only"}))
         for pair in ("own", "plain")
     }
     assert "scores" in reads["plain"] - reads["own"]
@@ -53,8 +53,8 @@ def test_a_pair_with_named_layers_waits_for_no_scores():
 def test_a_teacher_of_named_layers_alone_is_not_scored():
     pairs = {"own": PAIR | {"build": NAMED}}
     chosen = parse_study(STUDY | {"pairs": pairs, "methods": {"feature_only": {}}})
-    assert grid.jobs(chosen, "score") == []
-    assert len(grid.jobs(chosen, "train")) == 1
+    assert graph.jobs(chosen, "score") == []
+    assert len(graph.jobs(chosen, "train")) == 1
 
 
 def test_a_misspelt_key_of_a_pairs_build_is_told_with_its_place():

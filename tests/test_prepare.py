@@ -15,15 +15,18 @@ import torch
 from _pictures import FILES, as_bytes, colour, prepare, prepared, write_folder
 from PIL import Image
 
-from kdsteps.artifacts import INDEX, read_json, read_table, write_array, write_json, write_table
-from kdsteps.data import _prepared
-from kdsteps.data._check import check_source
-from kdsteps.data._prepared import load_prepared
-from kdsteps.data._source import Source
-from kdsteps.data._split import complete_split, duplicates
-from kdsteps.data._store import Survey, decoded
-from kdsteps.data._stream import StreamedPart
+from kdsteps.data import prepared as prepared_module
+from kdsteps.data.checks import check_source
+from kdsteps.data.prepared import load_prepared
+from kdsteps.data.source import Source
+from kdsteps.data.splitting import complete_split, duplicates
+from kdsteps.data.storing import Survey, decoded
+from kdsteps.data.streaming import StreamedPart
 from kdsteps.errors import KdstepsError
+from kdsteps.files.arrays import write_array
+from kdsteps.files.columns import INDEX
+from kdsteps.files.tables import read_table, write_table
+from kdsteps.files.text import read_json, write_json
 
 CPU = torch.device("cpu")
 
@@ -120,7 +123,10 @@ def test_grey_and_colour_together_become_colour(tmp_path):
 
 def test_preparing_does_not_wait_for_torch():
     """It costs seconds at the start of a job, and no kind of data but torchvision's needs it."""
-    modules = ("stages.prepare", "data.digits", "data.folder", "data.parquet", "data.torchvision")
+    modules = (
+        "stages.prepare",
+        *(f"data.kinds.{kind}" for kind in ("digits", "folder", "parquet", "torchvision")),
+    )
     imports = "; ".join(f"import kdsteps.{module}" for module in modules)
     code = f"{imports}; import sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
@@ -364,7 +370,7 @@ def test_parts_are_the_rows_of_the_index(files):
 def test_a_part_too_large_for_the_device_streams_and_gives_the_same(files, monkeypatch):
     data = load_prepared(**files, device=CPU)
     small = data.part("train")
-    monkeypatch.setattr(_prepared, "RESIDENT_BYTES", 100)
+    monkeypatch.setattr(prepared_module, "RESIDENT_BYTES", 100)
     large = data.part("train")
     assert isinstance(large, StreamedPart)
     for ours, theirs in zip(small.in_order(4), large.in_order(4), strict=True):

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from kdsteps import grid, parts
-from kdsteps.features import forecast_bytes
+from kdsteps.jobs import graph
 from kdsteps.models import Chain, build_model
-from kdsteps.models._adapters import places
-from kdsteps.pairs import plan_pairs
-from kdsteps.settings import Study, load_study, model_entry
-from kdsteps.stones import pair_stages, plan_stones
+from kdsteps.models.adapters import places
+from kdsteps.plans.layer_pairs import plan_pairs
+from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.study import registry
+from kdsteps.study.settings import Study, load_study, model_entry
+from kdsteps.teachers.features import forecast_bytes
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 BENCHMARK = ("cifar100-same-family", "cifar100-different-families")
@@ -53,13 +54,13 @@ def network(study: Study, name: str, image_size: int) -> Chain:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_job_of_a_recipe_knows_its_settings_and_files(name):
     study = recipe(name)
-    made = {path for rule in grid.OUTPUTS for path in all_paths(study, rule)}
-    for rule in grid.OUTPUTS:
-        for names in grid.jobs(study, rule):
-            assert json.loads(grid.settings_text(study, rule, names))
-            for files in grid.inputs(study, rule, names).values():
+    made = {path for rule in graph.OUTPUTS for path in all_paths(study, rule)}
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            assert json.loads(graph.settings_text(study, rule, names))
+            for files in graph.inputs(study, rule, names).values():
                 assert made.issuperset(files if isinstance(files, list) else [files])
-    assert len(grid.jobs(study, "distil")) == (
+    assert len(graph.jobs(study, "distil")) == (
         len(study.pairs) * len(study.methods) * len(study.seeds)
     )
 
@@ -69,7 +70,7 @@ def test_every_job_of_a_recipe_knows_its_settings_and_files(name):
 def test_features_that_a_recipe_keeps_fit_into_its_budget(name):
     # one of two recipes with the same teachers, image size and budget is enough
     study = recipe(name)
-    for job in grid.jobs(study, "cache"):
+    for job in graph.jobs(study, "cache"):
         dataset = study.datasets[job["dataset"]]
         size = dataset.get("resize") or IMAGE_SIZES[job["dataset"]]
         found = places(network(study, job["teacher"], size).eval(), (3, size, size))
@@ -77,7 +78,9 @@ def test_features_that_a_recipe_keeps_fit_into_its_budget(name):
 
 
 def all_paths(study: Study, rule: str) -> list[str]:
-    return [path for names in grid.jobs(study, rule) for path in grid.outputs(rule, names).values()]
+    return [
+        path for names in graph.jobs(study, rule) for path in graph.outputs(rule, names).values()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ def all_paths(study: Study, rule: str) -> list[str]:
 )
 def test_pairs_of_the_benchmark_bear_the_names_of_the_published_table(name, pairs):
     study = recipe(name)
-    assert set(study.pairs) == pairs <= set(parts.published_pairs())
+    assert set(study.pairs) == pairs <= set(registry.published_pairs())
     for pair_name, pair in study.pairs.items():
         assert pair.published == pair_name == f"{pair.teacher}-{pair.student}"
 
@@ -117,15 +120,15 @@ def test_stones_of_the_benchmark_are_cut_at_the_stages_of_every_pair(name):
 
 @pytest.mark.parametrize("name", BENCHMARK)
 def test_mobile_students_of_the_benchmark_learn_at_a_fifth_of_the_rate(name):
-    for names in grid.jobs(study := recipe(name), "distil"):
+    for names in graph.jobs(study := recipe(name), "distil"):
         student = study.pairs[names["pair"]].student
-        rate = grid.settings(study, "distil", names)["distil"]["learning_rate"]
+        rate = graph.settings(study, "distil", names)["distil"]["learning_rate"]
         assert rate == (0.01 if student.startswith(("mobilenet", "shufflenet")) else 0.05)
 
 
 @pytest.mark.parametrize("name", [*BENCHMARK, "fashion-mnist-all-methods"])
 def test_comparisons_of_all_methods_leave_none_out(name):
-    assert set(recipe(name).methods) >= set(parts.names("methods"))
+    assert set(recipe(name).methods) >= set(registry.names("methods"))
 
 
 def test_logit_free_studies_differ_in_their_images_alone():
@@ -147,11 +150,11 @@ def test_every_logit_free_pair_is_there_as_intended_and_as_coded(name):
     assert set(study.pairs) == intended | {f"{pair}-as_coded" for pair in intended}
     for pair in intended:
         one, other = ({"pair": p, "method": "feature_only"} for p in (pair, f"{pair}-as_coded"))
-        chosen, named = (grid.settings(study, "build", names)["build"] for names in (one, other))
+        chosen, named = (graph.settings(study, "build", names)["build"] for names in (one, other))
         assert chosen["select"] == "quality"
         assert chosen["num_pairs"] == len(named["select"]) == 4
         slow, fast = (
-            grid.settings(study, "distil", names | {"seed": "0"})["distil"]["learning_rate"]
+            graph.settings(study, "distil", names | {"seed": "0"})["distil"]["learning_rate"]
             for names in (one, other)
         )
         assert slow < fast
@@ -164,7 +167,7 @@ def test_layers_that_logit_free_studies_name_are_there(name, image_size):
     models = {entry: network(study, entry, image_size) for entry in study.models}
     for pair_name, pair in study.pairs.items():
         names = {"pair": pair_name, "method": "feature_only"}
-        build = grid.settings(study, "build", names)["build"]
+        build = graph.settings(study, "build", names)["build"]
         teacher, student = models[pair.teacher], models[pair.student]
         named = isinstance(build["select"], list)
         planned = plan_pairs(
@@ -182,12 +185,12 @@ def test_the_layer_sweep_teaches_each_layer_of_the_teacher_alone():
     study = recipe("layer-sweep")
     (pair,) = study.pairs.values()
     teacher, student = (network(study, name, 14) for name in (pair.teacher, pair.student))
-    builds = [grid.settings(study, "build", n)["build"] for n in grid.jobs(study, "build")]
+    builds = [graph.settings(study, "build", n)["build"] for n in graph.jobs(study, "build")]
     alone = [build for build in builds if isinstance(build["select"], list)]
     assert [build["select"] for build in alone] == [[layer] for layer in teacher.layers]
     assert {tuple(build["student_layers"]) for build in alone} == {student.stages[-1:]}
     scored = {"dataset": pair.dataset, "teacher": pair.teacher}
-    assert grid.jobs(study, "score") == [scored]  # what accuracy is held against
+    assert graph.jobs(study, "score") == [scored]  # what accuracy is held against
 
 
 def test_both_studies_of_fashion_mnist_share_images_and_networks():

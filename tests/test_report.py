@@ -14,17 +14,12 @@ import pytest
 from _results import GAINS, make_results, make_study, make_sweep, report_job
 from scipy import stats
 
-from kdsteps import grid
-from kdsteps.artifacts import (
-    HISTORY,
-    PREDICTIONS,
-    RUNS,
-    read_json,
-    read_table,
-    write_json,
-    write_table,
-)
 from kdsteps.errors import KdstepsError
+from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS
+from kdsteps.files.tables import read_table, write_table
+from kdsteps.files.text import read_json, write_json
+from kdsteps.jobs import graph
+from kdsteps.jobs.job import Job
 from kdsteps.report.formats import count, duration, p_value, percent, points
 from kdsteps.report.published import TABLE, published_rows
 from kdsteps.report.results import identity, load_results
@@ -32,9 +27,8 @@ from kdsteps.report.stones import drawing
 from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
-from kdsteps.settings import parse_study
 from kdsteps.stages import report
-from kdsteps.stages._job import Job
+from kdsteps.study.settings import parse_study
 
 TEACHERS = pd.DataFrame(columns=["dataset", "teacher"])
 REPOSITORY = Path(__file__).parent.parent
@@ -79,7 +73,7 @@ def text_of(page: str) -> str:
 
 
 def test_every_file_of_the_report_is_written(finished):
-    assert set(finished.outputs) == set(grid.OUTPUTS["report"])
+    assert set(finished.outputs) == set(graph.OUTPUTS["report"])
     assert all(path.stat().st_size > 0 for path in finished.outputs.values())
     pictures = [path for path in finished.outputs.values() if path.suffix == ".png"]
     assert len(pictures) == 4
@@ -113,10 +107,10 @@ def test_runs_hold_one_row_a_student_with_what_was_measured(finished):
     one = runs[(runs["method"] == "kd") & (runs["seed"] == 2)].iloc[0]
     names = {"pair": "resnet20-resnet8", "method": "kd", "seed": "2"}
     root = finished.outputs["page"].parents[2]
-    measures = read_json(root / grid.outputs("evaluate", names)["measures"])
+    measures = read_json(root / graph.outputs("evaluate", names)["measures"])
     assert one["accuracy"] == measures["accuracy"]
     assert one["multiply_adds"] == measures["multiply_adds"]
-    history = read_table(root / grid.outputs("distil", names)["history"], HISTORY).to_pandas()
+    history = read_table(root / graph.outputs("distil", names)["history"], HISTORY).to_pandas()
     validated = history.loc[history["name"] == "validation_accuracy", "value"]
     assert one["best_validation_accuracy"] == validated.max()
     assert one["seconds"] == 43.0
@@ -154,8 +148,8 @@ def test_students_without_a_teacher_are_compared_with_it_all_the_same(finished):
     one = runs[(runs["method"] == "labels") & (runs["seed"] == 0)].iloc[0]
     root = finished.outputs["page"].parents[2]
     paths = [
-        grid.outputs("evaluate", {"pair": "resnet20-resnet8", "method": "labels", "seed": "0"}),
-        grid.outputs("evaluate_teacher", {"dataset": "digits", "teacher": "resnet20"}),
+        graph.outputs("evaluate", {"pair": "resnet20-resnet8", "method": "labels", "seed": "0"}),
+        graph.outputs("evaluate_teacher", {"dataset": "digits", "teacher": "resnet20"}),
     ]
     student, teacher = (
         read_table(root / path["predictions"], PREDICTIONS).to_pandas() for path in paths
@@ -392,12 +386,13 @@ def test_numbers_are_written_as_a_reader_expects():
 
 def test_every_file_of_the_report_has_a_caption():
     captions = {path.stem for path in (REPOSITORY / "workflow" / "report").glob("*.rst")}
-    assert set(grid.OUTPUTS["report"]) | {"workflow"} == captions
+    assert set(graph.OUTPUTS["report"]) | {"workflow"} == captions
 
 
 def test_words_alone_do_not_load_pandas_or_altair():
     code = (
-        "import sys, kdsteps.report, kdsteps.parts as p; p.published_pairs(); print(*sys.modules)"
+        "import sys, kdsteps.report, kdsteps.study.registry as p\n"
+        "p.published_pairs(); print(*sys.modules)"
     )
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY

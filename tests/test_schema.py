@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from _commands import NET, STUDY
 
-from kdsteps import parts
-from kdsteps.__main__ import main
-from kdsteps._yaml import read_yaml
+from kdsteps.cli.main import main
 from kdsteps.errors import KdstepsError
-from kdsteps.schema import study_schema
-from kdsteps.settings import parse_study
+from kdsteps.study import registry
+from kdsteps.study.schema import study_schema
+from kdsteps.study.settings import parse_study
+from kdsteps.study.yaml_text import read_yaml
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -89,9 +89,9 @@ def test_what_kdsteps_refuses_does_not_fit(validator, sections):
 
 def test_every_part_is_offered_with_its_options():
     schema = study_schema()["properties"]
-    assert set(schema["methods"]["properties"]) == set(parts.names("methods"))
+    assert set(schema["methods"]["properties"]) == set(registry.names("methods"))
     families = schema["models"]["additionalProperties"]
-    assert families["properties"]["family"]["enum"] == list(parts.names("models"))
+    assert families["properties"]["family"]["enum"] == list(registry.names("models"))
     offered = {
         option["if"]["properties"]["family"]["const"]: set(option["then"]["properties"])
         for option in families["allOf"]

@@ -8,11 +8,11 @@ import pytest
 from _commands import NET, STUDY, write_study
 from pydantic import BaseModel, Field, PositiveInt
 
-from kdsteps import grid
-from kdsteps._wording import shown, wanted
-from kdsteps._yaml import NotYaml, read_yaml
 from kdsteps.errors import KdstepsError
-from kdsteps.settings import Distil, Study, load_study, merge, parse_study
+from kdsteps.jobs import graph
+from kdsteps.study.messages import shown, wanted
+from kdsteps.study.settings import Distil, Study, load_study, merge, parse_study
+from kdsteps.study.yaml_text import NotYaml, read_yaml
 
 NAN = float("nan")
 RUN = {"pair": "pair", "method": "kd", "seed": "0"}
@@ -252,7 +252,7 @@ def test_a_name_with_nothing_behind_it_means_its_defaults(nothing):
         ("distil", RUN),
         ("evaluate", RUN),
     ):
-        assert grid.settings(study, rule, names) == grid.settings(plain, rule, names)
+        assert graph.settings(study, rule, names) == graph.settings(plain, rule, names)
 
 
 def test_overrides_may_be_left_blank_as_well():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kdsteps.statistics import (
+from kdsteps.evaluation.statistics import (
     detectable,
     holm,
     paired,

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._method import Batch, Task
+from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.block_kd import BlockKD, weigh_stones
 from kdsteps.methods.kd import kd_loss
 from kdsteps.methods.lskd import lskd_loss
 from kdsteps.models import build_model
-from kdsteps.stones import Stones, pair_layers, pair_stages, plan_stones
+from kdsteps.plans.stones import Stones, pair_layers, pair_stages, plan_stones
 
 SHAPE = (1, 8, 8)
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from _study import TINY, Study
 
-from kdsteps import grid
-from kdsteps.settings import parse_study
+from kdsteps.jobs import graph
+from kdsteps.study.settings import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
@@ -72,11 +72,11 @@ def clone(shared: Study, tmp_path: Path) -> Study:
 
 def test_the_first_build_runs_every_job_once_and_leaves_every_file(built: Study):
     described = parse_study(built.params())
-    wanted = {path for stage in grid.STAGES for path in grid.all_outputs(described, stage)}
+    wanted = {path for stage in graph.STAGES for path in graph.all_outputs(described, stage)}
     files = (built.path / "results").rglob("*")
     found = {str(path.relative_to(built.path)) for path in files if path.is_file()}
     assert found == wanted
-    num_jobs = sum(len(grid.jobs(described, rule)) for rule in grid.OUTPUTS)
+    num_jobs = sum(len(graph.jobs(described, rule)) for rule in graph.OUTPUTS)
     assert len(list((built.path / "logs").rglob("*.txt"))) == num_jobs
 
 
@@ -258,7 +258,7 @@ def test_a_run_killed_while_a_job_writes_goes_on_to_the_same_files(
     (tmp_path / "sitecustomize.py").write_text(KILLER)
     file = LAST_FILES[rule]
     described = parse_study(built.params())
-    jobs = [grid.outputs(rule, names).values() for names in grid.jobs(described, rule)]
+    jobs = [graph.outputs(rule, names).values() for names in graph.jobs(described, rule)]
     (outputs,) = (list(paths) for paths in jobs if file in paths)
     study.run(["rm", "-r", "-f", ".jobcache", *outputs])
     victim = study.start(file, KILL_AT=file, PYTHONPATH=str(tmp_path))

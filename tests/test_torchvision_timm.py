@@ -11,7 +11,7 @@ from _published import FEW, MANY, Published, build, pictures, stir
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
-from kdsteps.models._download import reachable
+from kdsteps.models.families._download import reachable
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -223,7 +223,7 @@ def test_an_image_size_that_does_not_fit_is_a_sentence():
 
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
 def test_weights_out_of_reach_say_how_to_give_a_file(family, monkeypatch, tmp_path):
-    monkeypatch.setattr(f"kdsteps.models.{family}.reachable", lambda address: False)
+    monkeypatch.setattr(f"kdsteps.models.families.{family}.reachable", lambda address: False)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(KdstepsError, match=r"no connection to https.*give it as checkpoint: PATH"):
@@ -241,7 +241,9 @@ def test_a_server_that_is_not_there_is_out_of_reach_and_a_proxy_is_trusted(monke
 @torch.no_grad()
 def test_published_weights_of_other_classes_give_a_new_classifier_and_say_so(monkeypatch):
     published = torchvision.models.resnet18(num_classes=1000)
-    monkeypatch.setattr("kdsteps.models.torchvision._published", lambda name: _state(published))
+    monkeypatch.setattr(
+        "kdsteps.models.families.torchvision._published", lambda name: _state(published)
+    )
     chain = build_model(
         "torchvision", name="resnet18", num_classes=5, image_size=32, pretrained=True
     )

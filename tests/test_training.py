@@ -17,9 +17,9 @@ from _training import RECIPE, fit_of, images, same_bytes, weights
 from torch import nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models._format import batch_format
-from kdsteps.optimizers import keep_to_layout, make_schedule
-from kdsteps.training import Fit
+from kdsteps.models.memory_format import batch_format
+from kdsteps.training.loop import Fit
+from kdsteps.training.optimizers import keep_to_layout, make_schedule
 
 STEPS = 3  # of an epoch
 BYTEWISE = ["labels", "kd", "block_kd", "feature_only", "crd"]
@@ -86,7 +86,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from _training import fit_of
-import kdsteps.training as training
+import kdsteps.training.loop as training
 
 save, done = training.save_state, [0]
 def save_and_die(path, state):

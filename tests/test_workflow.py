@@ -12,8 +12,8 @@ import pytest
 import yaml
 from _study import REPOSITORY, Study, clean_environment
 
-from kdsteps import grid
-from kdsteps.settings import load_study, parse_study
+from kdsteps.jobs import graph
+from kdsteps.study.settings import load_study, parse_study
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 FILES = (
@@ -78,18 +78,18 @@ def test_the_shipped_study_plans_every_job(fresh: Path):
     said = run("snakemake", "--dry-run", "--cores", "4", "--resources", "gpu=1", folder=fresh)
     rows = dict(re.findall(r"^(\w+) +(\d+)$", said, flags=re.MULTILINE))
     study = load_study(fresh / "params.yaml")
-    for rule in grid.OUTPUTS:
-        assert int(rows.get(rule, 0)) == len(grid.jobs(study, rule)), rule
+    for rule in graph.OUTPUTS:
+        assert int(rows.get(rule, 0)) == len(graph.jobs(study, rule)), rule
 
 
 def test_dvc_reads_its_stages_in_the_order_of_the_pipeline(fresh: Path):
-    assert tuple(STAGES) == grid.STAGES
+    assert tuple(STAGES) == graph.STAGES
     run("dvc", "dag", folder=fresh)
 
 
 def test_dvc_keeps_every_file_of_every_stage_and_the_records_with_them():
-    for rule, outputs in grid.OUTPUTS.items():
-        kept = outs_of(grid.stage_of(rule))
+    for rule, outputs in graph.OUTPUTS.items():
+        kept = outs_of(graph.stage_of(rule))
         for path in outputs.values():
             assert any(path == out or path.startswith(f"{out}/") for out in kept), path
     assert ".snakemake/metadata" in outs_of("report")
@@ -104,10 +104,10 @@ def test_dvc_leaves_finished_jobs_in_place():
 
 def test_dvc_follows_what_the_jobs_of_a_stage_read():
     study = load_study(REPOSITORY / "params.yaml")
-    for rule in grid.OUTPUTS:
-        stage = grid.stage_of(rule)
-        for names in grid.jobs(study, rule):
-            inputs = grid.inputs(study, rule, names).values()
+    for rule in graph.OUTPUTS:
+        stage = graph.stage_of(rule)
+        for names in graph.jobs(study, rule):
+            inputs = graph.inputs(study, rule, names).values()
             for path in (
                 p for given in inputs for p in (given if isinstance(given, list) else [given])
             ):
@@ -130,18 +130,18 @@ def test_dvc_follows_every_section_that_decides_which_jobs_a_stage_has():
         "distil": {"distil": {"flip": True}},
     }
     for section, change in changes.items():
-        for rule in grid.OUTPUTS:
+        for rule in graph.OUTPUTS:
             before, after = (
-                grid.jobs(parse_study(content), rule) for content in (plain, plain | change)
+                graph.jobs(parse_study(content), rule) for content in (plain, plain | change)
             )
             if before != after and rule != "report":
-                assert section in STAGES[grid.stage_of(rule)]["params"], (section, rule)
+                assert section in STAGES[graph.stage_of(rule)]["params"], (section, rule)
 
 
 def test_every_stage_is_verified_after_snakemake():
     for stage, entry in STAGES.items():
         assert entry["cmd"][0].startswith("snakemake ")
-        assert entry["cmd"][1:] == [f"python -m kdsteps.verify {stage}"]
+        assert entry["cmd"][1:] == [f"python -m kdsteps.cli.verify {stage}"]
         assert {"Snakefile", "workflow", "kdsteps"} <= set(entry["deps"])
 
 
@@ -166,7 +166,7 @@ def ignored(folder: Path, path: str) -> bool:
     ["params.yaml", *sorted(f"recipes/{p.name}" for p in (REPOSITORY / "recipes").glob("*.yaml"))],
 )
 def test_a_study_names_every_section_so_that_dvc_can_follow_it(params: str):
-    assert set(grid.STAGES) <= load_study(REPOSITORY / params).model_fields_set
+    assert set(graph.STAGES) <= load_study(REPOSITORY / params).model_fields_set
 
 
 def test_profiles_agree_on_what_decides_whether_a_job_runs_again():
@@ -179,8 +179,8 @@ def test_profiles_agree_on_what_decides_whether_a_job_runs_again():
 
 
 def test_a_clone_runs_its_own_code_and_not_the_installed_one(fresh: Path):
-    (fresh / "kdsteps/verify.py").write_text("print('verified by the clone')\n")
-    said = run(sys.executable, "-m", "kdsteps.verify", folder=fresh)
+    (fresh / "kdsteps/cli/verify.py").write_text("print('verified by the clone')\n")
+    said = run(sys.executable, "-m", "kdsteps.cli.verify", folder=fresh)
     assert said == "verified by the clone\n"
     (fresh / "kdsteps/errors.py").write_text("raise SystemExit('parsed by the clone')\n")
     done = subprocess.run(

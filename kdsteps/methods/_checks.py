@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdsteps.errors import KdstepsError
-from kdsteps.methods._method import Task
-from kdsteps.models._chain import HEAD, Chain
-from kdsteps.parts import nearest
-from kdsteps.stones import thinned
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.methods.base import Task
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.plans.stones import thinned
 
 
 def same_classes(teacher: Chain | None, task: Task, method: str) -> None:

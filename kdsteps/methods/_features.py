@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsteps.methods._checks import same_classes
-from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.kd import kd_loss
-from kdsteps.models._adapters import pooled, to_map
-from kdsteps.models._chain import Chain
+from kdsteps.models.adapters import pooled, to_map
+from kdsteps.models.chain import Chain
 
 
 class FeatureMethod(Method):

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kdsteps.methods._checks import layer_pairs
 from kdsteps.methods._features import FeatureMethod, as_map
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_images, to_smaller, unit
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.chain import Chain
 
 
 @full_precision

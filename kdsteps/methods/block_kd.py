@@ -13,9 +13,9 @@ from torch import Tensor
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._checks import same_classes
 from kdsteps.methods._distances import logit_distance
-from kdsteps.methods._method import Batch, Method, Task
-from kdsteps.models._chain import HEAD, Chain
-from kdsteps.stones import Stones
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.plans.stones import Stones
 
 
 def weigh_stones(rule: str | tuple[float, ...], count: int) -> list[float]:

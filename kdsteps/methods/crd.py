@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from kdsteps.methods._checks import layer_of
 from kdsteps.methods._draws import Sampler
 from kdsteps.methods._features import FeatureMethod, features, pooled_layer
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_shape, unit
-from kdsteps.models._adapters import places
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.adapters import places
+from kdsteps.models.chain import Chain
 
 NOISE_FLOOR = 1e-7  # added to the chance of noise in the denominators
 

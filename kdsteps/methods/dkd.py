@@ -8,11 +8,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._checks import same_classes
-from kdsteps.methods._method import Batch, Method, Task
 from kdsteps.methods._schedule import warm_up
 from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
+from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.lskd import standardized
-from kdsteps.models._chain import Chain
+from kdsteps.models.chain import Chain
 
 
 @full_precision

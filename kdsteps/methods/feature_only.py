@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
-from kdsteps.methods._method import Batch, Method, Task
+from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.semckd import Attention, semckd_loss
-from kdsteps.models._adapters import Place, adapter
-from kdsteps.models._chain import HEAD, Chain
-from kdsteps.pairs import matched
+from kdsteps.models.adapters import Place, adapter
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.plans.layer_pairs import matched
 
 
 class FeatureOnly(Method):

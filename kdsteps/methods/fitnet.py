@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from kdsteps.methods._checks import layer_of
 from kdsteps.methods._features import FeatureMethod, as_map
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_shape, to_size, to_smaller
-from kdsteps.models._adapters import Place, places
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.adapters import Place, places
+from kdsteps.models.chain import Chain
 
 
 @full_precision

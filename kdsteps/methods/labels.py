@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdsteps.methods._method import Batch, Method, Task
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import Chain
 
 
 class Labels(Method):

@@ -10,9 +10,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._checks import same_classes
-from kdsteps.methods._method import Batch, Method, Task
 from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import Chain
 
 
 @full_precision

@@ -8,10 +8,10 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._checks import same_classes
-from kdsteps.methods._method import Batch, Method, Task
 from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.kd import kd_loss
-from kdsteps.models._chain import Chain
+from kdsteps.models.chain import Chain
 
 SPREAD_FLOOR = 1e-7  # added to the standard deviation
 

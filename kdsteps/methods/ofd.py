@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from kdsteps.methods._checks import layer_pairs
 from kdsteps.methods._features import FeatureMethod, as_map
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
-from kdsteps.models._adapters import Place, places
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.adapters import Place, places
+from kdsteps.models.chain import Chain
 
 RARELY_NEGATIVE = 1e-3  # share of negative responses below which their mean is not estimated
 

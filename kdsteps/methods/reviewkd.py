@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from kdsteps.methods._checks import layer_pairs
 from kdsteps.methods._features import FeatureMethod, as_map, features, pooled_layer
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._schedule import warm_up
 from kdsteps.methods._tensors import full_precision, same_shape
-from kdsteps.models._adapters import Place, places
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.adapters import Place, places
+from kdsteps.models.chain import Chain
 
 
 @full_precision

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from kdsteps.methods._checks import layer_of
 from kdsteps.methods._features import FeatureMethod, features, pooled_layer
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_images, unit
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.chain import Chain
 
 SQUARE_FLOOR = 1e-12
 CHUNK_ELEMENTS = 2**24  # cosines or differences held at once: 64 MiB in float32

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kdsteps.methods._checks import named_layers
 from kdsteps.methods._features import FeatureMethod, as_map
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, to_size, unit
-from kdsteps.models._adapters import Place, adapter, grid, places
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.adapters import Place, adapter, grid, places
+from kdsteps.models.chain import Chain
 
 
 @full_precision

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from kdsteps.methods._checks import layer_of, same_classes
 from kdsteps.methods._features import FeatureMethod, as_map
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import to_size
+from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.fitnet import fitnet_loss
-from kdsteps.models._adapters import places
-from kdsteps.models._chain import HEAD, Chain
-from kdsteps.models.simkd import Projector, Reused
+from kdsteps.models.adapters import places
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.families.simkd import Projector, Reused
 
 
 class SimKD(FeatureMethod):

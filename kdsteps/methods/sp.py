@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kdsteps.methods._checks import layer_of
 from kdsteps.methods._features import FeatureMethod
-from kdsteps.methods._method import Batch, Task
 from kdsteps.methods._tensors import full_precision, same_images, unit
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Task
+from kdsteps.models.chain import Chain
 
 
 @full_precision

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdsteps.methods._method import Batch, Method, Task
 from kdsteps.methods._tensors import full_precision, same_images
-from kdsteps.models._chain import Chain
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import Chain
 
 
 @full_precision

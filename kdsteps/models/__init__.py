@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from kdsteps import parts, settings
-from kdsteps.models._chain import Chain
+from kdsteps.models.chain import Chain
+from kdsteps.study import registry, settings
 
 __all__ = ["Chain", "architecture", "build_model"]
 
@@ -35,14 +35,14 @@ def build_model(
         KdstepsError: There is no such family or option, an option's value cannot be built, or the
             checkpoint does not fit.
     """
-    parts.known("models", family, "build_model")
-    settings.parse(parts.options("models", family), options, f"build_model: {family}")
-    build = import_module(f"kdsteps.models.{family}").build
+    registry.known("models", family, "build_model")
+    settings.parse(registry.options("models", family), options, f"build_model: {family}")
+    build = import_module(registry.module("models", family)).build
     chain: Chain = build(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
     )
     if checkpoint is not None:
-        from kdsteps.models._checkpoint import load_weights, read_weights
+        from kdsteps.models.checkpoints import load_weights, read_weights
 
         load_weights(chain.plain(), read_weights(checkpoint), where=f"checkpoint {checkpoint}")
     return chain

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from kdsteps.evaluation.statistics import Sample
 from kdsteps.report.tables import PairTable
-from kdsteps.statistics import Sample
 
 TABLE = Path(__file__).with_name("published.csv")
 MARKERS = {"R": "read in a primary source", "R2": "read in a secondary source"}

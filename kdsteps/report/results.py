@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kdsteps import grid
-from kdsteps.artifacts import (
-    HISTORY,
-    PREDICTIONS,
-    RUNS,
-    SCORES,
-    read_json,
-    read_table,
-    table_metadata,
-)
 from kdsteps.errors import KdstepsError
+from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES
+from kdsteps.files.tables import read_table, table_metadata
+from kdsteps.files.text import read_json
+from kdsteps.jobs import graph
 
 Study = Mapping[str, Any]
 Files = Sequence[str | Path]
@@ -97,7 +91,7 @@ def identity(path: str | Path, rule: str, file: str) -> dict[str, str]:
     Raises:
         KdstepsError: The path does not end as the files of that rule do.
     """
-    pattern = grid.OUTPUTS[rule][file]
+    pattern = graph.OUTPUTS[rule][file]
     expression = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(pattern))
     found = re.search(rf"(?:^|/){expression}$", Path(path).as_posix())
     if found is None:
@@ -222,7 +216,7 @@ def _compared(student: Path, teacher: str) -> dict[str, float]:
     """
     import torch
 
-    from kdsteps.measures import compare
+    from kdsteps.evaluation.metrics import compare
 
     ours, theirs = _logits(student), _logits(teacher)
     if list(ours.index) != list(theirs.index):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from kdsteps.evaluation.statistics import Sample, rank_correlation, sample
 from kdsteps.report.tables import PairTable
-from kdsteps.statistics import Sample, rank_correlation, sample
 
 FEWEST = 3  # layers that can be ranked at all
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from kdsteps.report.results import MEASURES
-from kdsteps.statistics import (
+from kdsteps.evaluation.statistics import (
     Difference,
     Sample,
     detectable,
@@ -19,6 +18,7 @@ from kdsteps.statistics import (
     seeds_needed,
     typical_spread,
 )
+from kdsteps.report.results import MEASURES
 
 REFERENCES = ("labels", "kd")  # the methods that every other is measured against
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from kdsteps.evaluation.statistics import ROUNDING, Difference, paired
 from kdsteps.report.formats import decimals, listed, p_value, percent, plural, points, with_sign
 from kdsteps.report.tables import Comparison, MethodRow, PairTable
-from kdsteps.statistics import ROUNDING, Difference, paired
 
 Mood = Literal["better", "worse", "undecided"]
 

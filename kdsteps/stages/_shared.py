@@ -14,24 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdsteps import fingerprint
-from kdsteps.artifacts import (
-    HISTORY,
-    read_checkpoint,
-    read_checkpoint_header,
-    write_checkpoint,
-    write_table,
-)
-from kdsteps.data._images import ImagePart
-from kdsteps.data._prepared import Prepared, load_prepared
-from kdsteps.device import keep_busy
+from kdsteps.data.images import ImagePart
+from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.measures import judge, predict
+from kdsteps.evaluation.metrics import judge, predict
+from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
+from kdsteps.files.columns import HISTORY
+from kdsteps.files.tables import write_table
+from kdsteps.jobs import code_identity
+from kdsteps.jobs.job import Job
 from kdsteps.models import Chain, architecture, build_model
-from kdsteps.models._checkpoint import load_weights
-from kdsteps.models._cost import multiply_adds
-from kdsteps.stages._job import Job
-from kdsteps.training import Fit, Resume
+from kdsteps.models.checkpoints import load_weights
+from kdsteps.models.cost import multiply_adds
+from kdsteps.training.device import keep_busy
+from kdsteps.training.loop import Fit, Resume
 
 log = logging.getLogger("kdsteps")
 
@@ -129,7 +125,9 @@ def resume_file(job: Job, *modules: str) -> Resume:
     Args:
         modules: Of the code that the job rests on.
     """
-    key = hashlib.sha256(repr([sorted(job.settings.items()), fingerprint.digest(modules)]).encode())
+    key = hashlib.sha256(
+        repr([sorted(job.settings.items()), code_identity.digest(modules)]).encode()
+    )
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -8,18 +8,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from kdsteps import fingerprint
-from kdsteps.artifacts import INDEX, read_checkpoint_header, read_table
-from kdsteps.data._images import ImagePart, Views
-from kdsteps.data._prepared import Prepared
-from kdsteps.keeping import Terms, answers
+from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.prepared import Prepared
+from kdsteps.files.checkpoints import read_checkpoint_header
+from kdsteps.files.columns import INDEX
+from kdsteps.files.tables import read_table
+from kdsteps.jobs import code_identity
+from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
-from kdsteps.outputs import Kept, Live
-from kdsteps.stages._job import Job
+from kdsteps.teachers.logit_cache import Terms, answers
+from kdsteps.teachers.logits import Kept, Live
 
 FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
 _RECIPE = ("crop_padding", "flip", "precision", "batch_size")
-_CODE = ("kdsteps.keeping", "kdsteps.teacher")
+_CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
 
 
 def ask(
@@ -62,6 +64,6 @@ def answers_key(
         "scaling": [data.mean.tolist(), data.std.tolist()],
         "views": {key: recipe[key] for key in _RECIPE},
         "layers": list(layers),
-        "code": fingerprint.digest((*_CODE, f"kdsteps.models.{family}")),
+        "code": code_identity.digest((*_CODE, f"kdsteps.models.families.{family}")),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

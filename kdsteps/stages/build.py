@@ -12,13 +12,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kdsteps.artifacts import SCORES, read_json, read_table, write_json
+from kdsteps.files.columns import SCORES
+from kdsteps.files.tables import read_table
+from kdsteps.files.text import read_json, write_json
+from kdsteps.jobs.job import Job
 from kdsteps.models import Chain, architecture, build_model
-from kdsteps.models._cost import multiply_adds, num_parameters
-from kdsteps.pairs import plan_pairs
+from kdsteps.models.cost import multiply_adds, num_parameters
+from kdsteps.plans.layer_pairs import plan_pairs
+from kdsteps.plans.stones import pair_layers, pair_stages, plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
-from kdsteps.stages._job import Job
-from kdsteps.stones import pair_layers, pair_stages, plan_stones
 
 log = logging.getLogger("kdsteps")
 

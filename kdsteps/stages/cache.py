@@ -15,16 +15,16 @@ from __future__ import annotations
 
 import logging
 
-from kdsteps.artifacts import write_json
-from kdsteps.data._images import Views
-from kdsteps.device import choose_device
+from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
-from kdsteps.features import balanced_sample, forecast_bytes, write_features
-from kdsteps.models._adapters import places
-from kdsteps.stages._job import Job
+from kdsteps.files.text import write_json
+from kdsteps.jobs.job import Job
+from kdsteps.models.adapters import places
 from kdsteps.stages._shared import prepared, trained_model
 from kdsteps.stages._teaching import answers_key, ask
-from kdsteps.teacher import frozen
+from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
+from kdsteps.teachers.frozen import frozen
+from kdsteps.training.device import choose_device
 
 log = logging.getLogger("kdsteps")
 

@@ -20,15 +20,13 @@ from typing import Any
 
 import torch
 
-from kdsteps.artifacts import read_json
-from kdsteps.data._images import ImagePart
-from kdsteps.data._prepared import Prepared
-from kdsteps.device import choose_device
-from kdsteps.methods._method import Method, Task
+from kdsteps.data.images import ImagePart
+from kdsteps.data.prepared import Prepared
+from kdsteps.files.text import read_json
+from kdsteps.jobs.job import Job
+from kdsteps.methods.base import Method, Task
 from kdsteps.models import Chain
-from kdsteps.models._format import batch_format
-from kdsteps.outputs import Answers, Kept
-from kdsteps.stages._job import Job
+from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._shared import (
     entry_of,
     fresh_model,
@@ -40,8 +38,11 @@ from kdsteps.stages._shared import (
     write_history,
 )
 from kdsteps.stages._teaching import ask
-from kdsteps.teacher import frozen
-from kdsteps.training import Fit, Recipe
+from kdsteps.study import registry
+from kdsteps.teachers.frozen import frozen
+from kdsteps.teachers.logits import Answers, Kept
+from kdsteps.training.device import choose_device
+from kdsteps.training.loop import Fit, Recipe
 
 log = logging.getLogger("kdsteps")
 
@@ -122,14 +123,14 @@ def _answers(
 def _modules(job: Job) -> Iterator[str]:
     """The modules behind the names in a job's settings."""
     yield f"kdsteps.methods.{job.settings['method']}"
-    yield f"kdsteps.models.{job.settings['student']['family']}"
+    yield f"kdsteps.models.families.{job.settings['student']['family']}"
     if "teacher" in job.inputs:
-        yield f"kdsteps.models.{entry_of(job.inputs['teacher'])['family']}"
+        yield f"kdsteps.models.families.{entry_of(job.inputs['teacher'])['family']}"
 
 
 def method_class(name: str) -> Any:
     """The method in the module of that name: its class that says what it wants of the teacher."""
-    module = import_module(f"kdsteps.methods.{name}")
+    module = import_module(registry.module("methods", name))
     found = [
         member
         for _, member in inspect.getmembers(module, inspect.isclass)

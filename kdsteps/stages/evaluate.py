@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdsteps.artifacts import PREDICTIONS, read_table, write_json, write_table
-from kdsteps.device import choose_device
 from kdsteps.errors import KdstepsError
-from kdsteps.measures import compare, judge, latency, predict, size_of
-from kdsteps.stages._job import Job
+from kdsteps.evaluation.metrics import compare, judge, latency, predict, size_of
+from kdsteps.files.columns import PREDICTIONS
+from kdsteps.files.tables import read_table, write_table
+from kdsteps.files.text import write_json
+from kdsteps.jobs.job import Job
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
+from kdsteps.training.device import choose_device
 
 log = logging.getLogger("kdsteps")
 

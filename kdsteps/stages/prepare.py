@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from kdsteps.artifacts import INDEX, array_rows, write_json, write_table
-from kdsteps.data._check import check_classes, check_source
-from kdsteps.data._source import PARTS, Source
-from kdsteps.data._split import complete_split, duplicates
-from kdsteps.data._store import Survey, decoded
+from kdsteps.data.checks import check_classes, check_source
+from kdsteps.data.source import PARTS, Source
+from kdsteps.data.splitting import complete_split, duplicates
+from kdsteps.data.storing import Survey, decoded
 from kdsteps.errors import KdstepsError
-from kdsteps.stages._job import Job
+from kdsteps.files.arrays import array_rows
+from kdsteps.files.columns import INDEX
+from kdsteps.files.tables import write_table
+from kdsteps.files.text import write_json
+from kdsteps.jobs.job import Job
+from kdsteps.study import registry
 
 log = logging.getLogger("kdsteps")
 
@@ -49,7 +53,7 @@ def run(job: Job) -> None:
 
 
 def _load(kind: str, options: dict[str, Any]) -> Source:
-    source: Source = import_module(f"kdsteps.data.{kind}").load(**options)
+    source: Source = import_module(registry.module("data", kind)).load(**options)
     return source
 
 

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import logging
 
-from kdsteps.artifacts import RUNS, write_bytes, write_json, write_table, write_text
+from kdsteps.files.columns import RUNS
+from kdsteps.files.tables import write_table
+from kdsteps.files.text import write_bytes, write_json, write_text
+from kdsteps.jobs.job import Job
 from kdsteps.report.figures import pictures
 from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
 from kdsteps.report.results import load_results, run_rows
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
-from kdsteps.stages._job import Job
 
 log = logging.getLogger("kdsteps")
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kdsteps.artifacts import SCORES, read_json, write_table
 from kdsteps.errors import KdstepsError
-from kdsteps.features import FeatureFile
+from kdsteps.files.columns import SCORES
+from kdsteps.files.tables import write_table
+from kdsteps.files.text import read_json
+from kdsteps.jobs.job import Job
 from kdsteps.scores.quality import score_layer
 from kdsteps.scores.selection import choose_layers
-from kdsteps.stages._job import Job
+from kdsteps.teachers.features import FeatureFile
 
 log = logging.getLogger("kdsteps")
 

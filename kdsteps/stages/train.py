@@ -13,11 +13,10 @@ from dataclasses import replace
 
 import torch
 
-from kdsteps.device import choose_device
-from kdsteps.methods._method import Task
+from kdsteps.jobs.job import Job
+from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
-from kdsteps.models._format import batch_format
-from kdsteps.stages._job import Job
+from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._shared import (
     fresh_model,
     prepared,
@@ -27,7 +26,8 @@ from kdsteps.stages._shared import (
     validator,
     write_history,
 )
-from kdsteps.training import Fit, Recipe
+from kdsteps.training.device import choose_device
+from kdsteps.training.loop import Fit, Recipe
 
 log = logging.getLogger("kdsteps")
 
@@ -51,7 +51,9 @@ def run(job: Job) -> None:
         recipe,
         seed=seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(job, __name__, f"kdsteps.models.{job.settings['model']['family']}"),
+        resume=resume_file(
+            job, __name__, f"kdsteps.models.families.{job.settings['model']['family']}"
+        ),
     )
     fit.run()
     if not recipe.epochs:

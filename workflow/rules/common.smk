@@ -1,12 +1,12 @@
-# What the rules share. Which files, settings and code belong to a job is said once, in kdsteps/grid.py
-# and kdsteps/fingerprint.py; here it is put into the words of Snakemake.
+# What the rules share. Which files, settings and code belong to a job is said once, in kdsteps/jobs/graph.py
+# and kdsteps/jobs/code_identity.py; here it is put into the words of Snakemake.
 import sys
 
-from kdsteps import fingerprint, grid
+from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
-from kdsteps.machine import cores_there, gpus_there, real_cores
-from kdsteps.records import check_records, forget_dead_locks, use_this_python
-from kdsteps.settings import load_study
+from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
+from kdsteps.jobs.snakemake_records import check_records, forget_dead_locks, use_this_python
+from kdsteps.study.settings import load_study
 
 
 wildcard_constraints:
@@ -37,27 +37,27 @@ def study_of(path):
 
 def outputs_of(rule):
     """The files that a rule writes, by name."""
-    return grid.outputs(rule)
+    return graph.outputs(rule)
 
 
 def inputs_of(rule):
     """Input function: the files that a job reads, by name; a method without teacher reads none."""
-    return lambda wildcards: grid.inputs(study, rule, dict(wildcards.items()))
+    return lambda wildcards: graph.inputs(study, rule, dict(wildcards.items()))
 
 
 def settings_of(rule):
     """Param function: all that a job reads from params.yaml as one text, its reason to run again."""
-    return lambda wildcards: grid.settings_text(study, rule, dict(wildcards.items()))
+    return lambda wildcards: graph.settings_text(study, rule, dict(wildcards.items()))
 
 
 def code_of(rule):
     """Param function: the digest of the code behind a job, its other reason to run again."""
-    return lambda wildcards: fingerprint.code(study, rule, dict(wildcards.items()))
+    return lambda wildcards: code_identity.code(study, rule, dict(wildcards.items()))
 
 
 def hint_of(rule, name):
     """Resource function: what a job may know without resting on it; no reason to run again."""
-    return lambda wildcards: grid.hints(study, rule, dict(wildcards.items()))[name]
+    return lambda wildcards: graph.hints(study, rule, dict(wildcards.items()))[name]
 
 
 def files(wildcards, input, output):

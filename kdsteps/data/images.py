@@ -1,0 +1,173 @@
+"""Batches of images: small sets live on the device as uint8, and batches are made there.
+
+Whatever is random hangs on one generator on the CPU, so that a batch is the same on every device
+and can be made again: after a kill, or to look its views up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdsteps.data.augmentation import NO_DISTORTION, Distortion
+from kdsteps.data.views import Views
+
+__all__ = ["Drawn", "ImagePart", "Views"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of one batch.
+
+    Attributes:
+        images: (N, C, H, W), normalised.
+        labels: (N,); where images were mixed, the one that makes up most of each.
+        index: (N,) which of the part each one is.
+        view: (N,) which of its views it shows.
+        targets: What is to be learnt: `labels` again or, where images were mixed, the share of
+            every class (N, K).
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    view: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Order:
+    """One batch before its images are fetched: (N,) numbers and views, and a seed for the rest."""
+
+    index: Tensor
+    view: Tensor
+    seed: int
+
+
+class ImagePart:
+    """One part of a dataset, whole on the device as uint8."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        """Args:
+        images: (N, C, H, W), uint8.
+        labels: (N,).
+        mean, std: (C,) of the training part, on the scale 0 to 1.
+        memory_format: Of the batches.
+        """
+        self.images, self.labels = images.contiguous(memory_format=memory_format), labels
+        self.memory_format = memory_format
+        self._prepare_scaling(mean, std)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches appear."""
+        return self.labels.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 as float32 with mean 0 and standard deviation 1 in each channel."""
+        floats = images.to(torch.float32, memory_format=self.memory_format)
+        if self.memory_format is torch.channels_last:  # long rows: channels alone are too short
+            rows = floats.permute(0, 2, 3, 1).view(len(floats), floats.shape[2], -1)  # (N, H, W C)
+            rows.mul_(self._row_scale).sub_(self._row_shift)
+            return floats
+        return floats.mul_(self._scale).sub_(self._shift)
+
+    def take(self, index: Tensor, views: Views, view: Tensor) -> Drawn:
+        """The images of `index` (N,) as `view` (N,) has them."""
+        return self._made(Order(index, view, 0), views, NO_DISTORTION)
+
+    def in_order(self, batch_size: int) -> Iterator[Drawn]:
+        """All images once, as they are."""
+        zeros = torch.zeros(len(self), dtype=torch.int64)
+        orders = _orders(torch.arange(len(self)), zeros, batch_size, 0)
+        return self._batches(orders, Views(), NO_DISTORTION)
+
+    def shuffled(
+        self,
+        batch_size: int,
+        views: Views,
+        generator: torch.Generator,
+        *,
+        distortion: Distortion = NO_DISTORTION,
+        skip: int = 0,
+    ) -> Iterator[Drawn]:
+        """All images once, in random order, each in a random view.
+
+        The last batch is left out when it is smaller, unless it is the only one: batch statistics
+        of a handful of images would teach noise.
+
+        Args:
+            batch_size: Images of a batch.
+            views: What crop and flip do.
+            generator: On the CPU; it is asked the same whatever is skipped.
+            distortion: What is done to the images besides.
+            skip: Batches that are passed over without being made, to go on after a kill.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        drawn = views.draw(len(self), generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        if len(self) >= batch_size:
+            order = order[: len(self) // batch_size * batch_size]
+        orders = _orders(order, drawn[: len(order)], batch_size, seed)
+        return self._batches(orders[skip:], views, distortion)
+
+    def _batches(
+        self, orders: list[Order], views: Views, distortion: Distortion
+    ) -> Iterator[Drawn]:
+        for order in _moved(orders, self.device):
+            yield self._made(order, views, distortion)
+
+    def _made(self, order: Order, views: Views, distortion: Distortion) -> Drawn:
+        index, view = order.index.to(self.device), order.view.to(self.device)
+        shown = views.show(self.images, view, index)
+        shown = distortion.pixels(shown, order.index, order.seed)
+        return self._finished(shown, index, view, order.seed, distortion)
+
+    def _finished(
+        self, shown: Tensor, index: Tensor, view: Tensor, seed: int, distortion: Distortion
+    ) -> Drawn:
+        """A batch from its pixels (N, C, H, W), uint8 on the device."""
+        labels = self.labels[index]
+        images, targets = distortion.mixed(self.normalised(shown), labels, seed)
+        return Drawn(images, labels, index, view, targets)
+
+    def _prepare_scaling(self, mean: Tensor, std: Tensor) -> None:
+        """Normalising is x scale - shift; for channels-last, the same repeated along a row."""
+        scale, shift = (1 / (255 * std)).to(self.device), (mean / std).to(self.device)
+        self._scale, self._shift = scale[:, None, None], shift[:, None, None]
+        width = self.image_shape[2]
+        self._row_scale, self._row_shift = scale.repeat(width), shift.repeat(width)  # (W C,)
+
+
+def _orders(index: Tensor, view: Tensor, batch_size: int, seed: int) -> list[Order]:
+    pieces = zip(index.split(batch_size), view.split(batch_size), strict=True)
+    return [Order(i, v, seed + number) for number, (i, v) in enumerate(pieces) if len(i)]
+
+
+def _moved(orders: list[Order], device: torch.device) -> list[Order]:
+    """The orders with their tensors on the device, all in one transfer."""
+    if device.type == "cpu" or not orders:
+        return orders
+    sizes = [len(order.index) for order in orders]
+    index = torch.cat([order.index for order in orders]).to(device).split(sizes)
+    view = torch.cat([order.view for order in orders]).to(device).split(sizes)
+    return [Order(i, v, order.seed) for i, v, order in zip(index, view, orders, strict=True)]

@@ -1,0 +1,187 @@
+"""A prepared dataset as the stages read it: checked, and its parts ready for training."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
+from torch import Tensor
+
+from kdsteps.data.images import ImagePart
+from kdsteps.data.source import PARTS
+from kdsteps.data.streaming import StreamedPart
+from kdsteps.errors import KdstepsError
+from kdsteps.files.arrays import read_array
+from kdsteps.files.columns import INDEX
+from kdsteps.files.tables import read_table
+from kdsteps.files.text import read_json
+
+RESIDENT_BYTES = 4 * 2**30  # a part up to this size, and a quarter of a GPU, lives on the device
+_AGAIN = "make them again with `kdsteps prepare`"
+
+
+class _Summary(BaseModel):
+    """What stages need of summary.json; the rest of it is for the report."""
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the stage `prepare` wrote.
+
+    Attributes:
+        class_names: K names, by class number.
+        image_shape: (C, H, W).
+        mean, std: (C,) of the training part, on the scale 0 to 1.
+        images: (N, C, H, W) uint8 of all parts, mapped from the disk.
+        labels: (N,) of all parts.
+        split: (N,) the part of each image.
+        device: Where parts are used.
+        memory_format: Of the batches that parts give.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: Tensor
+    std: Tensor
+    images: np.ndarray
+    labels: np.ndarray
+    split: np.ndarray
+    device: torch.device
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def rows(self, part: str) -> np.ndarray:
+        """Rows of `images` that belong to "train", "validation" or "test", in order."""
+        if part not in PARTS:
+            raise ValueError(f"there is no part {part!r}")
+        return np.flatnonzero(self.split == part)
+
+    def part(self, name: str, *, stream: bool = False) -> ImagePart:
+        """The images of one part; number i in it is image `rows(name)[i]`.
+
+        Args:
+            name: "train", "validation" or "test".
+            stream: Whether worker processes make the batches even where the part fits on the
+                device: for `Distortion.changes_pixels`, which works on one image after the other.
+        """
+        rows = self.rows(name)
+        labels = torch.from_numpy(self.labels[rows]).to(self.device)
+        if stream or len(rows) * math.prod(self.image_shape) > _room(self.device):
+            return StreamedPart(
+                self.images,
+                rows,
+                labels,
+                self.mean,
+                self.std,
+                workers=_workers(self.device),
+                memory_format=self.memory_format,
+            )
+        images = torch.from_numpy(self.images[rows]).to(self.device)
+        return ImagePart(images, labels, self.mean, self.std, memory_format=self.memory_format)
+
+
+def load_prepared(
+    images: str | Path,
+    index: str | Path,
+    summary: str | Path,
+    device: torch.device,
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Prepared:
+    """The dataset in the three files that `prepare` wrote.
+
+    Raises:
+        KdstepsError: A file is missing or damaged, lacks something, or does not fit the others.
+    """
+    described, pixels = _read_summary(summary), read_array(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise KdstepsError(
+            f"{images}: holds {pixels.dtype} of shape {pixels.shape}; images are uint8 of "
+            f"(images, channels, height, width); {_AGAIN}"
+        )
+    if pixels.shape[1:] != described.image_shape:
+        raise KdstepsError(
+            f"{images}: has images of {pixels.shape[1:]}, {summary} says "
+            f"{described.image_shape}; {_AGAIN}"
+        )
+    labels, split = _read_index(index, described.class_names)
+    if len(labels) != len(pixels):
+        raise KdstepsError(
+            f"{index}: has {len(labels)} rows for {len(pixels)} images in {images}; {_AGAIN}"
+        )
+    return Prepared(
+        class_names=described.class_names,
+        image_shape=described.image_shape,
+        mean=torch.tensor(described.mean),
+        std=torch.tensor(described.std),
+        images=pixels,
+        labels=labels,
+        split=split,
+        device=device,
+        memory_format=memory_format,
+    )
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a part may take on the device."""
+    if device.type != "cuda":
+        return RESIDENT_BYTES
+    return min(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // 4)
+
+
+def _workers(device: torch.device) -> int:
+    """Processes that read ahead of a GPU; a CPU has its cores full with training."""
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+
+
+def _read_summary(path: str | Path) -> _Summary:
+    try:
+        described = _Summary.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, said = ".".join(map(str, first["loc"])), first["msg"]
+        sentence = f"{path}: {place}: {said[0].lower()}{said[1:]}; {_AGAIN}"
+        raise KdstepsError(sentence) from error
+    channels = described.image_shape[0]
+    if not len(described.mean) == len(described.std) == channels:
+        raise KdstepsError(
+            f"{path}: has {len(described.mean)} means and {len(described.std)} standard deviations "
+            f"for {channels} channels; {_AGAIN}"
+        )
+    return described
+
+
+def _read_index(path: str | Path, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and parts, (N,) each."""
+    table = read_table(path, INDEX)
+    labels = table["label"].to_numpy().astype(np.int64)
+    split = np.asarray(table["split"].to_pylist(), dtype="<U10")
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise KdstepsError(
+            f"{path}: row {wrong[0]} has the label {labels[wrong[0]]}; with {len(class_names)} "
+            f"classes labels go from 0 to {len(class_names) - 1}; {_AGAIN}"
+        )
+    unknown = sorted(set(split.tolist()) - set(PARTS))
+    if unknown:
+        raise KdstepsError(
+            f"{path}: speaks of a part {unknown[0]!r}; there are {', '.join(PARTS)}; {_AGAIN}"
+        )
+    counts = np.bincount(labels[split == "train"], minlength=len(class_names))
+    if not counts.all():
+        name = class_names[int(counts.argmin())]
+        raise KdstepsError(f"{path}: class {name!r} has no training images; {_AGAIN}")
+    return labels, split

@@ -1,0 +1,117 @@
+"""Weights of networks, and the state of a training run to resume from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import atomic, damage
+from kdsteps.files.columns import Settings
+from kdsteps.files.text import write_bytes
+
+log = logging.getLogger("kdsteps")
+
+
+def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
+    """Weights as safetensors with `header` as JSON; the same content gives the same bytes.
+
+    A digest of the weights goes with them, so that a damaged file does not pass for a network.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    said = json.dumps({"header": header, "digest": _digest(tensors)}, sort_keys=True)
+    # one key: safetensors writes several in an order that changes from run to run
+    write_bytes(path, save(tensors, metadata={"kdsteps": said}))
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and header of a checkpoint that `write_checkpoint` wrote.
+
+    Raises:
+        KdstepsError: It is missing, cut off, damaged, or was not written by kdsteps.
+    """
+    said = _said(path)
+    with _checkpoint(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if said["digest"] != _digest(weights):
+        raise KdstepsError(
+            f"{path}: is damaged, for its weights are not those that were written; delete it and "
+            "run again"
+        )
+    return weights, said["header"]
+
+
+def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
+    """The header alone, without torch.
+
+    Raises:
+        KdstepsError: As `read_checkpoint`.
+    """
+    header: dict[str, Any] = _said(path)["header"]
+    return header
+
+
+def _said(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says beside its weights: `header` and `digest`."""
+    with _checkpoint(path, framework="numpy") as file:
+        text = (file.metadata() or {}).get("kdsteps")
+    if text is None:
+        raise KdstepsError(
+            f"{path}: has no kdsteps header; a checkpoint from elsewhere goes under a model's "
+            "key `checkpoint` in params.yaml"
+        )
+    try:
+        said = json.loads(text)
+        return {key: said[key] for key in ("header", "digest")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise KdstepsError(f"{path}: {damage(error, 'checkpoint')}") from error
+
+
+@contextmanager
+def _checkpoint(path: str | Path, framework: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise KdstepsError(f"{path}: {damage(error, 'safetensors file')}") from error
+
+
+def _digest(tensors: Mapping[str, Any]) -> str:
+    """Of names, shapes, types and values, in any order."""
+    import torch
+
+    digest = blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """The state of a training run, for this machine to go on from."""
+    import torch
+
+    with atomic(path) as part, part.open("wb") as file:  # a full disk is an OSError this way alone
+        torch.save(dict(state), file)
+
+
+def load_state(path: str | Path) -> dict[str, Any] | None:
+    """A state that `save_state` wrote; None where there is none, or none that can be read."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with it, the run can start afresh
+        log.warning("%s cannot be read (%s): the run starts from its beginning", path, error)
+        return None

@@ -1,0 +1,71 @@
+"""The tables of results: the columns of each, with types and units.
+
+One row is one thing that can be said in a sentence, written above each table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+Columns = Mapping[str, pa.DataType]
+Settings = Mapping[str, Any]
+# One row is one image of a prepared dataset, in the order of images.npy.
+INDEX: Columns = {
+    "image": pa.int32(),  # row in images.npy
+    "label": pa.int32(),  # 0 to K - 1
+    "split": pa.string(),  # train, validation or test
+    "source": pa.string(),  # where it came from: a file name or a row
+    "hash": pa.string(),  # of the pixels, so that duplicates can be told
+}
+# One row is one named loss or measure of one epoch.
+HISTORY: Columns = {
+    "epoch": pa.int32(),  # from 1
+    "name": pa.string(),  # loss of a term, "total", "learning_rate", "validation_accuracy", ...
+    "value": pa.float64(),
+}
+# One row is one layer of a teacher.
+SCORES: Columns = {
+    "layer": pa.string(),  # name of the block whose output was read
+    "depth": pa.int32(),  # 0 is the first layer
+    "shape": pa.list_(pa.int32()),  # of its output for one image
+    "separation": pa.float64(),
+    "information": pa.float64(),
+    "efficiency": pa.float64(),
+    "quality": pa.float64(),
+    "root_information_efficiency": pa.float64(),
+    "rank": pa.int32(),  # by the score that selects, 1 is best
+    "chosen": pa.bool_(),
+    "reason": pa.string(),  # why it was chosen or not
+}
+# One row is one test image as one network sees it.
+PREDICTIONS: Columns = {
+    "image": pa.int32(),  # row in images.npy
+    "label": pa.int32(),
+    "predicted": pa.int32(),
+    "logits": pa.list_(pa.float32()),
+}
+# One row is one student: everything `evaluate` measured, and where it came from.
+RUNS: Columns = {
+    "pair": pa.string(),
+    "dataset": pa.string(),
+    "teacher": pa.string(),
+    "student": pa.string(),
+    "method": pa.string(),
+    "seed": pa.int64(),
+    "accuracy": pa.float64(),  # share, last epoch
+    "best_validation_accuracy": pa.float64(),
+    "top5": pa.float64(),
+    "nll": pa.float64(),  # nats
+    "calibration_error": pa.float64(),
+    "agreement": pa.float64(),  # share of images on which it predicts as the teacher does
+    "kl_to_teacher": pa.float64(),  # nats
+    "parameters": pa.int64(),
+    "multiply_adds": pa.int64(),
+    "size_mib": pa.float64(),
+    "latency_ms": pa.float64(),  # median
+    "latency_p90_ms": pa.float64(),
+    "seconds": pa.float64(),  # that the training took
+}

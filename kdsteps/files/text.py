@@ -1,0 +1,37 @@
+"""Text and JSON files of results, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import atomic, damage
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Numbers that a person reads; not-a-number is refused rather than written."""
+    with atomic(path) as part:
+        part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """UTF-8 text, with the line ends it has."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with atomic(path) as part:
+        part.write_bytes(content)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise KdstepsError(f"{path}: {damage(error, 'JSON file')}") from error
+    if not isinstance(content, dict):
+        raise KdstepsError(f"{path}: holds no {{...}} with keys and values; make it again")
+    return content

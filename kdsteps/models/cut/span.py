@@ -1,0 +1,79 @@
+"""A part of a cut network: graphs that share its weights and follow its mode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from kdsteps.models.cut.cutting import CutChain
+
+
+class Span(nn.Module):
+    """Turns the output of one place of a network into that of a later one.
+
+    It runs in the mode of its network, whatever its own: functional dropout and drop path are
+    another graph. Its parameters and modules are the network's, only those of its own part.
+
+    Args:
+        chain: The cut network.
+        start: A layer, or None for the images.
+        stop: A later layer, or `head`.
+    """
+
+    def __init__(self, chain: CutChain, start: str | None, stop: str) -> None:
+        super().__init__()
+        self._chain = (chain,)  # in a tuple, since a span does not own the rest of the network
+        self._ends = (start, stop)
+        self.pieces = nn.ModuleDict()
+        self._piece()
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self._piece()(features)
+        return outputs
+
+    def _piece(self) -> nn.Module:
+        (chain,) = self._chain
+        mode = "in_training" if chain.network.training else "in_eval"
+        if mode not in self.pieces:
+            self.pieces[mode] = chain.piece(*self._ends)
+        return self.pieces[mode]
+
+
+class Piece(nn.Module):
+    """A graph of a part of a network, in one mode.
+
+    Args:
+        network: Whose modules the graph names.
+        graph: Its first placeholder is the features, the others the weights.
+        weights: Owner and attribute of each further placeholder. They are read at each call, for a
+            buffer is another tensor after `.to(device)`.
+    """
+
+    def __init__(
+        self, network: nn.Module, graph: fx.Graph, weights: tuple[tuple[nn.Module, str], ...]
+    ) -> None:
+        super().__init__()
+        self.run = fx.GraphModule(network, graph)
+        self._weights = weights
+        for index, (owner, name) in enumerate(weights):
+            if name in dict(owner.named_parameters(recurse=False)):
+                self.register_parameter(f"weight_{index}", getattr(owner, name))
+
+    def forward(self, features: Tensor) -> Tensor:
+        weights = [getattr(owner, name) for owner, name in self._weights]
+        outputs: Tensor = self.run(features, *weights)
+        return outputs
+
+
+class Whole(nn.Module):
+    """A network that cannot be cut, from images to logits."""
+
+    def __init__(self, chain: CutChain) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.chain(images)
+        return logits

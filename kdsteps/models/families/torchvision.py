@@ -1,0 +1,139 @@
+"""Any classifier of torchvision: `family: torchvision` with `name:` and its factory's options."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdsteps.errors import KdstepsError
+from kdsteps.models.chain import Chain
+from kdsteps.models.cut.cutting import CutChain
+from kdsteps.models.families._download import no_weights, reachable
+from kdsteps.models.families._stems import fit_channels, shrink_stem
+
+_MADE_FOR = 224  # pixels, height and width
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def build(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | None,
+    name: str,
+    pretrained: bool = False,
+    small_stem: bool = False,
+    **options: Any,
+) -> Chain:
+    """A network of torchvision as a chain.
+
+    Args:
+        num_classes: Width of the logits. A pretrained network has 1,000 classes; with another
+            number its last layer starts anew, and the chain's `note` says so.
+        in_channels: Channels of an image; with other than three the first convolution is refitted,
+            its weights summed or repeated, as timm does.
+        image_size: Height and width in pixels; handed to networks that must know it (ViT, MaxViT).
+            None: 224.
+        name: As `torchvision.models.list_models()` has it.
+        pretrained: Whether to start from torchvision's default weights, fetched from the network or
+            its cache.
+        small_stem: Whether an ImageNet network gets a stem for small images: the first convolution
+            3x3 with stride 1, no max-pooling behind it. ResNet and its kin, DenseNet, ShuffleNet,
+            SqueezeNet, AlexNet: maps four times as wide (AlexNet eight); EfficientNet, MobileNet,
+            MNASNet, RegNet: two times; ConvNeXt: the 4x4 patches become 3x3, maps four times as
+            wide; VGG: as it is. ViT, Swin and MaxViT: refused.
+        options: Of torchvision's factory, such as `dropout`. Auxiliary heads (GoogLeNet,
+            Inception) are left out, since nothing would train them, unless `aux_logits` asks.
+
+    Raises:
+        KdstepsError: torchvision has no such network or option, it does not take such images, or
+            its weights cannot be had.
+    """
+    if name in _WITH_AUXILIARY_HEADS:
+        options = {"aux_logits": False, "init_weights": True} | options
+    size = image_size or _MADE_FOR
+    network = _create(name, num_classes, _sized(name, size) | options)
+    note = _load_published(network, name, num_classes) if pretrained else None
+    fit_channels(network, in_channels)
+    if small_stem:
+        shrink_stem(network, f"torchvision's {name}")
+    chain = CutChain(network, image_shape=(in_channels, size, size))
+    if note:
+        chain.note = f"{chain.note}; {note}" if chain.note else f"models: {note}"
+    return chain
+
+
+def _sized(name: str, size: int) -> dict[str, Any]:
+    """What says the size of the images to those that must know."""
+    if name.startswith("vit_"):
+        return {"image_size": size}
+    return {"input_size": (size, size)} if name.startswith("maxvit") else {}
+
+
+def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"near are {', '.join(near)}" if near else f"it has {', '.join(names)}"
+        raise KdstepsError(f"models: torchvision has no classifier {name!r}; {hint}")
+    try:
+        network: nn.Module = models.get_model(
+            name, weights=None, num_classes=num_classes, **options
+        )
+        return network
+    # which errors a foreign constructor raises is not for us to list
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise KdstepsError(
+            f"models: torchvision's {name} cannot be built ({reason}); see its options and "
+            "image_size"
+        ) from error
+
+
+def _load_published(network: nn.Module, name: str, num_classes: int) -> str | None:
+    """Load torchvision's weights but for a classifier of another width; a sentence on that."""
+    state = _published(name)
+    own = network.state_dict()
+    fitting = {key: value for key, value in state.items() if _fits(value, own.get(key))}
+    missing = [key for key in own if key not in fitting]
+    network.load_state_dict(fitting, strict=False)
+    classes = _num_classes(state)
+    if not missing:
+        return None
+    return (
+        f"{name} was trained for {classes} classes; {', '.join(missing)} start anew"
+        if classes != num_classes
+        else f"{name}: {', '.join(missing)} start anew, for the published weights do not fit"
+    )
+
+
+def _fits(value: Tensor, own: Tensor | None) -> bool:
+    return own is not None and own.shape == value.shape
+
+
+def _num_classes(state: dict[str, Tensor]) -> int:
+    """Width of the last weight, that of the classifier."""
+    return list(state.values())[-1].shape[0]
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name).DEFAULT
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if not cached.exists() and not reachable(weights.url):
+        raise KdstepsError(no_weights(f"torchvision's {name}", f"no connection to {weights.url}"))
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # no connection; not the right file
+        raise KdstepsError(no_weights(f"torchvision's {name}", error)) from error
+    return state

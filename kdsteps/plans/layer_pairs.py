@@ -1,0 +1,91 @@
+"""Which student layer learns from which teacher layer, and through what projector.
+
+Source: Cooper et al. 2025, arXiv:2511.14981; official code for the projectors. The paper's lists of
+layers are consistent with: the J best by the score, sorted by depth, paired in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.models.adapters import AdapterKind, Place, adapter, places
+from kdsteps.models.chain import Chain
+from kdsteps.models.cost import num_parameters
+from kdsteps.plans.stones import check_layers
+
+
+def plan_pairs(
+    teacher: Chain,
+    student: Chain,
+    image_shape: tuple[int, int, int],
+    *,
+    student_layers: Sequence[str] | None,
+    teacher_layers: Sequence[str],
+    projector: AdapterKind,
+) -> list[dict[str, Any]]:
+    """The pairs of layers, shallow to deep.
+
+    Args:
+        image_shape: (C, H, W).
+        student_layers: As many as the teacher's; None: the student's last stages.
+        teacher_layers: In any order.
+        projector: What turns the student's features into the teacher's.
+
+    Returns:
+        One entry a pair: `student_layer`, `teacher_layer`, their places and shapes, `projector`,
+        `why`, and its trained `parameters`.
+
+    Raises:
+        KdstepsError: A layer does not exist, or the two lists differ in length.
+    """
+    ours = list(student.stages if student_layers is None else student_layers)
+    theirs = sorted(set(teacher_layers), key=lambda layer: (layer in teacher.layers, layer))
+    check_layers(student, ours, "build.student_layers: the student")
+    check_layers(teacher, theirs, "build.select: the teacher")
+    theirs.sort(key=teacher.layers.index)
+    ours.sort(key=student.layers.index)
+    if student_layers is None:
+        ours = ours[-len(theirs) :]
+    if len(ours) != len(theirs):
+        raise KdstepsError(
+            f"build: {len(ours)} student layers ({', '.join(ours)}) for {len(theirs)} teacher "
+            f"layers ({', '.join(theirs)}); give build.num_pairs or build.student_layers so that "
+            "they match"
+        )
+    our_places, their_places = places(student, image_shape), places(teacher, image_shape)
+    pairs = []
+    for student_layer, teacher_layer in zip(ours, theirs, strict=True):
+        source, target = matched(our_places[student_layer], their_places[teacher_layer])
+        module, why = adapter(source, target, projector)
+        pairs.append(
+            {
+                "student_layer": student_layer,
+                "teacher_layer": teacher_layer,
+                "student_place": our_places[student_layer].as_dict(),
+                "teacher_place": their_places[teacher_layer].as_dict(),
+                "student_shape": list(our_places[student_layer].shape),
+                "teacher_shape": list(their_places[teacher_layer].shape),
+                "projector": projector,
+                "why": why,
+                "parameters": num_parameters(module),
+            }
+        )
+    return pairs
+
+
+def matched(source: Place, target: Place) -> tuple[Place, Place]:
+    """Two places brought to the smaller of their sizes: where the feature loss compares them.
+
+    The larger map is pooled, whichever side it is on; a projector only turns the student's
+    channels into the teacher's. Tokens of one number stay tokens.
+    """
+    if source.layout == target.layout == "tokens" and source.height == target.height:
+        return source, target
+    ours, theirs = source.as_map(), target.as_map()
+    height, width = min(ours.height, theirs.height), min(ours.width, theirs.width)
+    return (
+        Place("map", ours.channels, height, width),
+        Place("map", theirs.channels, height, width),
+    )

@@ -1,0 +1,235 @@
+"""Stepping stones: a student's first blocks, a connector, a teacher's last blocks.
+
+A plan says where the two networks are cut and joined; `Stones` runs all of them through the
+teacher's blocks in one merged pass.
+
+Source: Yu et al. 2024, arXiv:2411.01547, equation 2: N_i = T_c o T_n .. T_i+1 o C_i o S_i .. S_1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.models.adapters import AdapterKind, Place, adapter, places
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.cost import multiply_adds, num_parameters
+
+Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
+
+
+def pair_stages(
+    teacher: Chain, student: Chain, num_stones: int | None = None
+) -> list[tuple[str, str]]:
+    """(student layer, teacher layer) for each stone, at the ends of the networks' stages.
+
+    Where the networks have different numbers of stages, or fewer stones are asked for, both are
+    thinned out evenly; the last stage of each always stays.
+
+    Raises:
+        KdstepsError: More stones are asked for than there are stages.
+    """
+    most = min(len(teacher.stages), len(student.stages))
+    count = most if num_stones is None else num_stones
+    if not 1 <= count <= most:
+        raise KdstepsError(
+            f"build.num_stones: {count} asked for, but student and teacher have "
+            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; 1 to {most} would "
+            "be right"
+        )
+    return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
+
+
+def pair_layers(
+    teacher: Chain, student: Chain, teacher_layers: Sequence[str], where: str
+) -> list[tuple[str, str]]:
+    """(student layer, teacher layer), the teacher's given, the student's stages paired in order."""
+    check_layers(teacher, teacher_layers, f"{where}: teacher")
+    if len(teacher_layers) > len(student.stages):
+        raise KdstepsError(
+            f"{where}: {len(teacher_layers)} teacher layers for a student with "
+            f"{len(student.stages)} stages; {len(student.stages)} at most would be right"
+        )
+    ordered = sorted(teacher_layers, key=teacher.layers.index)
+    return list(zip(thinned(student.stages, len(ordered)), ordered, strict=True))
+
+
+def check_layers(chain: Chain, layers: Sequence[str], where: str) -> None:
+    """Raise a sentence that names the nearest layer, if one of `layers` is not there."""
+    for layer in layers:
+        if layer not in chain.layers:
+            raise KdstepsError(f"{where} has no layer {layer!r}{nearest(layer, chain.layers)}")
+
+
+def plan_stones(
+    teacher: Chain,
+    student: Chain,
+    image_shape: tuple[int, int, int],
+    joints: Sequence[tuple[str, str]],
+    connector: AdapterKind,
+) -> list[dict[str, Any]]:
+    """What each stone consists of and costs, checked by a forward pass.
+
+    Args:
+        image_shape: (C, H, W).
+        joints: (student layer, teacher layer) of each stone, deeper and deeper.
+        connector: What joins them.
+
+    Returns:
+        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks from
+        either side, `connector` and `why`, trained `parameters` of the connector, and the
+        `multiply_adds` of connector and tail for one image.
+
+    Raises:
+        KdstepsError: A layer does not exist, the order is not from shallow to deep, or the
+            connector cannot join the shapes.
+    """
+    _check_order(teacher, student, joints)
+    ours, theirs = places(student, image_shape), places(teacher, image_shape)
+    stones = []
+    for number, (student_layer, teacher_layer) in enumerate(joints, start=1):
+        source, target = ours[student_layer], theirs[teacher_layer]
+        module, why = _connector(source, target, connector)
+        _check_forward(module, teacher, source, teacher_layer)
+        depth = teacher.layers.index(teacher_layer) + 1
+        features = torch.zeros(2, *source.shape)
+        stone = nn.Sequential(module, teacher.tail(teacher_layer)).eval()
+        stones.append(
+            {
+                "name": f"N{number}",
+                "student_layer": student_layer,
+                "teacher_layer": teacher_layer,
+                "student_place": source.as_dict(),
+                "teacher_place": target.as_dict(),
+                "student_shape": list(source.shape),
+                "teacher_shape": list(target.shape),
+                "student_blocks": list(student.layers[: student.layers.index(student_layer) + 1]),
+                "teacher_blocks": [*teacher.layers[depth:], HEAD],
+                "connector": connector,
+                "why": why,
+                "parameters": num_parameters(module),
+                "multiply_adds": multiply_adds(stone, features[:1]),
+            }
+        )
+    return stones
+
+
+class Stones(nn.Module):
+    """All stones of one plan: their connectors, and one pass through the frozen teacher's blocks.
+
+    The features of every stone enter the teacher where the stone is cut; from there on they share
+    each block with the stones that entered before. This is exact, for the teacher's batch
+    normalisation is in eval mode and no image sees another.
+
+    With `norm="batch"` the teacher's blocks normalise by the statistics of the stone's own batch
+    (on a copy that keeps no running statistics, so that the teacher stays as it is); the stones
+    then pass one by one.
+    """
+
+    spans: list[nn.Module]
+
+    def __init__(
+        self,
+        teacher: Chain,
+        stones: Sequence[Mapping[str, Any]],
+        *,
+        norm: Literal["eval", "batch"] = "eval",
+    ) -> None:
+        super().__init__()
+        self.connectors = nn.ModuleList(
+            _connector(
+                Place(**stone["student_place"]), Place(**stone["teacher_place"]), stone["connector"]
+            )[0]
+            for stone in stones
+        )
+        self.student_layers = tuple(stone["student_layer"] for stone in stones)
+        cuts = [stone["teacher_layer"] for stone in stones]
+        spans = [
+            nn.Identity() if start == stop else teacher.span(start, stop)
+            for start, stop in pairwise([*cuts, HEAD])
+        ]
+        self.__dict__["spans"] = spans  # the teacher's blocks: used, not owned
+        self.norm = norm
+        if norm == "batch":
+            self.__dict__["spans"] = [_by_batch(span) for span in spans]
+
+    def forward(
+        self, features: Mapping[str, Tensor], entering: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Logits (N, K) of each stone.
+
+        Args:
+            features: The student's outputs by layer.
+            entering: Numbers of the stones that run, ascending; all when None.
+        """
+        chosen = list(range(len(self.connectors))) if entering is None else list(entering)
+        if self.norm == "batch":
+            return [self._alone(features, number) for number in chosen]
+        flow: Tensor | None = None
+        for number, span in enumerate(self.spans):
+            if number in chosen:
+                joined = self._joined(features, number)
+                flow = joined if flow is None else torch.cat([flow, joined])
+            flow = None if flow is None else span(flow)
+        assert flow is not None, "at least one stone runs"
+        return list(flow.chunk(len(chosen)))
+
+    def _joined(self, features: Mapping[str, Tensor], number: int) -> Tensor:
+        return self.connectors[number](features[self.student_layers[number]])
+
+    def _alone(self, features: Mapping[str, Tensor], number: int) -> Tensor:
+        flow = self._joined(features, number)
+        for span in self.spans[number:]:
+            flow = span(flow)
+        return flow
+
+
+def _connector(source: Place, target: Place, kind: AdapterKind) -> tuple[nn.Module, str]:
+    if kind == "identity" and source != target:
+        raise KdstepsError(
+            f"build.connector: identity cannot join {source.shape} to {target.shape}; conv_norm can"
+        )
+    return adapter(source, target, kind)
+
+
+def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str]]) -> None:
+    check_layers(student, [ours for ours, _ in joints], "build.cuts: the student")
+    check_layers(teacher, [theirs for _, theirs in joints], "build.cuts: the teacher")
+    for (ours, theirs), (our_next, their_next) in pairwise(joints):
+        deeper = student.place(ours) < student.place(our_next)
+        if not deeper or teacher.place(theirs) > teacher.place(their_next):
+            raise KdstepsError(
+                f"build.cuts: {our_next} with {their_next} follows {ours} with {theirs}; "
+                "cuts go from shallow to deep in both networks"
+            )
+
+
+@torch.no_grad()
+def _check_forward(module: nn.Module, teacher: Chain, source: Place, layer: str) -> None:
+    """Run two empty images through a stone; what cannot be joined fails here, not in training."""
+    logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
+    if logits.ndim != 2:
+        raise ValueError(f"the stone at {layer!r} gives {tuple(logits.shape)} instead of logits")
+
+
+def _by_batch(span: nn.Module) -> nn.Module:
+    """A frozen copy of a part of the teacher that normalises by each batch's own statistics."""
+    import copy
+
+    copied = copy.deepcopy(span)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+    return copied.requires_grad_(False)
+
+
+def thinned(layers: Sequence[str], count: int) -> list[str]:
+    """`count` of `layers`, evenly spaced, the last among them; repeated where there are fewer."""
+    steps = [round((number + 1) * len(layers) / count) for number in range(count)]
+    return [layers[max(step, 1) - 1] for step in steps]

@@ -1,0 +1,79 @@
+"""The JSON schema of params.yaml, from which editors complete keys and mark mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdsteps.study import registry
+from kdsteps.study.messages import MAX_NAME
+from kdsteps.study.settings import Study
+
+Schema = dict[str, Any]
+
+
+def study_schema() -> Schema:
+    """What params.yaml may say, with the options of every method, model family and kind of data."""
+    schema = Study.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    properties, required = schema["properties"], schema["required"]
+    distil, train, build = (_reference(name) for name in ("Distil", "Train", "Build"))
+    for name in ("datasets", "models", "methods"):
+        (pattern,) = properties[name].pop("patternProperties")
+        properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
+    properties["datasets"]["additionalProperties"] = _choice("data", "kind", {})
+    own = {"train": _or_nothing(train), "checkpoint": {"type": "string"}}
+    properties["models"]["additionalProperties"] = _choice("models", "family", own)
+    overrides = {"distil": _or_nothing(distil), "build": _or_nothing(build)}
+    properties["methods"] |= {
+        "properties": {
+            name: _or_nothing(_renamed(name, overrides)) for name in registry.names("methods")
+        },
+        "additionalProperties": _choice("methods", "method", overrides),
+    }
+    schema["$defs"]["Pair"]["properties"] |= overrides
+    for name in properties.keys() - set(required):
+        properties[name] = _or_nothing(properties[name])
+    return schema
+
+
+def _choice(kind: registry.Kind, key: str, own: Schema) -> Schema:
+    """An entry whose `key` says which part it is, and with it which options may stand beside."""
+    names = registry.names(kind)
+    return {
+        "type": "object",
+        "required": [key],
+        "properties": {key: {"enum": list(names)}},
+        "allOf": [
+            {
+                "if": {"properties": {key: {"const": name}}, "required": [key]},
+                "then": _options(kind, name, {key: {"const": name}} | own),
+            }
+            for name in names
+        ],
+    }
+
+
+def _renamed(name: str, overrides: Schema) -> Schema:
+    """The entry of a method under its own name, or of another one that bears its name."""
+    other = {"required": ["method"], "properties": {"method": {"not": {"const": name}}}}
+    return {
+        "if": other,
+        "then": _choice("methods", "method", overrides),
+        "else": _options("methods", name, {"method": {"const": name}} | overrides),
+    }
+
+
+def _options(kind: registry.Kind, name: str, own: Schema) -> Schema:
+    """The options of one part, and the keys of its entry that are no options."""
+    schema = registry.options(kind, name).model_json_schema()
+    schema.pop("title", None)
+    return schema | {"properties": schema.get("properties", {}) | own}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _or_nothing(schema: Schema) -> Schema:
+    """What may also be left blank behind its name."""
+    return {"anyOf": [schema, {"type": "null"}]}

@@ -1,0 +1,240 @@
+"""Keeping a teacher's answers to every view of every training image: whether, and how.
+
+Whether is decided by a forecast of size and time. They are written shard by shard; a killed job
+goes on where it was, and a file that bears its final name is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kdsteps.data.images import ImagePart, Views
+from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import DISK_FULL
+from kdsteps.files.text import write_json
+from kdsteps.teachers.logits import Kept, Live, checksum, description_path, sample_of, shards
+
+log = logging.getLogger("kdsteps")
+
+GPU_BATCH = 1024  # images at a time, where the batch size does not matter
+SHARD = 4096  # answers that a kill may cost
+TIMED = 3  # batches by which the time is forecast
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms answers are kept.
+
+    Attributes:
+        keep: "auto": where that is cheaper, "always" or "never".
+        passes: Over the training images that would use them.
+        budget_mib: That the file may take.
+    """
+
+    keep: str
+    passes: int
+    budget_mib: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What keeping would cost.
+
+    Attributes:
+        num_images, num_views: N and V.
+        size_mib: Of the file.
+        seconds: To write it.
+    """
+
+    num_images: int
+    num_views: int
+    size_mib: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_images} images x {self.num_views} views, {_size(self.size_mib)}, "
+            f"{_duration(self.seconds)} to write, as long as the teacher takes for "
+            f"{self.num_views} passes"
+        )
+
+
+def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms) -> Kept | Live:
+    """The teacher's answers: from the file if it is there or worth its making, else asked live.
+
+    Args:
+        path: Named by all that the answers depend on.
+        live: The frozen teacher.
+        part: The training images.
+        views: What crop and flip do.
+        terms: On which they are kept.
+
+    Raises:
+        KdstepsError: The file is damaged; or it must be kept and would pass the budget.
+    """
+    if terms.keep == "never":
+        log.info("the teacher is asked live: cache.outputs is never")
+        return live
+    if not path.exists():
+        expected = forecast(live, part, views)
+        wanted, why = decide(expected, terms)
+        log.info("%s: %s", expected, why)
+        if not wanted:
+            return live
+        with _alone(path):
+            if not path.exists():
+                write_answers(path, live, part, views)
+    log.info("the teacher's answers are looked up in %s", path)
+    return Kept(path, live, part, views)
+
+
+def forecast(live: Live, part: ImagePart, views: Views) -> Forecast:
+    """Size and time of all answers, by a few batches."""
+    size = _batch_size(live, part)
+    index, view = sample_of(len(part), views.count, size)
+    width = live.ask(part.take(index, views, view).images).shape[1]
+    started = time.perf_counter()
+    for _ in range(TIMED):
+        live.ask(part.take(index, views, view).images).cpu()
+    each = (time.perf_counter() - started) / (TIMED * size)
+    count = len(part) * views.count
+    return Forecast(len(part), views.count, 2 * count * width / 2**20, count * each)
+
+
+def decide(expected: Forecast, terms: Terms) -> tuple[bool, str]:
+    """Whether to keep, and why.
+
+    Raises:
+        KdstepsError: It is to be kept always and would pass the budget.
+    """
+    if expected.size_mib > terms.budget_mib:
+        over = f"more than the budget of {_size(terms.budget_mib)}"
+        if terms.keep == "always":
+            raise KdstepsError(
+                f"cache.outputs: always, but {expected} is {over}; raise cache.budget_gib or set "
+                "cache.outputs to auto"
+            )
+        return False, f"not kept, {over}"
+    if terms.keep == "always":
+        return True, "kept, for cache.outputs is always"
+    uses = f"{terms.passes} passes would use them"
+    if terms.passes <= expected.num_views:
+        return False, f"not kept, only {uses}"
+    return True, f"kept, {uses}"
+
+
+def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None:
+    """Write all answers, or those that an earlier job did not come to.
+
+    Raises:
+        KdstepsError: An answer is not finite, or too large for float16; the disk is full.
+    """
+    part_path, progress = path.with_suffix(".npy.part"), path.with_suffix(".progress")
+    index, view = sample_of(len(part), views.count)
+    width = live.ask(part.take(index, views, view).images).shape[1]
+    images_each = max(1, SHARD // views.count)
+    try:
+        rows = _opened(part_path, progress, (len(part), views.count, width))
+        done = _finished(progress, rows, images_each)
+        if done:
+            log.info("goes on after %d of %d shards", len(done), -(-len(part) // images_each))
+        with progress.open("a") as noted:
+            for number, images in shards(len(part), images_each):
+                if number in done:
+                    continue
+                rows[images] = _ask_all(live, part, views, images)
+                done[number] = checksum(rows[images])
+                noted.write(f"{number} {done[number]}\n")
+                noted.flush()
+        rows.flush()
+        with part_path.open("rb") as written:
+            os.fsync(written.fileno())
+        sums = [done[number] for number in sorted(done)]
+        content = {"row": width, "images_each": images_each, "checksums": sums}
+        write_json(description_path(path), content)
+        os.replace(part_path, path)
+        progress.unlink()
+    except OSError as error:
+        reason = "the disk is full" if error.errno in DISK_FULL else error.strerror
+        raise KdstepsError(
+            f"{path}: cannot be written ({reason}); free some space, or set cache.outputs to never"
+        ) from error
+
+
+def _opened(path: Path, progress: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The half-written array of that shape, or a fresh one whose space is taken at once."""
+    with suppress(OSError, ValueError, EOFError):
+        there = np.load(path, mmap_mode="r+", allow_pickle=False)
+        if isinstance(there, np.memmap) and there.shape == shape and there.dtype == np.float16:
+            return there
+    progress.unlink(missing_ok=True)
+    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    with path.open("r+b") as file:  # a full disk shows here, not as a crash in the mapped memory
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return fresh
+
+
+def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, int]:
+    """Checksums of the shards that an earlier job finished, by number; each is looked at again."""
+    noted: dict[int, int] = {}
+    with suppress(FileNotFoundError):
+        for line in progress.read_text().splitlines():
+            numbers = line.split()
+            if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+                noted[int(numbers[0])] = int(numbers[1])
+    return {
+        number: noted[number]
+        for number, images in shards(len(rows), images_each)
+        if number in noted and checksum(rows[images]) == noted[number]
+    }
+
+
+def _ask_all(live: Live, part: ImagePart, views: Views, images: slice) -> np.ndarray:
+    """(images, V, R) float16."""
+    place = torch.arange(images.start * views.count, images.stop * views.count)
+    index, view = place // views.count, place % views.count
+    size = _batch_size(live, part)
+    found = [
+        live.ask(part.take(i, views, v).images)
+        for i, v in zip(index.split(size), view.split(size), strict=True)
+    ]
+    rows = torch.cat(found)
+    if not rows.isfinite().all():
+        raise KdstepsError(
+            "the teacher gives answers that are no numbers, or more than float16 holds (65504); "
+            "train it with a lower learning_rate"
+        )
+    return rows.cpu().numpy().reshape(images.stop - images.start, views.count, -1)
+
+
+def _batch_size(live: Live, part: ImagePart) -> int:
+    return GPU_BATCH if part.device.type == "cuda" else live.batch_size
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other job writes this file, and let none do so meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _size(mib: float) -> str:
+    return f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

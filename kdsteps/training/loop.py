@@ -1,0 +1,317 @@
+"""The training loop: any method, any network, one recipe, resumable to the byte.
+
+The loop knows no method by name. It adds up the terms of each batch, steps, and logs every term;
+nothing in a step waits for the device, so losses are read and checked once in a while only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kdsteps.data.augmentation import Distortion
+from kdsteps.data.images import Drawn, ImagePart, Views
+from kdsteps.errors import KdstepsError
+from kdsteps.files.checkpoints import load_state, save_state
+from kdsteps.methods.base import Batch, Method
+from kdsteps.models.chain import HEAD
+from kdsteps.teachers.logits import Answers
+from kdsteps.training.compilation import compile_student
+from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
+
+log = logging.getLogger("kdsteps")
+
+CHECK_EVERY = 200  # steps between two looks at whether the losses are finite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the fields are those of the section `distil` of params.yaml."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: Literal["constant", "cosine", "onecycle", "steps"]
+    warmup: float
+    milestones: tuple[int, ...]
+    decay: float
+    crop_padding: int
+    flip: bool
+    randaugment: int
+    resized_crop: float
+    mixup: float
+    cutmix: float
+    precision: Literal["float32", "bfloat16"]
+    compile: bool
+
+    @property
+    def views(self) -> Views:
+        return Views(self.crop_padding, self.flip)
+
+    @property
+    def streams(self) -> bool:
+        """Whether images are worked on one by one, which several processes do faster."""
+        return bool(self.randaugment or self.resized_crop)
+
+    @property
+    def views_alone(self) -> bool:
+        """Whether crop and flip are all that is done to images, so that answers can be kept."""
+        return not (self.streams or self.mixup or self.cutmix)
+
+    def distortion(self, num_classes: int) -> Distortion:
+        """What is done to the images besides crop and flip."""
+        return Distortion(num_classes, self.randaugment, self.resized_crop, self.mixup, self.cutmix)
+
+
+@dataclass
+class History:
+    """Named numbers, one each epoch: rows of `artifacts.HISTORY`."""
+
+    epoch: list[int] = field(default_factory=list)
+    name: list[str] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+
+    def add(self, epoch: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.epoch.append(epoch)
+            self.name.append(name)
+            self.value.append(value)
+
+    def rows(self) -> dict[str, list[Any]]:
+        return {"epoch": self.epoch, "name": self.name, "value": self.value}
+
+    def of(self, name: str) -> list[float]:
+        """The values of one name, by epoch."""
+        return [value for there, value in zip(self.name, self.value, strict=True) if there == name]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run keeps what it needs to go on after a kill, and how often it saves it.
+
+    Attributes:
+        path: Of the file, the same for whatever run writes the same results.
+        key: All that the run depends on; what another run left is not gone on with.
+        seconds: Between two saves.
+    """
+
+    path: Path
+    key: str
+    seconds: float
+
+
+class Fit:
+    """One training run: what it needs in every step, and what it must remember to be resumed."""
+
+    def __init__(
+        self,
+        method: Method,
+        part: ImagePart,
+        recipe: Recipe,
+        *,
+        seed: int,
+        validate: Callable[[], dict[str, float]],
+        answers: Answers | None = None,
+        resume: Resume | None = None,
+    ) -> None:
+        """Args:
+        method: With the student inside; it is trained in place, on the device it is on.
+        part: The training images.
+        seed: Of the order and the views of the images.
+        validate: Gives measures of the student, asked after every epoch.
+        answers: Gives what the teacher says of a batch; None: the method asks it by itself.
+        resume: None: nothing is saved.
+        """
+        self.method, self.part, self.recipe = method, part, recipe
+        self.validate, self.answers, self.resume = validate, answers, resume
+        self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.distortion = recipe.distortion(method.task.num_classes)
+        self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
+        self.optimizer = make_optimizer(method, recipe)
+        self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
+        self.history = History()
+        self.epoch, self.step = 0, 0
+        self.losses: list[Tensor] = []  # (terms,) of each step of this epoch
+        self.names: list[str] = []
+        self.seconds = 0.0
+        self._first_step = True
+        self._saved_at = time.monotonic()
+
+    def run(self) -> History:
+        """Train to the end of the recipe, from where an earlier run was cut off if there was one.
+
+        Raises:
+            KdstepsError: A loss is not finite.
+        """
+        if self.recipe.compile:
+            compile_student(self.method, self._trial)
+        self._load()
+        started, before = time.monotonic(), self.seconds
+        terminal = sys.stderr.isatty()
+        total = self.recipe.epochs
+        for _ in tqdm(
+            range(self.epoch, total),
+            "epochs",
+            initial=self.epoch,
+            total=total,
+            disable=not terminal,
+        ):
+            self._epoch(before - started)
+            self.seconds = before + time.monotonic() - started
+            if not terminal and self.epoch in _milestones(total):
+                log.info("epoch %d of %d: %s", self.epoch, total, self._summary())
+        return self.history
+
+    def forget(self) -> None:
+        """Remove what was saved to resume from; to be called once the results are written."""
+        if self.resume is not None:
+            self.resume.path.unlink(missing_ok=True)
+
+    def _epoch(self, offset: float) -> None:
+        self.method.train()
+        self._epoch_rng = self.generator.get_state()
+        batches = self.part.shuffled(
+            self.recipe.batch_size,
+            self.recipe.views,
+            self.generator,
+            distortion=self.distortion,
+            skip=self.step,
+        )
+        for drawn in batches:
+            self._step(drawn)
+            if self.step % CHECK_EVERY == 0:
+                self._check()
+            self._save_if_due(offset)
+        self._check()
+        self._close_epoch()
+
+    def _step(self, drawn: Drawn) -> None:
+        terms = self._terms(drawn)
+        total = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self._first_step:
+            keep_to_layout(self.optimizer)
+            self._first_step = False
+        self.optimizer.step()
+        self.schedule.step()
+        self.names = list(terms)
+        self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
+        self.step += 1
+
+    def _terms(self, drawn: Drawn) -> dict[str, Tensor]:
+        answers = self.answers(drawn) if self.answers is not None else {}
+        batch = Batch(
+            images=drawn.images,
+            labels=drawn.labels,
+            index=drawn.index,
+            view=drawn.view,
+            epoch=self.epoch,
+            teacher_logits=answers.pop(HEAD, None),
+            teacher_features=answers or None,
+            shares=drawn.targets if drawn.targets.ndim == 2 else None,
+        )
+        device = drawn.images.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            return self.method.terms(batch)
+
+    def _trial(self) -> None:
+        """Forward and backward for the first images, to see how long that takes."""
+        index = torch.arange(min(self.recipe.batch_size, len(self.part)))
+        drawn = self.part.take(index, self.recipe.views, torch.zeros_like(index))
+        torch.stack(list(self._terms(drawn).values())).sum().backward()
+
+    def _check(self) -> None:
+        """Refuse to go on with a loss that is not finite."""
+        if not self.losses:
+            return
+        losses = torch.stack(self.losses).cpu()  # (steps, terms)
+        wrong = (~losses.isfinite()).nonzero()
+        if len(wrong):
+            step, term = wrong[0].tolist()
+            raise KdstepsError(
+                f"the loss {self.names[term]!r} became {losses[step, term].item()} in epoch "
+                f"{self.epoch + 1}, step {step + 1}; a lower learning_rate or weight may help"
+            )
+
+    def _close_epoch(self) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        means = torch.stack(self.losses).double().mean(dim=0).tolist()
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+        losses = dict(zip(self.names, means, strict=True))
+        values = losses | {"total": sum(means), "learning_rate": rate}
+        self.history.add(self.epoch, values | self.validate())
+
+    def _summary(self) -> str:
+        last = [
+            row for row in zip(*self.history.rows().values(), strict=True) if row[0] == self.epoch
+        ]
+        return ", ".join(f"{name} {value:.4g}" for _, name, value in last)
+
+    def _save_if_due(self, offset: float) -> None:
+        """Args:
+        offset: Seconds of earlier runs of this one, less the time when this one began.
+        """
+        if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
+            return
+        self._check()
+        save_state(self.resume.path, self._state(offset + time.monotonic()))
+        self._saved_at = time.monotonic()
+
+    def _state(self, seconds: float) -> dict[str, Any]:
+        assert self.resume is not None
+        return {
+            "key": self.resume.key,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "epoch_rng": self._epoch_rng,
+            "history": self.history.rows(),
+            "losses": torch.stack(self.losses),
+            "names": self.names,
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": seconds,
+        }
+
+    def _load(self) -> None:
+        """Take over what an earlier run saved; a state of other settings or code is left alone."""
+        state = load_state(self.resume.path) if self.resume is not None else None
+        if self.resume is None or state is None:
+            return
+        if state["key"] != self.resume.key:
+            log.info("what an earlier run left was made otherwise: this one starts afresh")
+            return
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        if state["device_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["device_rng"])
+        self.generator.set_state(state["epoch_rng"])
+        self.history = History(**state["history"])
+        self.losses = list(state["losses"].to(self.part.device).unbind())
+        self.names = state["names"]
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        log.info("goes on in epoch %d, after step %d", self.epoch + 1, self.step)
+
+
+def _milestones(epochs: int) -> set[int]:
+    """About ten epochs, evenly spaced, that are worth a line in a log."""
+    return {round(epochs * tenth / 10) for tenth in range(1, 11)} | {1}

@@ -1,0 +1,141 @@
+"""Augmentation beyond views, and parts that stream: the same protocol, the same batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kdsteps.data.augmentation import Distortion
+from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.streaming import StreamedPart
+
+MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
+PIXELS = [Distortion(randaugment=9), Distortion(resized_crop=0.3)]
+
+
+def noise(count: int, side: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def resident(count: int = 12) -> ImagePart:
+    return ImagePart(noise(count), torch.arange(count) % 4, MEAN, STD)
+
+
+def streamed(tmp_path, count: int = 12, workers: int = 0) -> StreamedPart:
+    """The same images, at every second row of a store on the disk."""
+    store = np.zeros((2 * count, 3, 8, 8), np.uint8)
+    store[::2] = noise(count).numpy()
+    np.save(tmp_path / "images.npy", store)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    rows = np.arange(0, 2 * count, 2)
+    return StreamedPart(mapped, rows, torch.arange(count) % 4, MEAN, STD, workers=workers)
+
+
+def epoch(part: ImagePart, distortion: Distortion, seed: int = 0, skip: int = 0) -> list:
+    generator = torch.Generator().manual_seed(seed)
+    views = Views(1, True)
+    return list(part.shuffled(4, views, generator, distortion=distortion, skip=skip))
+
+
+def same(ours: list, theirs: list) -> bool:
+    return len(ours) == len(theirs) and all(
+        torch.equal(one.images, other.images)
+        and torch.equal(one.targets, other.targets)
+        and torch.equal(one.index, other.index)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "distortion", [Distortion(), *PIXELS, Distortion(num_classes=4, mixup=1.0)]
+)
+def test_a_streamed_part_gives_the_batches_of_a_resident_one(tmp_path, distortion):
+    assert same(epoch(streamed(tmp_path), distortion), epoch(resident(), distortion))
+
+
+def test_worker_processes_change_nothing(tmp_path):
+    distortion = Distortion(randaugment=9)
+    assert same(epoch(streamed(tmp_path, workers=2), distortion), epoch(resident(), distortion))
+
+
+def test_a_streamed_part_gives_its_images_in_order_and_by_index(tmp_path):
+    part, whole = streamed(tmp_path), resident()
+    assert same(list(part.in_order(5)), list(whole.in_order(5)))
+    index, view = torch.tensor([3, 1]), torch.tensor([2, 17])
+    assert same([part.take(index, Views(1, True), view)], [whole.take(index, Views(1, True), view)])
+    assert part.image_shape == whole.image_shape
+    assert len(part) == len(whole)
+
+
+def test_streaming_leaves_the_global_random_state_alone(tmp_path):
+    before = torch.get_rng_state()
+    epoch(streamed(tmp_path), Distortion(randaugment=9, resized_crop=0.5))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("distortion", PIXELS)
+def test_distorted_batches_hang_on_the_seed_and_nothing_else(distortion):
+    first = epoch(resident(), distortion)
+    torch.manual_seed(1234)
+    assert same(first, epoch(resident(), distortion))
+    assert not same(first, epoch(resident(), distortion, seed=1))
+    assert same(first[1:], epoch(resident(), distortion, skip=1))
+
+
+@pytest.mark.parametrize("distortion", PIXELS)
+def test_distorting_changes_pixels_and_neither_shape_nor_type(distortion):
+    images = noise(6)
+    changed = distortion.pixels(images, torch.arange(6), seed=3)
+    assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+    assert not torch.equal(changed, images)
+
+
+def test_grey_images_can_be_distorted():
+    grey = noise(4)[:, :1]
+    changed = Distortion(randaugment=9, resized_crop=0.5).pixels(grey, torch.arange(4), seed=0)
+    assert changed.shape == grey.shape
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_targets_say_how_much_of_each_image_is_seen(kind):
+    """Four images of one colour each: the mean of a mixed one tells what it was made of."""
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 16, 16)
+    mixed, targets = Distortion(num_classes=4, **{kind: 1.0}).mixed(images, torch.arange(4), seed=5)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(4))
+    assert (targets < 1).any()
+    assert torch.allclose(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(4.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_label_stays_what_its_image_mostly_shows(seed):
+    distortion = Distortion(num_classes=3, mixup=0.5, cutmix=1.0)
+    labels = torch.tensor([0, 1, 2, 1])
+    _, targets = distortion.mixed(torch.rand(4, 1, 8, 8), labels, seed)
+    assert torch.equal(targets.argmax(dim=1), labels)
+
+
+def test_mixup_and_cutmix_take_turns():
+    distortion = Distortion(num_classes=2, mixup=1.0, cutmix=1.0)
+    images = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 1, 8, 8)
+    mixed = [distortion.mixed(images, torch.arange(2), seed)[0] for seed in range(40)]
+    patched = [set(batch.unique().tolist()) <= {0.0, 1.0} for batch in mixed]
+    assert 8 < sum(patched) < 32
+
+
+def test_without_mixing_the_targets_are_the_labels():
+    batch = next(resident().in_order(12))
+    assert torch.equal(batch.targets, batch.labels)
+
+
+def test_only_what_is_switched_on_counts_as_active():
+    assert not Distortion(num_classes=10).active
+    assert Distortion(randaugment=1).active
+    assert Distortion(num_classes=10, cutmix=0.5).active
+    assert not Distortion(num_classes=10, cutmix=0.5).changes_pixels
+
+
+def test_mixing_without_the_number_of_classes_is_refused():
+    with pytest.raises(ValueError, match="num_classes"):
+        Distortion(mixup=0.2)

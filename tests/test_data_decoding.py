@@ -1,0 +1,196 @@
+"""Every kind of image file becomes the pixels one expects, or a reason why it cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _pictures import as_bytes, colour
+from PIL import Image
+
+from kdsteps.data.decoding import EncodedImages, Form, all_grey, decode
+from kdsteps.data.source import Broken, Picture
+
+RGB, GREY = Form(channels=3), Form(channels=1)
+
+
+def pixels(content, form: Form = RGB) -> np.ndarray:
+    picture = decode(content, form)
+    assert isinstance(picture, Picture), picture
+    return picture.pixels
+
+
+def reason(content, form: Form = RGB) -> str:
+    picture = decode(content, form)
+    assert isinstance(picture, Broken)
+    return picture.reason
+
+
+def grey(values) -> Image.Image:
+    return Image.fromarray(np.asarray(values))
+
+
+def test_rgb_keeps_its_values_channels_first():
+    image = colour(1, 5, 4)
+    found = pixels(as_bytes(image))
+    assert found.shape == (3, 5, 4)
+    assert np.array_equal(found, np.asarray(image).transpose(2, 0, 1))
+
+
+def test_a_file_is_read_by_its_path(tmp_path):
+    colour(1).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(as_bytes(colour(1))))
+
+
+def test_grey_becomes_three_equal_channels_where_colour_is_asked_for():
+    found = pixels(as_bytes(grey(np.arange(12, dtype=np.uint8).reshape(3, 4))))
+    assert found.shape == (3, 3, 4)
+    assert (found == np.arange(12).reshape(3, 4)).all()
+
+
+def test_colour_becomes_grey_by_its_luma():
+    red = Image.new("RGB", (2, 2), (200, 0, 0))
+    assert pixels(as_bytes(red), GREY).tolist() == [[[60, 60], [60, 60]]]  # 0.299 x 200
+
+
+def test_transparent_parts_become_white():
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
+    image.putpixel((1, 0), (10, 20, 30, 0))
+    assert pixels(as_bytes(image))[:, 0].tolist() == [[10, 255], [20, 255], [30, 255]]
+
+
+def test_a_transparent_palette_colour_becomes_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    found = pixels(as_bytes(image, transparency=1))
+    assert found[:, 0].tolist() == [[10, 255], [20, 255], [30, 255]]
+
+
+def test_a_palette_gives_its_colours():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    assert pixels(as_bytes(image))[:, 0].tolist() == [[10, 40], [20, 50], [30, 60]]
+
+
+def test_16_bits_become_8():
+    found = pixels(as_bytes(grey(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))), GREY)
+    assert found.tolist() == [[[0, 1, 128, 255]]]
+
+
+def test_floats_from_0_to_1_are_spread():
+    found = pixels(as_bytes(grey(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "TIFF"), GREY)
+    assert found.tolist() == [[[0, 51, 255]]]
+
+
+def test_black_and_white_are_0_and_255():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    assert pixels(as_bytes(image), GREY).tolist() == [[[0, 255]]]
+
+
+def test_cmyk_becomes_rgb():
+    found = pixels(as_bytes(Image.new("CMYK", (8, 8)), "JPEG"))
+    assert found.shape == (3, 8, 8)
+    assert found.min() > 250  # no ink
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_photo_that_was_turned_is_turned_back(orientation):
+    upright = Image.new("L", (6, 4), 0)
+    upright.paste(255, (0, 0, 3, 2))  # the upper left corner
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(undo[orientation])
+    picture = decode(as_bytes(stored, exif=exif.tobytes()), GREY)
+    assert isinstance(picture, Picture)
+    assert picture.size == (4, 6)
+    assert np.array_equal(picture.pixels[0], np.asarray(upright))
+
+
+def test_the_first_picture_of_an_animation_counts():
+    frames = [Image.new("L", (4, 4), value) for value in (7, 200)]
+    content = as_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (pixels(content, GREY) == 7).all()
+
+
+def test_resize_sets_the_shorter_side_and_crop_keeps_the_middle():
+    wide = np.zeros((10, 30), dtype=np.uint8)
+    wide[:, 10:20] = 200
+    form = Form(channels=1, resize=20, crop=20)
+    found = pixels(as_bytes(grey(wide)), form)
+    assert found.shape == (1, 20, 20)
+    assert (found[0, :, 1:-1] == 200).all()  # its borders are blurred by resizing
+
+
+def test_resize_without_crop_keeps_the_shape():
+    assert pixels(as_bytes(colour(1, 10, 30)), Form(3, resize=5)).shape == (3, 5, 15)
+
+
+@pytest.mark.parametrize(("height", "width"), [(400, 600), (603, 401)])
+def test_a_large_jpeg_is_resized_to_the_size_asked_for(height, width):
+    found = pixels(as_bytes(colour(1, height, width), "JPEG"), Form(3, resize=32, crop=32))
+    assert found.shape == (3, 32, 32)
+
+
+def test_a_resized_jpeg_looks_as_one_that_was_decoded_whole():
+    ramp = np.linspace(0, 255, 640).astype(np.uint8)
+    content = as_bytes(grey(np.tile(ramp, (480, 1))), "JPEG", quality=95)
+    found = pixels(content, Form(1, resize=48))[0].astype(int)
+    expected = np.asarray(grey(np.tile(ramp, (480, 1))).resize((64, 48))).astype(int)
+    assert abs(found - expected).max() <= 4
+
+
+def test_the_size_before_resizing_is_told():
+    picture = decode(as_bytes(colour(1, 100, 60), "JPEG"), Form(3, resize=10))
+    assert isinstance(picture, Picture)
+    assert picture.size == (100, 60)
+
+
+def test_what_cannot_be_read_has_a_reason(tmp_path):
+    whole = as_bytes(colour(1, 40, 40))
+    assert "truncated" in reason(whole[: len(whole) // 2])
+    assert reason(b"not an image") == "is no image of a known kind"
+    assert reason(b"") == "is no image of a known kind"
+    assert reason(None) == "has no image"
+    assert reason(tmp_path / "gone.png") == "is not there"
+    damaged = bytearray(whole)
+    damaged[60:90] = bytes(30)
+    assert reason(bytes(damaged))
+
+
+def test_pixels_that_are_no_numbers_or_out_of_range_have_a_reason():
+    nan = grey(np.array([[0.5, np.nan]], dtype=np.float32))
+    assert "NaN" in reason(as_bytes(nan, "TIFF"), GREY)
+    large = grey(np.array([[0.5, 3.0]], dtype=np.float32))
+    assert "from 0.5 to 3.0" in reason(as_bytes(large, "TIFF"), GREY)
+
+
+def test_an_image_smaller_than_the_crop_has_a_reason():
+    assert "is 6 x 6, too small for crop 8" in reason(as_bytes(colour(1)), Form(3, crop=8))
+
+
+def test_images_are_grey_only_if_all_are():
+    grey_ones = [as_bytes(Image.new(mode, (2, 2))) for mode in ("L", "1", "LA", "I;16")]
+    assert all_grey(grey_ones)
+    assert all_grey([*grey_ones, b"broken", None])
+    assert not all_grey([*grey_ones, as_bytes(colour(1))])
+
+
+def test_threads_change_neither_order_nor_pixels():
+    contents = [as_bytes(colour(seed)) for seed in range(50)]
+    images = EncodedImages(lambda: contents, len(contents), RGB)
+    one, four = (list(images.pictures(threads)) for threads in (1, 4))
+    assert len(images) == len(one) == len(four) == 50
+    for seed, (ours, theirs) in enumerate(zip(one, four, strict=True)):
+        assert np.array_equal(ours.pixels, theirs.pixels)
+        assert np.array_equal(ours.pixels, np.asarray(colour(seed)).transpose(2, 0, 1))
