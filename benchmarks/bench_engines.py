@@ -20,7 +20,7 @@ import yaml
 from _timing import ROOT, Row, table
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Study, load_study, parse_study
+from kdsteps.study.study import Study, load_study, parse_study
 
 _TURNS = 3
 _PARTS = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore", "kdsteps")

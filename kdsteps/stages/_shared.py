@@ -23,9 +23,11 @@ from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import JobSettings
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.cost import multiply_adds
+from kdsteps.study.settings import Model
 from kdsteps.training.device import keep_busy
 from kdsteps.training.loop import Fit, Resume
 
@@ -34,21 +36,22 @@ log = logging.getLogger("kdsteps")
 Entry = Mapping[str, Any]
 
 
-def prepared(job: Job, device: torch.device) -> Prepared:
+def prepared(job: Job[Any], device: torch.device) -> Prepared:
     """The dataset a job reads, on its device."""
     images, index, summary = (job.inputs[name] for name in ("images", "index", "summary"))
     return load_prepared(images, index, summary, device)
 
 
-def fresh_model(entry: Entry, data: Prepared) -> Chain:
-    """The network of an entry {family, options}, made for the images of a dataset."""
+def fresh_model(entry: Model, data: Prepared) -> Chain:
+    """The network of a model's settings, made for the images of a data set."""
     channels, size, _ = data.image_shape
+    options: dict[str, Any] = dict(entry.options)
     return build_model(
-        entry["family"],
+        entry.family,
         num_classes=len(data.class_names),
         in_channels=channels,
         image_size=size,
-        **entry["options"],
+        **options,
     )
 
 
@@ -66,8 +69,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
             f"{found[0]} classes of {found[1]}; train it on these data"
         )
-    entry = header["model"]
-    chain = fresh_model(dict(entry) | {"options": architecture(entry["options"])}, data)
+    family, options = header["model"]["family"], header["model"]["options"]
+    chain = fresh_model(Model(family=family, options=architecture(options)), data)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
 
@@ -90,17 +93,17 @@ RESUME = Path(".kdsteps/resume")  # one file for each run that was cut off
 
 
 def save_model(
-    path: Path, network: nn.Module, entry: Entry, data: Prepared, settings: Entry
+    path: Path, network: nn.Module, entry: Model, data: Prepared, settings: JobSettings
 ) -> None:
     """The deployed weights, with all that is needed to build the network again."""
     header = {
-        "model": dict(entry),
+        "model": entry.model_dump(),
         "num_classes": len(data.class_names),
         "class_names": list(data.class_names),
         "image_shape": list(data.image_shape),
         "mean": data.mean.tolist(),
         "std": data.std.tolist(),
-        "settings": dict(settings),
+        "settings": settings.as_json(),
     }
     write_checkpoint(path, network.state_dict(), header)
 
@@ -119,19 +122,17 @@ def validator(
     return validate
 
 
-def resume_file(job: Job, *modules: str) -> Resume:
+def resume_file(job: Job[Any], *modules: str) -> Resume:
     """Where a run saves its progress: by the file it will write, with all that this depends on.
 
     Args:
         modules: Of the code that the job rests on.
     """
-    key = hashlib.sha256(
-        repr([sorted(job.settings.items()), code_identity.digest(modules)]).encode()
-    )
+    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(modules)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
-    target = job.outputs["model"]
+    target = job.target
     place = hashlib.sha256(str(target).encode()).hexdigest()[:8]
     path = RESUME / f"{'-'.join(target.parts[-5:-1])[-100:]}-{place}.pt"
     for torn in RESUME.glob(f".{path.name}.*.part"):  # of a run that was killed while it saved
@@ -139,8 +140,9 @@ def resume_file(job: Job, *modules: str) -> Resume:
     return Resume(path, key.hexdigest(), job.checkpoint_seconds)
 
 
-def write_history(path: Path, fit: Fit, settings: Entry, device: torch.device) -> None:
-    write_table(path, fit.history.rows(), HISTORY, settings, provenance(device, fit.seconds))
+def write_history(path: Path, fit: Fit, settings: JobSettings, device: torch.device) -> None:
+    origin = provenance(device, fit.seconds)
+    write_table(path, fit.history.rows(), HISTORY, settings.as_json(), origin)
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,22 @@ from kdsteps.files.tables import read_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
+from kdsteps.study import registry
+from kdsteps.study.settings import ViewSettings
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
 FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
-_RECIPE = ("crop_padding", "flip", "precision", "batch_size")
 _CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
 
 
 def ask(
-    job: Job,
+    job: Job[Any],
     model: str,
     teacher: Chain,
     data: Prepared,
     part: ImagePart,
-    recipe: Mapping[str, Any],
+    settings: ViewSettings,
     *,
     layers: Sequence[str] = (),
     passes: int,
@@ -40,19 +41,23 @@ def ask(
     Args:
         model: The input that holds the teacher's checkpoint.
         teacher: Frozen.
-        recipe: With `crop_padding`, `flip`, `precision` and `batch_size`.
+        settings: How the images are shown to the teacher.
         layers: Whose outputs are asked for; none: the logits.
         passes: Over the training images that would use the file.
     """
-    views = Views(recipe["crop_padding"], recipe["flip"])
-    live = Live(teacher, recipe["batch_size"], layers=layers, precision=recipe["precision"])
+    views = Views(settings.crop_padding, settings.flip)
+    live = Live(teacher, settings.batch_size, layers=layers, precision=settings.precision)
     terms = Terms(job.keep, passes, job.budget_mib)
-    path = FOLDER / f"{answers_key(job, model, data, recipe, layers)}.npy"
+    path = FOLDER / f"{answers_key(job, model, data, settings, layers)}.npy"
     return answers(path, live, part, views, terms)
 
 
 def answers_key(
-    job: Job, model: str, data: Prepared, recipe: Mapping[str, Any], layers: Sequence[str] = ()
+    job: Job[Any],
+    model: str,
+    data: Prepared,
+    settings: ViewSettings,
+    layers: Sequence[str] = (),
 ) -> str:
     """All that a teacher's answers depend on, as one name."""
     checkpoint = Path(job.inputs[model])
@@ -62,8 +67,8 @@ def answers_key(
         "teacher": blake2b(checkpoint.read_bytes(), digest_size=20).hexdigest(),
         "images": [hashes[row] for row in data.rows("train")],
         "scaling": [data.mean.tolist(), data.std.tolist()],
-        "views": {key: recipe[key] for key in _RECIPE},
+        "views": settings.model_dump(),
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, f"kdsteps.models.families.{family}")),
+        "code": code_identity.digest((*_CODE, registry.module("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -16,6 +16,7 @@ from kdsteps.files.columns import SCORES
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import ScoreSettings
 from kdsteps.scores.quality import score_layer
 from kdsteps.scores.selection import choose_layers
 from kdsteps.teachers.features import FeatureFile
@@ -23,16 +24,16 @@ from kdsteps.teachers.features import FeatureFile
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[ScoreSettings]) -> None:
     """Score layer by layer, each read once."""
     import torch
 
     torch.set_num_threads(job.threads)
-    settings = job.settings["score"]
+    settings = job.settings.score
     features = FeatureFile(job.inputs["features"])
-    if settings["num_layers"] > len(features.places):
+    if settings.num_layers > len(features.places):
         raise KdstepsError(
-            f"score.num_layers is {settings['num_layers']}, and the teacher has "
+            f"score.num_layers is {settings.num_layers}, and the teacher has "
             f"{len(features.places)} layers; it should be {len(features.places)} or fewer"
         )
     labels = features.labels()
@@ -42,13 +43,13 @@ def run(job: Job) -> None:
             features.chunks(layer),
             labels,
             train_size=train_size,
-            variant=settings["variant"],
+            variant=settings.variant,
             where=f"{job.inputs['features']}: layer {layer}",
         )
         for layer in features.places
     }
-    ranked = choose_layers(scores, by=settings["select"], count=len(scores))
-    chosen = {choice.layer for choice in ranked if choice.rank <= settings["num_layers"]}
+    ranked = choose_layers(scores, by=settings.select, count=len(scores))
+    chosen = {choice.layer for choice in ranked if choice.rank <= settings.num_layers}
     for choice in ranked:
         if choice.layer in chosen:
             log.info("%s: %s", choice.layer, choice.reason)
@@ -63,7 +64,7 @@ def run(job: Job) -> None:
         "chosen": [choice.layer in chosen for choice in ranked],
         "reason": [choice.reason for choice in ranked],
     }
-    write_table(job.outputs["scores"], rows, SCORES, job.settings)
+    write_table(job.outputs["scores"], rows, SCORES, job.settings.as_json())
 
 
 VALUES = (

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import TrainSettings
 from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models.memory_format import batch_format
@@ -26,38 +27,35 @@ from kdsteps.stages._shared import (
     validator,
     write_history,
 )
+from kdsteps.study import registry
 from kdsteps.training.device import choose_device
-from kdsteps.training.loop import Fit, Recipe
+from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[TrainSettings]) -> None:
     """Train a network by cross-entropy and keep its last epoch."""
-    settings = dict(job.settings["train"])
-    seed = settings.pop("seed")
+    entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
-    torch.manual_seed(seed)
-    network = fresh_model(job.settings["model"], data).to(device)
+    torch.manual_seed(recipe.seed)
+    network = fresh_model(entry, data).to(device)
     data = replace(data, memory_format=batch_format(network))
-    recipe = Recipe(**settings)
     share_cores(network, data, recipe.batch_size)
-    part = data.part("train", stream=recipe.streams)
+    part = data.part("train", stream=recipe.per_image)
     task = Task(data.image_shape, len(data.class_names), part.labels)
     fit = Fit(
         Labels(None, network, task),
         part,
         recipe,
-        seed=seed,
+        seed=recipe.seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(
-            job, __name__, f"kdsteps.models.families.{job.settings['model']['family']}"
-        ),
+        resume=resume_file(job, __name__, registry.module("models", entry.family)),
     )
     fit.run()
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
-    save_model(job.outputs["model"], network.plain(), job.settings["model"], data, job.settings)
+    save_model(job.outputs["model"], network.plain(), entry, data, job.settings)
     write_history(job.outputs["history"], fit, job.settings, device)
     fit.forget()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import Answers
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
@@ -33,47 +34,9 @@ log = logging.getLogger("kdsteps")
 CHECK_EVERY = 200  # steps between two looks at whether the losses are finite
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained; the fields are those of the section `distil` of params.yaml."""
-
-    epochs: int
-    batch_size: int
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: Literal["constant", "cosine", "onecycle", "steps"]
-    warmup: float
-    milestones: tuple[int, ...]
-    decay: float
-    crop_padding: int
-    flip: bool
-    randaugment: int
-    resized_crop: float
-    mixup: float
-    cutmix: float
-    precision: Literal["float32", "bfloat16"]
-    compile: bool
-
-    @property
-    def views(self) -> Views:
-        return Views(self.crop_padding, self.flip)
-
-    @property
-    def streams(self) -> bool:
-        """Whether images are worked on one by one, which several processes do faster."""
-        return bool(self.randaugment or self.resized_crop)
-
-    @property
-    def views_alone(self) -> bool:
-        """Whether crop and flip are all that is done to images, so that answers can be kept."""
-        return not (self.streams or self.mixup or self.cutmix)
-
-    def distortion(self, num_classes: int) -> Distortion:
-        """What is done to the images besides crop and flip."""
-        return Distortion(num_classes, self.randaugment, self.resized_crop, self.mixup, self.cutmix)
+def views_of(recipe: Training) -> Views:
+    """The numbered views of an image that a recipe's crops and flips make."""
+    return Views(recipe.crop_padding, recipe.flip)
 
 
 @dataclass
@@ -120,7 +83,7 @@ class Fit:
         self,
         method: Method,
         part: ImagePart,
-        recipe: Recipe,
+        recipe: Training,
         *,
         seed: int,
         validate: Callable[[], dict[str, float]],
@@ -139,7 +102,11 @@ class Fit:
         self.validate, self.answers, self.resume = validate, answers, resume
         self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
-        self.distortion = recipe.distortion(method.task.num_classes)
+        self.views = views_of(recipe)
+        self.distortion = Distortion(
+            *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
+            *(recipe.mixup, recipe.cutmix),
+        )
         self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
@@ -186,7 +153,7 @@ class Fit:
         self._epoch_rng = self.generator.get_state()
         batches = self.part.shuffled(
             self.recipe.batch_size,
-            self.recipe.views,
+            self.views,
             self.generator,
             distortion=self.distortion,
             skip=self.step,
@@ -232,7 +199,7 @@ class Fit:
     def _trial(self) -> None:
         """Forward and backward for the first images, to see how long that takes."""
         index = torch.arange(min(self.recipe.batch_size, len(self.part)))
-        drawn = self.part.take(index, self.recipe.views, torch.zeros_like(index))
+        drawn = self.part.take(index, self.views, torch.zeros_like(index))
         torch.stack(list(self._terms(drawn).values())).sum().backward()
 
     def _check(self) -> None:

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-
-class Rates(Protocol):
-    """What of a recipe an optimizer and its learning rate depend on."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def nesterov(self) -> bool: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup(self) -> float: ...
-    @property
-    def milestones(self) -> Sequence[int]: ...
-    @property
-    def decay(self) -> float: ...
+from kdsteps.study.settings import Training
 
 
-def make_optimizer(method: nn.Module, recipe: Rates) -> torch.optim.Optimizer:
+def make_optimizer(method: nn.Module, recipe: Training) -> torch.optim.Optimizer:
     """Over everything the method trains: the student and the method's own parts.
 
     On a GPU all weights are stepped in one kernel. On a CPU that would save a thousandth of a step.
@@ -66,7 +42,7 @@ def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Rates, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, recipe: Training, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
     """The learning rate over all steps: a linear warm-up, then the recipe's schedule."""
     steps = recipe.epochs * steps_per_epoch
@@ -83,7 +59,7 @@ def make_schedule(
     if recipe.schedule == "cosine":
         after = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warm))
     elif recipe.schedule == "steps":
-        milestones = [epoch * steps_per_epoch - warm for epoch in recipe.milestones]
+        milestones = [round(epoch * steps_per_epoch) - warm for epoch in recipe.milestone_epochs()]
         after = lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.decay)
     else:
         after = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
