@@ -1,9 +1,10 @@
-"""Train one teacher on one dataset, with labels alone; with 0 epochs, take it as it is.
+"""Train one teacher on one data set with labels only; with 0 epochs, use it as is.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
-        history    history.parquet: every loss and validation measure of every epoch; of none, the
-                   validation measures alone, as epoch 0
+        history    history.parquet: every loss term and validation metric of every epoch; with 0
+                   epochs, the validation metrics only, as epoch 0
+        digest     digest.json: digests of the other files
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[TrainSettings]) -> None:
-    """Train a network by cross-entropy and keep its last epoch."""
+    """Train a network by cross-entropy and save its last epoch."""
     entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
