@@ -136,6 +136,7 @@ class Train(Training):
 
     epochs: NonNegativeInt = 240  # 0: used as is, from its `checkpoint` or `pretrained`
     seed: Seed = 0
+    teacher_check: Literal["stop", "warn"] = "stop"  # if the trained teacher is not good enough
 
 
 class Distil(Training):
@@ -220,6 +221,7 @@ class ModelEntry(BaseModel):
 
     family: str
     checkpoint: str | None = None
+    expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
 
 
