@@ -64,7 +64,7 @@ class Forecast:
     def __str__(self) -> str:
         return (
             f"{self.num_images} images x {self.num_views} views, {_size(self.size_mib)}, "
-            f"{_duration(self.seconds)} to write, the time of {self.num_views} passes of the teacher"
+            f"{_duration(self.seconds)} to write, the time of {self.num_views} teacher passes"
         )
 
 
