@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ def verify(study: Study, stage: str) -> int:
 
 
 def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file says what it was made with; raise a sentence if that is something else."""
+    """Whether a file carries settings; raise a sentence if they are not the wanted ones."""
     if not path.is_file():
-        raise KdstepsError(f"{path}: is not there; run snakemake first")
+        raise KdstepsError(f"{path}: not found; run snakemake first")
     reader = _READERS.get(path.suffix)
     found = reader(path) if reader else None
     if not found or found == wanted:
@@ -48,7 +48,7 @@ def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Path], Any]] = {
     ".json": lambda path: read_json(path).get("settings"),
     ".parquet": lambda path: table_metadata(path)["settings"],
     ".safetensors": lambda path: read_checkpoint_header(path)["settings"],

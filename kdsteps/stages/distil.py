@@ -94,7 +94,8 @@ def _method(
     settings = job.settings
     batch_size = settings.distil.batch_size
     task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
-    return method_class(settings.method)(teacher, student, task, **settings.options)
+    method: Method = method_class(settings.method)(teacher, student, task, **settings.options)
+    return method
 
 
 def _answers(

@@ -193,9 +193,10 @@ def _check_sums(path: Path, rows: np.ndarray, described: Mapping[str, Any]) -> N
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, "is not a complete array file") from error
+    return mapped
 
 
 def _damaged(path: Path, what: str) -> KdstepsError:
