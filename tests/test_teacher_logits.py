@@ -39,8 +39,9 @@ from kdsteps.stages.train import run as run_train
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Forecast, Terms, answers, decide, forecast, write_answers
 from kdsteps.teachers.logits import Kept, Live, description_path
+from kdsteps.training.loop import views_of
 
-VIEWS = RECIPE.views
+VIEWS = views_of(RECIPE)
 COUNT = VIEWS.count  # 18
 BATCH = RECIPE.batch_size  # 8
 ALWAYS, AUTO, NEVER = Terms("always", 0, 99), Terms("auto", COUNT + 1, 99), Terms("never", 99, 99)

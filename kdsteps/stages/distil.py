@@ -7,6 +7,7 @@ reads   data       images.npy, index.parquet, summary.json of the stage prepare
                    that the teacher's answers were kept, where that pays
 writes  model      student.safetensors: what is deployed, after the last epoch
         history    history.parquet: every named loss and validation measure of every epoch
+        digest     digest.json: the digests of the other files
 """
 
 from __future__ import annotations

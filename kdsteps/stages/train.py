@@ -4,6 +4,7 @@ reads   data       images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
         history    history.parquet: every loss and validation measure of every epoch; of none, the
                    validation measures alone, as epoch 0
+        digest     digest.json: the digests of the other files
 """
 
 from __future__ import annotations
