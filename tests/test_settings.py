@@ -156,6 +156,7 @@ def test_what_is_missing_or_has_no_such_name_is_said_with_the_remedy(sections, p
 
 
 NESTEROV = {"nesterov": True, "momentum": 0}
+STILL = {"distil": {"momentum": 0}}
 LATE = {"schedule": "steps", "epochs": 10, "milestones": [5, 10]}
 
 
