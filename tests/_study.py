@@ -50,9 +50,8 @@ _ENVIRONMENT = {
 
 def clean_environment() -> dict[str, str]:
     """The environment of a user with the tools at hand and nothing set for kdsteps."""
-    own = {
-        k: v for k, v in os.environ.items() if not k.startswith(("KDSTEPS_", "SNAKEMAKE_", "GIT_"))
-    }
+    foreign = ("KDSTEPS_", "SNAKEMAKE_", "GIT_", "PYTHONPATH")
+    own = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return own | _ENVIRONMENT
 
 
