@@ -86,6 +86,8 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(sections, place, me
         ({"report": {"confidence": 1}}, "report.confidence", "1", "below 1"),
         ({"methods": {"loca": {"alpha": 0}}}, "methods.loca.alpha", "0", "above 0"),
         ({"report": {"title": 3}}, "report.title", "3", "text"),
+        ({"report": {"title": "x" * 201}}, "report.title", shown("x" * 201), "at most 200"),
+        ({"distil": {"batch_size": 10**7}}, "distil.batch_size", "10000000", "at most 1000000"),
         ({"train": {"schedule": "cosin"}}, "train.schedule", "'cosin'", "'cosine'"),
         (digits(kind="digits", size=7), "datasets.digits.size", "7", "8, 16 or 32"),
         (big(depth="8"), "models.big.depth", "'8'", "a whole number"),
@@ -147,6 +149,7 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         (big(family="cifar_resnt"), "models.big.family: there is no model family", "'cifar_resnet"),
         (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "give it a checkpoint"),
         ({"seeds": [0, 0]}, "seeds: 0 appears twice", "delete one"),
+        ({"report": {"title": "a\x1b"}}, "report.title has the control character", "delete it"),
     ],
 )
 def test_what_is_missing_or_has_no_such_name_is_said_with_the_remedy(sections, place, remedy):

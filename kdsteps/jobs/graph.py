@@ -13,6 +13,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.settings import (
     BuildSettings,
+    CheckSettings,
     DistilSettings,
     EvaluateSettings,
     FeatureSettings,
@@ -43,6 +44,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "history": "results/train/{dataset}/{teacher}/history.parquet",
         "digest": "results/train/{dataset}/{teacher}/digest.json",
     },
+    "train_check": {"check": "results/train/{dataset}/{teacher}/check.json"},
     "cache": {
         "features": "results/cache/{dataset}/{teacher}/features.parquet",
         "digest": "results/cache/{dataset}/{teacher}/digest.json",
@@ -86,6 +88,7 @@ watches the digest beside it instead of reading the large file for every job.
 _REPORTED = {
     "summaries": ("prepare", "summary"),
     "teacher_histories": ("train", "history"),
+    "teacher_checks": ("train_check", "check"),
     "teacher_measures": ("evaluate_teacher", "measures"),
     "teacher_predictions": ("evaluate_teacher", "predictions"),
     "scores": ("score", "scores"),
@@ -119,11 +122,14 @@ class JobNode:
 
     @property
     def covered(self) -> frozenset[str]:
-        """Inputs whose digests are in another input, or that change together with another one."""
+        """Inputs that Snakemake need not compare: another input has their digest, or changes with
+        them; a teacher's check only has to be there."""
         if self.rule == "report":
             return frozenset({"predictions", "teacher_predictions"})
         digests = {name.removesuffix("_digest") for name in self.inputs if name.endswith("_digest")}
-        return frozenset(digests | ({"index", "summary"} if "images" in digests else set()))
+        if "images" in digests:
+            digests |= {"index", "summary"}
+        return frozenset(digests | {"check"})
 
 
 def stage_of(rule: str) -> str:
@@ -257,13 +263,20 @@ class _Graph:
         training, evaluate = study.trainings[teacher], _evaluate(study)
         settings = TrainSettings.model_construct(model=study.models[teacher], train=training)
         self._add("train", names, _data(dataset), settings, _saving(training))
+        check = CheckSettings.model_construct(
+            on_failure=training.teacher_check,
+            expected_accuracy=study.params.models[teacher].expected_accuracy,
+            batch_size=study.params.evaluate.batch_size,
+        )
+        self._add("train_check", names, _data(dataset) | _teacher(names), check)
         self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)
 
     def _add_scores(self, dataset: str, teacher: str) -> None:
         params, names = self.study.params, {"dataset": dataset, "teacher": teacher}
         sample = FeatureSample.model_construct(images=params.cache.images, seed=params.cache.seed)
         cached = FeatureSettings.model_construct(cache=sample)
-        self._add("cache", names, _data(dataset) | _teacher(names), cached, self._budget)
+        read = _data(dataset) | _teacher(names) | outputs("train_check", names)
+        self._add("cache", names, read, cached, self._budget)
         features = outputs("cache", names)
         read = {"features": features["features"], "features_digest": features["digest"]}
         summary = outputs("prepare", {"dataset": dataset})["summary"]
@@ -294,7 +307,7 @@ class _Graph:
             caches.items(), key=lambda item: item[0]
         ):
             names = {"dataset": dataset, "teacher": teacher_name, "views": views_name}
-            found = _data(dataset) | _teacher(names)
+            found = _data(dataset) | _teacher(names) | outputs("train_check", names)
             settings = LogitSettings.model_construct(views=views)
             self._add("cache_outputs", names, found, settings, self._caching | {"passes": passes})
         for dataset, teacher_name in sorted(scored):
@@ -331,6 +344,7 @@ class _Graph:
         if entry.wants != "nothing":
             trained = outputs("train", teacher)
             read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+            read |= outputs("train_check", teacher)
         if entry.plan is not None:
             read |= outputs("build", {"pair": name, "method": method})
         if views is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import JsonValue, NonNegativeInt
+from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
 from kdsteps.study.settings import (
     BuildPairs,
@@ -27,16 +27,19 @@ from kdsteps.study.settings import (
     ViewSettings,
 )
 
+_WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
+
 
 class JobSettings(Section):
     """What one job reads."""
 
     def as_json(self) -> dict[str, Any]:
-        """Without what changes no result: how often progress is saved."""
+        """Without what changes no result of the job."""
         content = self.model_dump(mode="json")
         for section in content.values():
             if isinstance(section, dict):
-                section.pop("checkpoint_minutes", None)
+                for name in _WITHOUT_EFFECT:
+                    section.pop(name, None)
         return content
 
     def as_text(self) -> str:
@@ -55,6 +58,14 @@ class TrainSettings(JobSettings):
 
     model: Model
     train: Train
+
+
+class CheckSettings(JobSettings):
+    """What a teacher has to pass before students learn from it."""
+
+    on_failure: Literal["stop", "warn"]
+    expected_accuracy: float | None
+    batch_size: PositiveInt
 
 
 class FeatureSettings(JobSettings):
@@ -109,6 +120,7 @@ class ReportSettings(JobSettings):
 SETTINGS: dict[str, type[JobSettings]] = {
     "prepare": PrepareSettings,
     "train": TrainSettings,
+    "train_check": CheckSettings,
     "cache": FeatureSettings,
     "cache_outputs": LogitSettings,
     "score": ScoreSettings,

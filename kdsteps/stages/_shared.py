@@ -1,4 +1,4 @@
-"""What several stages do alike: networks from entries and checkpoints, and a file's origin."""
+"""What several stages share: networks from settings and checkpoints, and provenance."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Entry = Mapping[str, Any]
 
 
 def prepared(job: Job[Any], device: torch.device) -> Prepared:
-    """The dataset a job reads, on its device."""
+    """The data set a job reads, on its device."""
     images, index, summary = (job.inputs[name] for name in ("images", "index", "summary"))
     return load_prepared(images, index, summary, device)
 
@@ -56,18 +56,18 @@ def fresh_model(entry: Model, data: Prepared) -> Chain:
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
-    """The network in a checkpoint of ours, frozen and in eval mode.
+    """The network of a kdsteps checkpoint, frozen and in eval mode.
 
     Raises:
-        KdstepsError: The file is damaged or foreign, or was made for other classes or images.
+        KdstepsError: The file is damaged, is not from kdsteps, or is for other classes or images.
     """
     weights, header = read_checkpoint(path)
     made_for = (header["num_classes"], header["image_shape"])
     found = (len(data.class_names), list(data.image_shape))
     if made_for != found:
         raise KdstepsError(
-            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
-            f"{found[0]} classes of {found[1]}; train it on these data"
+            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data set has "
+            f"{found[0]} classes of {found[1]}; train it on this data set"
         )
     family, options = header["model"]["family"], header["model"]["options"]
     chain = fresh_model(Model(family=family, options=architecture(options)), data)
@@ -76,7 +76,7 @@ def trained_model(path: Path, data: Prepared) -> Chain:
 
 
 def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
-    """Compute on no more CPU cores than a batch feeds; gives the multiply-adds of one image."""
+    """Use no more CPU cores than a batch keeps busy; return the MACs of one image."""
     cost = multiply_adds(network, torch.zeros(1, *data.image_shape, device=data.device))
     if data.device.type == "cpu":
         keep_busy(batch_size * cost)
@@ -84,18 +84,18 @@ def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
 
 
 def entry_of(path: Path) -> Entry:
-    """The entry {family, options} of the network in a checkpoint of ours."""
+    """The entry {family, options} of the network in a kdsteps checkpoint."""
     entry: Entry = read_checkpoint_header(path)["model"]
     return entry
 
 
-RESUME = Path(".kdsteps/resume")  # one file for each run that was cut off
+RESUME = Path(".kdsteps/resume")  # one file for each interrupted run
 
 
 def save_model(
     path: Path, network: nn.Module, entry: Model, data: Prepared, settings: JobSettings
 ) -> None:
-    """The deployed weights, with all that is needed to build the network again."""
+    """Write the deployed weights with everything needed to build the network again."""
     header = {
         "model": entry.model_dump(),
         "num_classes": len(data.class_names),
@@ -111,7 +111,7 @@ def save_model(
 def validator(
     student: nn.Module, part: ImagePart, batch_size: int = 500
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures the student on the validation images, if there are any."""
+    """A function that evaluates the student on the validation images, if there are any."""
 
     def validate() -> dict[str, float]:
         if not len(part):
@@ -123,10 +123,10 @@ def validator(
 
 
 def resume_file(job: Job[Any], *modules: str) -> Resume:
-    """Where a run saves its progress: by the file it will write, with all that this depends on.
+    """Where a run saves its state: named after its result, with everything the result depends on.
 
     Args:
-        modules: Of the code that the job rests on.
+        modules: The code behind the job.
     """
     key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(modules)]).encode())
     for name, path in sorted(job.inputs.items()):
@@ -135,7 +135,7 @@ def resume_file(job: Job[Any], *modules: str) -> Resume:
     target = job.target
     place = hashlib.sha256(str(target).encode()).hexdigest()[:8]
     path = RESUME / f"{'-'.join(target.parts[-5:-1])[-100:]}-{place}.pt"
-    for torn in RESUME.glob(f".{path.name}.*.part"):  # of a run that was killed while it saved
+    for torn in RESUME.glob(f".{path.name}.*.part"):  # from a run that was killed while saving
         torn.unlink(missing_ok=True)
     return Resume(path, key.hexdigest(), job.checkpoint_seconds)
 
@@ -146,7 +146,7 @@ def write_history(path: Path, fit: Fit, settings: JobSettings, device: torch.dev
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Where numbers came from: versions, the commit of the study, the kind of device, seconds."""
+    """Where numbers come from: versions, commit of the study, device, threads and seconds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     packages = ("torch", "torchvision", "timm")
     return {
@@ -160,7 +160,7 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the folder the study lies in, `+` behind it where files were changed since."""
+    """The commit of the study's folder, with a `+` if files were changed since."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

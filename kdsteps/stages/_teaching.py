@@ -1,4 +1,4 @@
-"""How a stage asks a teacher: its answers to training images, kept or live."""
+"""A teacher's outputs for training images: from the cache, or computed on the fly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdsteps.study.settings import ViewSettings
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
-FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
+FOLDER = Path(".kdsteps/outputs")  # a cache: it may be deleted at any time
 _CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
 
 
@@ -36,14 +36,14 @@ def ask(
     layers: Sequence[str] = (),
     passes: int,
 ) -> Kept | Live:
-    """What `teacher` answers to the views of `part`, from a file where that is or pays.
+    """The outputs of `teacher` for the views of `part`, cached if that saves time.
 
     Args:
-        model: The input that holds the teacher's checkpoint.
+        model: The name of the input with the teacher's checkpoint.
         teacher: Frozen.
         settings: How the images are shown to the teacher.
-        layers: Whose outputs are asked for; none: the logits.
-        passes: Over the training images that would use the file.
+        layers: The layers to read; none: the logits.
+        passes: Passes over the training images that would use the file.
     """
     views = Views(settings.crop_padding, settings.flip)
     live = Live(teacher, settings.batch_size, layers=layers, precision=settings.precision)
@@ -59,7 +59,7 @@ def answers_key(
     settings: ViewSettings,
     layers: Sequence[str] = (),
 ) -> str:
-    """All that a teacher's answers depend on, as one name."""
+    """A digest of everything a teacher's outputs depend on; the name of their file."""
     checkpoint = Path(job.inputs[model])
     family = read_checkpoint_header(checkpoint)["model"]["family"]
     hashes = read_table(job.inputs["index"], INDEX)["hash"].to_pylist()

@@ -1,9 +1,9 @@
 """Plan how a student and a teacher are joined: the stones, or the pairs of layers.
 
 reads   summary    summary.json of the stage prepare: the images' shape and the classes
-        scores     scores.parquet of the stage score, where layers are chosen by their scores
-writes  plan       plan.json: each stone or pair with layers, shapes, connector or projector and
-                   why, parameters and multiply-adds; checked by a forward pass. No weights are
+        scores     scores.parquet of the stage score, if layers are selected by their scores
+writes  plan       plan.json: layers, shapes, connector or projector, parameters and MACs of each
+                   stone or pair, with the reason; checked by a forward pass. No weights are
                    needed.
 """
 
@@ -62,7 +62,7 @@ def run(job: Job[BuildSettings]) -> None:
 
 
 def _network(entry: Model, summary: dict[str, Any]) -> Chain:
-    """The network with weights as they fall: a plan asks for shapes only."""
+    """The network with random weights: a plan needs shapes only."""
     channels, size, _ = summary["image_shape"]
     return build_model(
         entry.family,
@@ -94,13 +94,13 @@ def _joints(
 
 
 def _layers(section: BuildPairs, student: Chain, scores: Rows) -> tuple[list[str], str]:
-    """The teacher's layers to learn from, and in words what chose them."""
+    """The teacher's layers to learn from, and in words what selected them."""
     select, count = section.select, section.num_pairs
     if isinstance(select, tuple):
         return list(select), "named in params.yaml"
     if select is None and count is None:
         chosen = [layer for layer, row in scores.items() if row["chosen"]]
-        return chosen, "as the stage score chose"
+        return chosen, "as selected by the stage score"
     count = count or len(section.student_layers or student.stages)
     by: Criterion = select or "quality"
     chosen = [choice.layer for choice in choose_layers(scores, by=by, count=count)]
@@ -108,7 +108,7 @@ def _layers(section: BuildPairs, student: Chain, scores: Rows) -> tuple[list[str
 
 
 def _described(chain: Chain, shape: Any) -> dict[str, Any]:
-    """A network in numbers, for the report."""
+    """The numbers of a network that the report shows."""
     import torch
 
     return {

@@ -1,4 +1,4 @@
-"""Keep what a teacher gives: its features for the scores, and its answers for training.
+"""Cache a teacher's features for the scores, and its logits for training.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
@@ -7,8 +7,8 @@ writes  features   features.parquet: a row group a layer, a row an image; float1
         digest     digest.json: the digest of that file
 or, by --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
-                   every view of every training image, the same whether they were kept or not.
-                   They are kept where that pays, float16, in .kdsteps/outputs/<key>.npy, which
+                   every view of every training image, whether they were cached or not. They are
+                   cached if that saves time, in float16, in .kdsteps/outputs/<key>.npy, which
                    changes no result and may be deleted at any time.
 """
 
@@ -33,15 +33,15 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[Any]) -> None:
-    """Write the features of every layer, or the ticket of a teacher's answers."""
+    """Write the features of every layer, or the ticket of a teacher's logits."""
     if "ticket" in job.outputs:
-        _keep_answers(job)
+        _cache_logits(job)
     else:
-        _keep_features(job)
+        _cache_features(job)
 
 
-def _keep_features(job: Job[FeatureSettings]) -> None:
-    """Write the features of every layer, if they stay within the budget."""
+def _cache_features(job: Job[FeatureSettings]) -> None:
+    """Write the features of every layer, if they fit the budget."""
     settings = job.settings.cache
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -62,8 +62,8 @@ def _keep_features(job: Job[FeatureSettings]) -> None:
     write_features(job.outputs["features"], teacher, part, index, job.settings.as_json())
 
 
-def _keep_answers(job: Job[LogitSettings]) -> None:
-    """Keep the teacher's logits where that pays, and say in the ticket which they are."""
+def _cache_logits(job: Job[LogitSettings]) -> None:
+    """Cache the teacher's logits if that saves time, and identify them in the ticket."""
     views = job.settings.views
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)

@@ -1,13 +1,13 @@
 """Distil one student: one pair, one method, one seed.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
-        teacher    teacher.safetensors, for methods that want a teacher
-        plan       plan.json of the stage build, for methods that want one
-        ticket     outputs_<views>.json of the stage cache, for methods that want logits: a sign
-                   that the teacher's answers were kept, where that pays
-writes  model      student.safetensors: what is deployed, after the last epoch
-        history    history.parquet: every named loss and validation measure of every epoch
-        digest     digest.json: the digests of the other files
+        teacher    teacher.safetensors, for methods that use a teacher
+        plan       plan.json of the stage build, for methods that use one
+        ticket     outputs_<views>.json of the stage cache, for methods that use logits: says that
+                   the teacher's logits were cached, if that saves time
+writes  model      student.safetensors: the deployed network after the last epoch
+        history    history.parquet: every loss term and validation metric of every epoch
+        digest     digest.json: digests of the other files
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[DistilSettings]) -> None:
-    """Train a student by one method and keep its last epoch."""
+    """Train a student by one method and save its last epoch."""
     settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -100,10 +100,10 @@ def _method(
 def _answers(
     job: Job[DistilSettings], method: Method, data: Prepared, part: ImagePart
 ) -> Answers | None:
-    """What the teacher says of a batch, kept or live; None where the method itself asks it.
+    """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
-    Logits always come from the folded teacher, as those that the stage cache keeps. Features are
-    kept by the run itself where there is one view of each image.
+    Logits always come from the folded teacher, like those of the stage cache. Features are cached
+    by the run itself if there is one view of each image.
     """
     recipe = job.settings.distil
     views = recipe.views

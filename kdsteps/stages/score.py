@@ -1,9 +1,9 @@
-"""Score every layer of a teacher by its knowledge quality, and choose layers to learn from.
+"""Score every layer of a teacher by its knowledge quality, and select layers to learn from.
 
 reads   features   features.parquet of the stage cache: float16 (N, D) a layer
         summary    summary.json of the stage prepare: how many images the teacher was trained on
 writes  scores     scores.parquet: a row a layer with S, I, E, sqrt(I E) and Q, the rank, whether it
-                   was chosen, and why
+                   was selected, and why
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(job: Job[ScoreSettings]) -> None:
     if settings.num_layers > len(features.places):
         raise KdstepsError(
             f"score.num_layers is {settings.num_layers}, and the teacher has "
-            f"{len(features.places)} layers; it should be {len(features.places)} or fewer"
+            f"{len(features.places)} layers; it should be at most {len(features.places)}"
         )
     labels = features.labels()
     train_size = read_json(job.inputs["summary"])["images"]["train"]

@@ -81,6 +81,8 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
             f"has an entry {first['input']!r}; names become parts of paths and should be up to "
             f"{MAX_NAME} letters, digits, - and _"
         )
+    if first["type"] == "value_error":  # of a check of ours, with its own sentence
+        return str(first["ctx"]["error"])
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         right = keys(path[:-1]).get(path[-1])
         return "is missing" + (f"; it should be {right}" if right else "")

@@ -5,9 +5,11 @@ Every training field is declared here and nowhere else; a stage receives these v
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,6 +29,17 @@ Name = Annotated[  # becomes part of paths
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+MAX_BATCH, MAX_EPOCHS = 1_000_000, 1_000_000  # beyond these a typing error is likely
+
+
+def _without_control_characters(text: str) -> str:
+    for character in text:
+        if unicodedata.category(character) == "Cc":
+            raise ValueError(f"has the control character {character!r}; delete it")
+    return text
+
+
+Title = Annotated[str, Field(max_length=200), AfterValidator(_without_control_characters)]
 Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
@@ -62,7 +75,7 @@ class ViewSettings(Section):
     crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
     flip: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
 
     @property
     def name(self) -> str:
@@ -76,7 +89,7 @@ class ViewSettings(Section):
 class Training(ViewSettings):
     """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
 
-    epochs: PositiveInt = 240
+    epochs: Annotated[int, Field(gt=0, le=MAX_EPOCHS)] = 240
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.05  # peak, after the warm-up
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
@@ -134,8 +147,11 @@ class Training(ViewSettings):
 class Train(Training):
     """How every teacher is trained: the section `train`."""
 
-    epochs: NonNegativeInt = 240  # 0: used as is, from its `checkpoint` or `pretrained`
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = (
+        240  # 0: used as is, from its `checkpoint` or `pretrained`
+    )
     seed: Seed = 0
+    teacher_check: Literal["stop", "warn"] = "stop"  # if the trained teacher is not good enough
 
 
 class Distil(Training):
@@ -195,13 +211,13 @@ class Evaluate(Section):
 
     calibration_bins: PositiveInt = 15
     latency_runs: PositiveInt = 100  # single images, after a warm-up
-    batch_size: PositiveInt = 256
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
 
 
 class Report(Section):
     """What the report says: the section `report`."""
 
-    title: str = "Distillation study"
+    title: Title = "Distillation study"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
@@ -220,6 +236,7 @@ class ModelEntry(BaseModel):
 
     family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
+    expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
 
 

@@ -1,4 +1,4 @@
-"""What turns gradients into steps: the optimizer and the learning rate of a recipe."""
+"""The optimizer and the learning-rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kdsteps.study.settings import Training
 
 
 def make_optimizer(method: nn.Module, recipe: Training) -> torch.optim.Optimizer:
-    """Over everything the method trains: the student and the method's own parts.
+    """An optimizer for everything the method trains: the student and the method's own modules.
 
-    On a GPU all weights are stepped in one kernel. On a CPU that would save a thousandth of a step.
+    On a GPU one fused kernel updates all weights. On a CPU it would save a thousandth of a step.
     """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     fused = all(parameter.is_cuda for parameter in trained)
@@ -27,10 +27,10 @@ def make_optimizer(method: nn.Module, recipe: Training) -> torch.optim.Optimizer
 
 
 def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Do without fused steps where a gradient lies in memory otherwise than its weight.
+    """Turn fused steps off where the memory layouts of a gradient and its weight differ.
 
-    Fused kernels walk through both in one order: seen on the CPU of torch 2.13, they then step
-    every weight by another's gradient and say nothing.
+    Fused kernels read both in the same order. On the CPU of torch 2.13 they then updated weights
+    with the gradients of others, without an error.
     """
     for group in optimizer.param_groups:
         unlike = any(
@@ -44,7 +44,7 @@ def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
 def make_schedule(
     optimizer: torch.optim.Optimizer, recipe: Training, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """The learning rate over all steps: a linear warm-up, then the recipe's schedule."""
+    """The learning rate of every step: a linear warm-up, then the recipe's schedule."""
     steps = recipe.epochs * steps_per_epoch
     warm = round(recipe.warmup * steps)
     if recipe.schedule == "onecycle":
@@ -53,7 +53,7 @@ def make_schedule(
             recipe.learning_rate,
             total_steps=steps + 1,
             pct_start=recipe.warmup or 0.3,
-            cycle_momentum=recipe.optimizer != "sgd",  # there the recipe says what it is
+            cycle_momentum=recipe.optimizer != "sgd",  # the recipe sets it
         )
     after: lr_scheduler.LRScheduler
     if recipe.schedule == "cosine":
