@@ -119,7 +119,7 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 ALL_RUNS = {"distil": 3, "evaluate": 3, "report": 1}
-ASKED = {"evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
+ASKED = {"train_check": 1, "evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
 AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "report": 1}
 
 
@@ -232,13 +232,14 @@ def test_files_of_other_values_are_not_recorded_under_these(recorded: Study, clo
 
 
 LAST_FILES = {  # that a job of each rule writes
-    "prepare": "results/prepare/digits/summary.json",
-    "train": "results/train/digits/big/history.parquet",
-    "cache": "results/cache/digits/big/features.parquet",
+    "prepare": "results/prepare/digits/digest.json",
+    "train": "results/train/digits/big/digest.json",
+    "train_check": "results/train/digits/big/check.json",
+    "cache": "results/cache/digits/big/digest.json",
     "cache_outputs": "results/cache/digits/big/outputs_plain_batch256.json",
     "score": "results/score/digits/big/scores.parquet",
     "build": "results/build/pair/feature_only/plan.json",
-    "distil": "results/distil/pair/kd/0/history.parquet",
+    "distil": "results/distil/pair/kd/0/digest.json",
     "evaluate": "results/evaluate/students/pair/kd/0/predictions.parquet",
     "report": "results/report/metrics.json",
 }
