@@ -44,7 +44,7 @@ def test_merged_keys_may_be_replaced():
     assert read_yaml(text)["b"] == {"x": 1, "y": 3}
 
 
-@pytest.mark.parametrize("word", ["yes", "no", "On", "off", "1:30", "0100", "-017"])
+@pytest.mark.parametrize("word", ["yes", "no", "On", "off", "1:30", "1:30.5", "0100", "-017", "08"])
 def test_what_yaml_1_1_reads_differently_is_refused_unless_quoted(word):
     with pytest.raises(NotYaml) as raised:
         read_yaml(f"a: 1\nb: [x, {word}]")

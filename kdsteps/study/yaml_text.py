@@ -19,8 +19,8 @@ _TAG = "tag:yaml.org,2002:"
 # What a reader of YAML 1.1 takes for a boolean, a number of base 60 and a number of base 8.
 _READ_DIFFERENTLY = {
     r"(?i:yes|no|on|off)": "write true or false, or put it in quotes",
-    r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+": "put it in quotes",
-    r"[-+]?0[0-7]+": "leave out the leading zero, or put it in quotes",
+    r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?": "put it in quotes",
+    r"[-+]?0[0-9_]+": "leave out the leading zero, or put it in quotes",
 }
 # What the parser says about common mistakes (`{}`), with what would be right.
 _ADVICE = {
