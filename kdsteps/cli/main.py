@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic_core import ValidationError
-
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import resolve
 from kdsteps.cli.schema import show_schema
@@ -30,7 +28,7 @@ from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
-from kdsteps.study.study import Study, load_study, parse_study
+from kdsteps.study.study import Study, load_study, parse, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
 COMMANDS = (*graph.STAGES, "layers", "verify", "resolve", "schema")
@@ -221,13 +219,10 @@ def _by_file(given: argparse.Namespace) -> _Call:
     outputs = {name: paths[0] for name, paths in _paths(given.outputs, "--outputs").items()}
     rules = graph.rules_of(given.command)
     rule = next((r for r in rules if outputs.keys() <= graph.OUTPUTS[r].keys()), given.command)
-    kind = SETTINGS[rule]
     try:
-        settings = kind.model_validate_json(given.settings, strict=True)
-    except ValidationError as error:
-        raise KdstepsError(
-            f"--settings: {error.errors()[0]['msg']}; it should be the JSON of {kind.__name__}"
-        ) from error
+        settings = parse(SETTINGS[rule], json.loads(given.settings), "--settings")
+    except json.JSONDecodeError as error:
+        raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
     lists: dict[str, list[Path]] = {}
     if isinstance(settings, ReportSettings):
         lists = inputs or _report_inputs(parse_study(settings.study))

@@ -70,5 +70,5 @@ def check_stages(given: argparse.Namespace) -> None:
     """Check the stages that the command line names, and create their folders for DVC."""
     study = load_study(given.params)
     for stage in given.stages:
-        Path("results", stage).mkdir(parents=True, exist_ok=True)
         print(f"{stage}: {verify(study, stage)} jobs match params.yaml")
+        Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from string import Formatter
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
@@ -144,7 +145,7 @@ def rules_of(stage: str) -> list[str]:
 def names_of(rule: str) -> tuple[str, ...]:
     """The wildcards of a rule's paths, in their order."""
     path = next(iter(OUTPUTS[rule].values()))
-    return tuple(part[1:].partition("}")[0] for part in path.replace("}", "}{").split("{")[1::2])
+    return tuple(name for _, name, _, _ in Formatter().parse(path) if name)
 
 
 def outputs(rule: str, names: Names | None = None) -> dict[str, str]:

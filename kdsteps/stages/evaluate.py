@@ -7,6 +7,7 @@ reads   data          images.npy, index.parquet, summary.json of the stage prepa
 writes  measures      measures.json: accuracy, top-5, negative log-likelihood, calibration error,
                       agreement with and KL to the teacher, parameters, multiply-adds, size, latency
         predictions   predictions.parquet: a row a test image with label, prediction and logits (K,)
+        digest        digest.json: the digests of the other files (of a teacher)
 """
 
 from __future__ import annotations

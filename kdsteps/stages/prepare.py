@@ -6,6 +6,7 @@ Writes
   summary  summary.json: class names, images of each part and class, shape, mean and standard
            deviation of each channel of the training part (scale 0 to 1), duplicates, what could
            not be read
+  digest   digest.json: the digests of the other files
 
 Reads nothing of other stages. The same source and settings give the same bytes.
 """

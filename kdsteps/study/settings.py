@@ -46,7 +46,7 @@ Score = Literal["quality", "separation", "information", "efficiency", "root_info
 
 
 class Section(BaseModel):
-    """Frozen; unknown keys are refused; `key:` with nothing after it means the default."""
+    """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -226,7 +226,7 @@ class DatasetEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str
+    kind: Annotated[str, Field(description="a kind of data, such as digits or folder")]
 
 
 class ModelEntry(BaseModel):
@@ -234,7 +234,7 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    family: str
+    family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
@@ -253,9 +253,9 @@ class MethodEntry(BaseModel):
 class Pair(Section):
     """A teacher, a student and the images that both see."""
 
-    dataset: Name
-    teacher: Name
-    student: Name
+    dataset: Annotated[Name, Field(description="a name under datasets")]
+    teacher: Annotated[Name, Field(description="a name under models")]
+    student: Annotated[Name, Field(description="a name under models")]
     distil: Distil | None = None  # values of the section `distil` that differ for this pair
     build: Build | None = None
     published: str | None = None  # published values that the report shows beside ours
