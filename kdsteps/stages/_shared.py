@@ -119,15 +119,13 @@ def validator(
     return validate
 
 
-def resume_file(job: Job, *modules: str) -> Resume:
+def resume_file(job: Job, *roots: str) -> Resume:
     """Where a run saves its progress: by the file it will write, with all that this depends on.
 
     Args:
-        modules: Of the code that the job rests on.
+        roots: Definitions at which the code of the job begins.
     """
-    key = hashlib.sha256(
-        repr([sorted(job.settings.items()), code_identity.digest(modules)]).encode()
-    )
+    key = hashlib.sha256(repr([sorted(job.settings.items()), code_identity.digest(roots)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -16,12 +16,18 @@ from kdsteps.files.tables import read_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
+from kdsteps.study import registry
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
 FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
 _RECIPE = ("crop_padding", "flip", "precision", "batch_size")
-_CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
+_CODE = (
+    "kdsteps.stages._shared:prepared",
+    "kdsteps.stages._shared:trained_model",
+    "kdsteps.stages._teaching:ask",
+    "kdsteps.teachers.frozen:frozen",
+)
 
 
 def ask(
@@ -64,6 +70,6 @@ def answers_key(
         "scaling": [data.mean.tolist(), data.std.tolist()],
         "views": {key: recipe[key] for key in _RECIPE},
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, f"kdsteps.models.families.{family}")),
+        "code": code_identity.digest((*_CODE, registry.target("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -66,7 +66,7 @@ def run(job: Job) -> None:
         seed=settings["seed"],
         validate=validator(method.deployed(), data.part("validation")),
         answers=_answers(job, method, data, part, recipe),
-        resume=resume_file(job, __name__, *_modules(job)),
+        resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
     taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
@@ -120,12 +120,12 @@ def _answers(
     return found if isinstance(found, Kept) else None
 
 
-def _modules(job: Job) -> Iterator[str]:
-    """The modules behind the names in a job's settings."""
-    yield f"kdsteps.methods.{job.settings['method']}"
-    yield f"kdsteps.models.families.{job.settings['student']['family']}"
+def _roots(job: Job) -> Iterator[str]:
+    """The definitions behind the names in a job's settings."""
+    yield registry.target("methods", job.settings["method"])
+    yield registry.target("models", job.settings["student"]["family"])
     if "teacher" in job.inputs:
-        yield f"kdsteps.models.families.{entry_of(job.inputs['teacher'])['family']}"
+        yield registry.target("models", entry_of(job.inputs["teacher"])["family"])
 
 
 def method_class(name: str) -> Any:
