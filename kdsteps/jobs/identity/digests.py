@@ -16,7 +16,8 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import cast
 
-from kdsteps.jobs.identity.normal_form import Members, Piece, Writer
+from kdsteps.jobs.identity.normal_form import Writer
+from kdsteps.jobs.identity.references import Members, Piece
 from kdsteps.jobs.identity.sources import (
     EFFECTS,
     EVERYTHING,
