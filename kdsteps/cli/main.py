@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kdsteps.cli import inspect
+from kdsteps.cli import inspect, job_cache, upgrade
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL, check_places, together
 from kdsteps.jobs import code_identity, graph
@@ -26,7 +26,7 @@ from kdsteps.study.settings import load_study, parse_study
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
 Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None, dict[str, Any]]
 """A job: its rule, settings, inputs and outputs by name, the digest of its code, and its hints."""
-COMMANDS = (*graph.STAGES, "layers", "schema")
+COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "schema")
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # what no result rests on
 
@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in graph.STAGES:
         _add_stage(commands, stage)
+    upgrade.add_commands(commands)
+    job_cache.add_command(commands)
     layers = commands.add_parser("layers", help="list the layers of a network: where it can be cut")
     layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")

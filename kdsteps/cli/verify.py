@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.checkpoints import read_checkpoint_header
-from kdsteps.files.tables import table_metadata
-from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.accepted import is_accepted, read_accepted
+from kdsteps.jobs.recorded import carried_settings, first_difference
 from kdsteps.study.settings import Study, load_study
 
 
@@ -27,8 +26,12 @@ def verify(study: Study, stage: str) -> int:
     """
     rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
     jobs = [(rule, names) for rule in rules for names in graph.jobs(study, rule)]
+    accepted = read_accepted()
     for rule, names in jobs:
-        wanted = json.loads(graph.settings_text(study, rule, names))
+        settings = graph.settings_text(study, rule, names)
+        if is_accepted(accepted, graph.outputs(rule, names).values(), settings):
+            continue
+        wanted = json.loads(settings)
         paths = [Path(path) for path in graph.outputs(rule, names).values()]
         carried = [_carries_settings(path, wanted) for path in paths]
         assert any(carried), f"no file of {rule} says what it was made with"
@@ -49,32 +52,13 @@ def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether a file says what it was made with; raise a sentence if that is something else."""
     if not path.is_file():
         raise KdstepsError(f"{path}: is not there; run snakemake first")
-    reader = _READERS.get(path.suffix)
-    found = reader(path) if reader else None
+    found = carried_settings(path)
     if not found or found == wanted:
         return bool(found)
-    said, meant = _first_difference(found, wanted)
+    said, meant = first_difference(found, wanted)
     raise KdstepsError(
         f"{path}: was made with {said}, params.yaml says {meant}; delete the file and run snakemake"
     )
-
-
-_READERS = {
-    ".json": lambda path: read_json(path).get("settings"),
-    ".parquet": lambda path: table_metadata(path)["settings"],
-    ".safetensors": lambda path: read_checkpoint_header(path)["settings"],
-}
-
-
-def _first_difference(found: Any, wanted: Any, place: str = "") -> tuple[str, str]:
-    """The first value that two settings do not share, as `section.key: value` each."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                inner = f"{place}.{key}" if place else key
-                return _first_difference(found.get(key), wanted.get(key), inner)
-    name = place or "settings"
-    return f"{name}: {json.dumps(found)}", f"{name}: {json.dumps(wanted)}"
 
 
 def main(arguments: list[str]) -> int:

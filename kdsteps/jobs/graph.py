@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.jobs.accepted import ACCEPTED
 from kdsteps.study import registry
 from kdsteps.study.settings import (
     Build,
@@ -237,10 +238,11 @@ def _report_inputs(study: Study) -> dict[str, Any]:
         "measures": ("evaluate", "measures"),
         "predictions": ("evaluate", "predictions"),
     }
-    return {
+    found = {
         name: [outputs(rule, names)[file] for names in jobs(study, rule)]
         for name, (rule, file) in wanted.items()
     }
+    return found | {"accepted": [str(ACCEPTED)] if ACCEPTED.is_file() else []}
 
 
 def _prepare(study: Study, names: Names) -> dict[str, Any]:

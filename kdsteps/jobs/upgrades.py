@@ -1,0 +1,231 @@
+"""Which results of a study are stale and why, and accepting those that only other code made.
+
+Read from Snakemake's records, without Snakemake, so that it takes a second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.accepted import (
+    Entry,
+    file_digest,
+    is_accepted,
+    read_accepted,
+    text_digest,
+    witness,
+    write_accepted,
+)
+from kdsteps.jobs.earlier_settings import as_today
+from kdsteps.jobs.recorded import (
+    Record,
+    carried_settings,
+    check_no_other_run,
+    checksum,
+    first_difference,
+    is_incomplete,
+    record_of,
+)
+from kdsteps.study.settings import Study
+
+Reason = Literal["current", "code", "settings", "inputs", "missing", "unknown"]
+
+
+@dataclass
+class Status:
+    """One job and what is known about its result.
+
+    Attributes:
+        rule, names: Which job it is.
+        settings, code, inputs: What the job would be made with today.
+        reason: Why its result is stale, or "current".
+        why: The reason in words.
+        follows: Rules whose results it reads and that are stale.
+        records: Snakemake's, of each of its files.
+    """
+
+    rule: str
+    names: graph.Names
+    settings: str
+    code: str
+    inputs: list[str]
+    reason: Reason = "current"
+    why: str = ""
+    follows: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def stale(self) -> bool:
+        return self.reason != "current" or bool(self.follows)
+
+    @property
+    def outputs(self) -> list[str]:
+        return list(graph.outputs(self.rule, self.names).values())
+
+
+def statuses(study: Study) -> list[Status]:
+    """Every job of a study, and whether its result is what the job would make today."""
+    jobs = [(rule, names) for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
+    found = [_status(study, rule, names) for rule, names in jobs]
+    makers = {path: status for status in found for path in status.outputs}
+    while True:
+        before = sum(status.stale for status in found)
+        for status in found:
+            sources = (makers[path] for path in status.inputs if path in makers)
+            status.follows = sorted({source.rule for source in sources if source.stale})
+        if before == sum(status.stale for status in found):
+            return found
+
+
+def _status(study: Study, rule: str, names: graph.Names) -> Status:
+    status = Status(
+        rule,
+        names,
+        settings=graph.settings_text(study, rule, names),
+        code=code_identity.code(study, rule, names),
+        inputs=sorted(_flat(graph.inputs(study, rule, names))),
+    )
+    status.reason, status.why = _reason(status)
+    return status
+
+
+def _reason(status: Status) -> tuple[Reason, str]:
+    for path in status.outputs:
+        if not Path(path).is_file():
+            return "missing", "missing"
+        if is_incomplete(path):
+            return "missing", "was stopped before it ended"
+    records = [record_of(path) for path in status.outputs]
+    status.records = [record for record in records if record is not None]
+    if len(status.records) < len(records) or not all(
+        record.settings and record.code for record in status.records
+    ):
+        return "unknown", "no record of how it was made"
+    for record in status.records:
+        if difference := _settings_changed(record, status.settings):
+            return "settings", f"settings changed: {difference}"
+    for record in status.records:
+        if changed := _changed_input(record, status):
+            return "inputs", f"an input changed: {changed}"
+    return _code_reason(status)
+
+
+def _code_reason(status: Status) -> tuple[Reason, str]:
+    if any(record.code != status.code for record in status.records):
+        return "code", "code changed"
+    if any(record.settings != status.settings for record in status.records):
+        return "code", "settings are the same, and written in another form"
+    if any(sorted(record.inputs) != status.inputs for record in status.records):
+        return "code", "reads other files"
+    return "current", ""
+
+
+def _settings_changed(record: Record, wanted: str) -> str:
+    """The first value that differs, in words; empty if the settings mean the same."""
+    if record.settings == wanted:
+        return ""
+    assert record.settings is not None
+    now = json.loads(wanted)
+    before = as_today(json.loads(record.settings), now)
+    if before == now:
+        return ""
+    was, is_ = first_difference(before, now)
+    return f"made with {was}, params.yaml says {is_}"
+
+
+def _changed_input(record: Record, status: Status) -> str:
+    """An input whose content is not what was read; empty if there is none.
+
+    As Snakemake does, an input that is older than the result is not looked at.
+    """
+    made = min(Path(path).stat().st_mtime for path in status.outputs)
+    for path in sorted(set(record.inputs) & set(status.inputs)):
+        file = Path(path)
+        newer = file.is_file() and file.stat().st_mtime > made
+        if newer and record.checksums.get(path) != checksum(path):
+            return path
+    return ""
+
+
+@dataclass
+class Acceptance:
+    """What accepting came to.
+
+    Attributes:
+        taken: Jobs whose results are accepted.
+        refused: Jobs that are not, which are stale for another reason than code.
+    """
+
+    taken: list[Status]
+    refused: list[Status]
+
+
+def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
+    """Take results as they are where only code changed; the report is left alone.
+
+    Args:
+        chosen: Which jobs are meant.
+
+    Raises:
+        KdstepsError: Snakemake is running.
+    """
+    check_no_other_run()
+    entries = read_accepted()
+    taken: list[Status] = []
+    refused: list[Status] = []
+    for status in statuses(study):
+        if status.rule == "report" or status.reason == "current" or not chosen(status):
+            continue
+        acceptable = status.reason == "code" and _is_whole(status, entries)
+        (taken if acceptable else refused).append(status)
+    if taken:
+        write_accepted(entries | dict(_entry(status, entries) for status in taken))
+    for status in taken:
+        rewrite_records(status)
+    return Acceptance(taken, refused)
+
+
+def rewrite_records(status: Status) -> None:
+    """Let Snakemake take a job's files as made by today's settings, code and inputs."""
+    for record in status.records:
+        record.rewrite(status.settings, status.code, status.inputs)
+
+
+def _is_whole(status: Status, entries: Mapping[str, Entry]) -> bool:
+    """Whether a job's files are those that its records are about; if not, say why."""
+    recorded = status.records[0].settings or "{}"
+    if is_accepted(entries, status.outputs, recorded):
+        return True
+    meant = json.loads(recorded)
+    for path in status.outputs:
+        carried = carried_settings(Path(path))
+        if carried and as_today(carried, meant) != meant:
+            was, said = first_difference(carried, meant)
+            status.why = f"{path} was made with {was}, its record says {said}"
+            return False
+    return True
+
+
+def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
+    name = witness(status.outputs)
+    code = status.records[0].code or ""
+    known = entries.get(name)
+    return name, Entry(
+        rule=status.rule,
+        digest=file_digest(name),
+        made_with=known.made_with if known else code,
+        accepted_for=status.code,
+        settings=text_digest(status.settings),
+        date=date.today().isoformat(),
+    )
+
+
+def _flat(inputs: Mapping[str, str | Sequence[str]]) -> Iterator[str]:
+    for paths in inputs.values():
+        yield from [paths] if isinstance(paths, str) else paths
