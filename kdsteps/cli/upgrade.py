@@ -119,8 +119,7 @@ def _chosen(given: argparse.Namespace, status: Status) -> bool:
 
 
 def _why(status: Status) -> str:
-    follows = f"follows {', '.join(status.follows)}" if status.follows else ""
-    return ", ".join(part for part in (status.why, follows) if part)
+    return status.why or f"follows {', '.join(status.follows)}"
 
 
 def _print_groups(stale: Iterable[Status]) -> None:

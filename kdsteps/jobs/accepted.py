@@ -6,11 +6,13 @@ accepted: when a job runs again, its result is no longer an accepted one.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import read_json, write_json
@@ -24,10 +26,11 @@ class Entry:
 
     Attributes:
         rule: Whose job made it.
-        digest: Of the file that stands for it, the smallest that the job wrote.
+        digest: Of the file that stands for it.
         made_with: The digest of the code that made it.
         accepted_for: The digest of the code that it was accepted for.
         settings: A digest of the settings that it was accepted for.
+        carried: A digest of the settings that its files carry, in words of their time.
         date: On which it was accepted, as 2026-01-31.
     """
 
@@ -36,6 +39,7 @@ class Entry:
     made_with: str
     accepted_for: str
     settings: str
+    carried: str
     date: str
 
 
@@ -76,16 +80,19 @@ def accepted_lines(path: str | Path) -> list[str]:
     ]
 
 
-def is_accepted(entries: Mapping[str, Entry], outputs: Iterable[str], settings: str) -> bool:
-    """Whether the result in some files was accepted for these settings."""
-    return any(
-        path in entries and entries[path].settings == text_digest(settings) for path in outputs
-    )
+def entry_for(entries: Mapping[str, Entry], outputs: Iterable[str], settings: str) -> Entry | None:
+    """The entry of the result in some files, if it was accepted for these settings."""
+    found = (entries[path] for path in outputs if path in entries)
+    return next((entry for entry in found if entry.settings == text_digest(settings)), None)
 
 
 def witness(outputs: Iterable[str]) -> str:
-    """The file that stands for a job's result."""
-    return min(outputs, key=lambda path: (Path(path).stat().st_size, path))
+    """The file that stands for a job's result: the smallest that has its settings in it."""
+
+    def order(path: str) -> tuple[bool, int, str]:
+        return (Path(path).suffix not in (".json", ".parquet"), Path(path).stat().st_size, path)
+
+    return min(outputs, key=order)
 
 
 def file_digest(path: str | Path) -> str:
@@ -95,4 +102,10 @@ def file_digest(path: str | Path) -> str:
 
 
 def text_digest(text: str) -> str:
+    """Of settings as the one text that a job has."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def settings_digest(settings: Any) -> str:
+    """Of settings that a file carries."""
+    return text_digest(json.dumps(settings, sort_keys=True))

@@ -15,9 +15,10 @@ from typing import Literal
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import (
     Entry,
+    entry_for,
     file_digest,
-    is_accepted,
     read_accepted,
+    settings_digest,
     text_digest,
     witness,
     write_accepted,
@@ -200,12 +201,11 @@ def rewrite_records(status: Status) -> None:
 def _is_whole(status: Status, entries: Mapping[str, Entry]) -> bool:
     """Whether a job's files are those that its records are about; if not, say why."""
     recorded = status.records[0].settings or "{}"
-    if is_accepted(entries, status.outputs, recorded):
-        return True
-    meant = json.loads(recorded)
+    meant, entry = json.loads(recorded), entry_for(entries, status.outputs, recorded)
     for path in status.outputs:
         carried = carried_settings(Path(path))
-        if carried and as_today(carried, meant) != meant:
+        known = entry is not None and entry.carried == settings_digest(carried)
+        if carried and not known and as_today(carried, meant) != meant:
             was, said = first_difference(carried, meant)
             status.why = f"{path} was made with {was}, its record says {said}"
             return False
@@ -222,6 +222,7 @@ def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
         made_with=known.made_with if known else code,
         accepted_for=status.code,
         settings=text_digest(status.settings),
+        carried=settings_digest(carried_settings(Path(name))),
         date=date.today().isoformat(),
     )
 
