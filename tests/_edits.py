@@ -21,7 +21,7 @@ from _study import TINY
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.study import registry
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 PACKAGE = Path(code_identity.__file__).parents[1]
 MODELS = {**TINY["models"], "other": {"family": "vgg", "depth": 8}}
@@ -186,7 +186,8 @@ NOTHING = [
     Edit("the command line", appended("cli/main.py", "\n_MORE = 1\n")),
 ]
 
-IMAGES = "(train|distil|cache|cache_outputs|evaluate|evaluate_teacher) .*"  # what reads images
+# Rules whose jobs read images.
+IMAGES = "(train|train_check|distil|cache|cache_outputs|evaluate|evaluate_teacher) .*"
 SOMETHING = [
     Edit(
         "a formula of kd",
@@ -237,7 +238,7 @@ SOMETHING = [
     Edit(
         "the formula of a metric",
         replaced("evaluation/metrics.py", "right - confidence", "confidence - right"),
-        ("evaluate .*", "evaluate_teacher .*", "train .*", "distil .*"),
+        ("(train|evaluate|evaluate_teacher|distil) .*",),
     ),
     Edit(
         "the base class of methods",

@@ -26,7 +26,7 @@ from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
 from kdsteps.jobs.earlier_settings import as_today
 from kdsteps.jobs.recorded import checksum, record_of
 from kdsteps.jobs.upgrades import accept, statuses
-from kdsteps.study.settings import Study, load_study
+from kdsteps.study.study import Study, load_study
 
 OLD = "0123456789abcdef"  # a digest of code that is not today's
 ROUND_ONE = "9ae8822"
@@ -186,7 +186,7 @@ def test_what_reads_stale_results_follows_them(study: Study):
     study = changed_params(train=TINY["train"] | {"epochs": 2})
     found = reasons(study)
     assert "train.epochs: 1" in found["train digits big"]
-    assert found[KD] == "follows ['cache_outputs', 'train']"
+    assert found[KD] == "follows ['cache_outputs', 'train', 'train_check']"
     assert "distil pair labels 0" not in found
 
 
@@ -252,7 +252,7 @@ def test_dvc_takes_accepted_files_whose_settings_are_in_words_of_their_time(stud
     """As if 9ae8822 had recorded a value that no job reads."""
     for rule in ("evaluate_teacher", "evaluate"):
         for names in graph.jobs(study, rule):
-            older = json.dumps({"evaluate": study.evaluate.model_dump(), "latency_runs": 5})
+            older = json.dumps({"evaluate": study.params.evaluate.model_dump(), "latency_runs": 5})
             for path in graph.outputs(rule, names).values():
                 write_result(path, older)
                 write_record(path, older, OLD, flat(graph.inputs(study, rule, names)))
@@ -268,13 +268,13 @@ def test_dvc_takes_accepted_files_whose_settings_are_in_words_of_their_time(stud
 @pytest.mark.parametrize(
     ("options", "rules"),
     [
-        (["--stage", "train"], {"train"}),
+        (["--stage", "train"], {"train", "train_check"}),
         (["--stage", "evaluate"], {"evaluate", "evaluate_teacher"}),
         (["--method", "kd"], {"distil", "evaluate"}),
         (["--pair", "pair", "--method", "feature_only"], {"build", "distil", "evaluate"}),
         (
             ["--dataset", "digits", "--teacher", "big"],
-            {"train", "cache", "cache_outputs", "score", "evaluate_teacher"},
+            {"train", "train_check", "cache", "cache_outputs", "score", "evaluate_teacher"},
         ),
     ],
 )
@@ -311,6 +311,21 @@ def test_accepting_where_settings_alone_changed_is_an_error(
     shown = capsys.readouterr()
     assert "options.temperature: 4.0" in shown.out
     assert "run snakemake" in shown.err
+
+
+def test_a_file_of_digests_that_an_earlier_version_did_not_write_is_added(study: Study):
+    digest = Path("results/train/digits/big/digest.json")
+    before = digest.read_bytes()
+    digest.unlink()
+    record = Path(".snakemake/metadata", urlsafe_b64encode(str(digest).encode()).decode())
+    record.unlink()
+    assert set(reasons(study).values()) == {"code changed"}
+    accept(study, everything)
+    assert set(reasons(study)) == {REPORT}
+    assert json.loads(digest.read_bytes()).keys() == {"teacher.safetensors", "history.parquet"}
+    assert digest.read_bytes() != before
+    assert digest.stat().st_mtime == 1000
+    assert record.exists()
 
 
 # Settings that an earlier version wrote

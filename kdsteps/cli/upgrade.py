@@ -10,7 +10,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.upgrades import Status, accept, rewrite_records, statuses
-from kdsteps.study.settings import Study, load_study
+from kdsteps.study.study import Study, load_study
 
 NAMES = ("dataset", "teacher", "pair", "method", "seed")
 
@@ -73,14 +73,14 @@ def accept_results(given: argparse.Namespace) -> None:
     counts = Counter(status.rule for status in done.taken)
     said = ", ".join(f"{count} {rule}" for rule, count in counts.items())
     print(f"accepted as is: {said or 'nothing, no result is stale because of code alone'}")
-    _write_report(given, study)
+    _write_report(given)
 
 
-def _write_report(given: argparse.Namespace, study: Study) -> None:
+def _write_report(given: argparse.Namespace) -> None:
     """Write the report again where it is all that is stale, so that it says what was accepted."""
     from kdsteps.cli.main import main
 
-    found = statuses(study)
+    found = statuses(load_study(given.params))
     (report,) = [status for status in found if status.rule == "report"]
     others = [status for status in found if status.rule != "report"]
     if (given.stage and "report" not in given.stage) or any(status.stale for status in others):

@@ -1,12 +1,12 @@
-"""`python -m kdsteps.cli.verify STAGE`: are the files of a stage what params.yaml describes?
+"""`kdsteps verify STAGE`: are the files of a stage what params.yaml describes?
 
 DVC runs it after Snakemake, so that a file is never recorded under values it was not made with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.accepted import Entry, entry_for, read_accepted, settings_digest
 from kdsteps.jobs.recorded import carried_settings, first_difference
-from kdsteps.study.settings import Study, load_study
+from kdsteps.study.study import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
@@ -24,8 +24,7 @@ def verify(study: Study, stage: str) -> int:
     Raises:
         KdstepsError: A file is missing, or carries other settings.
     """
-    rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
-    jobs = [(rule, names) for rule in rules for names in graph.jobs(study, rule)]
+    jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
     accepted = read_accepted()
     for rule, names in jobs:
         settings, outputs = graph.settings_text(study, rule, names), graph.outputs(rule, names)
@@ -34,16 +33,6 @@ def verify(study: Study, stage: str) -> int:
         carried = [_carries_settings(Path(path), wanted, entry) for path in outputs.values()]
         assert any(carried), f"no file of {rule} says what it was made with"
     return len(jobs)
-
-
-def _check_sections(study: Study) -> None:
-    """DVC follows the sections of params.yaml by name, also those that could be left out."""
-    missing = [stage for stage in graph.STAGES if stage not in study.model_fields_set]
-    if missing:
-        raise KdstepsError(
-            f"params.yaml: has no section {missing[0]!r}, whose values dvc.yaml follows; "
-            f"add `{missing[0]}: {{}}` to take its defaults"
-        )
 
 
 def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None) -> bool:
@@ -60,19 +49,9 @@ def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None
     )
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        study = load_study()
-        _check_sections(study)
-        for stage in arguments:
-            # DVC wants the folder of every stage, also where a study needs nothing of it
-            Path("results", stage).mkdir(parents=True, exist_ok=True)
-            print(f"{stage}: {verify(study, stage)} jobs are what params.yaml describes")
-    except KdstepsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def check_stages(given: argparse.Namespace) -> None:
+    """Check the stages that the command line names, and create their folders for DVC."""
+    study = load_study(given.params)
+    for stage in given.stages:
+        Path("results", stage).mkdir(parents=True, exist_ok=True)
+        print(f"{stage}: {verify(study, stage)} jobs match params.yaml")

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import atomic, together
+from kdsteps.files.atomic import all_or_none, atomic
+from kdsteps.files.digests import file_digest
 
 _log = logging.getLogger("kdsteps")
 
@@ -139,9 +140,9 @@ def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
         contents = _read_contents(entry)
         if contents is None or contents["files"].keys() != outputs.keys():
             raise ValueError("it does not list its files")
-        with together(outputs.values()):
-            for name, path in outputs.items():
-                if _copy(entry / name, path) != contents["files"][name]:
+        with all_or_none(outputs) as drafts:
+            for name, draft in drafts.items():
+                if _copy(entry / name, draft) != contents["files"][name]:
                     raise ValueError(f"{name} is not what was cached")
     except (OSError, ValueError) as error:
         if entry.is_dir():  # otherwise another process has just deleted it
@@ -191,8 +192,10 @@ def _read_contents(entry: Path) -> dict[str, Any] | None:
 
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
     """Everything that a job's result depends on, as one name; inputs are paths or lists of them."""
-    contents = {name: [_digest(path) for path in _paths(given)] for name, given in inputs.items()}
-    named = [_digest(path) for path in _checkpoints(settings) if path.is_file()]
+    contents = {
+        name: [file_digest(path) for path in _paths(given)] for name, given in inputs.items()
+    }
+    named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
     libraries = [version(name) for name in ("torch", "torchvision", "timm")]
     text = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)
     return blake2b(text.encode(), digest_size=20).hexdigest()
@@ -209,14 +212,6 @@ def _checkpoints(settings: Any) -> list[Path]:
 
 def _paths(given: Any) -> Iterable[Path]:
     return [Path(path) for path in given] if isinstance(given, list) else [Path(given)]
-
-
-def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=20)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _copy(source: Path, target: Path) -> str:

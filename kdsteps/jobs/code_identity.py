@@ -20,9 +20,16 @@ from pathlib import Path
 from kdsteps.jobs import graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.study import registry
-from kdsteps.study.settings import Study, dataset_entry, method_entry, model_entry
+from kdsteps.study.study import Study
 
 _PACKAGE = Path(__file__).parent.parent
+_ENTRIES = {
+    "train": "_train",
+    "train_check": "_check",
+    "cache": "_cache_features",
+    "cache_outputs": "_cache_logits",
+}
+"""The function of its stage that a rule runs, where one stage has several rules."""
 
 
 def code(study: Study, rule: str, names: graph.Names) -> str:
@@ -43,21 +50,20 @@ def _code() -> Code:
 
 def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The definitions at which the code of a job begins."""
-    yield f"kdsteps.stages.{graph.stage_of(rule)}:run"
+    yield f"kdsteps.stages.{graph.stage_of(rule)}:{_ENTRIES.get(rule, 'run')}"
     if rule == "prepare":
-        kind = dataset_entry(study.datasets[names["dataset"]], "datasets")[0]
-        yield registry.target("data", kind)
+        yield registry.target("data", study.datasets[names["dataset"]].kind)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if "pair" in names:
-        pair = study.pairs[names["pair"]]
-        method, _ = method_entry(names["method"], study.methods[names["method"]])
+        pair, entry = study.pairs[names["pair"]], study.methods[names["method"]]
         models = [pair.student]
-        adds = method in registry.names("models")
+        adds = entry.method in registry.names("models")
         if adds:
-            yield registry.target("models", method)
-        if adds or (rule != "evaluate" and registry.trait("methods", method, "wants") != "nothing"):
+            yield registry.target("models", entry.method)
+        if adds or (rule != "evaluate" and entry.wants != "nothing"):
             models.append(pair.teacher)
-        if rule == "distil":
-            yield registry.target("methods", method)
+        method = registry.target("methods", entry.method)
+        if rule == "distil" or (rule == "evaluate" and not method.startswith("kdsteps.")):
+            yield method  # a user's method may deploy a network of its own
     for model in models:
-        yield registry.target("models", model_entry(study.models[model])[0])
+        yield registry.target("models", study.models[model].family)

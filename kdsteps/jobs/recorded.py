@@ -11,11 +11,10 @@ import hashlib
 import json
 import os
 import re
-import stat
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,8 @@ class Record:
         """
         known = (self.settings, self.code)
         others = [text for text in self.content["params"] if _value(text) not in known]
-        checksums = {path: self.checksums.get(path) or checksum(path) for path in inputs}
+        found = [path for path in inputs if path in self.checksums or Path(path).is_file()]
+        checksums = {path: self.checksums.get(path) or checksum(path) for path in found}
         content = dict(self.content) | {
             "params": sorted([*others, repr(settings), repr(code)]),
             "input": sorted(inputs),
@@ -66,8 +66,11 @@ class Record:
         }
         part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         part.write_text(json.dumps(content))
-        part.chmod(stat.S_IMODE(self.path.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR)
         os.replace(part, self.path)
+
+    def copy_for(self, output: str) -> Record:
+        """The same record for another file of the job; it is not written yet."""
+        return replace(self, path=_record_path(RECORDS, output))
 
 
 def record_of(output: str) -> Record | None:

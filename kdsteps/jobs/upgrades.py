@@ -6,12 +6,14 @@ Read from Snakemake's records, without Snakemake, so that it takes a second.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
+from kdsteps.files.digests import write_digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import (
     Entry,
@@ -33,7 +35,7 @@ from kdsteps.jobs.recorded import (
     is_incomplete,
     record_of,
 )
-from kdsteps.study.settings import Study
+from kdsteps.study.study import Study
 
 Reason = Literal["current", "code", "settings", "inputs", "missing", "unknown"]
 
@@ -45,6 +47,7 @@ class Status:
     Attributes:
         rule, names: Which job it is.
         settings, code, inputs: What the job would be made with today.
+        covered: Inputs whose digests are in another input.
         reason: Why its result is stale, or "current".
         why: The reason in words.
         follows: Rules whose results it reads and that are stale.
@@ -56,6 +59,7 @@ class Status:
     settings: str
     code: str
     inputs: list[str]
+    covered: set[str]
     reason: Reason = "current"
     why: str = ""
     follows: list[str] = field(default_factory=list)
@@ -68,6 +72,17 @@ class Status:
     @property
     def outputs(self) -> list[str]:
         return list(graph.outputs(self.rule, self.names).values())
+
+    @property
+    def digest(self) -> str | None:
+        """The file of digests beside its other files, where its rule has one."""
+        return graph.outputs(self.rule, self.names).get("digest")
+
+    @property
+    def written(self) -> list[str]:
+        """Its files, without a file of digests that an earlier version did not write."""
+        lacking = self.digest is not None and not Path(self.digest).exists()
+        return [path for path in self.outputs if not (lacking and path == self.digest)]
 
 
 def statuses(study: Study) -> list[Status]:
@@ -85,24 +100,26 @@ def statuses(study: Study) -> list[Status]:
 
 
 def _status(study: Study, rule: str, names: graph.Names) -> Status:
+    node = graph.node(study, rule, names)
     status = Status(
         rule,
         names,
-        settings=graph.settings_text(study, rule, names),
+        settings=node.text,
         code=code_identity.code(study, rule, names),
-        inputs=sorted(_flat(graph.inputs(study, rule, names))),
+        inputs=sorted(_flat(node.inputs)),
+        covered=set(_flat({name: node.inputs[name] for name in node.covered & node.inputs.keys()})),
     )
     status.reason, status.why = _reason(status)
     return status
 
 
 def _reason(status: Status) -> tuple[Reason, str]:
-    for path in status.outputs:
+    for path in status.written:
         if not Path(path).is_file():
             return "missing", "missing"
         if is_incomplete(path):
             return "missing", "was stopped before it ended"
-    records = [record_of(path) for path in status.outputs]
+    records = [record_of(path) for path in status.written]
     status.records = [record for record in records if record is not None]
     if len(status.records) < len(records) or not all(
         record.settings and record.code for record in status.records
@@ -124,6 +141,8 @@ def _code_reason(status: Status) -> tuple[Reason, str]:
         return "code", "settings are the same, and written in another form"
     if any(sorted(record.inputs) != status.inputs for record in status.records):
         return "code", "reads other files"
+    if status.written != status.outputs:
+        return "code", "has no file of digests"
     return "current", ""
 
 
@@ -143,13 +162,15 @@ def _settings_changed(record: Record, wanted: str) -> str:
 def _changed_input(record: Record, status: Status) -> str:
     """An input whose content is not what was read; empty if there is none.
 
-    As Snakemake does, an input that is older than the result is not looked at.
+    As Snakemake does, an input that is older than the result is not looked at, nor a large one of
+    which only the file of digests beside it was recorded.
     """
-    made = min(Path(path).stat().st_mtime for path in status.outputs)
+    made = min(Path(path).stat().st_mtime for path in status.written)
     for path in sorted(set(record.inputs) & set(status.inputs)):
         file = Path(path)
+        known = path in record.checksums or path not in status.covered
         newer = file.is_file() and file.stat().st_mtime > made
-        if newer and record.checksums.get(path) != checksum(path):
+        if known and newer and record.checksums.get(path) != checksum(path):
             return path
     return ""
 
@@ -188,6 +209,8 @@ def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
     if taken:
         write_accepted(entries | dict(_entry(status, entries) for status in taken))
     for status in taken:
+        _add_digest(status)
+    for status in taken:
         rewrite_records(status)
     return Acceptance(taken, refused)
 
@@ -198,11 +221,22 @@ def rewrite_records(status: Status) -> None:
         record.rewrite(status.settings, status.code, status.inputs)
 
 
+def _add_digest(status: Status) -> None:
+    """Write the file of digests that an earlier version did not write, as old as its files."""
+    if status.written == status.outputs or status.digest is None:
+        return
+    files = {name: Path(path) for name, path in graph.outputs(status.rule, status.names).items()}
+    ages = [file.stat().st_mtime for file in files.values() if file != files["digest"]]
+    write_digests(files, files)
+    os.utime(files["digest"], (max(ages), max(ages)))
+    status.records.append(status.records[0].copy_for(status.digest))
+
+
 def _is_whole(status: Status, entries: Mapping[str, Entry]) -> bool:
     """Whether a job's files are those that its records are about; if not, say why."""
     recorded = status.records[0].settings or "{}"
     meant, entry = json.loads(recorded), entry_for(entries, status.outputs, recorded)
-    for path in status.outputs:
+    for path in status.written:
         carried = carried_settings(Path(path))
         known = entry is not None and entry.carried == settings_digest(carried)
         if carried and not known and as_today(carried, meant) != meant:
@@ -213,7 +247,7 @@ def _is_whole(status: Status, entries: Mapping[str, Entry]) -> bool:
 
 
 def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
-    name = witness(status.outputs)
+    name = witness(path for path in status.written if path != status.digest)
     code = status.records[0].code or ""
     known = entries.get(name)
     return name, Entry(

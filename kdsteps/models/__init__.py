@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from kdsteps.models.chain import Chain
-from kdsteps.study import registry, settings
+from kdsteps.study import registry
+from kdsteps.study.study import parse
 
 __all__ = ["Chain", "architecture", "build_model"]
 
@@ -36,7 +37,7 @@ def build_model(
             checkpoint does not fit.
     """
     registry.known("models", family, "build_model")
-    settings.parse(registry.options("models", family), options, f"build_model: {family}")
+    parse(registry.options("models", family), options, f"build_model: {family}")
     build = import_module(registry.module("models", family)).build
     chain: Chain = build(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
