@@ -25,7 +25,7 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
 from kdsteps.jobs.earlier_settings import as_today
 from kdsteps.jobs.recorded import checksum, record_of
-from kdsteps.jobs.upgrades import accept, statuses
+from kdsteps.jobs.upgrades import accept, rewrite_records, statuses
 from kdsteps.study.study import Study, load_study
 
 OLD = "0123456789abcdef"  # a digest of code that is not today's
@@ -390,6 +390,17 @@ def kdsteps(study: Folder, *arguments: str) -> str:
     return study.run(["python", "-m", "kdsteps", *arguments])
 
 
+def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_job(study: Study):
+    check = Path("results/train/digits/big/check.json")
+    check.unlink()
+    done = accept(study, everything)
+    assert [status.rule for status in done.lacking] == ["train_check"]
+    assert done.refused == []
+    check.write_text("{}")
+    rewrite_records(done.lacking[0])
+    assert set(reasons(study)) == {REPORT}
+
+
 @pytest.mark.slow
 @pytest.mark.stories
 def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Path):
@@ -433,15 +444,16 @@ def test_results_of_the_first_round_are_taken_over(tmp_path: Path):
     )
     subprocess.run(["tar", "-x", "-C", old], input=archive.stdout, check=True)
     methods = {"labels": {}, "kd": {}, "feature_only": {}}
-    params = TINY | {"methods": methods, "distil": TINY["distil"] | {"schedule": "steps"}}
+    steps = {"epochs": 8, "schedule": "steps", "milestones": [5, 6, 7]}
+    params = TINY | {"methods": methods, "distil": TINY["distil"] | steps}
     (old / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     Folder(old).run(["snakemake", "--cores", "2", "--resources", "gpu=1"], PYTHONPATH=str(old))
     study = Folder.new(tmp_path / "study", params)
     for name in ("results", ".snakemake", "logs"):
         subprocess.run(["cp", "-a", old / name, study.path], check=True)
     students = study.bytes_of("results/distil/**/student.safetensors")
-    kdsteps(study, "accept")
-    assert not {"train", "distil"} & set(study.planned())
+    said = kdsteps(study, "accept")
+    assert not {"train", "distil"} & set(study.planned()), said
     study.snakemake()
     assert study.planned() == {}
     assert study.bytes_of("results/distil/**/student.safetensors") == students

@@ -46,7 +46,7 @@ def show_stale(given: argparse.Namespace) -> None:
     stale = [status for status in found if status.stale]
     if given.jobs:
         for status in stale:
-            print(f"{status.rule} {' '.join(status.names.values())}: {_why(status)}")
+            print(f"{_label(status)}: {_why(status)}")
     else:
         _print_groups(stale)
     print(f"{len(found) - len(stale)} of {len(found)} results are up to date.")
@@ -64,7 +64,7 @@ def accept_results(given: argparse.Namespace) -> None:
     _check_options(study, given)
     done = accept(study, lambda status: _chosen(given, status))
     for status in done.refused:
-        print(f"not accepted: {' '.join([status.rule, *status.names.values()])}: {status.why}")
+        print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:
         raise KdstepsError(
             f"nothing is accepted: {len(done.refused)} results are stale for other reasons than "
@@ -72,25 +72,40 @@ def accept_results(given: argparse.Namespace) -> None:
         )
     counts = Counter(status.rule for status in done.taken)
     said = ", ".join(f"{count} {rule}" for rule, count in counts.items())
+    for status in done.lacking:
+        print(f"making what an earlier version did not: {_label(status)}")
+        _make(study, status)
     print(f"accepted as is: {said or 'nothing, no result is stale because of code alone'}")
     _write_report(given)
 
 
-def _write_report(given: argparse.Namespace) -> None:
-    """Write the report again where it is all that is stale, so that it says what was accepted."""
+def _make(study: Study, status: Status) -> None:
+    """Run one job here, as Snakemake would, and let Snakemake know of it."""
     from kdsteps.cli.main import main
 
-    found = statuses(load_study(given.params))
+    read = {} if status.rule == "report" else graph.inputs(study, status.rule, status.names)
+    written = graph.outputs(status.rule, status.names)
+    command = [
+        *(graph.stage_of(status.rule), "--settings", status.settings, "--code", status.code),
+        *("--inputs", *(f"{name}={path}" for name, path in read.items())),
+        *("--outputs", *(f"{name}={path}" for name, path in written.items())),
+    ]
+    if main(command):
+        raise KdstepsError(f"{status.rule} failed, see above; the results before it are accepted")
+    rewrite_records(status)
+
+
+def _write_report(given: argparse.Namespace) -> None:
+    """Write the report again where it is all that is stale, so that it says what was accepted."""
+    study = load_study(given.params)
+    found = statuses(study)
     (report,) = [status for status in found if status.rule == "report"]
     others = [status for status in found if status.rule != "report"]
     if (given.stage and "report" not in given.stage) or any(status.stale for status in others):
         return
-    if report.reason in ("current", "missing", "unknown"):
-        return
-    print("writing the report again")
-    if main(["report", "--params", given.params]):
-        raise KdstepsError("the report could not be written; run snakemake to write it again")
-    rewrite_records(report)
+    if report.reason not in ("current", "missing", "unknown"):
+        print("writing the report again")
+        _make(study, report)
 
 
 def _check_options(study: Study, given: argparse.Namespace) -> None:
@@ -116,6 +131,10 @@ def _chosen(given: argparse.Namespace, status: Status) -> bool:
         return False
     wanted = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
     return wanted.items() <= status.names.items()
+
+
+def _label(status: Status) -> str:
+    return " ".join([status.rule, *status.names.values()])
 
 
 def _why(status: Status) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.snakemake_records import RECORDS
 
+_FORMAT = 6  # of the records of Snakemake 9
 _INCOMPLETE = Path(".snakemake/incomplete")
 
 
@@ -88,6 +90,25 @@ def record_of(output: str) -> Record | None:
         elif isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value):
             code = value
     return Record(path, content, settings, code)
+
+
+def new_record(output: str, rule: str) -> Record:
+    """A record for a file that has none, not written yet."""
+    now = time.time()
+    content = {
+        "rule": rule,
+        "input": [],
+        "log": [],
+        "params": [],
+        "shellcmd": None,
+        "code": None,
+        "record_format_version": _FORMAT,
+        "incomplete": False,
+        "starttime": now,
+        "endtime": now,
+        "input_checksums": {},
+    }
+    return Record(_record_path(RECORDS, output), content, None, None)
 
 
 def is_incomplete(output: str) -> bool:

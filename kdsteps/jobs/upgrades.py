@@ -33,6 +33,7 @@ from kdsteps.jobs.recorded import (
     checksum,
     first_difference,
     is_incomplete,
+    new_record,
     record_of,
 )
 from kdsteps.study.study import Study
@@ -93,10 +94,15 @@ def statuses(study: Study) -> list[Status]:
     while True:
         before = sum(status.stale for status in found)
         for status in found:
-            sources = (makers[path] for path in status.inputs if path in makers)
+            sources = (makers[path] for path in status.inputs if _is_watched(status, path, makers))
             status.follows = sorted({source.rule for source in sources if source.stale})
         if before == sum(status.stale for status in found):
             return found
+
+
+def _is_watched(status: Status, path: str, makers: Mapping[str, Status]) -> bool:
+    """Whether a job runs again when an input is made again: a covered one only has to be there."""
+    return path in makers and not (path in status.covered and Path(path).exists())
 
 
 def _status(study: Study, rule: str, names: graph.Names) -> Status:
@@ -182,10 +188,13 @@ class Acceptance:
     Attributes:
         taken: Jobs whose results are accepted.
         refused: Jobs that are not, which are stale for another reason than code.
+        lacking: Small files that accepted jobs only need to be there and that an earlier version
+            did not make: the jobs that make them.
     """
 
     taken: list[Status]
     refused: list[Status]
+    lacking: list[Status]
 
 
 def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
@@ -201,7 +210,8 @@ def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
     entries = read_accepted()
     taken: list[Status] = []
     refused: list[Status] = []
-    for status in statuses(study):
+    found = statuses(study)
+    for status in found:
         if status.rule == "report" or status.reason == "current" or not chosen(status):
             continue
         acceptable = status.reason == "code" and _is_whole(status, entries)
@@ -212,13 +222,33 @@ def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
         _add_digest(status)
     for status in taken:
         rewrite_records(status)
-    return Acceptance(taken, refused)
+    lacking = _lacking(taken, refused, found)
+    return Acceptance(taken, [each for each in refused if each not in lacking], lacking)
 
 
 def rewrite_records(status: Status) -> None:
     """Let Snakemake take a job's files as made by today's settings, code and inputs."""
-    for record in status.records:
+    for record in status.records or [new_record(path, status.rule) for path in status.outputs]:
         record.rewrite(status.settings, status.code, status.inputs)
+
+
+def _lacking(taken: list[Status], refused: list[Status], found: list[Status]) -> list[Status]:
+    """The jobs whose missing files accepted jobs only need to be there.
+
+    Snakemake would run the accepted jobs as well if it made these files itself.
+    """
+    covered = {path for status in taken for path in status.covered}
+    readers = [status for status in found if status.rule != "report"]
+    watched = {path for status in readers for path in set(status.inputs) - status.covered}
+    makers = {path: status for status in found for path in status.outputs}
+    return [
+        status
+        for status in refused
+        if status.reason == "missing"
+        and covered & set(status.outputs)
+        and not watched & set(status.outputs)
+        and all(makers[path].reason in ("current", "code") for path in status.inputs)
+    ]
 
 
 def _add_digest(status: Status) -> None:
