@@ -95,7 +95,7 @@ def record_of(output: str) -> Record | None:
 def new_record(output: str, rule: str) -> Record:
     """A record for a file that has none, not written yet."""
     now = time.time()
-    content = {
+    content: dict[str, Any] = {
         "rule": rule,
         "input": [],
         "log": [],
