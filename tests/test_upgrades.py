@@ -379,6 +379,8 @@ def test_settings_that_mean_something_else_stay_different(
 
 # With the real tools
 
+UNTRAINED = {"train": TINY["train"] | {"teacher_check": "warn"}}  # one epoch does not teach much
+
 
 def edit(folder: Path, module: str, old: str, new: str) -> None:
     file = folder / "kdsteps" / module
@@ -404,7 +406,8 @@ def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_jo
 @pytest.mark.slow
 @pytest.mark.stories
 def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Path):
-    study = Folder.new(tmp_path / "study", TINY | {"methods": {"labels": {}, "kd": {}}})
+    methods = {"labels": {}, "kd": {}}
+    study = Folder.new(tmp_path / "study", TINY | UNTRAINED | {"methods": methods})
     study.snakemake()
     study.dvc("repro")
     study.commit()
@@ -448,7 +451,7 @@ def test_results_of_the_first_round_are_taken_over(tmp_path: Path):
     params = TINY | {"methods": methods, "distil": TINY["distil"] | steps}
     (old / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     Folder(old).run(["snakemake", "--cores", "2", "--resources", "gpu=1"], PYTHONPATH=str(old))
-    study = Folder.new(tmp_path / "study", params)
+    study = Folder.new(tmp_path / "study", params | UNTRAINED)
     for name in ("results", ".snakemake", "logs"):
         subprocess.run(["cp", "-a", old / name, study.path], check=True)
     students = study.bytes_of("results/distil/**/student.safetensors")

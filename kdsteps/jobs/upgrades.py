@@ -188,8 +188,8 @@ class Acceptance:
     Attributes:
         taken: Jobs whose results are accepted.
         refused: Jobs that are not, which are stale for another reason than code.
-        lacking: Small files that accepted jobs only need to be there and that an earlier version
-            did not make: the jobs that make them.
+        lacking: Jobs whose missing files other jobs only need to be there, such as the check of a
+            teacher, which an earlier version did not make.
     """
 
     taken: list[Status]
@@ -222,7 +222,7 @@ def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
         _add_digest(status)
     for status in taken:
         rewrite_records(status)
-    lacking = _lacking(taken, refused, found)
+    lacking = _lacking(refused, found)
     return Acceptance(taken, [each for each in refused if each not in lacking], lacking)
 
 
@@ -232,12 +232,13 @@ def rewrite_records(status: Status) -> None:
         record.rewrite(status.settings, status.code, status.inputs)
 
 
-def _lacking(taken: list[Status], refused: list[Status], found: list[Status]) -> list[Status]:
-    """The jobs whose missing files accepted jobs only need to be there.
+def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
+    """The jobs whose missing files other jobs only need to be there.
 
-    Snakemake would run the accepted jobs as well if it made these files itself.
+    Snakemake would run these other jobs as well if it made the files itself.
     """
-    covered = {path for status in taken for path in status.covered}
+    good = [status for status in found if status.reason in ("current", "code")]
+    covered = {path for status in good for path in status.covered}
     readers = [status for status in found if status.rule != "report"]
     watched = {path for status in readers for path in set(status.inputs) - status.covered}
     makers = {path: status for status in found for path in status.outputs}
