@@ -174,7 +174,7 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     study.snakemake()
     said = study.executed()
     assert set(said) == KD
-    assert all("taken from .jobcache" in text for name, text in said.items() if name != "report")
+    assert all("copied from .jobcache" in text for name, text in said.items() if name != "report")
     assert study.bytes_of(STUDENTS) == before
 
 

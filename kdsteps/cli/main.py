@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kdsteps.cli import job_cache, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import resolve
 from kdsteps.cli.schema import show_schema
@@ -31,7 +32,7 @@ from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
-COMMANDS = (*graph.STAGES, "layers", "verify", "resolve", "schema")
+COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # what no result rests on
 
@@ -85,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in graph.STAGES:
         _add_stage(commands, stage)
+    upgrade.add_commands(commands)
+    job_cache.add_command(commands)
     layers = commands.add_parser("layers", help="list the layers of a network: where it can be cut")
     layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")

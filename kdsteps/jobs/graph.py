@@ -11,6 +11,7 @@ from string import Formatter
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.jobs.accepted import ACCEPTED
 from kdsteps.jobs.settings import (
     BuildSettings,
     CheckSettings,
@@ -375,6 +376,7 @@ class _Graph:
             name: [outputs(rule, node.names)[file] for node in self.nodes[rule].values()]
             for name, (rule, file) in _REPORTED.items()
         }
+        read["accepted"] = [str(ACCEPTED)] if ACCEPTED.is_file() else []
         self._add("report", {}, read, ReportSettings.model_construct(study=self.study.described))
 
 

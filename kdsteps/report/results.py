@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES
 from kdsteps.files.tables import read_table, table_metadata
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.accepted import accepted_lines
 
 Study = Mapping[str, Any]
 Files = Sequence[str | Path]
@@ -38,6 +39,7 @@ class Results:
         plans: {(pair, method): plan} of the methods that have one.
         data: {dataset: summary}.
         origins: One row a file: what it is, git_commit, device, versions as text, seconds.
+        accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
     """
 
     runs: pd.DataFrame
@@ -48,6 +50,7 @@ class Results:
     plans: dict[tuple[str, str], dict[str, Any]]
     data: dict[str, dict[str, Any]]
     origins: pd.DataFrame
+    accepted: list[str] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -73,6 +76,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
             for path, names in _named(inputs["summaries"], "prepare", "summary")
         },
         origins=pd.DataFrame(teacher_origins + origins, columns=ORIGINS),
+        accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
     )
 
 

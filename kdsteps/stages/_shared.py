@@ -122,13 +122,13 @@ def validator(
     return validate
 
 
-def resume_file(job: Job[Any], *modules: str) -> Resume:
+def resume_file(job: Job[Any], *roots: str) -> Resume:
     """Where a run saves its state: named after its result, with everything the result depends on.
 
     Args:
-        modules: The code behind the job.
+        roots: The definitions at which the code of the job begins.
     """
-    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(modules)]).encode())
+    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(roots)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

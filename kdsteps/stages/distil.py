@@ -68,7 +68,7 @@ def run(job: Job[DistilSettings]) -> None:
         seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
         answers=_answers(job, method, data, part),
-        resume=resume_file(job, __name__, *_modules(job)),
+        resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
     taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
@@ -125,12 +125,12 @@ def _answers(
     return found if isinstance(found, Kept) else None
 
 
-def _modules(job: Job[DistilSettings]) -> Iterator[str]:
-    """The modules behind the names in a job's settings."""
-    yield registry.module("methods", job.settings.method)
-    yield registry.module("models", job.settings.student.family)
+def _roots(job: Job[DistilSettings]) -> Iterator[str]:
+    """The definitions behind the names in a job's settings."""
+    yield registry.target("methods", job.settings.method)
+    yield registry.target("models", job.settings.student.family)
     if "teacher" in job.inputs:
-        yield registry.module("models", entry_of(job.inputs["teacher"])["family"])
+        yield registry.target("models", entry_of(job.inputs["teacher"])["family"])
 
 
 def method_class(name: str) -> Any:

@@ -72,7 +72,7 @@ def _train(job: Job[TrainSettings]) -> None:
         recipe,
         seed=recipe.seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(job, __name__, registry.module("models", entry.family)),
+        resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
     )
     fit.run()
     if not recipe.epochs:

@@ -39,6 +39,13 @@ def module(kind: Kind, name: str) -> str:
     return f"kdsteps.{_FOLDERS[kind].replace('/', '.')}.{name}"
 
 
+@cache
+def target(kind: Kind, name: str) -> str:
+    """The function or class behind a part, as `module:Name`."""
+    entry = _class(_tree(kind, name)) if kind == "methods" else _entry(kind, name)
+    return f"{module(kind, name)}:{entry.name}"
+
+
 def known(kind: Kind, name: str, where: str) -> None:
     """Raise a sentence that names the nearest part, if there is no part `name`."""
     if name not in names(kind):
