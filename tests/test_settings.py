@@ -76,7 +76,8 @@ NAMES = "names become parts of paths and should be up to 80 letters, digits, - a
         ),
         (
             {"evaluate": {"x": 1}},
-            "evaluate.x is an unknown key; there are calibration_bins, latency_runs, batch_size",
+            "evaluate.x is an unknown key; there are calibration_bins, latency_runs, "
+            "throughput_batch, batch_size, metrics",
         ),
         # wrong types and values
         ({"distil": {"epochs": "5"}}, f"distil.epochs is '5'; {EPOCHS}"),

@@ -50,7 +50,13 @@ def _named_parts(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     if rule == "prepare":
         yield f"kdsteps.data.kinds.{dataset_entry(study.datasets[names['dataset']], 'datasets')[0]}"
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
-    if "pair" in names:
+    if rule == "evaluate_latency":
+        methods = [method_entry(name, entry)[0] for name, entry in study.methods.items()]
+        for method in sorted(set(methods) & set(registry.names("models"))):
+            yield f"kdsteps.models.families.{method}"
+        pair = study.pairs[names["pair"]]
+        models = [pair.student, pair.teacher]
+    elif "pair" in names:
         pair = study.pairs[names["pair"]]
         method, _ = method_entry(names["method"], study.methods[names["method"]])
         models = [pair.student]

@@ -56,6 +56,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "measures": "results/evaluate/teachers/{dataset}/{teacher}/measures.json",
         "predictions": "results/evaluate/teachers/{dataset}/{teacher}/predictions.parquet",
     },
+    "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",
@@ -94,6 +95,8 @@ def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
     pair = _pair(study, names)
     data = outputs("prepare", {"dataset": pair.dataset})
     teacher = {"dataset": pair.dataset, "teacher": pair.teacher}
+    if rule == "evaluate_latency":
+        return _latency_inputs(study, names["pair"])
     wants, plan = _method(study, names["method"], "wants"), _method(study, names["method"], "plan")
     if rule == "build":
         found = {"summary": data["summary"]}
@@ -157,6 +160,8 @@ def jobs(study: Study, rule: str) -> list[Names]:
         return [{}]
     if rule in ("distil", "evaluate"):
         return runs
+    if rule == "evaluate_latency":
+        return [{"pair": pair} for pair in study.pairs]
     if rule == "prepare":
         return [{"dataset": name} for name in _used(study, "dataset")]
     if rule == "build":
@@ -224,6 +229,18 @@ def _teacher_inputs(rule: str, names: Names) -> dict[str, Any]:
     return data | {"model": outputs("train", names)["model"]}
 
 
+def _latency_inputs(study: Study, name: str) -> dict[str, Any]:
+    """One student of each method, since seeds share an architecture, and the teacher if any."""
+    pair = study.pairs[name]
+    first = str(study.seeds[0])
+    runs = [{"pair": name, "method": method, "seed": first} for method in study.methods]
+    found: dict[str, Any] = {"students": [outputs("distil", run)["model"] for run in runs]}
+    if any(_method(study, method, "wants") != "nothing" for method in study.methods):
+        teacher = {"dataset": pair.dataset, "teacher": pair.teacher}
+        found["teacher"] = outputs("train", teacher)["model"]
+    return found
+
+
 def _report_inputs(study: Study) -> dict[str, Any]:
     """Every measure, history, plan and score, each kind as one list."""
     wanted = {
@@ -236,6 +253,7 @@ def _report_inputs(study: Study) -> dict[str, Any]:
         "histories": ("distil", "history"),
         "measures": ("evaluate", "measures"),
         "predictions": ("evaluate", "predictions"),
+        "latencies": ("evaluate_latency", "latency"),
     }
     return {
         name: [outputs(rule, names)[file] for names in jobs(study, rule)]
@@ -292,8 +310,16 @@ def _distil(study: Study, names: Names) -> dict[str, Any]:
     }
 
 
+_TIMING = {"latency_runs", "throughput_batch"}
+
+
 def _evaluate(study: Study, names: Names) -> dict[str, Any]:
-    return {"evaluate": study.evaluate.model_dump(mode="json")}
+    return {"evaluate": study.evaluate.model_dump(mode="json", exclude=_TIMING)}
+
+
+def _latency(study: Study, names: Names) -> dict[str, Any]:
+    section = study.evaluate.model_dump(mode="json", include=_TIMING | {"metrics"})
+    return {"evaluate": section, "methods": list(study.methods)}
 
 
 def _report(study: Study, names: Names) -> dict[str, Any]:
@@ -310,6 +336,7 @@ _SETTINGS = {
     "distil": _distil,
     "evaluate": _evaluate,
     "evaluate_teacher": _evaluate,
+    "evaluate_latency": _latency,
     "report": _report,
 }
 

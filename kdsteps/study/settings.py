@@ -151,11 +151,13 @@ class Build(Section):
 
 
 class Evaluate(Section):
-    """What is measured of a trained network: the section `evaluate`."""
+    """The metrics of trained networks: the section `evaluate`."""
 
     calibration_bins: PositiveInt = 15
     latency_runs: PositiveInt = 100  # single images, after a warm-up
+    throughput_batch: PositiveInt = 64  # images in a batch whose time is measured
     batch_size: PositiveInt = 256
+    metrics: tuple[str, ...] = ()  # of your own: ./file.py:name, package.module:name, entry point
 
 
 class Report(Section):
