@@ -152,19 +152,30 @@ def test_the_cost_is_that_of_the_network_that_a_method_deploys(tmp_path):
     assert runs.loc["simkd", "latency_ms"] == 0.1
 
 
-def test_one_diverged_run_leaves_a_report_with_all_others(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [["kd/1"], ["kd/0", "kd/1"], ["kd", "labels"]])
+def test_diverged_runs_leave_a_report_with_all_others(tmp_path, lost):
     job = make_results(tmp_path, make_study(seeds=2, methods=("labels", "kd")))
-    path = next(path for path in job.inputs["measures"] if "kd/1" in str(path))
-    lost = dict.fromkeys(("accuracy", "nll", "ece", "agreement", "accuracy_per_class"))
-    write_json(path, read_json(path) | lost | {"diverged": True})
+    names = ("accuracy", "top5_accuracy", "nll", "ece", "agreement", "kl_to_teacher")
+    nothing = dict.fromkeys((*names, "accuracy_per_class")) | {"diverged": True}
+    for path in job.inputs["measures"]:
+        if any(f"/{run}/" in str(path) for run in lost):
+            write_json(path, read_json(path) | nothing)
     report.run(job)
-    text = text_of(job.outputs["page"].read_text())
-    assert "Diverged: kd (seed 1)." in text
-    assert not re.search(
-        r"\bnan\b|\bNaN\b|\bNone\b", text.split("params.yaml with all defaults")[0]
-    )
-    found = read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]["kd"]
-    assert (found["seeds"], found["diverged"]) == (1, 1)
+    text = text_of(job.outputs["page"].read_text()).split("params.yaml with all defaults")[0]
+    assert not re.search(r"\bnan\b|\bNaN\b|\bNone\b", text)
+    found = read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]
+    finished = {name: numbers.get("seeds", 0) for name, numbers in found.items()}
+    if lost == ["kd/1"]:
+        assert "Diverged: kd (seed 1)." in text
+        assert finished == {"kd": 1, "labels": 2}
+    elif lost == ["kd/0", "kd/1"]:
+        assert "labels reached" in text
+        assert "Diverged: kd (seeds 0 and 1)." in text
+        assert finished == {"kd": 0, "labels": 2}
+    else:
+        assert "Every run diverged." in text
+        assert finished == {"kd": 0, "labels": 0}
 
 
 def test_charts_take_their_colors_from_the_page_and_share_no_names(page):

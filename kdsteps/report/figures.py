@@ -179,7 +179,7 @@ def _validations(table: PairTable, rows: pd.DataFrame) -> list[tuple[str, Chart]
 
 
 def _budget(methods: int) -> int:
-    return max(_FEWEST, min(_MOST, _POINTS // (10 * methods)))
+    return max(_FEWEST, min(_MOST, _POINTS // (10 * max(1, methods))))
 
 
 def _small(title: str, name: str, chart: Chart) -> Small:

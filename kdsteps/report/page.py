@@ -191,8 +191,9 @@ def _networks(table: PairTable, metrics: Sequence[Metric]) -> list[CostRow]:
 
 
 def _costs(row: MethodRow, metrics: Sequence[Metric]) -> tuple[float | None, ...]:
+    """Means over seeds, rounded so that equal networks have equal numbers."""
     samples = (row.metrics.get(metric.name) for metric in metrics)
-    return tuple(sample.mean if sample is not None else None for sample in samples)
+    return tuple(float(f"{sample.mean:.9g}") if sample else None for sample in samples)
 
 
 def _timing(speed: Mapping[str, Any]) -> str:
