@@ -53,6 +53,20 @@ def test_a_study_of_labels_alone_has_no_teacher():
     assert set(graph.inputs(alone, "evaluate", run("labels"))) == data | {"model", "model_digest"}
 
 
+def test_a_pair_is_timed_once_on_one_student_of_each_method():
+    assert graph.jobs(study(), "evaluate_latency") == [{"pair": "pair"}]
+    found = graph.inputs(study(), "evaluate_latency", {"pair": "pair"})
+    assert found == {
+        "students": [
+            graph.outputs("distil", run(method))["model"]
+            for method in ("labels", "kd", "block_kd", "fitnet")
+        ],
+        "teacher": graph.outputs("train", TEACHER)["model"],
+    }
+    alone = study(methods={"labels": {}})
+    assert set(graph.inputs(alone, "evaluate_latency", {"pair": "pair"})) == {"students"}
+
+
 def test_kd_waits_for_its_teacher_and_not_for_scores_or_plans():
     read = set(graph.inputs(study(), "distil", run("kd")))
     assert "teacher" in read
@@ -82,7 +96,7 @@ def test_a_teacher_of_two_pairs_is_trained_once():
     [
         ({"report": {"title": "Other"}}, set()),
         ({"seeds": [0, 1, 2]}, set()),
-        ({"methods": STUDY["methods"] | {"dkd": {}}}, set()),
+        ({"methods": STUDY["methods"] | {"dkd": {}}}, {("evaluate_latency", "pair")}),
         ({"score": {"num_layers": 2}}, set()),
         ({"train": STUDY["train"] | {"checkpoint_minutes": 1.0}}, set()),
         ({"prepare": {"seed": 1}}, {("prepare", "digits")}),
@@ -101,6 +115,7 @@ def test_a_teacher_of_two_pairs_is_trained_once():
                 for seed in ("0", "1")
             },
         ),
+        ({"evaluate": {"latency_runs": 10}}, {("evaluate_latency", "pair")}),
         (
             {"models": {"big": NET | {"depth": 14}, "small": NET}},
             {("train", "digits", "big"), ("build", "pair", "block_kd")},

@@ -23,7 +23,7 @@ from kdsteps.study.study import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
-KD = {"distil/pair/kd/0", "evaluate/students/pair/kd/0", "report"}
+KD = {"distil/pair/kd/0", "evaluate/students/pair/kd/0", "evaluate/latency/pair", "report"}
 STUDENTS = "results/distil/**/student.safetensors"
 WARMER: dict[str, Any] = {**TINY["methods"], "kd": {"temperature": 2.0}}
 
@@ -98,7 +98,7 @@ def test_dvc_adopts_what_snakemake_made_and_computes_nothing(built: Study, share
 def test_methods_and_seeds_are_not_confused(study: Study):
     study.change(methods={"labels": {}}, seeds=[0, 1])
     study.snakemake()
-    new = {"distil/pair/labels/1", "evaluate/students/pair/labels/1"}
+    new = {"distil/pair/labels/1", "evaluate/students/pair/labels/1", "evaluate/latency/pair"}
     assert set(study.executed()) == {*new, "report"}
     students = study.bytes_of(STUDENTS)
     assert len(students) == 4
@@ -119,31 +119,27 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 ALL_RUNS = {"distil": 3, "evaluate": 3, "report": 1}
+ONE_RUN = {"distil": 1, "evaluate": 1, "evaluate_latency": 1, "report": 1}
 ASKED = {"train_check": 1, "evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
-AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "report": 1}
+AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "evaluate_latency": 1, "report": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "jobs"),
     [
-        (changed(methods__kd={"temperature": 2.0}), {"distil": 1, "evaluate": 1, "report": 1}),
-        (changed(methods__dkd={}), {"distil": 1, "evaluate": 1, "report": 1}),
-        (changed(methods__again={"method": "labels"}), {"distil": 1, "evaluate": 1, "report": 1}),
+        (changed(methods__kd={"temperature": 2.0}), ONE_RUN),
+        (changed(methods__dkd={}), ONE_RUN),
+        (changed(methods__again={"method": "labels"}), ONE_RUN),
         (lambda params: {"seeds": [0, 7]}, ALL_RUNS),
         (changed(train__epochs=2), {"train": 1, "distil": 2, "evaluate": 2} | AFTER_TEACHER),
+        (changed(cache__images=50), {"cache": 1, "score": 1, "build": 1} | ONE_RUN),
+        (changed(score__num_layers=2), {"score": 1, "build": 1} | ONE_RUN),
+        (changed(build__projector="three_layer"), {"build": 1} | ONE_RUN),
+        (changed(evaluate__latency_runs=3), {"evaluate_latency": 1, "report": 1}),
         (
-            changed(cache__images=50),
-            {"cache": 1, "score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
+            changed(evaluate__calibration_bins=10),
+            {"evaluate": 3, "evaluate_teacher": 1, "report": 1},
         ),
-        (
-            changed(score__num_layers=2),
-            {"score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
-        ),
-        (
-            changed(build__projector="three_layer"),
-            {"build": 1, "distil": 1, "evaluate": 1, "report": 1},
-        ),
-        (changed(evaluate__latency_runs=3), {"evaluate": 3, "evaluate_teacher": 1, "report": 1}),
         (changed(report__title="Another"), {"report": 1}),
         (changed(distil__checkpoint_minutes=1.0), {"report": 1}),
     ],
@@ -207,7 +203,7 @@ def test_a_colleague_who_pulls_computes_nothing(shared: Study, clone: Study):
 
 def test_a_colleague_who_changes_a_value_runs_its_jobs_alone(clone: Study):
     clone.change(methods=WARMER)
-    assert clone.planned() == Counter(distil=1, evaluate=1, report=1)
+    assert clone.planned() == Counter(ONE_RUN)
 
 
 def test_results_without_records_are_refused_and_dvc_heals_them(recorded: Study):
@@ -241,6 +237,7 @@ LAST_FILES = {  # that a job of each rule writes
     "build": "results/build/pair/feature_only/plan.json",
     "distil": "results/distil/pair/kd/0/digest.json",
     "evaluate": "results/evaluate/students/pair/kd/0/predictions.parquet",
+    "evaluate_latency": "results/evaluate/latency/pair/latency.json",
     "report": "results/report/metrics.json",
 }
 KILLER = '''

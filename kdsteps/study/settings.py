@@ -50,6 +50,11 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def taken_from(cls, section: Section) -> Self:
+        """The fields of this class out of a section that has them all."""
+        return cls.model_construct(**{name: getattr(section, name) for name in cls.model_fields})
+
     def updated(self, changes: Section | None) -> Self:
         """A copy with the fields that `changes`, of the same class, sets explicitly."""
         given = changes.model_fields_set if changes is not None else set()
@@ -120,8 +125,7 @@ class Training(ViewSettings):
         """
         if self.per_image or self.mixup or self.cutmix:
             return None
-        values = {name: getattr(self, name) for name in ViewSettings.model_fields}
-        return ViewSettings.model_construct(**values)
+        return ViewSettings.taken_from(self)
 
     def milestone_epochs(self) -> list[float]:
         """Where the rate falls, in epochs from the start."""
@@ -202,16 +206,27 @@ class Build(BuildStones, BuildPairs):
 
     def of_plan(self, plan: str | None) -> BuildStones | BuildPairs:
         """The keys that a plan, "stones" or "pairs", uses."""
-        kind = BuildStones if plan == "stones" else BuildPairs
-        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+        return (BuildStones if plan == "stones" else BuildPairs).taken_from(self)
 
 
-class Evaluate(Section):
-    """What is measured of a trained network: the section `evaluate`."""
+class MetricSettings(Section):
+    """The keys of `evaluate` that metrics of predictions and networks use."""
 
     calibration_bins: PositiveInt = 15
-    latency_runs: PositiveInt = 100  # single images, after a warm-up
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
+    metrics: tuple[str, ...] = ()  # your own: ./file.py:name, package.module:name, entry point
+
+
+class TimingSettings(Section):
+    """The keys of `evaluate` that the measurement of latency and throughput uses."""
+
+    latency_runs: PositiveInt = 100  # single images, after a warm-up
+    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
+    metrics: tuple[str, ...] = ()
+
+
+class Evaluate(TimingSettings, MetricSettings):
+    """What is measured of a trained network: the section `evaluate`."""
 
 
 class Report(Section):
