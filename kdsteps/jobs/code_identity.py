@@ -48,7 +48,8 @@ def digest(modules: tuple[str, ...]) -> str:
 def _named_parts(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The modules behind the names that params.yaml gives for a job."""
     if rule == "prepare":
-        yield f"kdsteps.data.kinds.{dataset_entry(study.datasets[names['dataset']], 'datasets')[0]}"
+        kind, _ = dataset_entry(study.datasets[names["dataset"]], "datasets")
+        yield registry.module("data", kind)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if "pair" in names:
         pair = study.pairs[names["pair"]]
@@ -57,12 +58,14 @@ def _named_parts(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         adds = method in registry.names("models")
         if adds:
             yield f"kdsteps.models.families.{method}"
-        if adds or (rule != "evaluate" and registry.trait("methods", method, "wants") != "nothing"):
+        if adds or (
+            rule != "evaluate" and registry.find("methods", method, "methods").wants != "nothing"
+        ):
             models.append(pair.teacher)
         if rule == "distil":
-            yield f"kdsteps.methods.{method}"
+            yield registry.module("methods", method)
     for model in models:
-        yield f"kdsteps.models.families.{model_entry(study.models[model])[0]}"
+        yield registry.module("models", model_entry(study.models[model])[0])
 
 
 def _closure(modules: Iterable[str]) -> set[str]:
@@ -70,7 +73,7 @@ def _closure(modules: Iterable[str]) -> set[str]:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found and module not in _NEUTRAL:
+        if module.startswith("kdsteps.") and module not in {*found, *_NEUTRAL}:
             found.add(module)
             waiting.extend(_imports(module))
     return found

@@ -354,7 +354,7 @@ def _saving(section: Training) -> dict[str, int | str]:
 
 def _method(study: Study, name: str, attribute: str) -> Any:
     method, _ = method_entry(name, study.methods[name])
-    return registry.trait("methods", method, attribute)
+    return getattr(registry.find("methods", method, "methods"), attribute)
 
 
 def _build_section(study: Study, names: Names) -> Build:

@@ -16,6 +16,7 @@ from kdsteps.files.tables import read_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
+from kdsteps.study import registry
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
@@ -64,6 +65,6 @@ def answers_key(
         "scaling": [data.mean.tolist(), data.std.tolist()],
         "views": {key: recipe[key] for key in _RECIPE},
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, f"kdsteps.models.families.{family}")),
+        "code": code_identity.digest((*_CODE, registry.module("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -11,12 +11,9 @@ writes  model      student.safetensors: what is deployed, after the last epoch
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
-from typing import Any
 
 import torch
 
@@ -81,7 +78,9 @@ def _teacher(job: Job, data: Prepared) -> Chain | None:
     if "teacher" not in job.inputs:
         return None
     teacher = trained_model(job.inputs["teacher"], data).to(data.device)
-    as_trained = method_class(job.settings["method"]).keeps_teacher(job.settings["options"])
+    as_trained = registry.load("methods", job.settings["method"]).keeps_teacher(
+        job.settings["options"]
+    )
     return frozen(teacher, data.image_shape, fold=not as_trained)
 
 
@@ -91,7 +90,9 @@ def _method(
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     batch_size = job.settings["distil"]["batch_size"]
     task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
-    return method_class(job.settings["method"])(teacher, student, task, **job.settings["options"])
+    return registry.load("methods", job.settings["method"])(
+        teacher, student, task, **job.settings["options"]
+    )
 
 
 def _answers(
@@ -122,19 +123,7 @@ def _answers(
 
 def _modules(job: Job) -> Iterator[str]:
     """The modules behind the names in a job's settings."""
-    yield f"kdsteps.methods.{job.settings['method']}"
-    yield f"kdsteps.models.families.{job.settings['student']['family']}"
+    yield registry.module("methods", job.settings["method"])
+    yield registry.module("models", job.settings["student"]["family"])
     if "teacher" in job.inputs:
-        yield f"kdsteps.models.families.{entry_of(job.inputs['teacher'])['family']}"
-
-
-def method_class(name: str) -> Any:
-    """The method in the module of that name: its class that says what it wants of the teacher."""
-    module = import_module(registry.module("methods", name))
-    found = [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, Method) and member.__module__ == module.__name__
-    ]
-    assert len(found) == 1, f"{module.__name__} holds {len(found)} methods instead of one"
-    return found[0]
+        yield registry.module("models", entry_of(job.inputs["teacher"])["family"])

@@ -26,6 +26,7 @@ from kdsteps.stages._shared import (
     validator,
     write_history,
 )
+from kdsteps.study import registry
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit, Recipe
 
@@ -52,7 +53,9 @@ def run(job: Job) -> None:
         seed=seed,
         validate=validator(network, data.part("validation")),
         resume=resume_file(
-            job, __name__, f"kdsteps.models.families.{job.settings['model']['family']}"
+            job,
+            __name__,
+            registry.module("models", job.settings["model"]["family"]),
         ),
     )
     fit.run()

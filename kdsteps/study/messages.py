@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -41,8 +41,47 @@ def sentence(
         path, rest = _setting(model, problem["loc"])
         spot = _spot(where, path)
         said.setdefault(spot, _said(problem, model, content, path, rest, others))
+    return _first(said)
+
+
+def option_sentence(
+    error: ValidationError,
+    wanted: Mapping[str, str],
+    options: Mapping[str, Any],
+    where: str,
+    others: Sequence[str] = (),
+) -> str:
+    """As `sentence`, for the options of a part, whose types are known in words.
+
+    Args:
+        error: What the part's validator said of `options`.
+        wanted: What each option should be.
+        where: An entry of params.yaml.
+        others: Keys that may be beside the options, for guesses at what was meant.
+    """
+    said: dict[str, str] = {}
+    for problem in error.errors():
+        name, *rest = map(str, problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            fault = f"is an unknown key{nearest(name, [*wanted, *others])}"
+        elif problem["type"] == "missing" and not rest:
+            fault = f"is missing; it should be {wanted[name]}"
+        else:
+            fault = _fault(problem["type"], options[name], wanted[name])
+        said.setdefault(_spot(where, [name]), fault)
+    return _first(said)
+
+
+def _first(said: Mapping[str, str]) -> str:
+    """The first fault with its place, and how many more there are."""
     (spot, first), more = next(iter(said.items())), len(said) - 1
     return f"{spot} {first}" + (f" (and {more} more)" if more else "")
+
+
+def _fault(kind: str, value: Any, right: str) -> str:
+    if kind == "finite_number":
+        right = right.replace("number", "finite number")
+    return f"is {shown(value)}; it should be {right}"
 
 
 def wanted(annotation: Any, metadata: Iterable[Any] = (), *, many: bool = False) -> str:
@@ -118,9 +157,7 @@ def _said(
     right = description or wanted(annotation, metadata)
     if problem["type"] == "missing" and not rest:
         return f"is missing; it should be {right}"
-    if problem["type"] == "finite_number":
-        right = right.replace("number", "finite number")
-    return f"is {shown(_value_at(content, path))}; it should be {right}"
+    return _fault(problem["type"], _value_at(content, path), right)
 
 
 def _setting(model: type[BaseModel], loc: Sequence[Any]) -> tuple[list[str], list[Any]]:

@@ -330,11 +330,10 @@ def _part(
     if key not in entry:
         there = ", ".join(registry.names(kind))
         raise KdstepsError(f"{where}.{key} is missing; there are {there}")
-    name = entry[key]
-    registry.known(kind, name, where if where.endswith(f"methods.{name}") else f"{where}.{key}")
-    rest = {option: value for option, value in entry.items() if option not in (key, *others)}
-    options = parse(registry.options(kind, name), rest, where, (key, *others))
-    return name, options.model_dump(mode="json")
+    spot = where if where.endswith(f"methods.{entry[key]}") else f"{where}.{key}"
+    part = registry.find(kind, entry[key], spot)
+    options = {option: value for option, value in entry.items() if option not in (key, *others)}
+    return part.reference, part.parse(options, where, (key, *others))
 
 
 def _check_seeds(study: Study, where: str) -> None:
