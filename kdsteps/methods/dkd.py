@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods._schedule import warm_up
+from kdsteps.methods._logits import LogitMethod
 from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
-from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.methods._weights import WarmUp
+from kdsteps.methods.base import Batch
 from kdsteps.methods.lskd import standardized
-from kdsteps.models.chain import Chain
 
 
 @full_precision
@@ -56,7 +57,7 @@ def dkd_loss(
     )
 
 
-class DKD(Method):
+class DKD(WarmUp, LogitMethod):
     """Labels and decoupled distillation, which grows to its weight over the first epochs.
 
     With `standardize` both sides' logits are standardized first, as in `lskd`, whose authors then
@@ -66,38 +67,21 @@ class DKD(Method):
     depending on the pair.
     """
 
-    wants = "logits"
-
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
+        *given: Any,
         alpha: NonNegativeFloat = 1.0,
         beta: NonNegativeFloat = 8.0,
-        weight: NonNegativeFloat = 1.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        warmup_epochs: NonNegativeInt = 20,
         standardize: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "dkd")
-        self.temperature, self.alpha, self.beta = temperature, alpha, beta
-        self.weight, self.labels_weight = weight, labels_weight
-        self.warmup_epochs, self.standardize = warmup_epochs, standardize
+        super().__init__(*given, **options)
+        self.alpha, self.beta, self.standardize = alpha, beta, standardize
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        logits, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        student = logits
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         if self.standardize:
-            student, teacher = standardized(logits), standardized(teacher)
-        loss = dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(logits, batch.targets),
-            "dkd": self.weight * warm_up(batch.epoch, self.warmup_epochs) * loss,
-        }
+            student, teacher = standardized(student), standardized(teacher)
+        return dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
+from kdsteps.methods._logits import LogitMethod
 from kdsteps.methods._tensors import full_precision, same_shape
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods.base import Batch
 
 
 @full_precision
@@ -37,31 +38,20 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-class KD(Method):
-    """Labels and the teacher's softened predictions, weighted.
+class KD(LogitMethod):
+    """Labels and the teacher's softened predictions.
 
     Source: Hinton et al. 2015; temperature and weights of the CIFAR-100 benchmark.
     """
 
-    wants = "logits"
-
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
+        *given: Any,
         weight: NonNegativeFloat = 0.9,
         labels_weight: NonNegativeFloat = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "kd")
-        self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
+        super().__init__(*given, weight=weight, labels_weight=labels_weight, **options)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "kd": self.weight * kd_loss(student, teacher, self.temperature),
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return kd_loss(student, teacher, self.temperature)

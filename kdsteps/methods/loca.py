@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
 from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods.base import Batch
+from kdsteps.methods.kd import KD
 
 
 @full_precision
@@ -64,35 +63,18 @@ def calibrated(probabilities: Tensor, labels: Tensor, alpha: float) -> Tensor:
     return torch.where(predicted == labels[:, None], probabilities, leading)
 
 
-class LoCa(Method):
+class LoCa(KD):
     """Labels and the teacher's predictions, calibrated where they are wrong.
 
     Source: Yang, Wu and Yang 2024, arXiv:2409.04778; alpha from the range it reports as robust,
     temperature and weights, which were not recovered, as in `kd`.
     """
 
-    wants = "logits"
-
     def __init__(
-        self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
-        alpha: Annotated[float, Field(gt=0, le=1)] = 0.9,
-        weight: NonNegativeFloat = 0.9,
-        labels_weight: NonNegativeFloat = 0.1,
+        self, *given: Any, alpha: Annotated[float, Field(gt=0, le=1)] = 0.9, **options: Any
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "loca")
-        self.temperature, self.alpha = temperature, alpha
-        self.weight, self.labels_weight = weight, labels_weight
+        super().__init__(*given, **options)
+        self.alpha = alpha
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        loss = loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "loca": self.weight * loss,
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)

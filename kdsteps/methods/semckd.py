@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdsteps.methods._checks import named_layers
-from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._features import FeatureMethod, Outputs, as_map
 from kdsteps.methods._tensors import full_precision, to_size, unit
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods.base import Batch
 from kdsteps.models.adapters import Place, adapter, grid, places
-from kdsteps.models.chain import Chain
 
 
 @full_precision
@@ -53,36 +53,25 @@ class SemCKD(FeatureMethod):
     sizes of queries and keys from that of arXiv:2511.14981.
     """
 
-    wants = "layers"
+    term = "layers"
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
+        *given: Any,
         student_layers: list[str] | None = None,
         teacher_layers: list[str] | None = None,
         weight: NonNegativeFloat = 400.0,
-        labels_weight: NonNegativeFloat = 1.0,
         kd_weight: NonNegativeFloat = 1.0,
-        kd_temperature: PositiveFloat = 4.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        self.weight = weight
-        self.student_layers = named_layers(student, student_layers, "student", "semckd")
-        self.teacher_layers = named_layers(self.teacher, teacher_layers, "teacher", "semckd")
+        super().__init__(*given, weight=weight, kd_weight=kd_weight, **options)
+        self.student_layers = named_layers(self.student, student_layers, "student", self.name)
+        self.teacher_layers = named_layers(self.teacher, teacher_layers, "teacher", self.name)
         self.attention = Attention(
-            len(self.student_layers), len(self.teacher_layers), task.batch_size
+            len(self.student_layers), len(self.teacher_layers), self.task.batch_size
         )
-        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+        ours = places(self.student, self.task.image_shape)
+        theirs = places(self.teacher, self.task.image_shape)
         met = [
             (ours[layer], _smaller(ours[layer], theirs[other]))
             for layer, other in itertools.product(self.student_layers, self.teacher_layers)
@@ -92,16 +81,11 @@ class SemCKD(FeatureMethod):
             adapter(source, meeting, "three_layer")[0] for source, meeting in met
         )
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, self.student_layers)
-        theirs = self.teacher_trace(batch, self.teacher_layers)
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         sources = [ours[layer] for layer in self.student_layers]
         targets = [as_map(self.teacher, layer, theirs[layer]) for layer in self.teacher_layers]
         attention = self.attention(sources, targets)
-        loss = semckd_loss(attention, self._distances(sources, targets))
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "layers": self.weight * loss
-        }
+        return semckd_loss(attention, self._distances(sources, targets))
 
     def _distances(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
         """Mean squared differences of each image's maps, (N, student layers, teacher layers)."""
