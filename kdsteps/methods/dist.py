@@ -10,13 +10,13 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kdsteps.methods._logits import LogitMethod
-from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.methods._tensors import double_precision, same_shape
 from kdsteps.methods.base import Batch
 
 NORM_FLOOR = 1e-8  # added to the product of the norms
 
 
-@full_precision
+@double_precision
 def dist_loss(
     student_logits: Tensor, teacher_logits: Tensor, beta: float, gamma: float, temperature: float
 ) -> Tensor:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kdsteps.methods._logits import LogitMethod
-from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
+from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods._weights import WarmUp
 from kdsteps.methods.base import Batch
 from kdsteps.methods.lskd import standardized
 
 
-@full_precision
+@double_precision
 def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -52,8 +51,7 @@ def dkd_loss(
     target, others = _apart(student_logits / temperature, labels)
     teacher_target, teacher_others = _apart(teacher_logits / temperature, labels)
     return temperature**2 * (
-        alpha * F.kl_div(target, teacher_target, reduction="batchmean", log_target=True)
-        + beta * F.kl_div(others, teacher_others, reduction="batchmean", log_target=True)
+        alpha * kl_divergence(target, teacher_target) + beta * kl_divergence(others, teacher_others)
     )
 
 
@@ -85,10 +83,10 @@ class DKD(WarmUp, LogitMethod):
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, 2) of label or not, and (N, K - 1) among the other classes."""
+    """Logits (N, 2) of label or not, and (N, K - 1) of the other classes."""
     every = torch.arange(logits.shape[1] - 1, device=logits.device)
     other_classes = every + (every >= labels[:, None])  # (N, K - 1)
     others = logits.gather(1, other_classes)
     label = logits.gather(1, labels[:, None])
     pair = torch.cat([label, others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
+    return pair, others

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kdsteps.methods._logits import LogitMethod
-from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.methods._tensors import double_precision, kl_divergence, same_shape
 from kdsteps.methods.base import Batch
 
 
-@full_precision
+@double_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """How far the student's softened predictions lie from the teacher's.
 
@@ -33,9 +32,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2.
     """
     same_shape(student_logits, teacher_logits, "logits")
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * kl_divergence(
+        student_logits / temperature, teacher_logits / temperature
+    )
 
 
 class KD(LogitMethod):

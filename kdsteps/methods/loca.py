@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
+from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import KD
 
 
-@full_precision
+@double_precision
 def loca_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -44,9 +44,11 @@ def loca_loss(
     """
     same_shape(student_logits, teacher_logits, "logits")
     one_label_each(student_logits, labels)
-    student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = calibrated(F.softmax(teacher_logits / temperature, dim=1), labels, alpha)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean")
+    smallest = torch.finfo(teacher.dtype).tiny  # a probability of 0 has no logarithm
+    return temperature**2 * kl_divergence(
+        student_logits / temperature, teacher.clamp(min=smallest).log()
+    )
 
 
 def calibrated(probabilities: Tensor, labels: Tensor, alpha: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdsteps.methods._tensors import full_precision, same_shape
+from kdsteps.methods._tensors import double_precision, full_precision, same_shape
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import KD, kd_loss
 
@@ -28,7 +28,7 @@ def standardized(logits: Tensor) -> Tensor:
     return torch.where(spread > SPREAD_FLOOR, scaled, scaled.detach())
 
 
-@full_precision
+@double_precision
 def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """The distance of `kd` between logits standardized image by image.
 

@@ -9,11 +9,11 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._logits import LogitMethod
-from kdsteps.methods._tensors import full_precision, same_images
+from kdsteps.methods._tensors import double_precision, same_images
 from kdsteps.methods.base import Batch
 
 
-@full_precision
+@double_precision
 def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """How far apart the sorted probabilities of student and teacher lie, rank by rank.
 
