@@ -14,7 +14,6 @@ Reads nothing of other stages. The same source and settings give the same bytes.
 from __future__ import annotations
 
 import logging
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def run(job: Job[PrepareSettings]) -> None:
 
 
 def _load(kind: str, options: dict[str, Any]) -> Source:
-    source: Source = import_module(registry.module("data", kind)).load(**options)
+    source: Source = registry.load("data", kind)(**options)
     return source
 
 
