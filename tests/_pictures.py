@@ -21,7 +21,7 @@ REAL = Path(__file__).parents[2] / "shared" / "data"  # CIFAR-100 and Fashion-MN
 FILES = {"images": "images.npy", "index": "index.parquet", "summary": "summary.json"}
 
 
-def colour(seed: int, height: int = 6, width: int = 6) -> Image.Image:
+def color(seed: int, height: int = 6, width: int = 6) -> Image.Image:
     """An RGB image of noise that no other seed gives."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -39,7 +39,7 @@ def write_folder(root: Path, counts: Mapping[str, int], start: int = 0) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            colour(seed).save(root / name / f"{number}.png")
+            color(seed).save(root / name / f"{number}.png")
             seed += 1
     return root
 
