@@ -48,14 +48,18 @@ def prepare(
     folder: Path, kind: str, options: Mapping[str, Any], threads: int = 2, **section: Any
 ) -> dict[str, Path]:
     """The three files that `kdsteps prepare` writes into `folder`."""
-    settings = {
+    outputs = {name: folder / file for name, file in FILES.items()}
+    run(Job(settings_of(kind, options, **section), {}, outputs, threads=threads))
+    return outputs
+
+
+def settings_of(kind: str, options: Mapping[str, Any], **section: Any) -> dict[str, Any]:
+    """The settings of a job that prepares a data set."""
+    return {
         "kind": kind,
         "options": dict(options),
         "prepare": {"validation": 0.2, "test": 0.2, "seed": 0, "broken": "refuse"} | section,
     }
-    outputs = {name: folder / file for name, file in FILES.items()}
-    run(Job(settings, {}, outputs, threads=threads))
-    return outputs
 
 
 def prepared(*args: Any, **section: Any) -> tuple[Prepared, dict[str, Any]]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from kdsteps.data import prepared as prepared_module
 from kdsteps.data.checks import check_source
+from kdsteps.data.hashes import Hashes
 from kdsteps.data.prepared import load_prepared
 from kdsteps.data.source import Source
 from kdsteps.data.splitting import complete_split, duplicates
@@ -340,6 +341,8 @@ def test_a_source_that_does_not_fit_together_is_refused():
     images = np.zeros((4, 1, 2, 2), np.uint8)
     with pytest.raises(KdstepsError, match="has no images"):
         check_source(source(images[:0]))
+    with pytest.raises(KdstepsError, match=r"class name 'a\\x07' cannot be printed"):
+        check_source(source(images, class_names=("a\x07", "b")))
     with pytest.raises(KdstepsError, match="two classes are called 'a'"):
         check_source(source(images, class_names=("a", "a")))
     with pytest.raises(ValueError, match="differ in length"):
@@ -374,6 +377,52 @@ def test_a_part_too_large_for_the_device_streams_and_gives_the_same(files, monke
     for ours, theirs in zip(small.in_order(4), large.in_order(4), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_flipped_bit_is_noticed_and_names_the_file(files, stream):
+    before = files["images"].read_bytes()
+    for at in np.random.default_rng(0).integers(128, len(before), 20):
+        damaged = bytearray(before)
+        damaged[at] ^= 1 << int(at % 8)
+        files["images"].write_bytes(damaged)
+        data = load_prepared(**files, device=CPU)
+        row = (at - 128) // (3 * 6 * 6)
+        name = read_table(files["index"], INDEX)["source"][int(row)].as_py()
+        with pytest.raises(KdstepsError, match=rf"images.npy: image {row} \({name}\) is damaged"):
+            list(data.part(data.split[row], stream=stream).in_order(4))
+
+
+def test_an_image_that_is_not_used_is_not_checked(files):
+    data = load_prepared(**files, device=CPU)
+    damaged = bytearray(files["images"].read_bytes())
+    damaged[128 + 3 * 6 * 6 * int(data.rows("test")[0])] ^= 1
+    files["images"].write_bytes(damaged)
+    assert len(list(load_prepared(**files, device=CPU).part("train").in_order(4)))
+
+
+def test_streamed_images_are_checked_once(files, monkeypatch):
+    data = load_prepared(**files, device=CPU)
+    part, checked = data.part("train", stream=True), []
+    find = Hashes.damaged
+    monkeypatch.setattr(
+        Hashes,
+        "damaged",
+        lambda *args: (checked.extend(args[2]), find(*args))[1],
+    )
+    for _ in range(2):
+        list(part.in_order(4))
+    assert sorted(checked) == data.rows("train").tolist()
+
+
+def test_damage_found_by_a_worker_is_the_same_sentence(files):
+    damaged = bytearray(files["images"].read_bytes())
+    damaged[128:] = bytes(len(damaged) - 128)
+    files["images"].write_bytes(damaged)
+    part = load_prepared(**files, device=CPU).part("train", stream=True)
+    part.workers = 2
+    with pytest.raises(KdstepsError, match=r"is damaged: .*; delete this file and run again$"):
+        list(part.in_order(4))
 
 
 def test_an_empty_validation_part_has_no_batches(tmp_path):

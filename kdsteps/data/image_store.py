@@ -86,13 +86,16 @@ class ImageStore:
         """Let the images appear at the target."""
         self._file.seek(0)
         write_array_header(self._file, np.dtype(np.uint8), self.shape)
-        self._file.close()
+        self.close()
         with atomic(self.target) as part:
             os.replace(self.pixels, part)
 
+    def close(self) -> None:
+        self._file.close()
+
     def discard(self) -> None:
         """Remove what is only needed to resume."""
-        self._file.close()
+        self.close()
         self.pixels.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
 
@@ -159,6 +162,9 @@ def image_store(target: Path, key: str, count: int) -> Iterator[ImageStore]:
             hint = "free some space" if full else f"make {target.parent} writable"
             raise KdstepsError(f"{target}: {what}; {hint} and run again") from error
         raise
+    finally:
+        if store is not None:
+            store.close()
 
 
 def _entry(survey: Survey, stored: int, broken: int) -> dict[str, Any]:
