@@ -61,7 +61,7 @@ def options(kind: Kind, name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {
         argument.arg: (_value(argument.annotation), ... if default is None else _value(default))
         for argument, default in arguments
-        if argument.arg not in _GIVEN
+        if kind != "models" or argument.arg not in _GIVEN
     }
     extra: Literal["allow", "forbid"] = "allow" if function.args.kwarg else "forbid"
     config = ConfigDict(frozen=True, extra=extra, allow_inf_nan=False, protected_namespaces=())
