@@ -18,6 +18,7 @@ from kdsteps.data.decoding import MAX_PIXELS, decode
 from kdsteps.data.form import Form
 from kdsteps.data.source import Broken, Picture
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
 FAULTS = Path(__file__).parents[2] / "shared" / "faults"
 FORM = Form(channels=3, store=16)
 FUZZED = 1500
@@ -158,6 +159,12 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded():
     found = decode(content, FORM)
     assert isinstance(found, Broken)
     assert f"{side} x {side}" in found.reason
+
+
+def test_a_thin_image_that_would_grow_too_large_is_refused():
+    found = decode(as_bytes(Image.new("L", (20_000, 1))), Form(channels=1, store=256))
+    assert isinstance(found, Broken)
+    assert "is 1 x 20000 and would be resized to 256 x 5120000" in found.reason
 
 
 def test_formats_that_start_programs_are_not_read():

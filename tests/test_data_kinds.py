@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -211,6 +212,9 @@ def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path):
     named = write_parquet(tmp_path / "names.parquet", ["a", "b"])
     with pytest.raises(KdstepsError, match="has names in some files and numbers in others"):
         parquet.load(train=str(path), test=str(named))
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(KdstepsError, match=r"pipe.parquet is not a regular file"):
+        parquet.load(train=str(tmp_path / "pipe.parquet"))
     damaged = write_parquet(tmp_path / "d.parquet", [0, 1], metadata={"label_names": "[oops"})
     with pytest.raises(KdstepsError, match="class names in its metadata cannot be read"):
         parquet.load(train=str(damaged))

@@ -51,10 +51,17 @@ def test_labels_may_be_numbers(root, ending):
     assert set(source.split) == {""}
 
 
-def test_labels_with_leading_zeros_are_names(root):
-    rows = [("a/0.png", "007"), ("a/1.png", "010")]
+@pytest.mark.parametrize("labels", [("007", "010"), ("1.5", "2"), ("9" * 5000, "1")])
+def test_labels_that_are_not_plain_numbers_are_names(root, labels):
+    rows = list(zip(("a/0.png", "a/1.png"), labels, strict=True))
     source = table.load(path=write(root, rows, header=("path", "label")))
-    assert source.class_names == ("007", "010")
+    assert source.class_names == tuple(sorted(labels))
+
+
+def test_numbers_with_large_gaps_are_refused_at_once(root):
+    rows = [("a/0.png", 0), ("a/1.png", 10**15)]
+    with pytest.raises(KdstepsError, match="go up to 1000000000000000, and there are 2 images"):
+        table.load(path=write(root, rows, header=("path", "label")))
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])

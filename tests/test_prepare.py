@@ -487,6 +487,13 @@ def test_a_file_that_is_cut_off_or_missing_is_named(files, name):
     assert str(files[name]) in refused(files)
 
 
+def test_results_from_before_stored_and_seen_sizes_differed_are_read(files):
+    summary = read_json(files["summary"])
+    del summary["stored_shape"]
+    write_json(files["summary"], summary)
+    assert load_prepared(**files, device=CPU).image_shape == (3, 6, 6)
+
+
 def test_a_summary_without_what_stages_need_is_refused(files):
     summary = read_json(files["summary"])
     del summary["mean"]

@@ -209,7 +209,7 @@ NAMES = "names become parts of paths and should be up to 80 letters, digits, - a
         (big(family=["vgg"]), "models.big.family: there is no model family ['vgg']; "),
         (
             {"datasets": {"digits": {"size": 8}}},
-            "datasets.digits.kind is missing; there are digits, folder, parquet, torchvision",
+            "datasets.digits.kind is missing; there are digits, folder, parquet, table,",
         ),
         # seeds
         ({"seeds": 3}, "seeds is 3; it should be a list of whole numbers from 0 to 4294967295, "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kdsteps.errors import KdstepsError
+
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")  # those that int64 holds
 
 
 def label_column(column: pa.ChunkedArray, name: str, where: str) -> np.ndarray:
@@ -29,7 +32,10 @@ def label_column(column: pa.ChunkedArray, name: str, where: str) -> np.ndarray:
     if pa.types.is_dictionary(kind):
         column, kind = column.dictionary_decode(), kind.value_type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return np.asarray(column.cast(pa.int64()))
+        try:
+            return np.asarray(column.cast(pa.int64()))
+        except pa.ArrowInvalid as error:
+            raise KdstepsError(f"{where}: column {name!r} has a label out of range") from error
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(column.to_pylist(), dtype=str)
     raise KdstepsError(
@@ -46,8 +52,18 @@ def classes_of(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def numbered(values: np.ndarray) -> tuple[str, ...]:
-    """Names for classes that only have numbers."""
-    return tuple(map(str, range(int(values.max(initial=-1)) + 1)))
+    """Names for classes that only have numbers.
+
+    Raises:
+        KdstepsError: There are more numbers than images, so that classes would be without any.
+    """
+    count = int(values.max(initial=-1)) + 1
+    if count > len(values):
+        raise KdstepsError(
+            f"datasets: labels go up to {count - 1}, and there are {len(values)} images; number "
+            "the classes from 0 without gaps, or use names"
+        )
+    return tuple(map(str, range(count)))
 
 
 def whole_numbers(texts: Sequence[str]) -> np.ndarray | None:
@@ -55,6 +71,6 @@ def whole_numbers(texts: Sequence[str]) -> np.ndarray | None:
 
     `007` is a name: as a number it would not be written with zeros in front.
     """
-    if not all(text.lstrip("-").isdecimal() and str(int(text)) == text for text in texts):
+    if not all(_NUMBER.fullmatch(text) for text in texts):
         return None
     return np.array([int(text) for text in texts], dtype=np.int64)

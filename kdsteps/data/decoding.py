@@ -131,6 +131,11 @@ def _eight_bits(gray: np.ndarray) -> np.ndarray:
 def _shaped(image: Image.Image, size: tuple[int, int], form: Form) -> Image.Image:
     """Resized and cropped; `size` is the height and width that it has in its file, upright."""
     height, width = form.resized(*size)
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"is {size[0]} x {size[1]} and would be resized to {height} x {width}; images of over "
+            f"{MAX_PIXELS:,} pixels are refused"
+        )
     if form.resize is not None or form.store is not None:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if form.cropped is None:

@@ -43,9 +43,9 @@ class Form:
         return pair(self.resize)
 
     def decoded_side(self, height: int, width: int) -> int | None:
-        """Pixels of each side that a JPEG keeps when it is reduced while it is decoded.
+        """Pixels of each side to which a JPEG may be reduced while it is decoded, at most.
 
-        None: it is decoded as it is.
+        None: it is decoded in full.
         """
         if self.store is None and self.resize is None:
             return None

@@ -31,7 +31,7 @@ class _Summary(BaseModel):
 
     class_names: tuple[str, ...]
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    stored_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    stored_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # as image_shape
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]
 
@@ -127,10 +127,10 @@ def load_prepared(
             f"{images}: has {pixels.dtype} of shape {pixels.shape}; images are uint8 of "
             f"(images, channels, height, width); {_AGAIN}"
         )
-    if pixels.shape[1:] != described.stored_shape:
+    stored_shape = described.stored_shape or described.image_shape
+    if pixels.shape[1:] != stored_shape:
         raise KdstepsError(
-            f"{images}: has images of {pixels.shape[1:]}, {summary} says "
-            f"{described.stored_shape}; {_AGAIN}"
+            f"{images}: has images of {pixels.shape[1:]}, {summary} says {stored_shape}; {_AGAIN}"
         )
     labels, split, hashes, names = _read_index(index, described.class_names)
     if len(labels) != len(pixels):
@@ -168,8 +168,8 @@ def _read_summary(path: str | Path) -> _Summary:
         described = _Summary.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        place, said = ".".join(map(str, first["loc"])), first["msg"]
-        sentence = f"{path}: {place}: {said[0].lower()}{said[1:]}; {_AGAIN}"
+        key, problem = ".".join(map(str, first["loc"])), first["msg"]
+        sentence = f"{path}: {key}: {problem[0].lower()}{problem[1:]}; {_AGAIN}"
         raise KdstepsError(sentence) from error
     channels = described.image_shape[0]
     if not len(described.mean) == len(described.std) == channels:

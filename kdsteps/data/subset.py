@@ -40,7 +40,7 @@ def matching(patterns: str | Sequence[str], suffix: str, where: str) -> list[Pat
         where: The option that names them, for messages.
 
     Raises:
-        KdstepsError: A pattern matches nothing.
+        KdstepsError: A pattern matches nothing, or something that is not a file.
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -52,5 +52,7 @@ def matching(patterns: str | Sequence[str], suffix: str, where: str) -> list[Pat
             raise KdstepsError(
                 f"{where}: {pattern!r}: {what}; paths are relative to where kdsteps runs"
             )
+        if special := [file for file in files if not file.is_file()]:
+            raise KdstepsError(f"{where}: {special[0]} is not a regular file; name files only")
         found += files
     return found

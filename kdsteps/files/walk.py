@@ -17,7 +17,7 @@ Identity = tuple[int, int]
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file or folder is hidden or left by macOS or Windows: no part of the data."""
+    """Whether a file or folder is hidden, or left by macOS or Windows, and so is not data."""
     return name.startswith(".") or name.lower() in _DEBRIS
 
 
@@ -29,7 +29,7 @@ class Walk:
     counted once. A link out of the root is followed only where `follow_links` says so.
 
     Attributes:
-        root: Everything lies below it.
+        root: The folder that the walked ones are in.
         follow_links: Whether links may lead out of the root.
         links: Links passed over so far, as what they lead to is counted elsewhere.
         special: Named pipes, sockets and devices passed over so far.
@@ -81,14 +81,14 @@ class Walk:
         found: list[str] = []
         waiting = [folder]
         while waiting:
-            place = waiting.pop()
-            status = os.stat(place)
+            current = waiting.pop()
+            status = os.stat(current)
             identity = status.st_dev, status.st_ino
             if once and identity in self._folders:
                 continue
             self._folders.add(identity)
             inner: list[str] = []
-            for entry in _entries(place):
+            for entry in _entries(current):
                 if is_debris(entry.name):
                     continue
                 if entry.is_symlink():

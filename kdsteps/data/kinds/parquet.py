@@ -176,7 +176,7 @@ def _labels(files: Sequence[_File], label: str) -> tuple[np.ndarray, tuple[str, 
         raise KdstepsError(
             f"{one} and {other}: name the classes of {label!r} differently; use the same names"
         )
-    return values.astype(np.int64), next(iter(stated), numbered(values))
+    return values.astype(np.int64), next(iter(stated)) if stated else numbered(values)
 
 
 def _stated_names(file: _File, label: str) -> tuple[str, ...]:
