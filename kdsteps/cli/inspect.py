@@ -21,7 +21,7 @@ def show_layers(given: argparse.Namespace) -> None:
         family,
         num_classes=given.classes,
         in_channels=channels,
-        image_size=height,
+        image_size=(height, width),
         **architecture(options),
     )
     rows = list_layers(chain, (channels, height, width))

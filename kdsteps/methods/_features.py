@@ -8,8 +8,8 @@ from torch import Tensor
 from kdsteps.methods._checks import same_classes
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.kd import kd_loss
-from kdsteps.models.adapters import pooled, to_map
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import pooled, to_map
 
 
 class FeatureMethod(Method):
@@ -45,7 +45,7 @@ class FeatureMethod(Method):
 
 def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
     """The output of a layer as (N, C, H, W)."""
-    return to_map(output, chain.layout(layer))
+    return to_map(output, chain.layout(layer), chain.token_grid(layer))
 
 
 def pooled_layer(chain: Chain) -> str:
@@ -54,5 +54,5 @@ def pooled_layer(chain: Chain) -> str:
 
 
 def features(chain: Chain, layer: str, output: Tensor) -> Tensor:
-    """The output of a layer as (N, D), averaged over its places."""
+    """The output of a layer as (N, D), averaged over its positions."""
     return pooled(output, chain.layout(layer))

@@ -15,8 +15,8 @@ from kdsteps.methods._draws import Sampler
 from kdsteps.methods._features import FeatureMethod, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape, unit
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.adapters import places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import feature_shapes
 
 NOISE_FLOOR = 1e-7  # added to the chance of noise in the denominators
 
@@ -155,8 +155,8 @@ class CRD(FeatureMethod):
         self.teacher_layer = layer_of(
             self.teacher, teacher_layer, pooled_layer(self.teacher), "teacher", "crd"
         )
-        ours = places(student, task.image_shape)[self.student_layer]
-        theirs = places(self.teacher, task.image_shape)[self.teacher_layer]
+        ours = feature_shapes(student, task.image_shape)[self.student_layer]
+        theirs = feature_shapes(self.teacher, task.image_shape)[self.teacher_layer]
         self.student_projector = nn.Linear(ours.channels, width)
         self.teacher_projector = nn.Linear(theirs.channels, width)
         self.contrast = Contrast(

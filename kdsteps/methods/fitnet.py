@@ -10,8 +10,8 @@ from kdsteps.methods._checks import layer_of
 from kdsteps.methods._features import FeatureMethod, as_map
 from kdsteps.methods._tensors import full_precision, same_shape, to_size, to_smaller
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -72,8 +72,8 @@ class FitNet(FeatureMethod):
             self.teacher, teacher_layer, _second(self.teacher), "teacher", "fitnet"
         )
         self.projector = Regressor(
-            places(student, task.image_shape)[self.student_layer],
-            places(self.teacher, task.image_shape)[self.teacher_layer],
+            feature_shapes(student, task.image_shape)[self.student_layer],
+            feature_shapes(self.teacher, task.image_shape)[self.teacher_layer],
         )
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class Regressor(nn.Module):
     Source: Tian et al. 2020, official code of arXiv:1910.10699.
     """
 
-    def __init__(self, source: Place, target: Place) -> None:
+    def __init__(self, source: FeatureShape, target: FeatureShape) -> None:
         super().__init__()
         source, target = source.as_map(), target.as_map()
         self.size, convolution = _resizing(source, target)
@@ -107,7 +107,7 @@ class Regressor(nn.Module):
         return self.body(to_size(maps, *self.size))
 
 
-def _resizing(source: Place, target: Place) -> tuple[tuple[int, int], nn.Module]:
+def _resizing(source: FeatureShape, target: FeatureShape) -> tuple[tuple[int, int], nn.Module]:
     """The size that maps are brought to first, and the convolution to the target's size."""
     size, channels = (source.height, source.width), (source.channels, target.channels)
     sides = ((source.height, target.height), (source.width, target.width))

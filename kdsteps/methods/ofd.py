@@ -14,8 +14,8 @@ from kdsteps.methods._checks import layer_pairs
 from kdsteps.methods._features import FeatureMethod, as_map
 from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 RARELY_NEGATIVE = 1e-3  # share of negative responses below which their mean is not estimated
 
@@ -86,7 +86,10 @@ class OFD(FeatureMethod):
         )
         self.weight = weight
         self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "ofd")
-        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+        ours, theirs = (
+            feature_shapes(student, task.image_shape),
+            feature_shapes(self.teacher, task.image_shape),
+        )
         self.matches = nn.ModuleList(
             Match(ours[layer], theirs[other], self.teacher.last_norm(other))
             for layer, other in self.pairs
@@ -121,7 +124,7 @@ class Match(nn.Module):
 
     margin: Tensor | None
 
-    def __init__(self, source: Place, target: Place, norm: nn.Module | None) -> None:
+    def __init__(self, source: FeatureShape, target: FeatureShape, norm: nn.Module | None) -> None:
         super().__init__()
         self.projector = nn.Sequential(
             nn.Conv2d(source.channels, target.channels, 1, bias=False),

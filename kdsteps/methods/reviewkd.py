@@ -14,8 +14,8 @@ from kdsteps.methods._features import FeatureMethod, as_map, features, pooled_la
 from kdsteps.methods._schedule import warm_up
 from kdsteps.methods._tensors import full_precision, same_shape
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -88,13 +88,13 @@ class ReviewKD(FeatureMethod):
         self.weight, self.warmup_epochs = weight, warmup_epochs
         self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "reviewkd")
         self.student_pool, self.teacher_pool = pooled_layer(student), pooled_layer(self.teacher)
-        ours = places(student, task.image_shape)
-        theirs = places(self.teacher, task.image_shape)
+        ours = feature_shapes(student, task.image_shape)
+        theirs = feature_shapes(self.teacher, task.image_shape)
         self.projector = Review(
             [ours[layer].as_map() for layer, _ in self.pairs]
-            + [Place("map", ours[self.student_pool].channels, 1, 1)],
+            + [FeatureShape("map", ours[self.student_pool].channels, 1, 1)],
             [theirs[layer].as_map() for _, layer in self.pairs]
-            + [Place("map", theirs[self.teacher_pool].channels, 1, 1)],
+            + [FeatureShape("map", theirs[self.teacher_pool].channels, 1, 1)],
             max_width,
         )
 
@@ -118,7 +118,9 @@ class ReviewKD(FeatureMethod):
 class Review(nn.Module):
     """Fuse a student's maps, the deepest first, and bring each to its teacher's shape."""
 
-    def __init__(self, sources: Sequence[Place], targets: Sequence[Place], max_width: int) -> None:
+    def __init__(
+        self, sources: Sequence[FeatureShape], targets: Sequence[FeatureShape], max_width: int
+    ) -> None:
         """Args:
         sources: Maps of the student, shallow to deep.
         targets: Maps of the teacher, one for each.
@@ -144,7 +146,7 @@ class Review(nn.Module):
 class Fusion(nn.Module):
     """One level: the student's map, gated together with what comes from the deeper level."""
 
-    def __init__(self, channels: int, width: int, target: Place, *, fuses: bool) -> None:
+    def __init__(self, channels: int, width: int, target: FeatureShape, *, fuses: bool) -> None:
         super().__init__()
         self.size = (target.height, target.width)
         self.narrow = _normed(nn.Conv2d(channels, width, 1, bias=False))

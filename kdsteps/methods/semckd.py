@@ -13,8 +13,9 @@ from kdsteps.methods._checks import named_layers
 from kdsteps.methods._features import FeatureMethod, as_map
 from kdsteps.methods._tensors import full_precision, to_size, unit
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.adapters import Place, adapter, grid, places
+from kdsteps.models.adapters import adapter
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -82,7 +83,10 @@ class SemCKD(FeatureMethod):
         self.attention = Attention(
             len(self.student_layers), len(self.teacher_layers), task.batch_size
         )
-        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+        ours, theirs = (
+            feature_shapes(student, task.image_shape),
+            feature_shapes(self.teacher, task.image_shape),
+        )
         met = [
             (ours[layer], _smaller(ours[layer], theirs[other]))
             for layer, other in itertools.product(self.student_layers, self.teacher_layers)
@@ -153,10 +157,10 @@ def _squared(projected: Tensor, target: Tensor) -> Tensor:
     return (projected - target).square().flatten(1).mean(dim=1)
 
 
-def _smaller(source: Place, target: Place) -> Place:
+def _smaller(source: FeatureShape, target: FeatureShape) -> FeatureShape:
     """Where the two are compared: as a map of the teacher's channels and the smaller size."""
-    ours, theirs = grid(source), grid(target)
-    return Place("map", target.channels, min(ours[0], theirs[0]), min(ours[1], theirs[1]))
+    height, width = min(source.height, target.height), min(source.width, target.width)
+    return FeatureShape("map", target.channels, height, width)
 
 
 def _embedding(width: int) -> nn.Module:

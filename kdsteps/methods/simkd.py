@@ -14,9 +14,9 @@ from kdsteps.methods._features import FeatureMethod, as_map
 from kdsteps.methods._tensors import to_size
 from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.fitnet import fitnet_loss
-from kdsteps.models.adapters import places
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.families.simkd import Projector, Reused
+from kdsteps.models.feature_shapes import feature_shapes
 
 
 class SimKD(FeatureMethod):
@@ -64,8 +64,8 @@ class SimKD(FeatureMethod):
         self.teacher_layer = layer_of(
             self.teacher, teacher_layer, _last_map(self.teacher), "teacher", "simkd"
         )
-        self.source = places(student, task.image_shape)[self.student_layer]
-        self.target = places(self.teacher, task.image_shape)[self.teacher_layer]
+        self.source = feature_shapes(student, task.image_shape)[self.student_layer]
+        self.target = feature_shapes(self.teacher, task.image_shape)[self.teacher_layer]
         self.rectified = _never_negative(self.teacher, self.teacher_layer, task.image_shape)
         self.projector = Projector(self.source, self.target, factor, rectified=self.rectified)
         # past nn.Module's registration, like the teacher it is a part of

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from kdsteps.models.chain import Chain
+from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry, settings
 
 __all__ = ["Chain", "architecture", "build_model"]
@@ -17,7 +18,7 @@ def build_model(
     *,
     num_classes: int,
     in_channels: int = 3,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     checkpoint: str | None = None,
     **options: Any,
 ) -> Chain:
@@ -27,7 +28,7 @@ def build_model(
         family: Name of a module of this folder, such as `cifar_resnet`.
         num_classes: Width of the logits.
         in_channels: Channels of an image.
-        image_size: Height and width in pixels; None where the family can do without.
+        image_size: In pixels, one number or (height, width); None where the family does without.
         checkpoint: Weights for the plain module: kdsteps' own file or a foreign one.
         options: The family's own, named in its `build`.
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.models.adapters import AdapterKind, Place, adapter, places
+from kdsteps.models.adapters import AdapterKind, adapter
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.cost import multiply_adds, num_parameters
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
 
@@ -90,7 +91,7 @@ def plan_stones(
             connector cannot join the shapes.
     """
     _check_order(teacher, student, joints)
-    ours, theirs = places(student, image_shape), places(teacher, image_shape)
+    ours, theirs = feature_shapes(student, image_shape), feature_shapes(teacher, image_shape)
     stones = []
     for number, (student_layer, teacher_layer) in enumerate(joints, start=1):
         source, target = ours[student_layer], theirs[teacher_layer]
@@ -104,8 +105,8 @@ def plan_stones(
                 "name": f"N{number}",
                 "student_layer": student_layer,
                 "teacher_layer": teacher_layer,
-                "student_place": source.as_dict(),
-                "teacher_place": target.as_dict(),
+                "student_features": source.as_dict(),
+                "teacher_features": target.as_dict(),
                 "student_shape": list(source.shape),
                 "teacher_shape": list(target.shape),
                 "student_blocks": list(student.layers[: student.layers.index(student_layer) + 1]),
@@ -143,7 +144,9 @@ class Stones(nn.Module):
         super().__init__()
         self.connectors = nn.ModuleList(
             _connector(
-                Place(**stone["student_place"]), Place(**stone["teacher_place"]), stone["connector"]
+                FeatureShape(**stone["student_features"]),
+                FeatureShape(**stone["teacher_features"]),
+                stone["connector"],
             )[0]
             for stone in stones
         )
@@ -189,7 +192,9 @@ class Stones(nn.Module):
         return flow
 
 
-def _connector(source: Place, target: Place, kind: AdapterKind) -> tuple[nn.Module, str]:
+def _connector(
+    source: FeatureShape, target: FeatureShape, kind: AdapterKind
+) -> tuple[nn.Module, str]:
     if kind == "identity" and source != target:
         raise KdstepsError(
             f"build.connector: identity cannot join {source.shape} to {target.shape}; conv_norm can"
@@ -201,8 +206,8 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
     check_layers(student, [ours for ours, _ in joints], "build.cuts: the student")
     check_layers(teacher, [theirs for _, theirs in joints], "build.cuts: the teacher")
     for (ours, theirs), (our_next, their_next) in pairwise(joints):
-        deeper = student.place(ours) < student.place(our_next)
-        if not deeper or teacher.place(theirs) > teacher.place(their_next):
+        deeper = student.position(ours) < student.position(our_next)
+        if not deeper or teacher.position(theirs) > teacher.position(their_next):
             raise KdstepsError(
                 f"build.cuts: {our_next} with {their_next} follows {ours} with {theirs}; "
                 "cuts go from shallow to deep in both networks"
@@ -210,7 +215,7 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
 
 
 @torch.no_grad()
-def _check_forward(module: nn.Module, teacher: Chain, source: Place, layer: str) -> None:
+def _check_forward(module: nn.Module, teacher: Chain, source: FeatureShape, layer: str) -> None:
     """Run two empty images through a stone; what cannot be joined fails here, not in training."""
     logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
     if logits.ndim != 2:

@@ -42,7 +42,7 @@ def prepared(job: Job, device: torch.device) -> Prepared:
 
 def fresh_model(entry: Entry, data: Prepared) -> Chain:
     """The network of an entry {family, options}, made for the images of a dataset."""
-    channels, size, _ = data.image_shape
+    channels, *size = data.image_shape
     return build_model(
         entry["family"],
         num_classes=len(data.class_names),

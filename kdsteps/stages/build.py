@@ -60,7 +60,7 @@ def run(job: Job) -> None:
 
 def _network(entry: dict[str, Any], summary: dict[str, Any]) -> Chain:
     """The network with weights as they fall: a plan asks for shapes only."""
-    channels, size, _ = summary["image_shape"]
+    channels, *size = summary["image_shape"]
     return build_model(
         entry["family"],
         num_classes=len(summary["class_names"]),

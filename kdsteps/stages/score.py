@@ -30,10 +30,10 @@ def run(job: Job) -> None:
     torch.set_num_threads(job.threads)
     settings = job.settings["score"]
     features = FeatureFile(job.inputs["features"])
-    if settings["num_layers"] > len(features.places):
+    if settings["num_layers"] > len(features.shapes):
         raise KdstepsError(
             f"score.num_layers is {settings['num_layers']}, and the teacher has "
-            f"{len(features.places)} layers; it should be {len(features.places)} or fewer"
+            f"{len(features.shapes)} layers; it should be {len(features.shapes)} or fewer"
         )
     labels = features.labels()
     train_size = read_json(job.inputs["summary"])["images"]["train"]
@@ -45,7 +45,7 @@ def run(job: Job) -> None:
             variant=settings["variant"],
             where=f"{job.inputs['features']}: layer {layer}",
         )
-        for layer in features.places
+        for layer in features.shapes
     }
     ranked = choose_layers(scores, by=settings["select"], count=len(scores))
     chosen = {choice.layer for choice in ranked if choice.rank <= settings["num_layers"]}
@@ -58,7 +58,7 @@ def run(job: Job) -> None:
     rows |= {
         "layer": list(scores),
         "depth": list(range(len(scores))),
-        "shape": [list(features.places[layer].shape) for layer in scores],
+        "shape": [list(features.shapes[layer].shape) for layer in scores],
         "rank": [choice.rank for choice in ranked],
         "chosen": [choice.layer in chosen for choice in ranked],
         "reason": [choice.reason for choice in ranked],

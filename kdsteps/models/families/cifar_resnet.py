@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Activated, convolution, draw_weights, pooled, projection
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     depth: PositiveInt = 20,
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 16, 32, 64),
 ) -> CifarResNet:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Activated, convolution, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize
 
 REPEATS = (4, 8, 4)
 STEM_WIDTH = 24
@@ -34,7 +35,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     version: Literal[1, 2] = 2,
     size: PositiveFloat = 1.0,
 ) -> ShuffleNet:

@@ -15,13 +15,14 @@ from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.tracing import Rules
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import shrink_stem
+from kdsteps.models.image_size import ImageSize, height_width
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     name: str,
     pretrained: bool = False,
     small_stem: bool = False,
@@ -60,11 +61,11 @@ def build(
     )
     if small_stem:
         shrink_stem(network, f"timm's {name}")
-    made_for = network.pretrained_cfg.get("input_size", (3, 224, 224))[-1]  # type: ignore[union-attr,operator]
-    size = options.get("img_size") or image_size or made_for
+    made_for = network.pretrained_cfg.get("input_size", (3, 224, 224))[1:]  # type: ignore[union-attr,operator]
+    size = height_width(options.get("img_size") or image_size or made_for)
     chain = CutChain(
         network,
-        image_shape=(in_channels, size, size),
+        image_shape=(in_channels, *size),
         rules=_rules(),
         stages=[entry["module"] for entry in getattr(network, "feature_info", None) or ()],
     )
@@ -75,7 +76,7 @@ def build(
     return chain
 
 
-def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
+def _create(name: str, image_size: ImageSize | None, **options: Any) -> nn.Module:
     """The network, told the size of the images if it wants to know."""
     import timm
 
@@ -83,7 +84,7 @@ def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; near are {', '.join(near)}" if near else "; timm.list_models() has the names"
         raise KdstepsError(f"models: timm has no network {name!r}{hint}")
-    sized = {} if image_size is None else {"img_size": image_size}
+    sized = {} if image_size is None else {"img_size": _size_option(image_size)}
     with _quick_to_fail(f"timm's {name}", fetches=options["pretrained"]):
         try:
             return timm.create_model(name, **sized | options)
@@ -122,3 +123,9 @@ def _rules() -> Rules:
 
     found: Any = layers
     return Rules(tuple(found.get_notrace_modules()), tuple(found.get_notrace_functions()))
+
+
+def _size_option(size: ImageSize) -> int | tuple[int, int]:
+    """A size as timm's factories take it: a number for square images, which all of them take."""
+    height, width = height_width(size)
+    return height if height == width else (height, width)

@@ -14,6 +14,7 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import fit_channels, shrink_stem
+from kdsteps.models.image_size import ImageSize, as_text, height_width
 
 _MADE_FOR = 224  # pixels, height and width
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -23,7 +24,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     name: str,
     pretrained: bool = False,
     small_stem: bool = False,
@@ -55,23 +56,28 @@ def build(
     """
     if name in _WITH_AUXILIARY_HEADS:
         options = {"aux_logits": False, "init_weights": True} | options
-    size = image_size or _MADE_FOR
+    size = height_width(image_size or _MADE_FOR)
     network = _create(name, num_classes, _sized(name, size) | options)
     note = _load_published(network, name, num_classes) if pretrained else None
     fit_channels(network, in_channels)
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
-    chain = CutChain(network, image_shape=(in_channels, size, size))
+    chain = CutChain(network, image_shape=(in_channels, *size))
     if note:
         chain.note = f"{chain.note}; {note}" if chain.note else f"models: {note}"
     return chain
 
 
-def _sized(name: str, size: int) -> dict[str, Any]:
-    """What says the size of the images to those that must know."""
+def _sized(name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The option that tells networks the size of the images, for those that must know."""
     if name.startswith("vit_"):
-        return {"image_size": size}
-    return {"input_size": (size, size)} if name.startswith("maxvit") else {}
+        if size[0] != size[1]:
+            raise KdstepsError(
+                f"models: torchvision's {name} takes square images alone, not {as_text(size)}; "
+                "timm's ViTs take both"
+            )
+        return {"image_size": size[0]}
+    return {"input_size": size} if name.startswith("maxvit") else {}
 
 
 def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
