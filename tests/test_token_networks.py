@@ -1,4 +1,4 @@
-"""Networks of tokens and images of any proportions: the law at every layer, maps of patches alone."""
+"""Networks of tokens, images of any proportions: the law at every layer, maps of patches alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_tail_after_front_is_the_network_at_every_layer(case):
     whole = chain(images)
     spread = (whole - whole.mean(dim=0)).abs().max()
     assert len(chain.layers) == case[4]
-    assert chain.note is None
+    assert not chain.notes
     for layer in chain.layers:
         joined = chain.tail(layer)(chain.front(layer)(images))
         assert (joined - whole).abs().max() <= 1e-4 * spread, layer
@@ -141,12 +141,12 @@ class Foreign(nn.Module):
 def test_prefix_tokens_of_a_foreign_network_follow_from_its_patch_embedding():
     chain = CutChain(Foreign(), image_shape=(3, 16, 32))
     assert chain.token_grid("blocks.0") == (3, 4, 8)
-    assert chain.note is None
+    assert not chain.notes
 
 
 def test_a_number_of_prefix_tokens_that_does_not_fit_is_noted():
     chain = CutChain(Foreign(), image_shape=(3, 16, 32), prefix_tokens=2)
-    assert "prefix_tokens 2 does not fit blocks.0, blocks.1" in (chain.note or "")
+    assert "prefix_tokens 2 does not fit blocks.0, blocks.1" in chain.notes[0]
 
 
 @pytest.mark.parametrize(

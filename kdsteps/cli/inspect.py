@@ -25,7 +25,7 @@ def show_layers(given: argparse.Namespace) -> None:
         **architecture(options),
     )
     rows = list_layers(chain, (channels, height, width))
-    print(render_layers(rows, getattr(chain, "note", None)))
+    print(render_layers(rows, chain.notes))
 
 
 def show_schema(given: argparse.Namespace) -> None:

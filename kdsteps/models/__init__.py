@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry, settings
@@ -20,6 +21,9 @@ def build_model(
     in_channels: int = 3,
     image_size: ImageSize | None = None,
     checkpoint: str | None = None,
+    checkpoint_key: str | None = None,
+    checkpoint_prefix: str | None = None,
+    will_train: bool = False,
     **options: Any,
 ) -> Chain:
     """A network of `family`, with fresh weights or with those of a file.
@@ -29,7 +33,10 @@ def build_model(
         num_classes: Width of the logits.
         in_channels: Channels of an image.
         image_size: In pixels, one number or (height, width); None where the family does without.
-        checkpoint: Weights for the plain module: kdsteps' own file or a foreign one.
+        checkpoint: Weights for the plain module: kdsteps' own file or one from elsewhere.
+        checkpoint_key, checkpoint_prefix: Which weights of the file, where several fit.
+        will_train: Whether the network will be trained, so that its classifier may start anew where
+            the weights are those of other classes.
         options: The family's own, named in its `build`.
 
     Raises:
@@ -43,9 +50,20 @@ def build_model(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
     )
     if checkpoint is not None:
-        from kdsteps.models.checkpoints import load_weights, read_weights
+        from kdsteps.models.checkpoints import load_checkpoint
 
-        load_weights(chain.plain(), read_weights(checkpoint), where=f"checkpoint {checkpoint}")
+        load_checkpoint(
+            chain,
+            checkpoint,
+            num_classes=num_classes,
+            key=checkpoint_key,
+            prefix=checkpoint_prefix,
+        )
+    if chain.new_weights and not will_train:
+        raise KdstepsError(
+            f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, or name "
+            f"weights for {num_classes} classes"
+        )
     return chain
 
 

@@ -39,13 +39,18 @@ class Chain(nn.Module, ABC):
     Attributes:
         layers: In forward order; the output of `head`, the logits, is not among them.
         stages: The layers where the network is cut by default.
-        note: A sentence on what is not as expected, such as stages that cannot be cut; None if all
-            is.
+        notes: Sentences on what is not as expected, such as stages that cannot be cut.
+        new_weights: Names of weights that were initialized although weights of another number of
+            classes were loaded.
     """
 
     layers: tuple[str, ...]
     stages: tuple[str, ...]
-    note: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.new_weights: tuple[str, ...] = ()
 
     @abstractmethod
     def span(self, start: str | None, stop: str) -> nn.Module:
@@ -112,10 +117,6 @@ class Chain(nn.Module, ABC):
     def plain(self) -> nn.Module:
         """The module that is deployed, whose state dict is what a checkpoint holds."""
         return self
-
-    def add_note(self, text: str) -> None:
-        """Add a clause to `note`."""
-        self.note = f"{self.note}; {text}" if self.note else f"models: {text}"
 
     def position(self, name: str | None) -> int:
         """Number of blocks up to and including `name`: 0 for None, the images."""

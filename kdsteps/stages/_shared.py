@@ -40,16 +40,20 @@ def prepared(job: Job, device: torch.device) -> Prepared:
     return load_prepared(images, index, summary, device)
 
 
-def fresh_model(entry: Entry, data: Prepared) -> Chain:
+def fresh_model(entry: Entry, data: Prepared, *, will_train: bool) -> Chain:
     """The network of an entry {family, options}, made for the images of a dataset."""
     channels, *size = data.image_shape
-    return build_model(
+    chain = build_model(
         entry["family"],
         num_classes=len(data.class_names),
         in_channels=channels,
         image_size=size,
+        will_train=will_train,
         **entry["options"],
     )
+    for note in chain.notes:
+        log.info("%s", note)
+    return chain
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
@@ -67,7 +71,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{found[0]} classes of {found[1]}; train it on these data"
         )
     entry = header["model"]
-    chain = fresh_model(dict(entry) | {"options": architecture(entry["options"])}, data)
+    plain = dict(entry) | {"options": architecture(entry["options"])}
+    chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
 

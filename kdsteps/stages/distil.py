@@ -55,7 +55,7 @@ def run(job: Job) -> None:
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings["seed"])
-    student = fresh_model(settings["student"], data)
+    student = fresh_model(settings["student"], data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.streams)
     method = _method(job, teacher, student, data, part).to(device)

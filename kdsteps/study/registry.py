@@ -25,7 +25,7 @@ Kind = Literal["methods", "models", "data"]
 _PACKAGE = Path(__file__).parent.parent
 _FOLDERS = {"methods": "methods", "models": "models/families", "data": "data/kinds"}
 _SHARED = {"base"}  # modules of these folders that are no parts
-_GIVEN = {"num_classes", "in_channels", "image_size"}  # handed to `build` by the pipeline
+GIVEN = ("num_classes", "in_channels", "image_size")  # passed to `build` by the pipeline
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def options(kind: Kind, name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {
         argument.arg: (_value(argument.annotation), ... if default is None else _value(default))
         for argument, default in arguments
-        if argument.arg not in _GIVEN
+        if argument.arg not in GIVEN
     }
     extra: Literal["allow", "forbid"] = "allow" if function.args.kwarg else "forbid"
     config = ConfigDict(frozen=True, extra=extra, allow_inf_nan=False, protected_namespaces=())

@@ -281,6 +281,9 @@ def dataset_entry(entry: Entry, where: str) -> tuple[str, Entry]:
 def model_entry(entry: Entry, where: str = "models") -> tuple[str, Entry]:
     """The family of a model and its options, defaults filled in, `checkpoint` among them."""
     family, options = _part("models", "family", entry, where, ("train", "checkpoint"))
+    for name in registry.GIVEN:
+        if name in options:
+            raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
     if (checkpoint := entry.get("checkpoint")) is not None:
         if not isinstance(checkpoint, str):
             raise KdstepsError(f"{where}.checkpoint is {shown(checkpoint)}; it should be a path")

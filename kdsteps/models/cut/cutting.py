@@ -61,7 +61,6 @@ class CutChain(Chain):
         self.network = network
         self.constants = nn.Module()  # tensors that the graphs hold; here they follow .to(device)
         self.layers, self.stages = (), ()
-        self.note = None
         self._layouts: dict[str, Layout] = {}
         self._grids: dict[str, TokenGrid] = {}
         self._output = rule_for(network, output)
@@ -142,7 +141,7 @@ class CutChain(Chain):
         try:
             cut_map = self._maps.of(self.network, self.constants)
         except KdstepsError as error:
-            self.note = str(error)
+            self.notes.append(str(error))
             return
         candidates = spots(self.network, cut_map, named)
         found, map_sizes = visit(self.network, candidates, image_shape)
@@ -155,7 +154,8 @@ class CutChain(Chain):
         self._layouts = dict(zip(self.layers, orders, strict=True))
         self.stages = tuple(spot.path for spot in choose_stages(ends, orders, set(wanted.values())))
         self._check(image_shape)
-        self.note = self.note or self._lost_stages(wanted)
+        if not self.notes:
+            self.notes += self._lost_stages(wanted)
         prefix = _prefix_tokens(self.network) if prefix_tokens is None else prefix_tokens
         self._grids = {
             spot.path: token_grid(spot.shape[1], map_sizes, size, prefix)
@@ -170,29 +170,29 @@ class CutChain(Chain):
             layer for layer, (_, height, width) in self._grids.items() if height > 1 and width == 1
         ]
         if columns:
-            self.add_note(
-                f"the tokens of {_some(columns)} are no grid of patches, so a map of them is one "
-                "column; prefix_tokens says how many precede the patches"
+            self.notes.append(
+                f"models: the tokens of {_some(columns)} are no grid of patches, so a map of them "
+                "is one column; prefix_tokens says how many precede the patches"
             )
         other = [layer for layer, grid in self._grids.items() if grid.prefix != prefix_tokens]
         if prefix_tokens is not None and other:
-            self.add_note(f"prefix_tokens {prefix_tokens} does not fit {_some(other)}")
+            self.notes.append(f"models: prefix_tokens {prefix_tokens} does not fit {_some(other)}")
 
-    def _lost_stages(self, wanted: Mapping[str, fx.Node | None]) -> str | None:
+    def _lost_stages(self, wanted: Mapping[str, fx.Node | None]) -> list[str]:
         lost = [path for path, node in wanted.items() if node is None]
         name = type(self.network).__name__
         if not self.layers:
-            return (
+            return [
                 f"models: {name} cannot be cut, because several values are alive at once "
                 "everywhere; methods that use logits alone can use it"
-            )
+            ]
         if not lost:
-            return None
-        return (
+            return []
+        return [
             f"models: {name} cannot be cut at {len(lost)} of its {len(wanted)} stages "
             f"({_some(lost)}), where several values are alive at once; its default cuts are "
             f"{', '.join(self.stages)}"
-        )
+        ]
 
     def _check(self, image_shape: ImageShape) -> None:
         """Cut it once in the middle; a network whose logits then differ is not to be cut."""
@@ -202,7 +202,7 @@ class CutChain(Chain):
         front, tail = self.front(middle), self.tail(middle)
         if not same_in_parts(self, front, tail, image_shape):
             self.layers, self.stages = (), ()
-            self.note = (
+            self.notes.append(
                 f"models: {type(self.network).__name__} cannot be cut, because its parts in a row "
                 "compute other logits than the whole; methods that use logits alone can use it"
             )

@@ -118,6 +118,7 @@ class _Tracer(fx.Tracer):
         self._names: dict[int, str] = {}
         self._network, self._image_shape = network, image_shape
         self._branches: list[_Values] = []
+        self._is_running = False  # the network, whose modules call the tracer meanwhile
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named: Iterable[tuple[str, Tensor]] = (*root.named_parameters(), *root.named_buffers())
@@ -136,6 +137,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        if self._is_running:
+            return forward(*args, **kwargs)
         path = self.path_of_module(module)
         before = len(self._made)
         result = super().call_module(module, forward, args, kwargs)
@@ -155,7 +158,11 @@ class _Tracer(fx.Tracer):
         content, sized = dependence(nodes, images)
         if obj.node in content or obj.node not in sized:
             return super().to_bool(obj)
-        found = {bool(values.of(obj.node)) for values in self._values()}
+        self._is_running = True
+        try:
+            found = {bool(values.of(obj.node)) for values in self._values()}
+        finally:
+            self._is_running = False
         return found.pop() if len(found) == 1 else super().to_bool(obj)
 
     def _values(self) -> list[_Values]:
@@ -169,7 +176,7 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
         """Parameters and buffers as proxies that know their shape, since forwards branch on it."""
         name = self._names.get(id(value)) if isinstance(value, Tensor) else None
-        if name is None:
+        if name is None or self._is_running:
             return value
         if name not in cache:
             node = self.create_node("get_attr", name, (), {})
@@ -196,7 +203,7 @@ def _len_of_proxies() -> Iterator[None]:
         traced = isinstance(value, fx.Proxy) and not isinstance(value, _Weight)
         return value.size(0) if traced else plain(value)
 
-    builtins.len = length  # type: ignore[assignment]
+    builtins.len = length
     try:
         yield
     finally:
