@@ -18,6 +18,7 @@ from kdsteps.models.cut.tracing import Rules
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import shrink_stem
 from kdsteps.models.image_size import ImageSize, height_width
+from kdsteps.models.input import InputContract, known_interpolation
 
 _HUB, _FOLDER = ("hf-hub:", "hf_hub:"), ("local-dir:", "local_dir:")
 _BY_WINDOWS = ("Hiera", "Nest")  # their tokens are in the order of attention windows
@@ -187,3 +188,19 @@ def _rules() -> Rules:
 
     found: Any = layers
     return Rules(tuple(found.get_notrace_modules()), tuple(found.get_notrace_functions()))
+
+
+def published_input(network: nn.Module, name: str) -> InputContract:
+    """The normalization and interpolation that timm's config of a network names.
+
+    Its crop of the center is not part of it: images are resized whole.
+    """
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(network)
+    return InputContract(
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        None,
+        known_interpolation(config["interpolation"]),
+    )

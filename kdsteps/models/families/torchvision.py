@@ -16,6 +16,7 @@ from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import fit_channels, shrink_stem
 from kdsteps.models.image_size import ImageSize, as_text, height_width
+from kdsteps.models.input import InputContract, known_interpolation
 
 _MADE_FOR = 224  # pixels, height and width
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -151,3 +152,17 @@ def _published(name: str) -> dict[str, Tensor]:
     ) as error:  # no connection; not the right file
         raise KdstepsError(no_weights(f"torchvision's {name}", error)) from error
     return state
+
+
+def published_input(network: nn.Module, name: str) -> InputContract:
+    """The normalization and interpolation of torchvision's default weights of a network.
+
+    Their crop of the center is not part of it: images are resized whole.
+    """
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    return InputContract(
+        tuple(preset.mean), tuple(preset.std), None, known_interpolation(preset.interpolation.value)
+    )
