@@ -204,7 +204,7 @@ def _root(name: str) -> str:
 
 
 def _classifier(chain: Chain, num_classes: int) -> set[str]:
-    """Names of the parameters behind the last layer that have one row a class."""
+    """Names of the parameters after the last layer that have one row per class."""
     with evaluating(chain):
         last = chain.span(chain.layers[-1] if chain.layers else None, HEAD)
     rows = {id(p) for p in last.parameters() if p.ndim and len(p) == num_classes}

@@ -1,7 +1,7 @@
 """Stepping stones: a student's first blocks, a connector, a teacher's last blocks.
 
-A plan says where the two networks are cut and joined; `Stones` runs all of them through the
-teacher's blocks in one merged pass.
+A plan names the layers where the two networks are cut and joined; `Stones` runs all stones through
+the teacher's blocks in one merged pass.
 
 Source: Yu et al. 2024, arXiv:2411.01547, equation 2: N_i = T_c o T_n .. T_i+1 o C_i o S_i .. S_1.
 """
@@ -29,17 +29,17 @@ def pair_stages(
 ) -> list[tuple[str, str]]:
     """(student layer, teacher layer) for each stone, at the ends of the networks' stages.
 
-    Where the networks have different numbers of stages, or fewer stones are asked for, both are
+    Where the networks have different numbers of stages, or fewer stones are wanted, both are
     thinned out evenly; the last stage of each always stays.
 
     Raises:
-        KdstepsError: More stones are asked for than there are stages.
+        KdstepsError: There are fewer stages than stones wanted.
     """
     most = min(len(teacher.stages), len(student.stages))
     count = most if num_stones is None else num_stones
     if not 1 <= count <= most:
         raise KdstepsError(
-            f"build.num_stones: {count} asked for, but student and teacher have "
+            f"build.num_stones is {count}, but student and teacher have "
             f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; 1 to {most} would "
             "be right"
         )
@@ -74,7 +74,7 @@ def plan_stones(
     joints: Sequence[tuple[str, str]],
     connector: AdapterKind,
 ) -> list[dict[str, Any]]:
-    """What each stone consists of and costs, checked by a forward pass.
+    """The blocks and the cost of each stone, checked by a forward pass.
 
     Args:
         image_shape: (C, H, W).
@@ -82,8 +82,8 @@ def plan_stones(
         connector: What joins them.
 
     Returns:
-        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks from
-        either side, `connector` and `why`, trained `parameters` of the connector, and the
+        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks of
+        either network, `connector` and `why`, trained `parameters` of the connector, and the
         `multiply_adds` of connector and tail for one image.
 
     Raises:
@@ -125,9 +125,9 @@ class Stones(nn.Module):
 
     The features of every stone enter the teacher where the stone is cut; from there on they share
     each block with the stones that entered before. This is exact, for the teacher's batch
-    normalisation is in eval mode and no image sees another.
+    normalization is in eval mode and no image sees another.
 
-    With `norm="batch"` the teacher's blocks normalise by the statistics of the stone's own batch
+    With `norm="batch"` the teacher's blocks normalize by the statistics of the stone's own batch
     (on a copy that keeps no running statistics, so that the teacher stays as it is); the stones
     then pass one by one.
     """
@@ -216,14 +216,14 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
 
 @torch.no_grad()
 def _check_forward(module: nn.Module, teacher: Chain, source: FeatureShape, layer: str) -> None:
-    """Run two empty images through a stone; what cannot be joined fails here, not in training."""
+    """Run two empty images through a stone, so that what cannot be joined fails before training."""
     logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
     if logits.ndim != 2:
-        raise ValueError(f"the stone at {layer!r} gives {tuple(logits.shape)} instead of logits")
+        raise ValueError(f"the stone at {layer!r} returns {tuple(logits.shape)}, not logits")
 
 
 def _by_batch(span: nn.Module) -> nn.Module:
-    """A frozen copy of a part of the teacher that normalises by each batch's own statistics."""
+    """A frozen copy of some of the teacher's blocks that normalizes by each batch's statistics."""
     import copy
 
     copied = copy.deepcopy(span)

@@ -24,7 +24,12 @@ from kdsteps.models.memory_format import batch_format
 
 log = logging.getLogger("kdsteps")
 
-_METADATA_READS = ("__get__", "__len__", "dim", "size")  # of shape and device: the numbers are not used
+_METADATA_READS = (
+    "__get__",
+    "__len__",
+    "dim",
+    "size",
+)  # of shape and device: the numbers are not used
 TOLERANCE = 1e-5  # of the largest output of a layer, between a teacher and its folded copy
 
 

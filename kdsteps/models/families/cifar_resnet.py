@@ -33,7 +33,7 @@ def build(
         KdstepsError: The depth fits no number of blocks.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2. As in the benchmark, a shortcut that
-    changes shape is a 1x1 convolution with batch normalisation instead of padding.
+    changes shape is a 1x1 convolution with batch normalization instead of padding.
     """
     if depth < 8 or (depth - 2) % 6:
         raise KdstepsError(

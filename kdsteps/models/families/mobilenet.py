@@ -116,7 +116,7 @@ class MobileNetV2(BlockChain):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel by itself, narrow again; added to the input if shapes agree."""
+    """Widen, filter each channel separately, narrow again; added to the input if shapes agree."""
 
     def __init__(
         self,
@@ -145,5 +145,5 @@ class InvertedResidual(nn.Module):
 
 
 def eights(channels: float) -> int:
-    """The multiple of 8 nearest to `channels`, 8 at least."""
+    """The multiple of 8 nearest to `channels`, at least 8."""
     return max(8, round(channels / 8) * 8)

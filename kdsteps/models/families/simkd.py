@@ -116,7 +116,7 @@ class Projector(nn.Module):
     """Turn a student's last map into what a teacher's tail takes.
 
     A bottleneck of 1x1, 3x3 and 1x1 convolutions with BN and ReLU, at the smaller of the two sizes;
-    the tail's own size is reached by repeating places (nearest neighbour), which leaves a global
+    the tail's own size is reached by repeating positions (nearest neighbor), which leaves a global
     average as it is wherever the size is a multiple.
 
     Source: Chen et al. 2022, arXiv:2203.14001, and its official code. Other layouts than maps, and

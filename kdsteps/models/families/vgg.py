@@ -1,4 +1,4 @@
-"""VGG with batch normalisation: the small-image form of the benchmark and the classic one.
+"""VGG with batch normalization: the small-image form of the benchmark and the classic one.
 
 State-dict keys are those of the CIFAR-100 benchmark in its own form; the classic form keeps the
 names of the convolutions and has a classifier of three linear layers.

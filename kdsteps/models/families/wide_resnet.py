@@ -48,7 +48,7 @@ def build(
 class WideResNet(BlockChain):
     """Layers: `stem`, `block1.0` … `block3.<n-1>`, `pool`.
 
-    The last batch normalisation and ReLU belong to `pool`: a stage ends in a sum, and the next
+    The last batch normalization and ReLU belong to `pool`: a stage ends in a sum, and the next
     block begins with its own norm.
     """
 
