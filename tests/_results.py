@@ -12,7 +12,7 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
 GAINS = {"labels": 0.0, "kd": 0.012, "block_kd": 0.03, "feature_only": -0.05}

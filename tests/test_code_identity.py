@@ -10,7 +10,7 @@ import pytest
 from _study import TINY
 
 from kdsteps.jobs import code_identity
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 RUN = {"pair": "pair", "seed": "0"}
 TEACHER = {"dataset": "digits", "teacher": "big"}

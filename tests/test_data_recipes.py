@@ -8,7 +8,8 @@ import pytest
 from _pictures import REAL, prepared
 
 from kdsteps.models import build_model
-from kdsteps.study.settings import dataset_entry, load_study, model_entry
+from kdsteps.study.settings import dataset_entry, model_entry
+from kdsteps.study.study import load_study
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 

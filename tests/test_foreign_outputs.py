@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.cut.cutting import CutChain
-from kdsteps.study.settings import model_entry
+from kdsteps.study.settings import ModelEntry
+from kdsteps.study.study import resolve_model
 
 SHAPE = (3, 8, 8)
 
@@ -166,7 +167,10 @@ def test_a_branch_on_the_number_of_images_is_not_followed():
 @pytest.mark.parametrize("option", ["num_classes", "in_channels", "image_size"])
 def test_options_that_follow_from_the_data_are_refused_at_planning(option):
     with pytest.raises(KdstepsError, match=rf"models\.big\.{option} follows from the data set"):
-        model_entry({"family": "timm", "name": "test_resnet", option: 3}, "models.big")
+        resolve_model(
+            ModelEntry.model_validate({"family": "timm", "name": "test_resnet", option: 3}),
+            "models.big",
+        )
 
 
 def timm_network(name: str, **options: Any) -> Any:

@@ -10,7 +10,7 @@ from _commands import NET, STUDY
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 TEACHER = {"dataset": "digits", "teacher": "big"}
 

@@ -18,7 +18,7 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
 from kdsteps.cli.main import COMMANDS, main
 from kdsteps.jobs import graph
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 Said = Callable[..., str]
 

@@ -14,7 +14,8 @@ from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_stages, plan_stones
 from kdsteps.study import registry
-from kdsteps.study.settings import Study, load_study, model_entry
+from kdsteps.study.settings import model_entry
+from kdsteps.study.study import Study, load_study
 from kdsteps.teachers.features import forecast_bytes
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}

@@ -86,7 +86,7 @@ def test_options_take_no_unknown_key_unless_the_part_takes_any():
 
 def test_the_words_of_a_study_are_read_without_torch():
     code = (
-        "import sys; from kdsteps.study.settings import load_study; from kdsteps.jobs import graph;"
+        "import sys; from kdsteps.study.study import load_study; from kdsteps.jobs import graph;"
         "study = load_study('params.yaml');"
         "[graph.settings_text(study, rule, names) for rule in graph.OUTPUTS"
         " for names in graph.jobs(study, rule)];"

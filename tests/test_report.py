@@ -28,7 +28,7 @@ from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 TEACHERS = pd.DataFrame(columns=["dataset", "teacher"])
 REPOSITORY = Path(__file__).parent.parent

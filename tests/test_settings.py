@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, PositiveInt
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.study.messages import shown, wanted
-from kdsteps.study.settings import Distil, Study, load_study, merge, parse_study
+from kdsteps.study.settings import Distil, merge
+from kdsteps.study.study import Study, load_study, parse_study
 from kdsteps.study.yaml_text import NotYaml, read_yaml
 
 NAN = float("nan")

@@ -19,7 +19,7 @@ import pytest
 from _study import TINY, Study
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 

@@ -13,7 +13,7 @@ import yaml
 from _study import REPOSITORY, Study, clean_environment
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import load_study, parse_study
+from kdsteps.study.study import load_study, parse_study
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 FILES = (

@@ -1,13 +1,13 @@
-"""`python -m kdsteps.cli.verify STAGE`: are the files of a stage what params.yaml describes?
+"""`kdsteps verify STAGE`: are the files of a stage what params.yaml describes?
 
 DVC runs it after Snakemake, so that a file is never recorded under values it was not made with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.tables import table_metadata
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Study, load_study
+from kdsteps.study.study import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
@@ -25,8 +25,7 @@ def verify(study: Study, stage: str) -> int:
     Raises:
         KdstepsError: A file is missing, or carries other settings.
     """
-    rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
-    jobs = [(rule, names) for rule in rules for names in graph.jobs(study, rule)]
+    jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
     for rule, names in jobs:
         wanted = json.loads(graph.settings_text(study, rule, names))
         paths = [Path(path) for path in graph.outputs(rule, names).values()]
@@ -35,20 +34,10 @@ def verify(study: Study, stage: str) -> int:
     return len(jobs)
 
 
-def _check_sections(study: Study) -> None:
-    """DVC follows the sections of params.yaml by name, also those that could be left out."""
-    missing = [stage for stage in graph.STAGES if stage not in study.model_fields_set]
-    if missing:
-        raise KdstepsError(
-            f"params.yaml: has no section {missing[0]!r}, whose values dvc.yaml follows; "
-            f"add `{missing[0]}: {{}}` to take its defaults"
-        )
-
-
 def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file says what it was made with; raise a sentence if that is something else."""
+    """Whether a file carries settings; raise a sentence if they are not the wanted ones."""
     if not path.is_file():
-        raise KdstepsError(f"{path}: is not there; run snakemake first")
+        raise KdstepsError(f"{path}: not found; run snakemake first")
     reader = _READERS.get(path.suffix)
     found = reader(path) if reader else None
     if not found or found == wanted:
@@ -59,7 +48,7 @@ def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-_READERS = {
+_READERS: dict[str, Callable[[Path], Any]] = {
     ".json": lambda path: read_json(path).get("settings"),
     ".parquet": lambda path: table_metadata(path)["settings"],
     ".safetensors": lambda path: read_checkpoint_header(path)["settings"],
@@ -77,19 +66,9 @@ def _first_difference(found: Any, wanted: Any, place: str = "") -> tuple[str, st
     return f"{name}: {json.dumps(found)}", f"{name}: {json.dumps(wanted)}"
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        study = load_study()
-        _check_sections(study)
-        for stage in arguments:
-            # DVC wants the folder of every stage, also where a study needs nothing of it
-            Path("results", stage).mkdir(parents=True, exist_ok=True)
-            print(f"{stage}: {verify(study, stage)} jobs are what params.yaml describes")
-    except KdstepsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def check_stages(given: argparse.Namespace) -> None:
+    """Check the stages that the command line names, and create their folders for DVC."""
+    study = load_study(given.params)
+    for stage in given.stages:
+        Path("results", stage).mkdir(parents=True, exist_ok=True)
+        print(f"{stage}: {verify(study, stage)} jobs match params.yaml")

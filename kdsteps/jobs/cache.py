@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import atomic, together
+from kdsteps.files.atomic import all_or_none, atomic
 
 _log = logging.getLogger("kdsteps")
 
@@ -72,9 +72,9 @@ def _recall(place: Path, outputs: Mapping[str, Path]) -> bool:
     kept = {name: place / name for name in outputs}
     if not all(file.is_file() for file in kept.values()):
         return False
-    with together(outputs.values()):
-        for name, path in outputs.items():
-            _copy(kept[name], path)
+    with all_or_none(outputs) as drafts:
+        for name, draft in drafts.items():
+            _copy(kept[name], draft)
     return True
 
 

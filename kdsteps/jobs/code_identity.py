@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kdsteps.jobs import graph
 from kdsteps.study import registry
-from kdsteps.study.settings import Study, dataset_entry, method_entry, model_entry
+from kdsteps.study.study import Study
 
 _PACKAGE = Path(__file__).parent.parent
 # How files are written and settings are checked decides no number: the values themselves stand in
@@ -48,21 +48,21 @@ def digest(modules: tuple[str, ...]) -> str:
 def _named_parts(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The modules behind the names that params.yaml gives for a job."""
     if rule == "prepare":
-        yield f"kdsteps.data.kinds.{dataset_entry(study.datasets[names['dataset']], 'datasets')[0]}"
+        yield registry.module("data", study.datasets[names["dataset"]].kind)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if "pair" in names:
         pair = study.pairs[names["pair"]]
-        method, _ = method_entry(names["method"], study.methods[names["method"]])
+        method = study.methods[names["method"]].method
         models = [pair.student]
         adds = method in registry.names("models")
         if adds:
             yield f"kdsteps.models.families.{method}"
-        if adds or (rule != "evaluate" and registry.trait("methods", method, "wants") != "nothing"):
+        if adds or (rule != "evaluate" and study.methods[names["method"]].wants != "nothing"):
             models.append(pair.teacher)
         if rule == "distil":
             yield f"kdsteps.methods.{method}"
     for model in models:
-        yield f"kdsteps.models.families.{model_entry(study.models[model])[0]}"
+        yield registry.module("models", study.models[model].family)
 
 
 def _closure(modules: Iterable[str]) -> set[str]:

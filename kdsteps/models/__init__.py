@@ -9,9 +9,12 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.image_size import ImageSize
-from kdsteps.study import registry, settings
+from kdsteps.study import registry
+from kdsteps.study.study import parse
 
 __all__ = ["Chain", "architecture", "build_model"]
+
+_WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 
 
 def build_model(
@@ -44,7 +47,7 @@ def build_model(
             checkpoint does not fit.
     """
     registry.known("models", family, "build_model")
-    settings.parse(registry.options("models", family), options, f"build_model: {family}")
+    parse(registry.options("models", family), options, f"build_model: {family}")
     build = import_module(registry.module("models", family)).build
     chain: Chain = build(
         num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
@@ -69,6 +72,4 @@ def build_model(
 
 def architecture(options: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options without those that say where its first weights come from."""
-    return {
-        name: value for name, value in options.items() if name not in ("checkpoint", "pretrained")
-    }
+    return {name: value for name, value in options.items() if name not in _WEIGHTS}

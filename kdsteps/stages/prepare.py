@@ -28,27 +28,29 @@ from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study import registry
+from kdsteps.study.settings import Prepare
 
 log = logging.getLogger("kdsteps")
 
 _EXAMPLES = 10  # pairs of duplicates named in the summary
 
 
-def run(job: Job) -> None:
+def run(job: Job[PrepareSettings]) -> None:
     """Prepare one dataset."""
-    section = job.settings["prepare"]
-    source = _load(job.settings["kind"], job.settings["options"])
+    section = job.settings.prepare
+    source = _load(job.settings.kind, job.settings.options)
     check_source(source)
     log.info("%d images in %d classes", len(source.labels), len(source.class_names))
     survey = Survey()
     with array_rows(job.outputs["images"]) as images:
-        for piece in decoded(source, survey, broken=section["broken"], threads=job.threads):
+        for piece in decoded(source, survey, broken=section.broken, threads=job.threads):
             images.add(piece)
         index = _index(source, survey, section)
         summary = _summary(source, survey, index, images.shape)
-        write_table(job.outputs["index"], index, INDEX, settings=job.settings)
-        write_json(job.outputs["summary"], summary | {"settings": job.settings})
+        write_table(job.outputs["index"], index, INDEX, settings=job.settings.as_json())
+        write_json(job.outputs["summary"], summary | {"settings": job.settings.as_json()})
     _say(summary)
 
 
@@ -57,7 +59,7 @@ def _load(kind: str, options: dict[str, Any]) -> Source:
     return source
 
 
-def _index(source: Source, survey: Survey, section: dict[str, Any]) -> dict[str, Any]:
+def _index(source: Source, survey: Survey, section: Prepare) -> dict[str, Any]:
     """The columns of the index: one row for each image that was kept."""
     labels, given = source.labels[survey.kept], source.split[survey.kept]
     check_classes(labels, np.where(given == "", "train", given), source.class_names)
@@ -66,9 +68,9 @@ def _index(source: Source, survey: Survey, section: dict[str, Any]) -> dict[str,
         labels,
         survey.hashes,
         source.class_names,
-        validation=section["validation"],
-        test=section["test"],
-        seed=section["seed"],
+        validation=section.validation,
+        test=section.test,
+        seed=section.seed,
     )
     return {
         "image": np.arange(len(labels)),
