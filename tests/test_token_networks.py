@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from _methods import class_of
 from torch import Tensor, nn
 
+from kdsteps.methods.base import Batch, Task
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.layouts import layouts, token_grid
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
+from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import Stones, pair_stages, plan_stones
 
 pytest.importorskip("timm")
@@ -107,6 +110,49 @@ def test_stones_join_networks_of_tokens_and_of_maps_on_images_that_are_not_squar
     assert "1 prefix tokens" in plan[0]["why"]
     logits = Stones(teacher, plan)(student.trace(pictures(shape)))
     assert [entry.shape for entry in logits] == [(3, 3)] * 2
+
+
+@pytest.mark.parametrize("reversed_pair", [False, True])
+@pytest.mark.parametrize(
+    "name", ["at", "fitnet", "ofd", "reviewkd", "semckd", "simkd", "block_kd", "feature_only"]
+)
+def test_methods_on_maps_train_with_tokens_and_images_that_are_not_square(name, reversed_pair):
+    shape = (3, 32, 48)
+    tokens = build_model(
+        "timm",
+        name="vit_tiny_patch16_224",
+        num_classes=3,
+        image_size=shape[1:],
+        depth=4,
+        embed_dim=24,
+        num_heads=2,
+        reg_tokens=6,
+    )
+    maps = build_model("cifar_resnet", num_classes=3, image_size=shape[1:], depth=8)
+    teacher, student = (tokens, maps) if not reversed_pair else (maps, tokens)
+    teacher.requires_grad_(False).eval()
+    plan: dict[str, Any] = {}
+    count = min(len(teacher.stages), len(student.stages))
+    if name == "block_kd":
+        joints = pair_stages(teacher, student)
+        plan["stones"] = plan_stones(teacher, student, shape, joints, "conv_norm")
+    elif name == "feature_only":
+        plan["pairs"] = plan_pairs(
+            teacher,
+            student,
+            shape,
+            student_layers=None,
+            teacher_layers=teacher.stages[-count:],
+            projector="conv",
+        )
+    labels = torch.arange(8) % 3
+    task = Task(shape, 3, labels, plan or None, batch_size=8)
+    method = class_of(name)(teacher, student, task).train()
+    batch = Batch(pictures(shape, 8), labels, torch.arange(8), torch.zeros(8, dtype=torch.long), 1)
+    loss = torch.stack(list(method.terms(batch).values())).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert any(p.grad is not None and p.grad.any() for p in student.parameters())
 
 
 @torch.no_grad()

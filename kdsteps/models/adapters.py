@@ -47,7 +47,8 @@ class Adapter(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if self.token_by_token:
-            return self.body(features.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+            output: Tensor = self.body(features.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+            return output
         maps = self.source.to_map(features)
         height, width = self.target.size
         if maps.shape[2] > height or maps.shape[3] > width:

@@ -23,7 +23,8 @@ class Activated(nn.Module, ABC):
         """The batch normalization of the residual branch, if it covers every channel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.relu(self.before(images))
+        output: Tensor = self.relu(self.before(images))
+        return output
 
 
 class Preactivated(nn.Module, ABC):

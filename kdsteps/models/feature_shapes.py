@@ -115,7 +115,8 @@ def to_map(features: Tensor, layout: Layout, grid: TokenGrid | None = None) -> T
         return features[:, :, None, None]
     assert grid is not None, "a layer of tokens has a grid"
     tokens = features[:, grid.prefix :]
-    return tokens.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+    output: Tensor = tokens.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+    return output
 
 
 def pooled(features: Tensor, layout: Layout) -> Tensor:

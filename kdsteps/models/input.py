@@ -177,7 +177,8 @@ class InputChain(Chain):
 
     def input(self, images: Tensor) -> Tensor:
         """Pixels as the network takes them."""
-        return self.normalize(images if self.resize is None else self.resize(images))
+        output: Tensor = self.normalize(images if self.resize is None else self.resize(images))
+        return output
 
     def trace(
         self,
@@ -254,4 +255,5 @@ def _aligned(images: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
 
 def _as_images(rows: Tensor, images: Tensor) -> Tensor:
     """Rows (N, H, W C) in the shape of images (N, C, H, W), channels last."""
-    return rows.unflatten(2, (images.shape[3], images.shape[1])).permute(0, 3, 1, 2)
+    output: Tensor = rows.unflatten(2, (images.shape[3], images.shape[1])).permute(0, 3, 1, 2)
+    return output

@@ -183,7 +183,8 @@ class Stones(nn.Module):
         return list(flow.chunk(len(chosen)))
 
     def _joined(self, features: Mapping[str, Tensor], number: int) -> Tensor:
-        return self.connectors[number](features[self.student_layers[number]])
+        output: Tensor = self.connectors[number](features[self.student_layers[number]])
+        return output
 
     def _alone(self, features: Mapping[str, Tensor], number: int) -> Tensor:
         flow = self._joined(features, number)

@@ -85,7 +85,8 @@ class BasicBlock(Activated):
 
     def before(self, images: Tensor) -> Tensor:
         branch = self.inner_relu(self.bn1(self.conv1(images)))
-        return self.bn2(self.conv2(branch)) + self.downsample(images)
+        output: Tensor = self.bn2(self.conv2(branch)) + self.downsample(images)
+        return output
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2

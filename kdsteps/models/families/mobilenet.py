@@ -141,7 +141,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         branch = self.conv(images)
-        return images + branch if self.residual else branch
+        output: Tensor = images + branch if self.residual else branch
+        return output
 
 
 def eights(channels: float) -> int:

@@ -112,7 +112,8 @@ class Bottleneck(Activated):
     def before(self, images: Tensor) -> Tensor:
         branch = self.inner_relu(self.bn1(self.conv1(images)))
         branch = self.inner_relu(self.bn2(self.conv2(branch)))
-        return self.bn3(self.conv3(branch)) + self.shortcut(images)
+        output: Tensor = self.bn3(self.conv3(branch)) + self.shortcut(images)
+        return output
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn3

@@ -107,8 +107,8 @@ class Reused(BlockChain):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Reused:
         """Move what is not owned as well: a cut network's parts read constants there."""
         for chain in (*self._student, *self._teacher):
-            chain._apply(fn, recurse)
-        super()._apply(fn, recurse)
+            chain._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -151,7 +151,8 @@ class Projector(nn.Module):
         maps = self.source.to_map(features)
         if maps.shape[2:] != self.size:
             maps = F.adaptive_avg_pool2d(maps, self.size)
-        return self.body(maps)
+        output: Tensor = self.body(maps)
+        return output
 
     def lift(self, maps: Tensor) -> Tensor:
         """A projected map in the size and layout of the teacher's layer."""

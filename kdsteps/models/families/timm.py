@@ -195,9 +195,10 @@ def published_input(network: nn.Module, name: str) -> InputContract:
 
     Its crop of the center is not part of it: images are resized whole.
     """
-    from timm.data import resolve_model_data_config
+    from timm import data
 
-    config = resolve_model_data_config(network)
+    found: Any = data
+    config = found.resolve_model_data_config(network)
     return InputContract(
         tuple(config["mean"]),
         tuple(config["std"]),

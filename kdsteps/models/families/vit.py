@@ -158,7 +158,8 @@ class Positions(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.dropout(tokens + self.table)
+        output: Tensor = self.dropout(tokens + self.table)
+        return output
 
 
 class EncoderBlock(nn.Module):
@@ -177,7 +178,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
-        return tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        output: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        return output
 
 
 class Attention(nn.Module):
@@ -193,7 +195,8 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, D / heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, T, D / heads)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class TokenMean(nn.Module):

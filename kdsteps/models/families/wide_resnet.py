@@ -102,7 +102,8 @@ class WideBlock(Preactivated):
         activated = self.relu(normed)
         branch = self.dropout(self.inner_relu(self.bn2(self.conv1(activated))))
         shortcut = images if self.convShortcut is None else self.convShortcut(activated)
-        return shortcut + self.conv2(branch)
+        output: Tensor = shortcut + self.conv2(branch)
+        return output
 
 
 class LastNorm(Preactivated):
@@ -118,4 +119,5 @@ class LastNorm(Preactivated):
         return self.norm
 
     def go_on(self, images: Tensor, normed: Tensor) -> Tensor:
-        return self.pool(self.relu(normed))
+        output: Tensor = self.pool(self.relu(normed))
+        return output
