@@ -505,7 +505,7 @@ def test_more_gpus_than_there_are_fall_back_to_the_cpu_and_say_so(folder):
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     done = command(folder, "evaluate", *TEACHER, "--gpus", "8", environment=environment)
     assert done.returncode == 0, done.stderr
-    assert "; 8 GPUs asked for, none there" in done.stderr.splitlines()[0]
+    assert "; 8 GPUs requested, none available" in done.stderr.splitlines()[0]
     assert (folder / "results/evaluate/teachers/digits/big/measures.json").exists()
 
 
@@ -516,7 +516,7 @@ def test_fewer_gpus_than_asked_for_are_used_and_said(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "kdsteps"):
         assert choose_device(gpus=8, threads=1).type == "cuda"
         assert choose_device(gpus=1, threads=1).type == "cuda"
-    assert caplog.messages == ["on a GPU; 8 GPUs asked for, 1 there", "on a GPU"]
+    assert caplog.messages == ["on a GPU; 8 GPUs requested, 1 available", "on a GPU"]
 
 
 def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
