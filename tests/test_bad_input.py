@@ -175,8 +175,8 @@ def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data have 10 classes of "
-        "[1, 8, 8]; train it on these data"
+        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data set has 10 classes of "
+        "[1, 8, 8]; train it on this data set"
     )
 
 
@@ -523,7 +523,7 @@ def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
     write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
     assert main(["cache", *TEACHER]) == 0
     assert refused("score", *TEACHER) == (
-        "score.num_layers is 50, and the teacher has 5 layers; it should be 5 or fewer"
+        "score.num_layers is 50, and the teacher has 5 layers; it should be at most 5"
     )
 
 
