@@ -21,7 +21,8 @@ def study_schema() -> Schema:
         (pattern,) = properties[name].pop("patternProperties")
         properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
     properties["datasets"]["additionalProperties"] = _choice("data", "kind", {})
-    own = {"train": _or_nothing(train), "checkpoint": {"type": "string"}}
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    own = {"train": _or_nothing(train)} | {name: {"type": "string"} for name in weights}
     properties["models"]["additionalProperties"] = _choice("models", "family", own)
     overrides = {"distil": _or_nothing(distil), "build": _or_nothing(build)}
     properties["methods"] |= {
@@ -65,8 +66,7 @@ def _renamed(name: str, overrides: Schema) -> Schema:
 
 def _options(kind: registry.Kind, name: str, own: Schema) -> Schema:
     """The options of one part, and the keys of its entry that are no options."""
-    schema = registry.options(kind, name).model_json_schema()
-    schema.pop("title", None)
+    schema = registry.find(kind, name, kind).json_schema
     return schema | {"properties": schema.get("properties", {}) | own}
 
 

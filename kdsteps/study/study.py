@@ -16,6 +16,7 @@ from pydantic_core import ValidationError
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.messages import sentence, shown
+from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
     MAX_SEED,
     Build,
@@ -163,7 +164,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
         datasets={
             name: Dataset.model_construct(
                 kind=entry.kind,
-                options=_options("data", entry.kind, entry, f"{where}: datasets.{name}", "kind"),
+                options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
             )
             for name, entry in params.datasets.items()
         },
@@ -187,9 +188,12 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
 
 def resolve_model(entry: ModelEntry, where: str) -> Model:
     """The network of an entry of `models`, with the defaults of its family."""
-    options = _options("models", entry.family, entry, where, "family")
-    if entry.checkpoint is not None:
-        options["checkpoint"] = entry.checkpoint
+    for name in FILLED_IN["models"]:
+        if name in (entry.model_extra or {}):
+            raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
+    _, options = _part("models", entry.family, entry, where, "family")
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
     return Model.model_construct(family=entry.family, options=options)
 
 
@@ -197,10 +201,9 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     """The method of an entry of `methods`, with its defaults."""
     method = entry.method or name
     key = None if entry.method is None else "method"
-    options = _options("methods", method, entry, where, key)
-    wants = registry.trait("methods", method, "wants")
-    plan = registry.trait("methods", method, "plan")
-    return Method(method, options, wants, plan, entry.distil, entry.build)
+    part, options = _part("methods", method, entry, where, key)
+    assert part.wants is not None, "every method says what it wants"
+    return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
 
 
 def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
@@ -229,14 +232,12 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _options(
-    kind: registry.Kind, name: str, entry: BaseModel, where: str, key: str | None
-) -> Options:
-    """The options of a part, defaults filled in; `key` is the key of the entry that names it."""
-    registry.known(kind, name, f"{where}.{key}" if key else where)
-    others = type(entry).model_fields
-    options = parse(registry.options(kind, name), entry.model_extra or {}, where, list(others))
-    return options.model_dump(mode="json")
+def _part(
+    kind: registry.Kind, reference: str, entry: BaseModel, where: str, key: str | None
+) -> tuple[registry.Part, Options]:
+    """A part and its options, defaults filled in; `key` is the key of the entry that names it."""
+    part = registry.find(kind, reference, f"{where}.{key}" if key else where)
+    return part, part.parse(entry.model_extra or {}, where, list(type(entry).model_fields))
 
 
 def _fields(
