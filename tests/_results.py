@@ -12,7 +12,7 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
 TEACHER_COST = (272_000, 31_000_000)  # parameters and MACs
@@ -192,7 +192,7 @@ SUMMARY = {
     "images_of_class": {"train": [122] * 10, "validation": [22] * 7 + [21] * 3, "test": [36] * 10},
     "duplicates": [
         {
-            "parts": ["train", "test"],
+            "splits": ["train", "test"],
             "images": 2,
             "of_other_class": 1,
             "examples": [["row 3", "row 9"]],

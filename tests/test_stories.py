@@ -19,7 +19,7 @@ import pytest
 from _study import TINY, Study
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
@@ -87,7 +87,10 @@ def test_a_finished_study_has_nothing_to_do(study: Study):
 
 def test_dvc_adopts_what_snakemake_made_and_computes_nothing(built: Study, shared: Study):
     assert shared.executed() == {}
-    assert shared.bytes_of("results/**/*.*") == built.bytes_of("results/**/*.*")
+    made = {f"results/settings/{stage}.json" for stage in graph.STAGES}
+    assert shared.bytes_of("results/settings/*").keys() == made
+    before, after = (found.bytes_of("results/**/*.*") for found in (built, shared))
+    assert {name: after[name] for name in after.keys() - made} == before
     assert "up to date" in shared.dvc("status")
     assert shared.git("status", "--porcelain") == ""
 
@@ -117,7 +120,7 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 ALL_RUNS = {"distil": 3, "evaluate": 3, "report": 1}
 ONE_RUN = {"distil": 1, "evaluate": 1, "evaluate_latency": 1, "report": 1}
-ASKED = {"evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
+ASKED = {"train_check": 1, "evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
 AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "evaluate_latency": 1, "report": 1}
 
 
@@ -168,7 +171,7 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     said = study.executed()
     assert set(said) == KD
     anew = {"report", "evaluate/latency/pair"}  # the latter depends on the machine
-    assert {name for name, text in said.items() if "taken from .jobcache" not in text} == anew
+    assert {name for name, text in said.items() if "copied from .jobcache" not in text} == anew
     assert study.bytes_of(STUDENTS) == before
 
 
@@ -226,13 +229,14 @@ def test_files_of_other_values_are_not_recorded_under_these(recorded: Study, clo
 
 
 LAST_FILES = {  # that a job of each rule writes
-    "prepare": "results/prepare/digits/summary.json",
-    "train": "results/train/digits/big/history.parquet",
-    "cache": "results/cache/digits/big/features.parquet",
+    "prepare": "results/prepare/digits/digest.json",
+    "train": "results/train/digits/big/digest.json",
+    "train_check": "results/train/digits/big/check.json",
+    "cache": "results/cache/digits/big/digest.json",
     "cache_outputs": "results/cache/digits/big/outputs_plain_batch256.json",
     "score": "results/score/digits/big/scores.parquet",
     "build": "results/build/pair/feature_only/plan.json",
-    "distil": "results/distil/pair/kd/0/history.parquet",
+    "distil": "results/distil/pair/kd/0/digest.json",
     "evaluate": "results/evaluate/students/pair/kd/0/predictions.parquet",
     "evaluate_latency": "results/evaluate/latency/pair/latency.json",
     "report": "results/report/metrics.json",

@@ -110,6 +110,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         teachers_curves=figures.teachers(results.teacher_curves),
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
         origins=_origins(results.origins),
+        accepted=results.accepted,
         costs=[
             (name, figures.costs(group, results.metrics))
             for name, group in figures.by_dataset(tables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES, Columns
 from kdsteps.files.tables import read_table, table_metadata
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.accepted import accepted_lines
 
 Study = Mapping[str, Any]
 Files = Sequence[str | Path]
@@ -41,6 +42,7 @@ class Results:
         plans: {(pair, method): plan} of the methods that have one.
         data: {dataset: summary}.
         origins: One row per file: what it is, git_commit, device, versions as text, seconds.
+        accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
     """
 
     metrics: tuple[Metric, ...]
@@ -54,6 +56,7 @@ class Results:
     plans: dict[tuple[str, str], dict[str, Any]]
     data: dict[str, dict[str, Any]]
     origins: pd.DataFrame
+    accepted: list[str] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -88,6 +91,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
             for path, names in _named(inputs["summaries"], "prepare", "summary")
         },
         origins=pd.DataFrame(teacher_origins + origins + timed, columns=ORIGINS),
+        accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
     )
 
 

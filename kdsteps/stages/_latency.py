@@ -16,24 +16,23 @@ from kdsteps.evaluation.speed import time_network
 from kdsteps.files.checkpoints import read_checkpoint
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import LatencySettings
 from kdsteps.models import architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.stages._shared import provenance
+from kdsteps.study.settings import TimingSettings
 from kdsteps.training.device import choose_device
 
 log = logging.getLogger("kdsteps")
 
 
-def time_networks(job: Job) -> None:
+def time_networks(job: Job[LatencySettings]) -> None:
     """Time the teacher and one student of each method; equal architectures are timed once."""
-    options = job.settings["evaluate"]
+    section = job.settings.evaluate
     started = time.monotonic()
     device = choose_device(job.gpus, job.threads)
-    metrics = all_metrics(options["metrics"])
-    given = job.inputs["students"]
-    paths = dict(
-        zip(job.settings["methods"], given if isinstance(given, list) else [given], strict=True)
-    )
+    metrics = all_metrics(section.metrics)
+    paths = dict(zip(job.settings.methods, job.lists["students"], strict=True))
     if "teacher" in job.inputs:
         paths[_TEACHER] = job.inputs["teacher"]
     known: dict[str, dict[str, Any]] = {}
@@ -42,13 +41,13 @@ def time_networks(job: Job) -> None:
         weights, header = read_checkpoint(path)
         key = _architecture(header)
         if key not in known:
-            known[key] = _time(path, weights, header, device, metrics, options)
+            known[key] = _time(path, weights, header, device, metrics, section)
         timed[name] = known[key]
     content = {
         "teacher": timed.pop(_TEACHER, None),
         "students": timed,
-        "batch_size": options["throughput_batch"],
-        "settings": job.settings,
+        "batch_size": section.throughput_batch,
+        "settings": job.settings.as_json(),
         "provenance": provenance(device, time.monotonic() - started),
     }
     write_json(job.outputs["latency"], content)
@@ -71,7 +70,7 @@ def _time(
     header: Mapping[str, Any],
     device: torch.device,
     metrics: Sequence[Metric],
-    options: Mapping[str, Any],
+    section: TimingSettings,
 ) -> dict[str, Any]:
     """The metrics of speed of one network, and the threads that computed its batches."""
     entry, shape = header["model"], tuple(header["image_shape"])
@@ -86,8 +85,10 @@ def _time(
     timing = time_network(
         network.plain().to(device),
         shape,
-        runs=options["latency_runs"],
-        batch_size=options["throughput_batch"],
+        runs=section.latency_runs,
+        batch_size=section.throughput_batch,
     )
-    found = compute(metrics, "speed", timing, num_classes=header["num_classes"], options=options)
+    found = compute(
+        metrics, "speed", timing, num_classes=header["num_classes"], options=section.model_dump()
+    )
     return {**found, "threads": timing.threads}

@@ -8,6 +8,7 @@ writes  measures      measures.json: the metrics of the registry, among them acc
                       parameters and MACs, and the accuracy per class; null where one does not
                       apply; whether the network diverged
         predictions   predictions.parquet: one row per test image, with logits (K,)
+        digest        digest.json: digests of the other files (of a teacher)
 or, with --pair alone,
 reads   students      student.safetensors of one student per method, in the order of the settings
         teacher       teacher.safetensors
@@ -32,6 +33,7 @@ from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import EvaluateSettings
 from kdsteps.stages._latency import time_networks
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 from kdsteps.training.device import choose_device
@@ -39,7 +41,7 @@ from kdsteps.training.device import choose_device
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[Any]) -> None:
     """Write the metrics and predictions of one network, or the latency of those of a pair."""
     if "latency" in job.outputs:
         time_networks(job)
@@ -47,26 +49,27 @@ def run(job: Job) -> None:
         _evaluate(job)
 
 
-def _evaluate(job: Job) -> None:
-    options = job.settings["evaluate"]
+def _evaluate(job: Job[EvaluateSettings]) -> None:
+    """Predict every test image and write what follows from it."""
+    section = job.settings.evaluate
     started = time.monotonic()
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     network = trained_model(job.inputs["model"], data).to(device)
-    share_cores(network, data, options["batch_size"])
+    share_cores(network, data, section.batch_size)
     split = data.part("test")
-    logits, labels = predict(network, split.in_order(options["batch_size"]))
+    logits, labels = predict(network, split.in_order(section.batch_size))
     rows = {
         "image": data.rows("test"),
         "label": labels.numpy(),
         "predicted": logits.argmax(dim=1).numpy(),
         "logits": list(logits.numpy()),
     }
-    write_table(job.outputs["predictions"], rows, PREDICTIONS, job.settings)
+    write_table(job.outputs["predictions"], rows, PREDICTIONS, job.settings.as_json())
     diverged = not bool(logits.isfinite().all())
-    metrics = all_metrics(options["metrics"])
+    metrics = all_metrics(section.metrics)
     found: dict[str, Any] = {metric.name: None for metric in metrics if metric.source != "speed"}
-    known = {"num_classes": logits.shape[1], "options": options}
+    known: dict[str, Any] = {"num_classes": logits.shape[1], "options": section.model_dump()}
     image = torch.zeros(1, *data.image_shape, device=device)
     found |= compute(metrics, "network", network.plain(), image, **known)
     found |= {"accuracy_per_class": None}
@@ -80,7 +83,7 @@ def _evaluate(job: Job) -> None:
         "num_images": len(labels),
         "diverged": diverged,
         **found,
-        "settings": job.settings,
+        "settings": job.settings.as_json(),
         "provenance": provenance(device, time.monotonic() - started),
     }
     write_json(job.outputs["measures"], content)

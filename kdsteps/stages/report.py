@@ -20,10 +20,12 @@ writes  page                 index.html, which needs no other file and no networ
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import ReportSettings
 from kdsteps.report.figures import pictures
 from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
@@ -34,15 +36,15 @@ from kdsteps.report.verdict import verdict
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[ReportSettings]) -> None:
     """Compare the methods and write the report."""
-    study = job.settings["study"]
-    results = load_results(job.inputs, study)
+    study: dict[str, Any] = dict(job.settings.study)
+    results = load_results(job.lists, study)
     references = find_references(study["methods"])
     confidence = study["report"]["confidence"]
     tables = pair_tables(results, references, confidence)
     columns = run_columns(results.metrics)
-    write_table(job.outputs["runs"], run_rows(results), columns, job.settings)
+    write_table(job.outputs["runs"], run_rows(results), columns, job.settings.as_json())
     write_json(job.outputs["metrics"], metrics(results, tables))
     for name, rows in plot_tables(results, tables).items():
         write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))

@@ -87,10 +87,7 @@ rule evaluate:
 
 
 rule evaluate_latency:
-    """Latency and throughput of every network of a pair, alone on the machine.
-
-    They depend on the machine, so the job is called without --code: nothing is taken from the job cache.
-    """
+    """Latency and throughput of every network of a pair, alone on the machine."""
     input:
         unpack(inputs_of("evaluate_latency")),
     output:
@@ -111,6 +108,7 @@ rule evaluate_latency:
         r"""
         python -m kdsteps evaluate \
             --settings {params.settings:q} \
+            --code {params.code} \
             {params.files:q} \
             --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
         """
