@@ -35,8 +35,9 @@ from kdsteps.evaluation.speed import (
 )
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
-from kdsteps.jobs import graph
+from kdsteps.jobs import code_identity, graph
 from kdsteps.report.results import run_columns
+from kdsteps.study.study import load_study
 from kdsteps.training.device import WORK_OF_A_CORE, keep_busy
 
 OPTIONS = {"calibration_bins": 15}
@@ -218,6 +219,24 @@ def test_a_metric_is_one_entry_and_found_in_every_result(where, tmp_path, monkey
     assert "Squared error of probabilities. Lower is better." in page
     assert f">{measured:.3f}<" in page
     assert read_json(results["metrics"])["pair"]["methods"]["labels"]["brier"] == measured
+
+
+def test_a_metric_that_cannot_be_loaded_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_study(tmp_path, evaluate={"metrics": ["./mine.py:brier"]})
+    with pytest.raises(KdstepsError, match=r"evaluate\.metrics: .*\./mine\.py"):
+        load_study(path)
+
+
+def test_the_file_of_a_metric_counts_as_code_of_the_jobs_that_use_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER)
+    study = load_study(write_study(tmp_path, evaluate={"metrics": ["./mine.py:brier"]}))
+    run = {"pair": "pair", "method": "labels", "seed": "0"}
+    using = {"evaluate": run, "evaluate_latency": {"pair": "pair"}, "report": {}}
+    for rule, names in (using | {"distil": run}).items():
+        used = "./mine.py:brier" in set(code_identity.roots(study, rule, names))
+        assert used == (rule in using), rule
 
 
 def test_size_counts_shared_weights_once_and_buffers_only_in_memory():
