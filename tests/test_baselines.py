@@ -15,7 +15,7 @@ from kdsteps.methods._draws import Sampler
 from kdsteps.methods.base import Task
 from kdsteps.methods.ofd import OFD
 from kdsteps.models import build_model
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 
 
 def test_kd_beside_features_is_a_term_of_its_own():
@@ -125,7 +125,7 @@ def test_simkd_deploys_the_teachers_own_classifier():
 def test_what_simkd_deploys_is_a_chain():
     deployed, images = make("simkd", ("large vit", "resnet")).deployed().eval(), batch_of().images
     assert deployed.layers == ("front", "projector")
-    for layer, place in places(deployed, IMAGE_SHAPE).items():
+    for layer, place in feature_shapes(deployed, IMAGE_SHAPE).items():
         features = deployed.front(layer)(images)
         assert tuple(features.shape[1:]) == place.shape
         assert torch.equal(deployed.tail(layer)(features), deployed(images))

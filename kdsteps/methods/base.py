@@ -134,7 +134,8 @@ class Method(nn.Module, ABC):
 
     def student_logits(self, batch: Batch) -> Tensor:
         """(N, K)."""
-        return self.student(batch.images)
+        logits: Tensor = self.student(batch.images)
+        return logits
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:

@@ -13,8 +13,9 @@ from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.semckd import Attention, semckd_loss
-from kdsteps.models.adapters import Place, adapter
+from kdsteps.models.adapters import adapter
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.feature_shapes import FeatureShape
 from kdsteps.plans.layer_pairs import matched
 
 
@@ -69,8 +70,8 @@ class FeatureOnly(Method):
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
         self.feature_layers = tuple(dict.fromkeys(self.teacher_layers))
-        self.student_places = [Place(**pair["student_place"]) for pair in pairs]
-        self.teacher_places = [Place(**pair["teacher_place"]) for pair in pairs]
+        self.student_shapes = [FeatureShape(**pair["student_features"]) for pair in pairs]
+        self.teacher_shapes = [FeatureShape(**pair["teacher_features"]) for pair in pairs]
         every = range(len(pairs))
         crossed = mapping != "one_to_one"
         self.links = [
@@ -119,9 +120,9 @@ class FeatureOnly(Method):
     ) -> tuple[Tensor, Tensor]:
         """Projected features and target of one link, brought to one shape."""
         source, target = self._compared(ours, theirs)
-        features = self.student_places[ours].bring(traced[self.student_layers[ours]], source)
-        goal = self.teacher_places[theirs].bring(targets[self.teacher_layers[theirs]], target)
+        features = self.student_shapes[ours].pool_to(traced[self.student_layers[ours]], source)
+        goal = self.teacher_shapes[theirs].pool_to(targets[self.teacher_layers[theirs]], target)
         return projector(features), goal
 
-    def _compared(self, ours: int, theirs: int) -> tuple[Place, Place]:
-        return matched(self.student_places[ours], self.teacher_places[theirs])
+    def _compared(self, ours: int, theirs: int) -> tuple[FeatureShape, FeatureShape]:
+        return matched(self.student_shapes[ours], self.teacher_shapes[theirs])

@@ -54,7 +54,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings.seed)
-    student = fresh_model(settings.student, data)
+    student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)

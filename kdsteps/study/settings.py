@@ -251,6 +251,8 @@ class ModelEntry(BaseModel):
 
     family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
+    checkpoint_key: str | None = None  # of the weights in the file, where several fit
+    checkpoint_prefix: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
 
