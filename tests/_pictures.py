@@ -14,7 +14,9 @@ from PIL import Image
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
+from kdsteps.study.settings import Prepare
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # CIFAR-100 and Fashion-MNIST, where they are
 
@@ -53,13 +55,10 @@ def prepare(
     return outputs
 
 
-def settings_of(kind: str, options: Mapping[str, Any], **section: Any) -> dict[str, Any]:
+def settings_of(kind: str, options: Mapping[str, Any], **section: Any) -> PrepareSettings:
     """The settings of a job that prepares a data set."""
-    return {
-        "kind": kind,
-        "options": dict(options),
-        "prepare": {"validation": 0.2, "test": 0.2, "seed": 0, "broken": "refuse"} | section,
-    }
+    values = {"validation": 0.2, "test": 0.2} | section
+    return PrepareSettings(kind=kind, options=dict(options), prepare=Prepare(**values))
 
 
 def prepared(*args: Any, **section: Any) -> tuple[Prepared, dict[str, Any]]:

@@ -15,8 +15,8 @@ import pytest
 from _pictures import color, write_folder
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files import digests
-from kdsteps.files.digests import MANIFESTS, file_digest
+from kdsteps.files import input_digests as digests
+from kdsteps.files.input_digests import MANIFESTS, file_digest
 from kdsteps.files.manifest import source_digest
 
 PACKAGE = Path(__file__).parents[1]

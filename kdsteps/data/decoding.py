@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kdsteps.data.form import Form
 from kdsteps.data.source import Broken, Picture, as_uint8
@@ -157,6 +157,6 @@ def _reason(error: Exception) -> str:
         return "may not be read"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "is not an image in a known format"
     return " ".join(str(error).split())[:200] or type(error).__name__

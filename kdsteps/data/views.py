@@ -103,7 +103,8 @@ class Views:
         rows = torch.arange(height, device=images.device) + dy[:, None] + top  # (n, h)
         flat = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (n, h, w)
         flat = flat.flatten(1)[:, None].expand(-1, images.shape[1], -1)  # (n, C, h w)
-        return padded.flatten(2).gather(2, flat).unflatten(2, size)
+        cut: Tensor = padded.flatten(2).gather(2, flat).unflatten(2, size)
+        return cut
 
 
 def _middle(stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

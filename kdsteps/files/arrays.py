@@ -28,6 +28,7 @@ def write_array_header(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, 
 def read_array(path: str | Path) -> np.ndarray:
     """The array in `path`, mapped rather than read; pickled objects are refused."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise KdstepsError(f"{path}: {damage(error, 'array file')}") from error
+    return mapped

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.digests import (
+from kdsteps.files.input_digests import (
     combined,
     content_hashes,
     dvc_hash,

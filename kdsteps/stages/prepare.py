@@ -6,6 +6,7 @@ Writes
   summary  summary.json: class names, images of each split and class, shapes, mean and standard
            deviation of each channel of the training images (scale 0 to 1), duplicates, what could
            not be read
+  digest   digest.json: the digests of the other files
 
 Reads nothing of other stages. The same source and settings give the same bytes, also after a kill:
 what was stored by then is not decoded again.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from hashlib import blake2b
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,50 +32,52 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study import registry
+from kdsteps.study.settings import Prepare
 
 log = logging.getLogger("kdsteps")
 
 _EXAMPLES = 10  # pairs of duplicates named in the summary
 
 
-def run(job: Job) -> None:
+def run(job: Job[PrepareSettings]) -> None:
     """Prepare one data set."""
-    section = job.settings["prepare"]
-    source = _load(job.settings["kind"], job.settings["options"])
+    section = job.settings.prepare
+    source = _load(job.settings.kind, job.settings.options)
     check_source(source)
     log.info("%d images in %d classes", len(source.labels), len(source.class_names))
     with image_store(job.outputs["images"], _key(job, source), len(source.labels)) as store:
         survey = store.survey
-        for images in decoded(source, survey, broken=section["broken"], threads=job.threads):
+        for images in decoded(source, survey, broken=section.broken, threads=job.threads):
             store.add(images)
         index = _index(source, survey, section)
         summary = _summary(source, survey, index, store.shape)
         store.finish()
-        write_table(job.outputs["index"], index, INDEX, settings=job.settings)
-        write_json(job.outputs["summary"], summary | {"settings": job.settings})
+        write_table(job.outputs["index"], index, INDEX, settings=job.settings.as_json())
+        write_json(job.outputs["summary"], summary | {"settings": job.settings.as_json()})
     _log_findings(summary)
 
 
 def _load(kind: str, options: dict[str, Any]) -> Source:
-    source: Source = import_module(registry.module("data", kind)).load(**options)
+    source: Source = registry.load("data", kind)(**options)
     return source
 
 
-def _key(job: Job, source: Source) -> str:
+def _key(job: Job[PrepareSettings], source: Source) -> str:
     """Everything the stored images depend on, for a run that resumes after a kill."""
-    kind, options = job.settings["kind"], job.settings["options"]
+    kind, options = job.settings.kind, job.settings.options
     content = (
-        sorted(job.settings.items()),
+        job.settings.as_text(),
         source_state(kind, options),
         source.names,
         source.labels.tolist(),
-        code_identity.digest((__name__, registry.module("data", kind))),
+        code_identity.digest((f"{__name__}:run", registry.target("data", kind))),
     )
     return blake2b(repr(content).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _index(source: Source, survey: Survey, section: dict[str, Any]) -> dict[str, Any]:
+def _index(source: Source, survey: Survey, section: Prepare) -> dict[str, Any]:
     """The columns of the index: one row for each image that was stored."""
     labels, given = source.labels[survey.stored], source.split[survey.stored]
     check_classes(labels, np.where(given == "", "train", given), source.class_names)
@@ -84,9 +86,9 @@ def _index(source: Source, survey: Survey, section: dict[str, Any]) -> dict[str,
         labels,
         survey.hashes,
         source.class_names,
-        validation=section["validation"],
-        test=section["test"],
-        seed=section["seed"],
+        validation=section.validation,
+        test=section.test,
+        seed=section.seed,
     )
     names = [source.names[number] for number in survey.stored]
     return {

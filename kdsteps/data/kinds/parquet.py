@@ -147,10 +147,9 @@ def _images(file: _File, image: str, chosen: np.ndarray) -> Iterator[Content]:
 
 
 def _content(value: Any, folder: Path) -> Content:
-    if not isinstance(value, dict):
-        return value
-    if value["bytes"] is not None:
-        return value["bytes"]
+    content: Content = value["bytes"] if isinstance(value, dict) else value
+    if content is not None or not isinstance(value, dict):
+        return content
     path = value.get("path")
     return None if path is None else folder / path
 
