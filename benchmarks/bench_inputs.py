@@ -12,7 +12,7 @@ import numpy as np
 from _timing import Row, paired, seconds, table
 
 from kdsteps.data.hashes import Hashes, pixel_hash
-from kdsteps.files import digests
+from kdsteps.files import input_digests as digests
 from kdsteps.files.manifest import source_digest
 
 _STORED, _SHAPE = 45_000, (3, 32, 32)  # the training images of CIFAR-100
