@@ -1,16 +1,14 @@
-"""Networks by name: a family is a module of this folder with a function `build`."""
+"""Networks by name: families that ship with kdsteps, and those of other people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry
-from kdsteps.study.study import parse
 
 __all__ = ["Chain", "architecture", "build_model"]
 
@@ -32,7 +30,7 @@ def build_model(
     """A network of `family`, with fresh weights or with those of a file.
 
     Args:
-        family: Name of a module of this folder, such as `cifar_resnet`.
+        family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
         num_classes: Width of the logits.
         in_channels: Channels of an image.
         image_size: In pixels, one number or (height, width); None where the family does without.
@@ -40,18 +38,22 @@ def build_model(
         checkpoint_key, checkpoint_prefix: Which weights of the file, where several fit.
         will_train: Whether the network will be trained, so that its classifier may start anew where
             the weights are those of other classes.
-        options: The family's own, named in its `build`.
+        options: The family's own.
 
     Raises:
         KdstepsError: There is no such family or option, an option's value cannot be built, or the
             checkpoint does not fit.
     """
-    registry.known("models", family, "build_model")
-    parse(registry.options("models", family), options, f"build_model: {family}")
-    build = import_module(registry.module("models", family)).build
-    chain: Chain = build(
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
-    )
+    part = registry.find("models", family, "build_model")
+    part.parse(options, f"build_model: {family}")
+    factory = registry.load("models", family)
+    given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if part.target.startswith("kdsteps."):
+        chain: Chain = factory(**given, **options)
+    else:
+        from kdsteps.models.foreign import build_foreign
+
+        chain = build_foreign(factory, family, given, options)
     if checkpoint is not None:
         from kdsteps.models.checkpoints import load_checkpoint
 

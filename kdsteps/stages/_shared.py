@@ -17,7 +17,7 @@ from torch import nn
 from kdsteps.data.images import ImagePart
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import judge, predict
+from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
@@ -121,19 +121,22 @@ def validator(
     def validate() -> dict[str, float]:
         if not len(part):
             return {}
-        found = judge(*predict(student, part.in_order(batch_size)))
-        return {"validation_accuracy": found["accuracy"], "validation_loss": found["nll"]}
+        logits, labels = predict(student, part.in_order(batch_size))
+        return {
+            "validation_accuracy": accuracy(logits, labels),
+            "validation_loss": nll(logits, labels),
+        }
 
     return validate
 
 
-def resume_file(job: Job[Any], *modules: str) -> Resume:
+def resume_file(job: Job[Any], *roots: str) -> Resume:
     """Where a run saves its state: named after its result, with everything the result depends on.
 
     Args:
-        modules: The code behind the job.
+        roots: The definitions at which the code of the job begins.
     """
-    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(modules)]).encode())
+    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(roots)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

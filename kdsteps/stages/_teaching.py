@@ -22,7 +22,12 @@ from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
 FOLDER = Path(".kdsteps/outputs")  # a cache: it may be deleted at any time
-_CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
+_CODE = (
+    "kdsteps.stages._shared:prepared",
+    "kdsteps.stages._shared:trained_model",
+    "kdsteps.stages._teaching:ask",
+    "kdsteps.teachers.frozen:frozen",
+)
 
 
 def ask(
@@ -69,6 +74,6 @@ def answers_key(
         "scaling": [data.mean.tolist(), data.std.tolist()],
         "views": settings.model_dump(),
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, registry.module("models", family))),
+        "code": code_identity.digest((*_CODE, registry.target("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

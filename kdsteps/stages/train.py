@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import predict
+from kdsteps.evaluation.predictions import predict
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings
@@ -72,7 +72,7 @@ def _train(job: Job[TrainSettings]) -> None:
         recipe,
         seed=recipe.seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(job, __name__, registry.module("models", entry.family)),
+        resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
     )
     fit.run()
     if not recipe.epochs:

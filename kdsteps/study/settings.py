@@ -46,9 +46,14 @@ Score = Literal["quality", "separation", "information", "efficiency", "root_info
 
 
 class Section(BaseModel):
-    """Frozen; unknown keys are refused; `key:` with nothing after it means the default."""
+    """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def taken_from(cls, section: Section) -> Self:
+        """The fields of this class out of a section that has them all."""
+        return cls.model_construct(**{name: getattr(section, name) for name in cls.model_fields})
 
     def updated(self, changes: Section | None) -> Self:
         """A copy with the fields that `changes`, of the same class, sets explicitly."""
@@ -120,8 +125,7 @@ class Training(ViewSettings):
         """
         if self.per_image or self.mixup or self.cutmix:
             return None
-        values = {name: getattr(self, name) for name in ViewSettings.model_fields}
-        return ViewSettings.model_construct(**values)
+        return ViewSettings.taken_from(self)
 
     def milestone_epochs(self) -> list[float]:
         """Where the rate falls, in epochs from the start."""
@@ -202,16 +206,27 @@ class Build(BuildStones, BuildPairs):
 
     def of_plan(self, plan: str | None) -> BuildStones | BuildPairs:
         """The keys that a plan, "stones" or "pairs", uses."""
-        kind = BuildStones if plan == "stones" else BuildPairs
-        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+        return (BuildStones if plan == "stones" else BuildPairs).taken_from(self)
 
 
-class Evaluate(Section):
-    """What is measured of a trained network: the section `evaluate`."""
+class MetricSettings(Section):
+    """The keys of `evaluate` that metrics of predictions and networks use."""
 
     calibration_bins: PositiveInt = 15
-    latency_runs: PositiveInt = 100  # single images, after a warm-up
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
+    metrics: tuple[str, ...] = ()  # your own: ./file.py:name, package.module:name, entry point
+
+
+class TimingSettings(Section):
+    """The keys of `evaluate` that the measurement of latency and throughput uses."""
+
+    latency_runs: PositiveInt = 100  # single images, after a warm-up
+    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
+    metrics: tuple[str, ...] = ()
+
+
+class Evaluate(TimingSettings, MetricSettings):
+    """What is measured of a trained network: the section `evaluate`."""
 
 
 class Report(Section):
@@ -226,7 +241,7 @@ class DatasetEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str
+    kind: Annotated[str, Field(description="a kind of data, such as digits or folder")]
 
 
 class ModelEntry(BaseModel):
@@ -234,7 +249,7 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    family: str
+    family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
     checkpoint_key: str | None = None  # of the weights in the file, where several fit
     checkpoint_prefix: str | None = None
@@ -255,9 +270,9 @@ class MethodEntry(BaseModel):
 class Pair(Section):
     """A teacher, a student and the images that both see."""
 
-    dataset: Name
-    teacher: Name
-    student: Name
+    dataset: Annotated[Name, Field(description="a name under datasets")]
+    teacher: Annotated[Name, Field(description="a name under models")]
+    student: Annotated[Name, Field(description="a name under models")]
     distil: Distil | None = None  # values of the section `distil` that differ for this pair
     build: Build | None = None
     published: str | None = None  # published values that the report shows beside ours

@@ -71,7 +71,7 @@ def write_features(
     teacher.eval()
     shapes = feature_shapes(teacher, part.image_shape)
     metadata = {
-        "kdsteps.study.settings": json.dumps(settings, sort_keys=True),
+        "kdsteps.settings": json.dumps(settings, sort_keys=True),
         "kdsteps.feature_shapes": json.dumps(
             {layer: shape.as_dict() for layer, shape in shapes.items()}
         ),
