@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
@@ -35,8 +35,9 @@ class FeatureOnly(Method):
     same, weighed image by image by SemCKD's attention.
 
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    behind the last layer sees labels; `classifier_after`: the epochs after which feature learning
-    ends and the part behind the detach point is trained alone (0: both at once, as the paper).
+    behind the last layer sees labels; `classifier_after`: when feature learning ends and the
+    layers after the detach point are trained alone, as a fraction of the run or, from 1 on, a
+    number of epochs (0: both at once, as in the paper).
 
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
@@ -54,7 +55,7 @@ class FeatureOnly(Method):
         mapping: Literal["one_to_one", "all_to_all", "attention"] = "one_to_one",
         distance: Literal["mse", "cosine", "huber", "distribution"] = "mse",
         detach: Literal["last", "head"] = "last",
-        classifier_after: NonNegativeInt = 0,
+        classifier_after: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(teacher, student, task)
         assert teacher is not None and task.plan is not None, (
@@ -66,7 +67,8 @@ class FeatureOnly(Method):
                 "methods.feature_only: mapping attention weighs images one by one and distance "
                 "distribution has one value a batch; mse, cosine or huber would be right"
             )
-        self.weight, self.distance, self.classifier_after = weight, distance, classifier_after
+        self.weight, self.distance = weight, distance
+        self.classifier_after = self.epochs_of("classifier_after", classifier_after)
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
         self.feature_layers = tuple(dict.fromkeys(self.teacher_layers))

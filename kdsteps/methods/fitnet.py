@@ -80,7 +80,8 @@ class Regressor(nn.Module):
         self.body = nn.Sequential(convolution, nn.BatchNorm2d(target.channels), nn.ReLU())
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.body(to_size(maps, *self.size))
+        projected: Tensor = self.body(to_size(maps, *self.size))
+        return projected
 
 
 def _resizing(source: FeatureShape, target: FeatureShape) -> tuple[tuple[int, int], nn.Module]:

@@ -103,7 +103,9 @@ class SemCKD(FeatureMethod):
                 pairs, self.projectors, self.meetings, strict=True
             )
         ]
-        return torch.stack(distances, dim=1).unflatten(1, (len(sources), len(targets)))
+        stacked = torch.stack(distances, dim=1)
+        by_layers: Tensor = stacked.unflatten(1, (len(sources), len(targets)))
+        return by_layers
 
 
 class Attention(nn.Module):

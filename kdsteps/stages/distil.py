@@ -90,8 +90,11 @@ def _method(
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     settings = job.settings
-    batch_size = settings.distil.batch_size
-    task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
+    recipe = settings.distil
+    task = Task(
+        *(data.image_shape, data.num_classes, part.labels),
+        *(plan, recipe.batch_size, recipe.epochs),
+    )
     build = registry.load("methods", settings.method)
     method: Method = build(teacher, student, task, **settings.options)
     return method
