@@ -153,11 +153,11 @@ def test_changed_settings_are_named_and_refused(study: Study):
 
 
 def test_changed_inputs_are_named_and_refused(study: Study):
-    teacher = "results/train/digits/big/teacher.safetensors"
+    digest = "results/train/digits/big/digest.json"
     accept(study, everything)
-    write_checkpoint(teacher, {}, {"settings": {}, "other": True})
+    write_json(digest, {"teacher.safetensors": "another"})
     found = reasons(study)
-    assert found[KD] == f"an input changed: {teacher}"
+    assert found[KD] == f"an input changed: {digest}"
     assert "distil pair labels 0" not in found
     assert {status.rule for status in accept(study, everything).refused} >= {"distil", "cache"}
 
@@ -186,7 +186,7 @@ def test_what_reads_stale_results_follows_them(study: Study):
     study = changed_params(train=TINY["train"] | {"epochs": 2})
     found = reasons(study)
     assert "train.epochs: 1" in found["train digits big"]
-    assert found[KD] == "follows ['cache_outputs', 'train', 'train_check']"
+    assert found[KD] == "follows ['cache_outputs', 'train']"
     assert "distil pair labels 0" not in found
 
 
