@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.study import registry
 
 NUM_IMAGES = 40  # of the training part
 BATCH_SIZE = 8
@@ -52,11 +51,8 @@ def plan_of(kind: str | None, teacher: Chain, student: Chain) -> dict[str, Any] 
 
 
 def class_of(name: str) -> type[Method]:
-    module = import_module(f"kdsteps.methods.{name}")
-    classes = [value for value in vars(module).values() if inspect.isclass(value)]
-    return next(
-        value for value in classes if value.__module__ == module.__name__ and "wants" in vars(value)
-    )
+    found: type[Method] = registry.load("methods", name)
+    return found
 
 
 def make(

@@ -14,7 +14,9 @@ from PIL import Image
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
+from kdsteps.study.settings import Prepare
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # CIFAR-100 and Fashion-MNIST, where they are
 
@@ -48,11 +50,8 @@ def prepare(
     folder: Path, kind: str, options: Mapping[str, Any], threads: int = 2, **section: Any
 ) -> dict[str, Path]:
     """The three files that `kdsteps prepare` writes into `folder`."""
-    settings = {
-        "kind": kind,
-        "options": dict(options),
-        "prepare": {"validation": 0.2, "test": 0.2, "seed": 0, "broken": "refuse"} | section,
-    }
+    values = {"validation": 0.2, "test": 0.2} | section
+    settings = PrepareSettings(kind=kind, options=dict(options), prepare=Prepare(**values))
     outputs = {name: folder / file for name, file in FILES.items()}
     run(Job(settings, {}, outputs, threads=threads))
     return outputs

@@ -143,3 +143,33 @@ def test_standardized_dkd_does_not_see_the_scale_of_the_teachers_logits():
 def test_attention_refuses_a_batch_it_was_not_made_for():
     with pytest.raises(ValueError, match=f"{BATCH_SIZE + 1} images, and attention made for"):
         make("semckd").terms(batch_of(count=BATCH_SIZE + 1))
+
+
+def test_the_weight_of_semckd_reaches_the_student_and_not_the_projectors():
+    gradients = {}
+    for weight in (1.0, 400.0):
+        method = make("semckd", weight=weight, labels_weight=0.0, kd_weight=0.0)
+        method.terms(batch_of())["layers"].backward()
+        gradients[weight] = {
+            name: parameter.grad
+            for name, parameter in method.named_parameters()
+            if parameter.grad is not None
+        }
+    for name, plain in gradients[1.0].items():
+        factor = 400 if name.startswith("student.") else 1
+        torch.testing.assert_close(gradients[400.0][name], factor * plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("student", ["resnet", "large resnet"])
+@pytest.mark.parametrize("rate", [0.05, 0.4])
+def test_semckd_with_its_defaults_trains_narrow_networks(student, rate):
+    method, batch = make("semckd", ("large resnet", student)), batch_of()
+    optimizer = torch.optim.SGD(method.parameters(), lr=rate, momentum=0.9)
+    losses = []
+    for _ in range(30):
+        terms = method.terms(batch)
+        losses.append(terms["layers"].item())
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]

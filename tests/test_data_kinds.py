@@ -16,7 +16,6 @@ from _pictures import REAL, as_bytes, colour, prepared, write_folder
 from kdsteps.data.kinds import digits, folder, parquet, torchvision
 from kdsteps.data.source import Broken
 from kdsteps.errors import KdstepsError
-from kdsteps.study.settings import dataset_entry
 
 
 def pixels(source) -> list[np.ndarray]:
@@ -317,14 +316,12 @@ def test_fashion_mnist_is_whole():
 @pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "cifar100").is_dir(), reason="needs shared/data/cifar100")
 def test_cifar_100_has_the_counts_names_and_statistics_of_its_description(tmp_path):
-    entry = {
-        "kind": "parquet",
+    options = {
         "train": str(REAL / "cifar100" / "train-*.parquet"),
         "test": str(REAL / "cifar100" / "test-*.parquet"),
         "label": "fine_label",
     }
-    kind, options = dataset_entry(entry, "datasets.cifar100")
-    data, summary = prepared(tmp_path, kind, options, validation=0)
+    data, summary = prepared(tmp_path, "parquet", options, validation=0)
     assert summary["images_of_class"]["train"] == [500] * 100
     assert summary["images_of_class"]["test"] == [100] * 100
     assert (data.class_names[0], data.class_names[99]) == ("apple", "worm")

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ask(text: str = "student", **changed: Any) -> str | None:
     """The output of a job, made as `text` unless it was remembered; None where it was not made."""
     job: dict[str, Any] = {
-        "stage": "distil",
+        "rule": "distil",
         "settings": {"learning_rate": 0.05, "weight_decay": 0.01},
         "code": "c0de",
         "inputs": {"data": "data", "teacher": "teacher"},
@@ -56,7 +56,7 @@ def test_the_same_job_gives_the_first_result_again():
     [
         {"settings": {"learning_rate": 0.01, "weight_decay": 0.05}},
         {"code": "0the"},
-        {"stage": "train"},
+        {"rule": "train"},
         {"inputs": {"data": "data"}},
         {"inputs": {"data": "teacher", "teacher": "data"}},
         {"inputs": {"data": ["data", "data"], "teacher": "teacher"}},
@@ -78,7 +78,7 @@ def test_inputs_count_by_content_and_not_by_name_or_age(folder: Path):
 def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
     options = {"depth": 8, "checkpoint": "teacher"}
     job = {
-        "stage": "train",
+        "rule": "train",
         "settings": {"model": {"options": options}},
         "inputs": {"data": "data"},
     }
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"code": None}, {"stage": "prepare"}, {"stage": "cache"}, {"stage": "latency"}]
+    "changed", [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "latency"}]
 )
 def test_jobs_of_unknown_code_with_large_files_or_of_this_machine_alone_are_not_cached(
     changed: dict[str, Any],
@@ -108,7 +108,7 @@ def test_results_are_copies_so_that_either_side_may_be_deleted_or_changed(folder
 
 
 def test_a_job_that_fails_leaves_nothing_to_remember():
-    job = {"stage": "distil", "settings": {}, "code": "c0de", "inputs": {}}
+    job = {"rule": "distil", "settings": {}, "code": "c0de", "inputs": {}}
     outputs = {"model": Path("model")}
     with suppress(RuntimeError), remembered(**job, outputs=outputs):
         Path("model").write_text("half")
@@ -163,7 +163,7 @@ def test_a_damaged_or_edited_result_is_dropped_and_made_again(
     assert "damaged" not in caplog.text
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"stage": "distil", "files": {}}', None])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rule": "distil", "files": {}}', None])
 def test_an_entry_that_does_not_say_what_it_holds_is_made_again(folder: Path, content: str | None):
     ask("first")
     contents = entry(folder) / "contents.json"
@@ -176,7 +176,7 @@ def test_a_damaged_result_leaves_what_is_there_until_the_job_is_done(folder: Pat
     ask("first")
     (entry(folder) / "history").write_text("damaged")
     outputs = {"model": Path("results/model"), "history": Path("results/history")}
-    job = {"stage": "distil", "settings": {"learning_rate": 0.05, "weight_decay": 0.01}}
+    job = {"rule": "distil", "settings": {"learning_rate": 0.05, "weight_decay": 0.01}}
     inputs = {"data": "data", "teacher": "teacher"}
     Path("results/model").write_text("there")
     with remembered(**job, code="c0de", inputs=inputs, outputs=outputs) as known:

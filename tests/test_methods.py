@@ -30,8 +30,8 @@ from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
 
 METHODS = registry.names("methods")
-LOGIT_METHODS = [name for name in METHODS if registry.trait("methods", name, "wants") == "logits"]
-LAYER_METHODS = [name for name in METHODS if registry.trait("methods", name, "wants") == "layers"]
+LOGIT_METHODS = [name for name in METHODS if class_of(name).wants == "logits"]
+LAYER_METHODS = [name for name in METHODS if class_of(name).wants == "layers"]
 
 
 def test_the_papers_methods_and_all_baselines_are_there():
@@ -123,8 +123,8 @@ def test_cached_logits_stand_in_for_the_teacher_without_running_a_block_of_it(na
 def test_what_a_method_wants_is_what_it_uses(name):
     teacher = teacher_of(DEFAULT_PAIR[0])
     kind, method = class_of(name), make(name, teacher=teacher)
-    assert registry.trait("methods", name, "wants") == kind.wants
-    assert registry.trait("methods", name, "plan") == kind.plan
+    part = registry.find("methods", name, name)
+    assert (part.wants, part.plan) == (kind.wants, kind.plan)
     batch = batch_of()
     calls = count_calls(teacher)
     method.terms(batch)
@@ -164,7 +164,7 @@ def test_mixed_images_teach_the_shares_of_their_classes(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_options_of_params_yaml_are_the_constructors_with_its_defaults(name):
-    defaults = registry.options("methods", name)().model_dump()
+    defaults = registry.find("methods", name, name).parse({}, name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         method = make(name, **defaults)
@@ -221,7 +221,7 @@ def test_features_can_be_learned_from_a_teacher_of_other_classes_but_not_its_log
 @pytest.mark.parametrize("name", LAYER_METHODS)
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_a_layer_that_does_not_exist_is_answered_with_the_nearest(name, who):
-    options = registry.options("methods", name).model_fields
+    options = registry.find("methods", name, name).parse({}, name)
     wrong = {f"{who}_layer": "layer3.7", f"{who}_layers": ["layer1.0", "layer3.7"]}
     named = {option: value for option, value in wrong.items() if option in options}
     if not named:

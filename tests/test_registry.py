@@ -1,67 +1,126 @@
-"""What may stand in params.yaml by name: read from syntax trees, the same as the code says."""
+"""Parts by name: options in ordinary Python semantics, references, and a cache without torch."""
 
 from __future__ import annotations
 
-import inspect
+import json
+import os
 import subprocess
 import sys
 from importlib import import_module
-from typing import Any, get_type_hints
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
-from pydantic_core import PydanticUndefined
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.methods.base import Method
-from kdsteps.study import registry
+from kdsteps.methods import base, lskd
+from kdsteps.study import part_cache, registry
+from kdsteps.study.part_imports import PACKAGE, method_in
 
-GIVEN = {"num_classes", "in_channels", "image_size"}
 ALL = [(kind, name) for kind in ("methods", "models", "data") for name in registry.names(kind)]
 
+METHOD = """
+from typing import Annotated, Literal
+from pydantic import Field, PositiveFloat
+from kdsteps.methods.base import Method
+from kdsteps.methods.kd import KD
 
-def entry(kind: str, name: str) -> Any:
-    """The constructor or function whose keyword-only arguments are the options."""
-    module = import_module(registry.module(kind, name))
-    if kind != "methods":
-        return getattr(module, {"models": "build", "data": "load"}[kind])
-    return method(name).__init__
+print("{}")  # which the process that imports this must not take for an answer
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+START = 0.25
+
+class Mine(KD):
+    wants: str = "logits"
+
+    def __init__(self, *given, share: Fraction = START, mode: Literal["a", "b"] = "a", **options):
+        super().__init__(*given, **options)
+"""
 
 
-def method(name: str) -> Any:
-    module = import_module(f"kdsteps.methods.{name}")
-    (found,) = [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, Method) and member.__module__ == module.__name__
-    ]
-    return found
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty study folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+def write(path: str, text: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(dedent(text))
+    return path
+
+
+def problem(kind: Any, reference: Any, where: str = "params.yaml: here") -> str:
+    with pytest.raises(KdstepsError) as caught:
+        registry.find(kind, reference, where)
+    return str(caught.value)
+
+
+def refused(part: registry.Part, **options: Any) -> str:
+    with pytest.raises(KdstepsError) as caught:
+        part.parse(options, "params.yaml: methods.mine")
+    return str(caught.value)
+
+
+# what ships with kdsteps
 
 
 @pytest.mark.parametrize(("kind", "name"), ALL)
-def test_options_read_from_the_tree_are_those_of_the_imported_code(kind, name):
-    function = entry(kind, name)
-    fields = dict(registry.options(kind, name).model_fields)
-    hints = get_type_hints(function, include_extras=True)
-    for argument in inspect.signature(function).parameters.values():
-        if argument.kind is not argument.KEYWORD_ONLY or argument.name in GIVEN:
-            continue
-        field = fields.pop(argument.name)
-        default = PydanticUndefined if argument.default is argument.empty else argument.default
-        assert field.default == default
-        bare = getattr(hints[argument.name], "__origin__", hints[argument.name])
-        assert field.annotation in (hints[argument.name], bare)
-    assert fields == {}
+def test_every_shipped_part_is_found_and_where_it_is_said_to_be(kind, name):
+    part = registry.find(kind, name, kind)
+    module, _, attribute = part.target.rpartition(":")
+    assert getattr(import_module(module), attribute) is registry.load(kind, name)
+    assert registry.target(kind, name) == part.target
+
+
+def test_modules_with_an_underscore_are_no_parts():
+    assert not [name for _, name in ALL if name.startswith("_")]
+
+
+OPTIONS_OF_METHODS = {
+    "at": "student_layers teacher_layers weight=1000 labels_weight=1 kd_weight=0 kd_temperature=4",
+    "block_kd": "alpha=1 beta=1 gamma=1 temperature distance=kd stone_weights=halving "
+    "detach_ensemble=true weigh_cross=false cross_student=true norm=eval stones_per_step=all",
+    "crd": "student_layer teacher_layer width=128 negatives=16384 temperature=0.07 momentum=0.5 "
+    "mode=exact weight=0.8 labels_weight=1 kd_weight=0 kd_temperature=4",
+    "dist": "temperature=4 beta=1 gamma=1 weight=2 labels_weight=1",
+    "dkd": "temperature=4 alpha=1 beta=8 weight=1 labels_weight=1 warmup_epochs=20 "
+    "standardize=false",
+    "feature_only": "weight=1 mapping=one_to_one distance=mse detach=last classifier_after=0",
+    "fitnet": "student_layer teacher_layer weight=100 labels_weight=1 kd_weight=0 kd_temperature=4",
+    "kd": "temperature=4 weight=0.9 labels_weight=0.1",
+    "labels": "label_smoothing=0",
+    "loca": "temperature=4 alpha=0.9 weight=0.9 labels_weight=0.1",
+    "lskd": "temperature=2 weight=9 labels_weight=0.1",
+    "ofd": "student_layers teacher_layers weight=0.001 labels_weight=1 kd_weight=0 "
+    "kd_temperature=4",
+    "reviewkd": "student_layers teacher_layers max_width=512 weight=5 labels_weight=1 kd_weight=0 "
+    "kd_temperature=4 warmup_epochs=20",
+    "rkd": "student_layer teacher_layer distance_weight=25 angle_weight=50 weight=1 "
+    "labels_weight=1 kd_weight=0 kd_temperature=4",
+    "semckd": "student_layers teacher_layers weight=400 labels_weight=1 kd_weight=1 "
+    "kd_temperature=4",
+    "simkd": "student_layer teacher_layer factor=2 weight=1 labels_weight=0 kd_weight=0 "
+    "kd_temperature=4",
+    "sp": "student_layer teacher_layer weight=3000 labels_weight=1 kd_weight=0 kd_temperature=4",
+    "uld": "temperature=1 weight=1.5 labels_weight=1",
+}
+"""The options and defaults that studies rely on; a name alone: empty."""
 
 
 @pytest.mark.parametrize("name", registry.names("methods"))
-def test_what_a_method_wants_is_read_as_it_stands_in_the_class(name):
-    for attribute in ("wants", "plan"):
-        assert registry.trait("methods", name, attribute) == vars(method(name)).get(attribute)
-
-
-def test_files_with_an_underscore_are_no_parts():
-    assert not [name for _, name in ALL if name.startswith("_")]
+def test_a_shipped_method_has_the_options_and_defaults_that_studies_rely_on(name):
+    found = registry.find("methods", name, name).parse({}, name)
+    words = [word.partition("=") for word in OPTIONS_OF_METHODS[name].split()]
+    numbers = {"true": True, "false": False, "": None}
+    expected = {option: numbers.get(value, value) for option, _, value in words}
+    assert found.keys() == expected.keys()
+    for option, value in found.items():
+        right = expected[option]
+        assert value == (float(right) if isinstance(value, int | float) else right), option
 
 
 def test_the_nearest_name_is_offered_and_else_all():
@@ -71,26 +130,279 @@ def test_the_nearest_name_is_offered_and_else_all():
     assert nearest("x", ()) == "; there are none"
 
 
-def test_a_part_that_is_not_there_is_refused():
-    registry.known("methods", "kd", "methods.kd")
-    with pytest.raises(KdstepsError, match=r"^models.a: there is no model family 'vgh'; did you"):
-        registry.known("models", "vgh", "models.a")
+def test_a_part_that_is_not_there_is_refused_with_the_nearest_name():
+    said = problem("models", "vgh", "models.a")
+    assert said.startswith("models.a: there is no model family 'vgh'; did you mean 'vgg'")
+    assert "there is no method 3" in problem("methods", 3)
+    assert "there is no method ['kd']" in problem("methods", ["kd"])
 
 
-def test_options_take_no_unknown_key_unless_the_part_takes_any():
-    with pytest.raises(ValidationError):
-        registry.options("methods", "kd")(temp=3)
-    network = registry.options("models", "timm")(name="resnet18", drop_path_rate=0.1)
-    assert network.model_dump()["drop_path_rate"] == 0.1
-
-
-def test_the_words_of_a_study_are_read_without_torch():
-    code = (
-        "import sys; from kdsteps.study.study import load_study; from kdsteps.jobs import graph;"
-        "study = load_study('params.yaml');"
-        "[graph.settings_text(study, rule, names) for rule in graph.OUTPUTS"
-        " for names in graph.jobs(study, rule)];"
-        "sys.exit(bool({'torch', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))"
+def test_no_unknown_option_is_taken_unless_the_part_takes_any():
+    kd, timm = registry.find("methods", "kd", ""), registry.find("models", "timm", "")
+    assert "methods.mine.temperatur is an unknown key; did you mean 'temperature'" in refused(
+        kd, temperatur=3
     )
-    root = registry._PACKAGE.parent
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+    found = timm.parse({"name": "resnet18", "drop_path_rate": 0.1}, "models.a")
+    assert found["drop_path_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": True}, "temperature is true; it should be a number above 0"),
+        ({"temperature": "3"}, "temperature is '3'; it should be a number above 0"),
+        ({"temperature": 0}, "temperature is 0; it should be a number above 0"),
+        ({"temperature": float("nan")}, "it should be a finite number above 0"),
+        ({"weight": float("inf")}, "it should be a finite number of 0 or more"),
+        ({"weight": None}, "weight is empty; it should be a number of 0 or more"),
+        ({"weight": -1, "temperature": -1}, "(and 1 more)"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(options, said):
+    assert said in refused(registry.find("methods", "kd", ""), **options)
+
+
+def test_values_come_back_as_plain_json_with_their_types():
+    part = registry.find("methods", "block_kd", "")
+    found = part.parse({"stone_weights": [1, 2], "temperature": 3}, "methods.block_kd")
+    assert found["stone_weights"] == [1.0, 2.0]
+    assert isinstance(found["temperature"], float)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_missing_option_is_named():
+    part = registry.find("models", "timm", "")
+    with pytest.raises(KdstepsError, match=r"models.a.name is missing; it should be a text"):
+        part.parse({}, "params.yaml: models.a")
+
+
+# code of other people
+
+
+def test_inheritance_aliases_constants_and_annotated_traits_are_read_as_python_reads_them(folder):
+    write("mine.py", METHOD)
+    part = registry.find("methods", "./mine.py:Mine", "methods.mine")
+    expected = {"temperature": 4, "weight": 0.9, "labels_weight": 0.1, "share": 0.25, "mode": "a"}
+    assert part.parse({}, "methods.mine") == expected
+    assert (part.wants, part.plan, part.target) == ("logits", None, "./mine.py:Mine")
+    assert "from 0 to below 1" in refused(part, share=1)
+    assert "a or b" in refused(part, mode="c")
+    assert "'temperature'" in refused(part, temprature=1)
+
+
+def test_a_default_changed_by_a_subclass_holds(folder):
+    text = "class Hot(Mine):\n    def __init__(self, *networks, weight: float = 2.0, **options):\n"
+    text += "        super().__init__(*networks, weight=weight, **options)\n"
+    write("mine.py", METHOD + "\n" + text)
+    found = registry.find("methods", "./mine.py:Hot", "").parse({}, "")
+    assert (found["weight"], found["share"]) == (2.0, 0.25)
+
+
+def test_a_module_beside_params_yaml_and_what_it_imports_are_found(folder):
+    write("lab/__init__.py", "")
+    write("lab/sizes.py", "WIDTH = 3")
+    text = "from lab.sizes import WIDTH\ndef net(num_classes, width: int = WIDTH): ..."
+    write("lab/nets.py", text)
+    part = registry.find("models", "lab.nets:net", "")
+    assert part.parse({}, "") == {"width": 3}
+    assert part.target == "lab.nets:net"
+
+
+def test_the_entry_points_of_installed_packages_have_names(folder, monkeypatch):
+    write("lib/mylab_methods.py", METHOD)
+    write("lib/mylab-1.0.dist-info/METADATA", "Name: mylab\nVersion: 1.0\n")
+    write(
+        "lib/mylab-1.0.dist-info/entry_points.txt",
+        "[kdsteps.methods]\nwarm = mylab_methods:Mine\n",
+    )
+    code = """
+        from kdsteps.study import registry
+        part = registry.find("methods", "warm", "")
+        assert "warm" in registry.names("methods") and "kd" in registry.names("methods")
+        print(part.target, part.parse({}, "")["share"])
+    """
+    assert planned(code, [str(folder / "lib")]) == "mylab_methods:Mine 0.25"
+
+
+def test_unannotated_arguments_take_any_value_and_given_ones_are_no_options(folder):
+    write("net.py", "class Net:\n    def __init__(self, in_channels, num_classes=2, width=8): ...")
+    part = registry.find("models", "./net.py:Net", "")
+    assert part.parse({"width": [1]}, "") == {"width": [1]}
+    assert part.parse({}, "") == {"width": 8}
+
+
+INEXPRESSIBLE = """
+import enum
+from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from decimal import Decimal
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+def load(*, path: Path): ...
+def tint(*, color: Color): ...
+def apply(*, function: Callable[[int], int]): ...
+def hidden(*, amount: "Decimal"): ...
+def free(*, function: Callable[[int], int] = abs, count: int = 2): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("load", ("'path'", "type Path", "use str")),
+        ("tint", ("'color'", "type Color", "use Literal['red', 'blue']")),
+        ("apply", ("'function'", "Callable[[int], int]", "Literal")),
+        ("hidden", ("'amount'", "Decimal", "outside TYPE_CHECKING")),
+    ],
+)
+def test_an_option_that_params_yaml_cannot_express_is_named_with_what_to_use(folder, name, said):
+    write("kinds.py", INEXPRESSIBLE)
+    found = problem("data", f"./kinds.py:{name}", "datasets.a.kind")
+    assert found.startswith("datasets.a.kind: ")
+    assert all(words in found for words in said), found
+
+
+def test_such_an_option_with_a_default_only_matters_once_it_is_set(folder):
+    write("kinds.py", INEXPRESSIBLE)
+    part = registry.find("data", "./kinds.py:free", "")
+    assert part.parse({}, "") == {"count": 2}
+    with pytest.raises(KdstepsError, match=r"datasets.a.function has the type .*Literal"):
+        part.parse({"function": "abs"}, "datasets.a")
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("./mine.py:MyKd", "./mine.py has no method 'MyKd'; did you mean 'MyKD'"),
+        ("./mine.py:Other", "has no method 'Other'; there are MyKD, Third"),
+        ("./mein.py:MyKD", "there is no file './mein.py'; did you mean './mine.py'"),
+        ("./mine.py", "'./mine.py' names no method; add the name that it has there"),
+        ("nowhere.nets:Net", "there is no module 'nowhere'; install it"),
+        ("./mine.py:START", "'./mine.py:START' is a float that is not derived from kdsteps"),
+        ("./mine.py:Alone", "is a class that is not derived from kdsteps.methods.base.Method"),
+        ("./mine.py:Half", "does not define terms"),
+        ("./wrong.py:MyKD", "./wrong.py line 2 is not valid Python"),
+        ("./failing.py:MyKD", "ZeroDivisionError: division by zero in line 2 of ./failing.py"),
+        ("./lacking.py:MyKD", "No module named 'no_such_library' in line 1 of ./lacking.py"),
+        ("./ending.py:MyKD", "SystemExit: 3"),
+        (
+            "./wants.py:MyKD",
+            "wants is 'logit'; it should be one of nothing, logits, blocks, layers",
+        ),
+    ],
+)
+def test_code_that_cannot_be_used_is_refused_in_a_sentence(folder, reference, said):
+    mine = METHOD.replace("Mine", "MyKD") + "\nclass Third(KD): ...\nclass Alone: ...\n"
+    write("mine.py", mine + "\nclass Half(Method): ...\n")
+    write("wrong.py", "x = 1\ndef f(:\n")
+    write("failing.py", "x = 1\n1 / 0\n")
+    write("lacking.py", "import no_such_library\n")
+    write("ending.py", "raise SystemExit(3)")
+    write("wants.py", METHOD.replace("Mine", "MyKD").replace('"logits"', '"logit"'))
+    found = problem("methods", reference, "params.yaml: methods.mine.method")
+    assert found.startswith("params.yaml: methods.mine.method: ")
+    assert said in found
+
+
+def test_two_studies_may_have_files_of_one_name(folder, monkeypatch):
+    for name, width in (("one", 1), ("two", 2)):
+        write(f"{name}/net.py", f"def net(*, width: int = {width}): ...")
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.chdir(folder / name)
+        found.append(registry.find("models", "./net.py:net", "").parse({}, ""))
+    assert found == [{"width": 1}, {"width": 2}]
+
+
+def test_a_module_that_defines_one_method_has_it_found(folder):
+    assert method_in(lskd) is registry.load("methods", "lskd")
+    with pytest.raises(ValueError, match="defines 0 methods"):
+        method_in(base)
+
+
+# planning: without torch, with a cache
+
+
+def planned(code: str, path: list[str] | None = None, status: int = 0) -> str:
+    """What a fresh process prints that must do without torch."""
+    program = "import sys\n" + dedent(code) + "\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *(path or [])])},
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout.strip()
+
+
+ASK = """
+    import pathlib, subprocess
+    from kdsteps.errors import KdstepsError
+    from kdsteps.study import part_cache, registry
+    started = []
+    run = subprocess.run
+    subprocess.run = lambda *a, **k: started.append(1) or run(*a, **k)
+    try:
+        registry.find("methods", "kd", "")
+        part = registry.find("methods", "./mine.py:Mine", "mine")
+        print(part.parse({}, "")["share"], len(started))
+    except KdstepsError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_the_cache_is_valid_until_a_file_that_it_was_read_from_changes(folder):
+    write("mine.py", METHOD.replace("START = 0.25", "from start import START"))
+    write("start.py", "START = 0.5")
+    write("unused.py", "x = 1")
+    assert planned(ASK) == "0.5 2"
+    assert planned(ASK) == "0.5 0"
+    write("unused.py", "x = 2")
+    assert planned(ASK) == "0.5 0"
+    write("start.py", "START = 0.75")
+    assert planned(ASK) == "0.75 1"
+    write("mine.py", "def broken(:")
+    assert "mine: ./mine.py line 1 is not valid Python" in planned(ASK)
+    write("mine.py", METHOD)
+    assert planned(ASK) == "0.25 1"
+    part_cache.FILE.write_text("{}")
+    assert planned(ASK) == "0.25 2"
+    content = json.loads(part_cache.FILE.read_text())
+    part_cache.FILE.write_text(json.dumps(content | {"made_with": "another version"}))
+    assert planned(ASK) == "0.25 1"  # what the study names is described with all else
+
+
+@pytest.mark.slow
+def test_without_a_place_for_the_cache_planning_goes_on(folder):
+    Path(".kdsteps").write_text("a file where the folder should be")
+    write("mine.py", METHOD)
+    assert planned(ASK) == "0.25 2"
+
+
+@pytest.mark.slow
+def test_code_that_ends_its_process_is_refused_in_a_sentence(folder):
+    write("mine.py", "import os\nprint('hello')\nos._exit(5)")
+    assert "'./mine.py:Mine' ends the process that imports it" in planned(ASK)
+
+
+def test_a_study_is_planned_without_torch():
+    code = """
+        from kdsteps.study.settings import load_study
+        from kdsteps.jobs import graph
+        study = load_study("params.yaml")
+        for rule in graph.OUTPUTS:
+            for names in graph.jobs(study, rule):
+                graph.settings_text(study, rule, names)
+        assert not {"pandas", "pyarrow", "numpy"} & set(sys.modules)
+    """
+    cwd = os.getcwd()
+    os.chdir(PACKAGE.parent)
+    try:
+        planned(code)
+    finally:
+        os.chdir(cwd)

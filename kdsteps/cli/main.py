@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic_core import ValidationError
-
 from kdsteps.cli import job_cache, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import resolve
@@ -31,7 +29,7 @@ from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
-from kdsteps.study.study import Study, load_study, parse_study
+from kdsteps.study.study import load_study, parse, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
 COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
@@ -187,7 +185,7 @@ def _stage(given: argparse.Namespace) -> None:
     text = json.dumps(call.settings.as_json(), sort_keys=True)
     read = {**inputs, **call.lists}
     stage = graph.stage_of(call.rule)
-    with remembered(stage, json.loads(text), call.code, read, final) as known:
+    with remembered(call.rule, json.loads(text), call.code, read, final) as known:
         if known:
             return
         with all_or_none(final) as drafts:
@@ -224,24 +222,23 @@ def _by_file(given: argparse.Namespace) -> _Call:
     outputs = {name: paths[0] for name, paths in _paths(given.outputs, "--outputs").items()}
     rules = graph.rules_of(given.command)
     rule = next((r for r in rules if outputs.keys() <= graph.OUTPUTS[r].keys()), given.command)
-    kind = SETTINGS[rule]
     try:
-        settings = kind.model_validate_json(given.settings, strict=True)
-    except ValidationError as error:
-        raise KdstepsError(
-            f"--settings: {error.errors()[0]['msg']}; it should be the JSON of {kind.__name__}"
-        ) from error
-    lists: dict[str, list[Path]] = {}
-    if isinstance(settings, ReportSettings):
-        lists = inputs or _report_inputs(parse_study(settings.study))
-        inputs = {}
-    single = {name: paths[0] for name, paths in inputs.items()}
+        settings = parse(SETTINGS[rule], json.loads(given.settings), "--settings")
+    except json.JSONDecodeError as error:
+        raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
+    if isinstance(settings, ReportSettings) and not inputs:
+        inputs = _inputs(graph.node(parse_study(settings.study), "report", {}))
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    single = {name: paths[0] for name, paths in inputs.items() if name not in lists}
     return _Call(rule, settings, single, lists, outputs, given.code, {})
 
 
-def _report_inputs(study: Study) -> dict[str, list[Path]]:
-    found = graph.inputs(study, "report", {})
-    return {name: [Path(path) for path in paths] for name, paths in found.items()}
+def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
+    """The files a job reads, each name with a list."""
+    return {
+        name: [Path(path) for path in ([given] if isinstance(given, str) else given)]
+        for name, given in node.inputs.items()
+    }
 
 
 def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
@@ -255,6 +252,8 @@ def _by_name(given: argparse.Namespace) -> _Call:
     names = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
     if rule == "evaluate" and "pair" not in names:
         rule = "evaluate_teacher"
+    if rule == "evaluate" and set(names) == {"pair"}:
+        rule = "evaluate_latency"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
     wanted = graph.names_of(rule)
@@ -268,8 +267,9 @@ def _by_name(given: argparse.Namespace) -> _Call:
             raise KdstepsError(f"--{name}: not an option of this job; {right} identifies it")
     graph.check_names(study, rule, names)
     node = graph.node(study, rule, names)
-    lists = _report_inputs(study) if rule == "report" else {}
-    read = {} if lists else {name: Path(path) for name, path in node.inputs.items()}
+    inputs = _inputs(node)
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    read = {name: paths[0] for name, paths in inputs.items() if name not in lists}
     if rule == "distil" and not read.get("ticket", Path(".")).is_file():
         read.pop("ticket", None)  # a run started by hand works without cached logits
     return _Call(

@@ -36,9 +36,9 @@ def verify(study: Study, stage: str) -> int:
 
 
 def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None) -> bool:
-    """Whether a file says what it was made with; raise a sentence if that is something else."""
+    """Whether a file carries settings; raise a sentence if they are not the wanted ones."""
     if not path.is_file():
-        raise KdstepsError(f"{path}: is not there; run snakemake first")
+        raise KdstepsError(f"{path}: not found; run snakemake first")
     found = carried_settings(path)
     taken_over = entry is not None and entry.carried == settings_digest(found)
     if not found or found == wanted or taken_over:
@@ -53,5 +53,5 @@ def check_stages(given: argparse.Namespace) -> None:
     """Check the stages that the command line names, and create their folders for DVC."""
     study = load_study(given.params)
     for stage in given.stages:
-        Path("results", stage).mkdir(parents=True, exist_ok=True)
         print(f"{stage}: {verify(study, stage)} jobs match params.yaml")
+        Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,7 @@ class ArrayRows:
 def read_array(path: str | Path) -> np.ndarray:
     """The array in `path`, mapped rather than read; pickled objects are refused."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise KdstepsError(f"{path}: {damage(error, 'array file')}") from error
+    return mapped

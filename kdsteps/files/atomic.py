@@ -42,14 +42,20 @@ def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
     A job that fails after its first file leaves no new file beside old ones. Temporary files of
     jobs that were killed are removed.
+
+    Raises:
+        FileNotFoundError: The block did not write one of them.
+        KdstepsError: The disk is full, or a folder is read-only.
     """
     drafts = {name: _draft(path) for name, path in outputs.items()}
     for path in outputs.values():
         _remove_stale_drafts(path)
     try:
         yield drafts
+        for draft in drafts.values():
+            draft.stat()
         for name, path in outputs.items():
-            os.replace(drafts[name], path)
+            _rename(drafts[name], path)
     except KdstepsError as error:
         message = str(error)
         for name, path in outputs.items():
@@ -58,6 +64,13 @@ def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     finally:
         for draft in drafts.values():
             _remove(draft)
+
+
+def _rename(draft: Path, path: Path) -> None:
+    try:
+        os.replace(draft, path)
+    except OSError as error:
+        raise KdstepsError(_disk_sentence(path, error)) from error
 
 
 def _draft(path: Path) -> Path:

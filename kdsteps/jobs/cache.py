@@ -29,9 +29,9 @@ from kdsteps.files.digests import file_digest
 
 _log = logging.getLogger("kdsteps")
 
-CACHED = frozenset({"train", "score", "build", "distil", "evaluate"})
-"""Stages whose results are cached: small files that took long. Images, features and logits are
-large and quickly made; what depends on the machine, such as latency, is measured every time."""
+NOT_CACHED = frozenset({"prepare", "cache", "cache_outputs", "evaluate_latency", "report"})
+"""Rules whose results are not cached: images, features and logits are large and quickly made, and
+what depends on the machine, such as latency, is measured every time."""
 
 _CONTENTS = "contents.json"  # what an entry holds: its stage, and a digest of each file
 _ABANDONED = 24 * 3600  # seconds after which a half-written entry is taken for a killed job's
@@ -39,7 +39,7 @@ _ABANDONED = 24 * 3600  # seconds after which a half-written entry is taken for 
 
 @contextmanager
 def remembered(
-    stage: str,
+    rule: str,
     settings: Mapping[str, Any],
     code: str | None,
     inputs: Mapping[str, Any],
@@ -50,17 +50,17 @@ def remembered(
     If it did not, the block makes them, and they are cached when it ends without an error. Without
     a digest of the code nothing is cached.
     """
-    if code is None or stage not in CACHED:
+    if code is None or rule in NOT_CACHED:
         yield False
         return
-    key = _key(stage, settings, code, inputs)
+    key = _key(rule, settings, code, inputs)
     entry = job_cache() / key[:2] / key
     if _restore(entry, outputs):
         _log.info("copied from %s: made before with the same settings, code, inputs", job_cache())
         yield True
         return
     yield False
-    _store(entry, stage, outputs)
+    _store(entry, rule, outputs)
 
 
 def job_cache() -> Path:

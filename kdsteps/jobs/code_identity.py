@@ -24,12 +24,15 @@ from kdsteps.study.study import Study
 
 _PACKAGE = Path(__file__).parent.parent
 _ENTRIES = {
-    "train": "_train",
-    "train_check": "_check",
-    "cache": "_cache_features",
-    "cache_outputs": "_cache_logits",
+    "train": "train:_train",
+    "train_check": "train:_check",
+    "cache": "cache:_cache_features",
+    "cache_outputs": "cache:_cache_logits",
+    "evaluate": "evaluate:_evaluate",
+    "evaluate_teacher": "evaluate:_evaluate",
+    "evaluate_latency": "_latency:time_networks",
 }
-"""The function of its stage that a rule runs, where one stage has several rules."""
+"""The function that a rule runs, where its stage has several rules."""
 
 
 def code(study: Study, rule: str, names: graph.Names) -> str:
@@ -50,11 +53,17 @@ def _code() -> Code:
 
 def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The definitions at which the code of a job begins."""
-    yield f"kdsteps.stages.{graph.stage_of(rule)}:{_ENTRIES.get(rule, 'run')}"
+    yield f"kdsteps.stages.{_ENTRIES.get(rule, f'{rule}:run')}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
-    if "pair" in names:
+    if rule == "evaluate_latency":
+        pair = study.pairs[names["pair"]]
+        models = [pair.student, pair.teacher]
+        for method in sorted({entry.method for entry in study.methods.values()}):
+            if method in registry.names("models"):
+                yield registry.target("models", method)
+    elif "pair" in names:
         pair, entry = study.pairs[names["pair"]], study.methods[names["method"]]
         models = [pair.student]
         adds = entry.method in registry.names("models")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from string import Formatter
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
@@ -18,13 +19,21 @@ from kdsteps.jobs.settings import (
     EvaluateSettings,
     FeatureSettings,
     JobSettings,
+    LatencySettings,
     LogitSettings,
     PrepareSettings,
     ReportSettings,
     ScoreSettings,
     TrainSettings,
 )
-from kdsteps.study.settings import BuildPairs, FeatureSample, Training, ViewSettings
+from kdsteps.study.settings import (
+    BuildPairs,
+    FeatureSample,
+    MetricSettings,
+    TimingSettings,
+    Training,
+    ViewSettings,
+)
 from kdsteps.study.study import Study
 
 STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
@@ -66,6 +75,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "predictions": "results/evaluate/teachers/{dataset}/{teacher}/predictions.parquet",
         "digest": "results/evaluate/teachers/{dataset}/{teacher}/digest.json",
     },
+    "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",
@@ -96,8 +106,12 @@ _REPORTED = {
     "histories": ("distil", "history"),
     "measures": ("evaluate", "measures"),
     "predictions": ("evaluate", "predictions"),
+    "latencies": ("evaluate_latency", "latency"),
 }
 """What the report reads: each kind of file as one list, by rule and name of the output."""
+
+LISTS = frozenset({*_REPORTED, "accepted", "students", "students_digest"})
+"""Names of inputs that are lists of files."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,7 @@ def rules_of(stage: str) -> list[str]:
 def names_of(rule: str) -> tuple[str, ...]:
     """The wildcards of a rule's paths, in their order."""
     path = next(iter(OUTPUTS[rule].values()))
-    return tuple(part[1:].partition("}")[0] for part in path.replace("}", "}{").split("{")[1::2])
+    return tuple(name for _, name, _, _ in Formatter().parse(path) if name)
 
 
 def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
@@ -237,6 +251,8 @@ class _Graph:
             self._add_prepare(dataset)
         for dataset, teacher in sorted(teachers):
             self._add_teacher(dataset, teacher)
+        for name in study.pairs:
+            self._add_latency(name)
         self._add_report()
 
     def _add(
@@ -273,8 +289,7 @@ class _Graph:
 
     def _add_scores(self, dataset: str, teacher: str) -> None:
         params, names = self.study.params, {"dataset": dataset, "teacher": teacher}
-        sample = FeatureSample.model_construct(images=params.cache.images, seed=params.cache.seed)
-        cached = FeatureSettings.model_construct(cache=sample)
+        cached = FeatureSettings.model_construct(cache=FeatureSample.taken_from(params.cache))
         read = _data(dataset) | _teacher(names) | outputs("train_check", names)
         self._add("cache", names, read, cached, self._budget)
         features = outputs("cache", names)
@@ -370,6 +385,29 @@ class _Graph:
             judged = data | {"model": student["model"], "model_digest": student["digest"]}
             self._add("evaluate", names, judged | compared, evaluate, text=evaluate_text)
 
+    def _add_latency(self, name: str) -> None:
+        """Add the timing of a pair: one student of each method, and the teacher if there is one.
+
+        Seeds share an architecture, so the first one represents them all.
+        """
+        study, pair = self.study, self.study.pairs[name]
+        first = str(study.seeds[0])
+        students = [
+            outputs("distil", {"pair": name, "method": method, "seed": first})
+            for method in study.methods
+        ]
+        read: dict[str, Any] = {
+            "students": [files["model"] for files in students],
+            "students_digest": [files["digest"] for files in students],
+        }
+        if any(entry.wants != "nothing" for entry in study.methods.values()):
+            trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.teacher})
+            read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+        settings = LatencySettings.model_construct(
+            evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(study.methods)
+        )
+        self._add("evaluate_latency", {"pair": name}, read, settings)
+
     def _add_report(self) -> None:
         read = {
             name: [outputs(rule, node.names)[file] for node in self.nodes[rule].values()]
@@ -380,7 +418,8 @@ class _Graph:
 
 
 def _evaluate(study: Study) -> EvaluateSettings:
-    return EvaluateSettings.model_construct(evaluate=study.params.evaluate)
+    metrics = MetricSettings.taken_from(study.params.evaluate)
+    return EvaluateSettings.model_construct(evaluate=metrics)
 
 
 def _data(dataset: str) -> dict[str, str]:

@@ -16,13 +16,14 @@ from kdsteps.study.settings import (
     BuildStones,
     Dataset,
     Distil,
-    Evaluate,
     FeatureSample,
+    MetricSettings,
     Model,
     Options,
     Prepare,
     ScoreSection,
     Section,
+    TimingSettings,
     Train,
     ViewSettings,
 )
@@ -108,7 +109,14 @@ class DistilSettings(JobSettings):
 class EvaluateSettings(JobSettings):
     """How a network is measured."""
 
-    evaluate: Evaluate
+    evaluate: MetricSettings
+
+
+class LatencySettings(JobSettings):
+    """How the networks of a pair are timed: one student for each of the methods."""
+
+    evaluate: TimingSettings
+    methods: tuple[str, ...]
 
 
 class ReportSettings(JobSettings):
@@ -128,6 +136,7 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "distil": DistilSettings,
     "evaluate": EvaluateSettings,
     "evaluate_teacher": EvaluateSettings,
+    "evaluate_latency": LatencySettings,
     "report": ReportSettings,
 }
 """The settings of each rule."""

@@ -1,46 +1,136 @@
-"""What methods that read inner layers share: the losses on logits beside them, pooled features."""
+"""What methods that read inner layers share: their losses on logits, and which layers they read."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.methods._checks import layer_of, layer_pairs, same_classes
+from kdsteps.methods._weights import Weighted
+from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import kd_loss
 from kdsteps.models.adapters import pooled, to_map
-from kdsteps.models.chain import Chain
+from kdsteps.models.chain import HEAD, Chain
+
+Outputs = Mapping[str, Tensor]
+"""Outputs of a network by layer, its logits under `head`."""
 
 
-class FeatureMethod(Method):
-    """A method that reads inner layers of a live teacher, beside labels and, if asked for, kd."""
+class FeatureMethod(Weighted):
+    """A loss between layers of student and teacher, beside labels and, with a weight, `kd`.
 
+    Attributes:
+        term: The name of the loss in the log.
+        student_before_activation, teacher_before_activation: Whether outputs are read before the
+            last ReLU of a layer.
+        student_layers, teacher_layers: The layers that are read; set by the constructor.
+    """
+
+    wants = "layers"
+    term: ClassVar[str]
+    student_before_activation: ClassVar[bool] = False
+    teacher_before_activation: ClassVar[bool] = False
     teacher: Chain
+    student_layers: Collection[str]
+    teacher_layers: Collection[str]
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        labels_weight: float,
-        kd_weight: float,
-        kd_temperature: float,
+        *given: Any,
+        kd_weight: NonNegativeFloat = 0.0,
+        kd_temperature: PositiveFloat = 4.0,
+        **options: Any,
     ) -> None:
-        if teacher is None:
-            raise ValueError(f"{type(self).__name__} reads the teacher's layers and was given none")
-        super().__init__(teacher, student, task)
+        super().__init__(*given, **options)
+        if self.teacher is None:
+            raise ValueError(f"{type(self).__name__} reads the teacher's layers and got no teacher")
         if kd_weight > 0:
-            same_classes(teacher, task, f"{type(self).__name__.lower()}.kd_weight")
-        self.labels_weight, self.kd_weight = labels_weight, kd_weight
-        self.kd_temperature = kd_temperature
+            same_classes(self.teacher, self.task, f"{self.name}.kd_weight")
+        self.kd_weight, self.kd_temperature = kd_weight, kd_temperature
+
+    @abstractmethod
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        """The loss without its weight, from the outputs of student and teacher: a scalar."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        ours = self.student.trace(
+            batch.images, self.student_layers, before_activation=self.student_before_activation
+        )
+        theirs = self.teacher_trace(
+            batch, self.teacher_layers, before_activation=self.teacher_before_activation
+        )
+        loss = self.loss(ours, theirs, batch)
+        return self.logit_terms(batch, ours[HEAD], theirs[HEAD]) | {
+            self.term: self.scale(batch.epoch) * loss
+        }
 
     def logit_terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """The weighted losses on logits: labels, and kd where it has a weight."""
-        terms = {"labels": self.labels_weight * F.cross_entropy(student, batch.targets)}
+        """The weighted losses on logits (N, K): labels, and `kd` where it has a weight."""
+        terms = {"labels": self.labels_term(batch, student)}
         if self.kd_weight > 0:
             terms["kd"] = self.kd_weight * kd_loss(student, teacher, self.kd_temperature)
         return terms
+
+
+class OneLayer(FeatureMethod):
+    """A method that reads one layer of either network, by default that of `default_layer`."""
+
+    def __init__(
+        self,
+        *given: Any,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*given, **options)
+        self.student_layer = layer_of(
+            self.student, student_layer, self.default_layer(self.student), "student", self.name
+        )
+        self.teacher_layer = layer_of(
+            self.teacher, teacher_layer, self.default_layer(self.teacher), "teacher", self.name
+        )
+        self.student_layers, self.teacher_layers = (self.student_layer,), (self.teacher_layer,)
+
+    @staticmethod
+    @abstractmethod
+    def default_layer(chain: Chain) -> str:
+        """The layer to read where none is named."""
+
+
+class LayerPairs(FeatureMethod):
+    """A method that reads pairs of layers, by default those at the ends of the stages.
+
+    Attributes:
+        pairs: (student layer, teacher layer), in forward order.
+    """
+
+    def __init__(
+        self,
+        *given: Any,
+        student_layers: list[str] | None = None,
+        teacher_layers: list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*given, **options)
+        self.pairs = layer_pairs(
+            self.student, self.teacher, student_layers, teacher_layers, self.name
+        )
+        self.student_layers = [student for student, _ in self.pairs]
+        self.teacher_layers = [teacher for _, teacher in self.pairs]
+
+    def maps(self, ours: Outputs, theirs: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """The outputs of each pair as maps (N, C, H, W), student first."""
+        return [
+            (
+                as_map(self.student, student, ours[student]),
+                as_map(self.teacher, teacher, theirs[teacher]),
+            )
+            for student, teacher in self.pairs
+        ]
 
 
 def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
@@ -48,11 +138,11 @@ def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
     return to_map(output, chain.layout(layer))
 
 
-def pooled_layer(chain: Chain) -> str:
-    """Where the features in front of the classifier are read: `pool`, else the last layer."""
-    return "pool" if "pool" in chain.layers else chain.layers[-1]
-
-
 def features(chain: Chain, layer: str, output: Tensor) -> Tensor:
-    """The output of a layer as (N, D), averaged over its places."""
+    """The output of a layer as (N, D), averaged over its positions."""
     return pooled(output, chain.layout(layer))
+
+
+def pooled_layer(chain: Chain) -> str:
+    """The layer in front of the classifier: `pool`, or else the last one."""
+    return "pool" if "pool" in chain.layers else chain.layers[-1]

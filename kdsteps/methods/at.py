@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import layer_pairs
-from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._features import LayerPairs, Outputs
 from kdsteps.methods._tensors import full_precision, same_images, to_smaller, unit
-from kdsteps.methods.base import Batch, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods.base import Batch
 
 
 @full_precision
@@ -41,48 +41,16 @@ def attention(maps: Tensor) -> Tensor:
     return unit(maps.square().mean(dim=1).flatten(1), dim=1)
 
 
-class AT(FeatureMethod):
+class AT(LayerPairs):
     """Labels and the attention maps of all stages.
 
     Source: Zagoruyko and Komodakis 2017, arXiv:1612.03928; weight of the CIFAR-100 benchmark.
     """
 
-    wants = "layers"
+    term = "attention"
 
-    def __init__(
-        self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layers: list[str] | None = None,
-        teacher_layers: list[str] | None = None,
-        weight: NonNegativeFloat = 1000.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
-    ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        self.weight = weight
-        self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "at")
+    def __init__(self, *given: Any, weight: NonNegativeFloat = 1000.0, **options: Any) -> None:
+        super().__init__(*given, weight=weight, **options)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, [student for student, _ in self.pairs])
-        theirs = self.teacher_trace(batch, [teacher for _, teacher in self.pairs])
-        losses = [
-            at_loss(
-                as_map(self.student, student, ours[student]),
-                as_map(self.teacher, teacher, theirs[teacher]),
-            )
-            for student, teacher in self.pairs
-        ]
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "attention": self.weight * torch.stack(losses).sum()
-        }
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        return torch.stack([at_loss(*pair) for pair in self.maps(ours, theirs)]).sum()

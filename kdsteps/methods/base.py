@@ -91,6 +91,11 @@ class Method(nn.Module, ABC):
         self.student = student
         self.task = task
 
+    @property
+    def name(self) -> str:
+        """What messages call it: its class, in lower case."""
+        return type(self).__name__.lower()
+
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
         """Whether it needs the teacher's modules as they were trained, not folded for speed.

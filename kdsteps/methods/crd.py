@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdsteps.methods._checks import layer_of
 from kdsteps.methods._draws import Sampler
-from kdsteps.methods._features import FeatureMethod, features, pooled_layer
+from kdsteps.methods._features import OneLayer, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape, unit
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods.base import Batch
 from kdsteps.models.adapters import places
-from kdsteps.models.chain import Chain
 
 NOISE_FLOOR = 1e-7  # added to the chance of noise in the denominators
 
@@ -110,7 +108,7 @@ class Contrast(nn.Module):
         memory[own] = unit(mixed, dim=1).to(memory.dtype)
 
 
-class CRD(FeatureMethod):
+class CRD(OneLayer):
     """Labels and a contrastive loss between embeddings of the pooled features.
 
     The positive of an image is the image itself (`exact`) or a random one of its class (`relax`).
@@ -120,65 +118,41 @@ class CRD(FeatureMethod):
     Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
     """
 
-    wants = "layers"
+    term = "contrast"
+    default_layer = staticmethod(pooled_layer)
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layer: str | None = None,
-        teacher_layer: str | None = None,
+        *given: Any,
         width: PositiveInt = 128,
         negatives: PositiveInt = 16384,
         temperature: PositiveFloat = 0.07,
         momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         mode: Literal["exact", "relax"] = "exact",
         weight: NonNegativeFloat = 0.8,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        self.weight, self.mode, self.negatives = weight, mode, negatives
-        self.student_layer = layer_of(
-            student, student_layer, pooled_layer(student), "student", "crd"
-        )
-        self.teacher_layer = layer_of(
-            self.teacher, teacher_layer, pooled_layer(self.teacher), "teacher", "crd"
-        )
-        ours = places(student, task.image_shape)[self.student_layer]
-        theirs = places(self.teacher, task.image_shape)[self.teacher_layer]
+        super().__init__(*given, weight=weight, **options)
+        self.mode, self.negatives = mode, negatives
+        ours = places(self.student, self.task.image_shape)[self.student_layer]
+        theirs = places(self.teacher, self.task.image_shape)[self.teacher_layer]
         self.student_projector = nn.Linear(ours.channels, width)
         self.teacher_projector = nn.Linear(theirs.channels, width)
         self.contrast = Contrast(
-            _first_memory(len(task.labels), width),
-            _first_memory(len(task.labels), width),
+            _first_memory(len(self.task.labels), width),
+            _first_memory(len(self.task.labels), width),
             temperature=temperature,
             momentum=momentum,
         )
-        self.sampler = Sampler(task.labels, task.num_classes)
+        self.sampler = Sampler(self.task.labels, self.task.num_classes)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, (self.student_layer,))
-        theirs = self.teacher_trace(batch, (self.teacher_layer,))
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
         rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
-        loss = self.contrast(
-            self.student_projector(student), self.teacher_projector(teacher), batch.index, rows
-        )
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "contrast": self.weight * loss
-        }
+        student, teacher = self.student_projector(student), self.teacher_projector(teacher)
+        loss: Tensor = self.contrast(student, teacher, batch.index, rows)
+        return loss
 
 
 def similarities(embeddings: Tensor, memory: Tensor, rows: Tensor) -> Tensor:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods._tensors import full_precision, same_shape
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods._logits import LogitMethod
+from kdsteps.methods._tensors import double_precision, same_shape
+from kdsteps.methods.base import Batch
 
 NORM_FLOOR = 1e-8  # added to the product of the norms
 
 
-@full_precision
+@double_precision
 def dist_loss(
     student_logits: Tensor, teacher_logits: Tensor, beta: float, gamma: float, temperature: float
 ) -> Tensor:
@@ -45,7 +46,7 @@ def dist_loss(
     return temperature**2 * (beta * inter + gamma * intra)
 
 
-class DIST(Method):
+class DIST(LogitMethod):
     """Labels and the teacher's correlations.
 
     A class that hardly varies within a batch has no well-defined correlation: small batches make
@@ -54,32 +55,19 @@ class DIST(Method):
     Source: Huang et al. 2022, arXiv:2205.10536; defaults of its CIFAR-100 configuration.
     """
 
-    wants = "logits"
-
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
+        *given: Any,
         beta: NonNegativeFloat = 1.0,
         gamma: NonNegativeFloat = 1.0,
         weight: NonNegativeFloat = 2.0,
-        labels_weight: NonNegativeFloat = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "dist")
-        self.temperature, self.beta, self.gamma = temperature, beta, gamma
-        self.weight, self.labels_weight = weight, labels_weight
+        super().__init__(*given, weight=weight, **options)
+        self.beta, self.gamma = beta, gamma
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        loss = dist_loss(student, teacher, self.beta, self.gamma, self.temperature)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "dist": self.weight * loss,
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return dist_loss(student, teacher, self.beta, self.gamma, self.temperature)
 
 
 def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods._schedule import warm_up
-from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
-from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.methods._logits import LogitMethod
+from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
+from kdsteps.methods._weights import WarmUp
+from kdsteps.methods.base import Batch
 from kdsteps.methods.lskd import standardized
-from kdsteps.models.chain import Chain
 
 
-@full_precision
+@double_precision
 def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -51,12 +51,11 @@ def dkd_loss(
     target, others = _apart(student_logits / temperature, labels)
     teacher_target, teacher_others = _apart(teacher_logits / temperature, labels)
     return temperature**2 * (
-        alpha * F.kl_div(target, teacher_target, reduction="batchmean", log_target=True)
-        + beta * F.kl_div(others, teacher_others, reduction="batchmean", log_target=True)
+        alpha * kl_divergence(target, teacher_target) + beta * kl_divergence(others, teacher_others)
     )
 
 
-class DKD(Method):
+class DKD(WarmUp, LogitMethod):
     """Labels and decoupled distillation, which grows to its weight over the first epochs.
 
     With `standardize` both sides' logits are standardized first, as in `lskd`, whose authors then
@@ -66,45 +65,28 @@ class DKD(Method):
     depending on the pair.
     """
 
-    wants = "logits"
-
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
+        *given: Any,
         alpha: NonNegativeFloat = 1.0,
         beta: NonNegativeFloat = 8.0,
-        weight: NonNegativeFloat = 1.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        warmup_epochs: NonNegativeInt = 20,
         standardize: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "dkd")
-        self.temperature, self.alpha, self.beta = temperature, alpha, beta
-        self.weight, self.labels_weight = weight, labels_weight
-        self.warmup_epochs, self.standardize = warmup_epochs, standardize
+        super().__init__(*given, **options)
+        self.alpha, self.beta, self.standardize = alpha, beta, standardize
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        logits, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        student = logits
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         if self.standardize:
-            student, teacher = standardized(logits), standardized(teacher)
-        loss = dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(logits, batch.targets),
-            "dkd": self.weight * warm_up(batch.epoch, self.warmup_epochs) * loss,
-        }
+            student, teacher = standardized(student), standardized(teacher)
+        return dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N, 2) of label or not, and (N, K - 1) among the other classes."""
+    """Logits (N, 2) of label or not, and (N, K - 1) of the other classes."""
     every = torch.arange(logits.shape[1] - 1, device=logits.device)
     other_classes = every + (every >= labels[:, None])  # (N, K - 1)
     others = logits.gather(1, other_classes)
     label = logits.gather(1, labels[:, None])
     pair = torch.cat([label, others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)
+    return pair, others

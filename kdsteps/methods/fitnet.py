@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from kdsteps.methods._checks import layer_of
-from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._features import OneLayer, Outputs, as_map
 from kdsteps.methods._tensors import full_precision, same_shape, to_size, to_smaller
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods.base import Batch
 from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
 
@@ -34,7 +35,7 @@ def fitnet_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
     return F.mse_loss(projected, teacher_map)
 
 
-class FitNet(FeatureMethod):
+class FitNet(OneLayer):
     """Labels and one inner layer of the teacher, matched through a projector.
 
     The layers are the second stages unless they are named.
@@ -43,48 +44,23 @@ class FitNet(FeatureMethod):
     labels together, in one stage, with weight 100.
     """
 
-    wants = "layers"
+    term = "hint"
 
-    def __init__(
-        self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layer: str | None = None,
-        teacher_layer: str | None = None,
-        weight: NonNegativeFloat = 100.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
-    ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        self.weight = weight
-        self.student_layer = layer_of(student, student_layer, _second(student), "student", "fitnet")
-        self.teacher_layer = layer_of(
-            self.teacher, teacher_layer, _second(self.teacher), "teacher", "fitnet"
-        )
+    def __init__(self, *given: Any, weight: NonNegativeFloat = 100.0, **options: Any) -> None:
+        super().__init__(*given, weight=weight, **options)
         self.projector = Regressor(
-            places(student, task.image_shape)[self.student_layer],
-            places(self.teacher, task.image_shape)[self.teacher_layer],
+            places(self.student, self.task.image_shape)[self.student_layer],
+            places(self.teacher, self.task.image_shape)[self.teacher_layer],
         )
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, (self.student_layer,))
-        theirs = self.teacher_trace(batch, (self.teacher_layer,))
-        projected = self.projector(
-            as_map(self.student, self.student_layer, ours[self.student_layer])
-        )
-        target = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
-        loss = fitnet_loss(*to_smaller(projected, target))
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {"hint": self.weight * loss}
+    @staticmethod
+    def default_layer(chain: Chain) -> str:
+        return chain.stages[:2][-1]  # the second stage, or the only one
+
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        student = as_map(self.student, self.student_layer, ours[self.student_layer])
+        teacher = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        return fitnet_loss(*to_smaller(self.projector(student), teacher))
 
 
 class Regressor(nn.Module):
@@ -120,8 +96,3 @@ def _resizing(source: Place, target: Place) -> tuple[tuple[int, int], nn.Module]
         return size, nn.Conv2d(*channels, kernel)
     smaller = (min(sides[0]), min(sides[1]))
     return smaller, nn.Conv2d(*channels, 1)
-
-
-def _second(chain: Chain) -> str:
-    """The second stage, or the only one."""
-    return chain.stages[:2][-1]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods._tensors import full_precision, one_label_each, same_shape
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
+from kdsteps.methods.base import Batch
+from kdsteps.methods.kd import KD
 
 
-@full_precision
+@double_precision
 def loca_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -45,9 +44,11 @@ def loca_loss(
     """
     same_shape(student_logits, teacher_logits, "logits")
     one_label_each(student_logits, labels)
-    student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = calibrated(F.softmax(teacher_logits / temperature, dim=1), labels, alpha)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean")
+    smallest = torch.finfo(teacher.dtype).tiny  # a probability of 0 has no logarithm
+    return temperature**2 * kl_divergence(
+        student_logits / temperature, teacher.clamp(min=smallest).log()
+    )
 
 
 def calibrated(probabilities: Tensor, labels: Tensor, alpha: float) -> Tensor:
@@ -64,35 +65,18 @@ def calibrated(probabilities: Tensor, labels: Tensor, alpha: float) -> Tensor:
     return torch.where(predicted == labels[:, None], probabilities, leading)
 
 
-class LoCa(Method):
+class LoCa(KD):
     """Labels and the teacher's predictions, calibrated where they are wrong.
 
     Source: Yang, Wu and Yang 2024, arXiv:2409.04778; alpha from the range it reports as robust,
     temperature and weights, which were not recovered, as in `kd`.
     """
 
-    wants = "logits"
-
     def __init__(
-        self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        temperature: PositiveFloat = 4.0,
-        alpha: Annotated[float, Field(gt=0, le=1)] = 0.9,
-        weight: NonNegativeFloat = 0.9,
-        labels_weight: NonNegativeFloat = 0.1,
+        self, *given: Any, alpha: Annotated[float, Field(gt=0, le=1)] = 0.9, **options: Any
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "loca")
-        self.temperature, self.alpha = temperature, alpha
-        self.weight, self.labels_weight = weight, labels_weight
+        super().__init__(*given, **options)
+        self.alpha = alpha
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        loss = loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "loca": self.weight * loss,
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdsteps.methods._checks import same_classes
-from kdsteps.methods._tensors import full_precision, same_shape
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.methods.kd import kd_loss
-from kdsteps.models.chain import Chain
+from kdsteps.methods._tensors import double_precision, full_precision, same_shape
+from kdsteps.methods.base import Batch
+from kdsteps.methods.kd import KD, kd_loss
 
 SPREAD_FLOOR = 1e-7  # added to the standard deviation
 
@@ -29,7 +28,7 @@ def standardized(logits: Tensor) -> Tensor:
     return torch.where(spread > SPREAD_FLOOR, scaled, scaled.detach())
 
 
-@full_precision
+@double_precision
 def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """The distance of `kd` between logits standardized image by image.
 
@@ -53,31 +52,20 @@ def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     return kd_loss(standardized(student_logits), standardized(teacher_logits), temperature)
 
 
-class LSKD(Method):
+class LSKD(KD):
     """Labels, and the teacher's predictions after both sides' logits are standardized.
 
     Source: Sun et al. 2024, arXiv:2403.01427; temperature and weights of its CIFAR-100 code.
     """
 
-    wants = "logits"
-
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
+        *given: Any,
         temperature: PositiveFloat = 2.0,
         weight: NonNegativeFloat = 9.0,
-        labels_weight: NonNegativeFloat = 0.1,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        same_classes(teacher, task, "lskd")
-        self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
+        super().__init__(*given, temperature=temperature, weight=weight, **options)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "lskd": self.weight * lskd_loss(student, teacher, self.temperature),
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return lskd_loss(student, teacher, self.temperature)

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from kdsteps.methods._checks import layer_pairs
-from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._features import LayerPairs, Outputs
 from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods.base import Batch
 from kdsteps.models.adapters import Place, places
-from kdsteps.models.chain import Chain
 
 RARELY_NEGATIVE = 1e-3  # share of negative responses below which their mean is not estimated
 
@@ -51,7 +49,7 @@ def ofd_loss(student_map: Tensor, teacher_map: Tensor, margin: Tensor | float) -
     return squares.flatten(1).sum(dim=1).mean()
 
 
-class OFD(FeatureMethod):
+class OFD(LayerPairs):
     """Labels and the responses before the ReLU at the end of all stages, the deepest weighted most.
 
     The margin of a channel is the mean of its negative responses: from the batch normalisation in
@@ -61,32 +59,13 @@ class OFD(FeatureMethod):
     Source: Heo et al. 2019, arXiv:1904.01866, and its official code.
     """
 
-    wants = "layers"
+    term = "responses"
+    student_before_activation = teacher_before_activation = True
 
-    def __init__(
-        self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layers: list[str] | None = None,
-        teacher_layers: list[str] | None = None,
-        weight: NonNegativeFloat = 1e-3,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
-    ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        self.weight = weight
-        self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "ofd")
-        ours, theirs = places(student, task.image_shape), places(self.teacher, task.image_shape)
+    def __init__(self, *given: Any, weight: NonNegativeFloat = 1e-3, **options: Any) -> None:
+        super().__init__(*given, weight=weight, **options)
+        ours = places(self.student, self.task.image_shape)
+        theirs = places(self.teacher, self.task.image_shape)
         self.matches = nn.ModuleList(
             Match(ours[layer], theirs[other], self.teacher.last_norm(other))
             for layer, other in self.pairs
@@ -96,24 +75,11 @@ class OFD(FeatureMethod):
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
         return True  # it reads the scales and shifts of its norms
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(
-            batch.images, [layer for layer, _ in self.pairs], before_activation=True
-        )
-        theirs = self.teacher_trace(
-            batch, [layer for _, layer in self.pairs], before_activation=True
-        )
-        losses = [
-            match(
-                as_map(self.student, student, ours[student]),
-                as_map(self.teacher, teacher, theirs[teacher]),
-            )
-            for match, (student, teacher) in zip(self.matches, self.pairs, strict=True)
-        ]
-        halving = [0.5**place * loss for place, loss in enumerate(reversed(losses))]
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "responses": self.weight * torch.stack(halving).sum()
-        }
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        pairs = self.maps(ours, theirs)
+        losses = [match(*pair) for match, pair in zip(self.matches, pairs, strict=True)]
+        halving = [0.5**depth * loss for depth, loss in enumerate(reversed(losses))]
+        return torch.stack(halving).sum()
 
 
 class Match(nn.Module):

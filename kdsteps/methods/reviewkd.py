@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdsteps.methods._checks import layer_pairs
-from kdsteps.methods._features import FeatureMethod, as_map, features, pooled_layer
-from kdsteps.methods._schedule import warm_up
+from kdsteps.methods._features import LayerPairs, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods._weights import WarmUp
+from kdsteps.methods.base import Batch
 from kdsteps.models.adapters import Place, places
-from kdsteps.models.chain import Chain
 
 
 @full_precision
@@ -49,7 +48,7 @@ def hcl_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     return total / weights
 
 
-class ReviewKD(FeatureMethod):
+class ReviewKD(WarmUp, LayerPairs):
     """Labels and the fused maps of all stages, growing to their weight over the first epochs.
 
     The levels are the pairs of stages and, deepest, the pooled features as a 1x1 map. The teacher's
@@ -60,36 +59,23 @@ class ReviewKD(FeatureMethod):
     training mode; here it is in eval mode, as in the benchmark.
     """
 
-    wants = "layers"
+    term = "review"
+    teacher_before_activation = True
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layers: list[str] | None = None,
-        teacher_layers: list[str] | None = None,
+        *given: Any,
         max_width: PositiveInt = 512,
         weight: NonNegativeFloat = 5.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
-        warmup_epochs: NonNegativeInt = 20,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
+        super().__init__(*given, weight=weight, **options)
+        self.student_pool, self.teacher_pool = (
+            pooled_layer(self.student),
+            pooled_layer(self.teacher),
         )
-        self.weight, self.warmup_epochs = weight, warmup_epochs
-        self.pairs = layer_pairs(student, self.teacher, student_layers, teacher_layers, "reviewkd")
-        self.student_pool, self.teacher_pool = pooled_layer(student), pooled_layer(self.teacher)
-        ours = places(student, task.image_shape)
-        theirs = places(self.teacher, task.image_shape)
+        ours = places(self.student, self.task.image_shape)
+        theirs = places(self.teacher, self.task.image_shape)
         self.projector = Review(
             [ours[layer].as_map() for layer, _ in self.pairs]
             + [Place("map", ours[self.student_pool].channels, 1, 1)],
@@ -97,22 +83,16 @@ class ReviewKD(FeatureMethod):
             + [Place("map", theirs[self.teacher_pool].channels, 1, 1)],
             max_width,
         )
+        self.student_layers = [*self.student_layers, self.student_pool]
+        self.teacher_layers = [*self.teacher_layers, self.teacher_pool]
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours_at = [student for student, _ in self.pairs]
-        theirs_at = [teacher for _, teacher in self.pairs]
-        ours = self.student.trace(batch.images, [*ours_at, self.student_pool])
-        theirs = self.teacher_trace(batch, [*theirs_at, self.teacher_pool], before_activation=True)
-        maps = [as_map(self.student, layer, ours[layer]) for layer in ours_at]
-        targets = [as_map(self.teacher, layer, theirs[layer]) for layer in theirs_at]
-        maps.append(_dot(features(self.student, self.student_pool, ours[self.student_pool])))
-        targets.append(_dot(features(self.teacher, self.teacher_pool, theirs[self.teacher_pool])))
-        fused = self.projector(maps)
-        losses = [hcl_loss(*level) for level in zip(fused, targets, strict=True)]
-        scale = self.weight * warm_up(batch.epoch, self.warmup_epochs)
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "review": scale * torch.stack(losses).sum()
-        }
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        pairs = self.maps(ours, theirs)
+        student = features(self.student, self.student_pool, ours[self.student_pool])
+        teacher = features(self.teacher, self.teacher_pool, theirs[self.teacher_pool])
+        maps, targets = zip(*pairs, (_dot(student), _dot(teacher)), strict=True)
+        levels = zip(self.projector(maps), targets, strict=True)
+        return torch.stack([hcl_loss(*level) for level in levels]).sum()
 
 
 class Review(nn.Module):

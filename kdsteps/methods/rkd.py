@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdsteps.methods._checks import layer_of
-from kdsteps.methods._features import FeatureMethod, features, pooled_layer
+from kdsteps.methods._features import OneLayer, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_images, unit
-from kdsteps.methods.base import Batch, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods.base import Batch
 
 SQUARE_FLOOR = 1e-12
 CHUNK_ELEMENTS = 2**24  # cosines or differences held at once: 64 MiB in float32
@@ -54,59 +54,33 @@ def rkd_loss(
     )
 
 
-class RKD(FeatureMethod):
+class RKD(OneLayer):
     """Labels and the relations within a batch, between pooled features unless layers are named.
 
     Source: Park et al. 2019, arXiv:1904.05068; weights of the CIFAR-100 benchmark (the authors use
     1 and 2 for metric learning).
     """
 
-    wants = "layers"
+    term = "relations"
+    default_layer = staticmethod(pooled_layer)
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layer: str | None = None,
-        teacher_layer: str | None = None,
+        *given: Any,
         distance_weight: NonNegativeFloat = 25.0,
         angle_weight: NonNegativeFloat = 50.0,
-        weight: NonNegativeFloat = 1.0,
-        labels_weight: NonNegativeFloat = 1.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
+        super().__init__(*given, **options)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
-        self.weight = weight
-        self.student_layer = layer_of(
-            student, student_layer, pooled_layer(student), "student", "rkd"
-        )
-        self.teacher_layer = layer_of(
-            self.teacher, teacher_layer, pooled_layer(self.teacher), "teacher", "rkd"
-        )
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, (self.student_layer,))
-        theirs = self.teacher_trace(batch, (self.teacher_layer,))
-        loss = rkd_loss(
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        return rkd_loss(
             features(self.student, self.student_layer, ours[self.student_layer]),
             features(self.teacher, self.teacher_layer, theirs[self.teacher_layer]),
             self.distance_weight,
             self.angle_weight,
         )
-        return self.logit_terms(batch, ours["head"], theirs["head"]) | {
-            "relations": self.weight * loss
-        }
 
 
 def relative_distances(vectors: Tensor) -> Tensor:

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from kdsteps.methods._checks import layer_of, same_classes
-from kdsteps.methods._features import FeatureMethod, as_map
+from kdsteps.methods._checks import same_classes
+from kdsteps.methods._features import OneLayer, Outputs, as_map
 from kdsteps.methods._tensors import to_size
-from kdsteps.methods.base import Batch, Task
+from kdsteps.methods.base import Batch
 from kdsteps.methods.fitnet import fitnet_loss
 from kdsteps.models.adapters import places
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.families.simkd import Projector, Reused
 
 
-class SimKD(FeatureMethod):
+class SimKD(OneLayer):
     """The teacher's last map, matched by a projector that is deployed with the teacher's tail.
 
     What is deployed is the student up to its last map, the projector, and the frozen blocks of the
@@ -31,61 +31,52 @@ class SimKD(FeatureMethod):
     labels nor logits are learned from.
     """
 
-    wants = "layers"
+    term = "map"
     tail: nn.Module
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
-        student_layer: str | None = None,
-        teacher_layer: str | None = None,
+        *given: Any,
         factor: PositiveInt = 2,
-        weight: NonNegativeFloat = 1.0,
         labels_weight: NonNegativeFloat = 0.0,
-        kd_weight: NonNegativeFloat = 0.0,
-        kd_temperature: PositiveFloat = 4.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            teacher,
-            student,
-            task,
-            labels_weight=labels_weight,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-        )
-        same_classes(teacher, task, "simkd")
-        self.weight, self.factor = weight, factor
-        self.student_layer = layer_of(
-            student, student_layer, _last_map(student), "student", "simkd"
-        )
-        self.teacher_layer = layer_of(
-            self.teacher, teacher_layer, _last_map(self.teacher), "teacher", "simkd"
-        )
-        self.source = places(student, task.image_shape)[self.student_layer]
-        self.target = places(self.teacher, task.image_shape)[self.teacher_layer]
-        self.rectified = _never_negative(self.teacher, self.teacher_layer, task.image_shape)
+        super().__init__(*given, labels_weight=labels_weight, **options)
+        same_classes(self.teacher, self.task, self.name)
+        shape = self.task.image_shape
+        self.factor = factor
+        self.source = places(self.student, shape)[self.student_layer]
+        self.target = places(self.teacher, shape)[self.teacher_layer]
+        self.rectified = _never_negative(self.teacher, self.teacher_layer, shape)
         self.projector = Projector(self.source, self.target, factor, rectified=self.rectified)
-        # past nn.Module's registration, like the teacher it is a part of
+        # past nn.Module's registration, like the teacher it belongs to
         self.__dict__["tail"] = self.teacher.tail(self.teacher_layer)
+
+    @staticmethod
+    def default_layer(chain: Chain) -> str:
+        """The last layer that is not pooled yet."""
+        return [layer for layer in chain.layers if chain.layout(layer) != "vector"][-1]
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
         return True  # it deploys its tail, with the names of its weights
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        ours = self.student.trace(batch.images, (self.student_layer,))[self.student_layer]
-        theirs = self.teacher_trace(batch, (self.teacher_layer,))
-        projected = self.projector.project(ours)
-        target = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
-        loss = fitnet_loss(projected, to_size(target, *self.projector.size))
-        terms = {"map": self.weight * loss}
+        ours = self.student.trace(batch.images, self.student_layers)
+        theirs = self.teacher_trace(batch, self.teacher_layers)
+        projected = self.projector.project(ours[self.student_layer])
+        terms = {self.term: self.weight * self._map_loss(projected, theirs)}
         if self.labels_weight > 0 or self.kd_weight > 0:
             logits = self.tail(self.projector.lift(projected))
             terms |= self.logit_terms(batch, logits, theirs[HEAD])
         return terms
+
+    def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
+        return self._map_loss(self.projector.project(ours[self.student_layer]), theirs)
+
+    def _map_loss(self, projected: Tensor, theirs: Outputs) -> Tensor:
+        target = as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        return fitnet_loss(projected, to_size(target, *self.projector.size))
 
     def deployed(self) -> Chain:
         """Front and projector of the student in training, and the teacher's tail."""
@@ -111,11 +102,6 @@ class SimKD(FeatureMethod):
                 "rectified": self.rectified,
             },
         }
-
-
-def _last_map(chain: Chain) -> str:
-    """The last layer that still has places to average over."""
-    return [layer for layer in chain.layers if chain.layout(layer) != "vector"][-1]
 
 
 @torch.no_grad()

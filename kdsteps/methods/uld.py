@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from kdsteps.methods._tensors import full_precision, same_images
-from kdsteps.methods.base import Batch, Method, Task
-from kdsteps.models.chain import Chain
+from kdsteps.methods._logits import LogitMethod
+from kdsteps.methods._tensors import double_precision, same_images
+from kdsteps.methods.base import Batch
 
 
-@full_precision
+@double_precision
 def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """How far apart the sorted probabilities of student and teacher lie, rank by rank.
 
@@ -41,30 +43,22 @@ def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float)
     return (student - teacher).abs().sum(dim=1).mean()
 
 
-class ULD(Method):
+class ULD(LogitMethod):
     """Labels, and the teacher's sorted probabilities.
 
     Source: Boizard et al. 2024, arXiv:2402.12030; weights and temperature of its configurations.
     """
 
-    wants = "logits"
+    any_classes = True
 
     def __init__(
         self,
-        teacher: Chain | None,
-        student: Chain,
-        task: Task,
-        *,
+        *given: Any,
         temperature: PositiveFloat = 1.0,
         weight: NonNegativeFloat = 1.5,
-        labels_weight: NonNegativeFloat = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, task)
-        self.temperature, self.weight, self.labels_weight = temperature, weight, labels_weight
+        super().__init__(*given, temperature=temperature, weight=weight, **options)
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        return {
-            "labels": self.labels_weight * F.cross_entropy(student, batch.targets),
-            "uld": self.weight * uld_loss(student, teacher, self.temperature),
-        }
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return uld_loss(student, teacher, self.temperature)

@@ -1,14 +1,12 @@
-"""Networks by name: a family is a module of this folder with a function `build`."""
+"""Networks by name: families that ship with kdsteps, and those of other people."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from kdsteps.models.chain import Chain
 from kdsteps.study import registry
-from kdsteps.study.study import parse
 
 __all__ = ["Chain", "architecture", "build_model"]
 
@@ -25,23 +23,27 @@ def build_model(
     """A network of `family`, with fresh weights or with those of a file.
 
     Args:
-        family: Name of a module of this folder, such as `cifar_resnet`.
+        family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
         num_classes: Width of the logits.
         in_channels: Channels of an image.
         image_size: Height and width in pixels; None where the family can do without.
-        checkpoint: Weights for the plain module: kdsteps' own file or a foreign one.
-        options: The family's own, named in its `build`.
+        checkpoint: Weights for the plain module, from kdsteps or from another project.
+        options: The family's own.
 
     Raises:
         KdstepsError: There is no such family or option, an option's value cannot be built, or the
             checkpoint does not fit.
     """
-    registry.known("models", family, "build_model")
-    parse(registry.options("models", family), options, f"build_model: {family}")
-    build = import_module(registry.module("models", family)).build
-    chain: Chain = build(
-        num_classes=num_classes, in_channels=in_channels, image_size=image_size, **options
-    )
+    part = registry.find("models", family, "build_model")
+    part.parse(options, f"build_model: {family}")
+    factory = registry.load("models", family)
+    given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if part.target.startswith("kdsteps."):
+        chain: Chain = factory(**given, **options)
+    else:
+        from kdsteps.models.foreign import build_foreign
+
+        chain = build_foreign(factory, family, given, options)
     if checkpoint is not None:
         from kdsteps.models.checkpoints import load_weights, read_weights
 

@@ -17,7 +17,7 @@ from torch import nn
 from kdsteps.data.images import ImagePart
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import judge, predict
+from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
@@ -116,8 +116,11 @@ def validator(
     def validate() -> dict[str, float]:
         if not len(part):
             return {}
-        found = judge(*predict(student, part.in_order(batch_size)))
-        return {"validation_accuracy": found["accuracy"], "validation_loss": found["nll"]}
+        logits, labels = predict(student, part.in_order(batch_size))
+        return {
+            "validation_accuracy": accuracy(logits, labels),
+            "validation_loss": nll(logits, labels),
+        }
 
     return validate
 

@@ -4,6 +4,7 @@ reads   data       images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
 writes  features   features.parquet: a row group a layer, a row an image; float16 (D,) of each of a
                    class-balanced sample of the training images, unaugmented
+        digest     digest.json: the digest of that file
 or, by --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
                    every view of every training image, whether they were cached or not. They are

@@ -12,12 +12,9 @@ writes  model      student.safetensors: the deployed network after the last epoc
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib import import_module
-from typing import Any
 
 import torch
 
@@ -83,7 +80,8 @@ def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
     if "teacher" not in job.inputs:
         return None
     teacher = trained_model(job.inputs["teacher"], data).to(data.device)
-    as_trained = method_class(job.settings.method).keeps_teacher(job.settings.options)
+    method = registry.load("methods", job.settings.method)
+    as_trained = method.keeps_teacher(job.settings.options)
     return frozen(teacher, data.image_shape, fold=not as_trained)
 
 
@@ -94,7 +92,9 @@ def _method(
     settings = job.settings
     batch_size = settings.distil.batch_size
     task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
-    return method_class(settings.method)(teacher, student, task, **settings.options)
+    build = registry.load("methods", settings.method)
+    method: Method = build(teacher, student, task, **settings.options)
+    return method
 
 
 def _answers(
@@ -130,15 +130,3 @@ def _roots(job: Job[DistilSettings]) -> Iterator[str]:
     yield registry.target("models", job.settings.student.family)
     if "teacher" in job.inputs:
         yield registry.target("models", entry_of(job.inputs["teacher"])["family"])
-
-
-def method_class(name: str) -> Any:
-    """The method in the module of that name: its class that says what it wants of the teacher."""
-    module = import_module(registry.module("methods", name))
-    found = [
-        member
-        for _, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, Method) and member.__module__ == module.__name__
-    ]
-    assert len(found) == 1, f"{module.__name__} holds {len(found)} methods instead of one"
-    return found[0]

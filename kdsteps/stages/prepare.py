@@ -6,6 +6,7 @@ Writes
   summary  summary.json: class names, images of each part and class, shape, mean and standard
            deviation of each channel of the training part (scale 0 to 1), duplicates, what could
            not be read
+  digest   digest.json: the digests of the other files
 
 Reads nothing of other stages. The same source and settings give the same bytes.
 """
@@ -13,7 +14,6 @@ Reads nothing of other stages. The same source and settings give the same bytes.
 from __future__ import annotations
 
 import logging
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def run(job: Job[PrepareSettings]) -> None:
 
 
 def _load(kind: str, options: dict[str, Any]) -> Source:
-    source: Source = import_module(registry.module("data", kind)).load(**options)
+    source: Source = registry.load("data", kind)(**options)
     return source
 
 

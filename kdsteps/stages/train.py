@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import predict
+from kdsteps.evaluation.predictions import predict
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import ErrorDetails, ValidationError
@@ -15,8 +15,24 @@ from kdsteps.errors import nearest
 MAX_NAME = 80  # characters of a name that becomes part of paths
 _LONGEST = 60  # characters of a value that are shown
 
-Keys = Callable[[Sequence[str]], Sequence[str]]
-"""The keys that are allowed at a path of settings, for guesses at what was meant."""
+Keys = Callable[[Sequence[str]], Mapping[str, str | None]]
+"""The keys that are allowed at a path of settings, and what each should be where that is known."""
+
+# pydantic's words, which speak of JSON, in those of params.yaml.
+_PLAIN = {
+    r"^(Input|\w+) should (be |(?=have ))": "",
+    r"^(an object|a valid dictionary)$": "`key: value` entries",
+    r"^a valid integer$": "a whole number",
+    r"^a valid boolean$": "true or false",
+    r"^a valid string$": "text",
+    r"^a valid (array|tuple|list)$": "a list",
+    r"^a valid ": "a ",
+    r"greater than or equal to": "at least",
+    r"less than or equal to": "at most",
+    r"greater than": "above",
+    r"less than": "below",
+    r" after validation, not \d+$": "",
+}
 
 
 def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> str:
@@ -27,18 +43,15 @@ def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> st
         where: A file, or a file and a place in it ("params.yaml: pairs.a").
         keys: The allowed keys at a path.
     """
-    found: dict[str, list[str]] = {}
-    described: dict[str, str] = {}
+    found: dict[tuple[str, ...], dict[str, ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
         path = _path(problem["loc"], content)
-        spot = _spot(where, path)
-        said, right = _said(problem, content, path, keys)
-        described.setdefault(spot, said)
-        if right:
-            found.setdefault(spot, []).append(right)
-    (spot, first), more = next(iter(described.items())), len(described) - 1
-    right = " or ".join(dict.fromkeys(found.get(spot, [])))
-    return f"{spot} {first}{right}" + (f" (and {more} more)" if more else "")
+        found.setdefault(path, {})[problem["type"]] = problem
+    # What is wrong inside a list says more than that the list is none of the other choices.
+    paths = [path for path in found if not any(_in_list(other, path) for other in found)]
+    path, more = paths[0], len(paths) - 1
+    said = _said(list(found[path].values()), content, path, keys)
+    return f"{_spot(where, path)} {said}" + (f" (and {more} more)" if more else "")
 
 
 def shown(value: Any) -> str:
@@ -54,44 +67,75 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
-def _said(problem: ErrorDetails, content: Any, path: Sequence[str], keys: Keys) -> tuple[str, str]:
-    """What is wrong with the setting at `path`, and what would be right if that can be said."""
-    if problem["type"] == "extra_forbidden":
-        return f"is an unknown key{nearest(path[-1], keys(path[:-1]))}", ""
-    if problem["loc"] and problem["loc"][-1] == "[key]":
+def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...], keys: Keys) -> str:
+    """What is wrong with the setting at `path`, and what would be right.
+
+    Args:
+        problems: One for each choice that the setting has.
+    """
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        return f"is an unknown key{nearest(path[-1], keys(path[:-1]))}"
+    if first["loc"][-1:] == ("[key]",):
         return (
-            f"has an entry {problem['input']!r}; names become parts of paths and should be up to "
+            f"has an entry {first['input']!r}; names become parts of paths and should be up to "
             f"{MAX_NAME} letters, digits, - and _"
-        ), ""
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"]), ""
-    right = re.sub(r"^(Input|\w+) should (be |have )", r"\2", problem["msg"]).removeprefix("be ")
-    if problem["type"] == "missing":
-        return "is missing", ""
+        )
+    if first["type"] == "value_error":  # of a check of ours, with its own sentence
+        return str(first["ctx"]["error"])
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        right = keys(path[:-1]).get(path[-1])
+        return "is missing" + (f"; it should be {right}" if right else "")
+    right = _joined([_right(problem) for problem in problems])
     verb = "" if right.startswith("have ") else "be "
-    return f"is {shown(_value_at(content, path))}; it should {verb}", right
+    return f"is {shown(_value_at(content, path))}; it should {verb}{right}"
 
 
-def _path(loc: Sequence[Any], content: Any) -> list[str]:
-    """The keys of `loc` that lead to a setting, without those inside its value."""
+def _right(problem: ErrorDetails) -> str:
+    """What would be right, in words that follow "it should be" or "it should"."""
+    if problem["type"] == "missing":  # the last of the items that a list lacks
+        return f"have {int(problem['loc'][-1]) + 1} items"
+    text = problem["msg"]
+    for pattern, plain in _PLAIN.items():
+        text = re.sub(pattern, plain, text)
+    return text
+
+
+def _joined(choices: Sequence[str]) -> str:
+    """Choices as one list: "'a' or 'b'" and "a list" are "'a', 'b' or a list"."""
+    *others, last = dict.fromkeys(choices)
+    listed = ", ".join(text.replace(" or ", ", ") for text in others)
+    return f"{listed} or {last}" if listed else last
+
+
+def _path(loc: tuple[int | str, ...], content: Any) -> tuple[str, ...]:
+    """The keys and places in lists that lead to a setting, without pydantic's names of types."""
+    if loc[-1:] == ("[key]",):
+        return tuple(map(str, loc[:-2]))
     path: list[str] = []
     for part in loc:
-        if not isinstance(content, dict) or part == "[key]":
-            break
-        if str(part) not in content and part is not loc[-1]:
-            continue  # a name that pydantic gives a type
-        path.append(str(part))
-        content = content.get(str(part))
-    return path
+        if isinstance(content, dict) and (part in content or part is loc[-1]):
+            path.append(str(part))
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            path.append(f"[{part}]")
+            content = content[part]
+    return tuple(path)
+
+
+def _in_list(path: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether `path` leads to an item of the list at `other`."""
+    rest = path[len(other) :]
+    return bool(rest) and path == (*other, *rest) and rest[0].startswith("[")
 
 
 def _value_at(content: Any, path: Sequence[str]) -> Any:
     for part in path:
-        content = content[part]
+        content = content[int(part[1:-1]) if isinstance(content, list) else part]
     return content
 
 
 def _spot(where: str, path: Sequence[str]) -> str:
     if not path:
         return f"{where}:" if ": " not in where else where
-    return f"{where}{'.' if ': ' in where else ': '}{'.'.join(path)}"
+    return f"{where}{'.' if ': ' in where else ': '}{'.'.join(path).replace('.[', '[')}"

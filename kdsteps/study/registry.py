@@ -1,128 +1,147 @@
-"""What may stand in params.yaml by name: every method, model family and kind of data is a module.
+"""Parts: whatever params.yaml can name, a method, a model family, a kind of data or a metric.
 
-Options are read from the module's syntax tree, not by importing it: the Snakefile and the checks of
-params.yaml start without torch. The keyword-only arguments of `build` (models), `load` (data) or of
-the method's constructor are the options, their annotations the types, their defaults the defaults.
+A name is one that ships with kdsteps, or `./file.py:Name` beside params.yaml, or
+`package.module:Name`, or an entry point of an installed package (groups `kdsteps.methods`,
+`kdsteps.models`, `kdsteps.data`, `kdsteps.metrics`). Planning reads descriptions (`find`), stages
+import the code itself (`load`).
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
 import csv
-import typing
-from functools import cache
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any
 
-import pydantic
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic_core import SchemaValidator, ValidationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.study.messages import sentence
+from kdsteps.study.part_cache import description
+from kdsteps.study.part_imports import NOUNS, PACKAGE, Kind, installed, load, location, shipped
+from kdsteps.study.part_options import Description
 
-Kind = Literal["methods", "models", "data"]
-
-_PACKAGE = Path(__file__).parent.parent
-_FOLDERS = {"methods": "methods", "models": "models/families", "data": "data/kinds"}
-_SHARED = {"base"}  # modules of these folders that are no parts
-_GIVEN = {"num_classes", "in_channels", "image_size"}  # handed to `build` by the pipeline
-
-
-def names(kind: Kind) -> tuple[str, ...]:
-    """The parts of a kind, by the names of their modules."""
-    files = (_PACKAGE / _FOLDERS[kind]).glob("[a-z]*.py")
-    return tuple(sorted({file.stem for file in files} - _SHARED))
+__all__ = ["Kind", "Part", "find", "load", "module", "names", "published_pairs", "target"]
 
 
-def module(kind: Kind, name: str) -> str:
-    """The dotted name of the module behind a part."""
-    return f"kdsteps.{_FOLDERS[kind].replace('/', '.')}.{name}"
+@dataclass(frozen=True)
+class Part:
+    """One part, and its options as params.yaml can set them.
+
+    Attributes:
+        kind: methods, models, data or metrics.
+        reference: As params.yaml names it.
+        described: What planning knows of it.
+    """
+
+    kind: Kind
+    reference: str
+    described: Description
+
+    @property
+    def target(self) -> str:
+        """Where it is defined: `module:Name`, or `./file.py:Name` in the folder of the study."""
+        return self.described.target
+
+    @property
+    def wants(self) -> str | None:
+        """What a method needs of the teacher."""
+        return self.described.wants
+
+    @property
+    def plan(self) -> str | None:
+        """Which plan the stage `build` makes for a method, if any."""
+        return self.described.plan
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """The options as a JSON schema of type object."""
+        return self.described.json_schema
+
+    def parse(
+        self, options: Mapping[str, Any], where: str, others: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The options with defaults filled in, as plain JSON values.
+
+        Args:
+            options: As in params.yaml.
+            where: What the sentence of an error begins with.
+            others: Keys that may be beside the options, for guesses at what was meant.
+
+        Raises:
+            KdstepsError: An option is unknown, missing, or of another type than it should be.
+        """
+        for name, problem in self.described.refused.items():
+            if name in options:
+                raise KdstepsError(f"{where}.{name} {problem}")
+        try:
+            text = json.dumps(dict(options), default=str)
+        except ValueError as error:
+            raise KdstepsError(
+                f"{where}: an entry contains itself; write it out instead"
+            ) from error
+        try:  # as JSON: lists serve as tuples there although types are strict
+            found = self._validator.validate_json(text, strict=True)
+        except ValidationError as error:
+            keys = self.described.wanted | dict.fromkeys(others)
+            raise KdstepsError(
+                sentence(error, options, where, lambda path: {} if path else keys)
+            ) from error
+        plain: dict[str, Any] = to_jsonable_python(found)
+        return plain
+
+    @cached_property
+    def _validator(self) -> SchemaValidator:
+        return SchemaValidator(self.described.core_schema)
 
 
 @cache
-def target(kind: Kind, name: str) -> str:
-    """The function or class behind a part, as `module:Name`."""
-    entry = _class(_tree(kind, name)) if kind == "methods" else _entry(kind, name)
-    return f"{module(kind, name)}:{entry.name}"
+def names(kind: Kind) -> tuple[str, ...]:
+    """The parts of a kind that have a name of their own: shipped ones and entry points."""
+    return tuple(sorted({*shipped(kind), *installed(kind)}))
 
 
-def known(kind: Kind, name: str, where: str) -> None:
-    """Raise a sentence that names the nearest part, if there is no part `name`."""
-    if name not in names(kind):
-        word = {"methods": "method", "models": "model family", "data": "kind of data"}[kind]
-        raise KdstepsError(f"{where}: there is no {word} {name!r}{nearest(name, names(kind))}")
+def find(kind: Kind, reference: Any, where: str) -> Part:
+    """The part that a reference names.
+
+    Args:
+        reference: As found in params.yaml.
+        where: What the sentence of an error begins with.
+
+    Raises:
+        KdstepsError: There is no such part, or its code cannot be used.
+    """
+    if not isinstance(reference, str):
+        near = nearest(str(reference), names(kind))
+        raise KdstepsError(f"{where}: there is no {NOUNS[kind]} {reference!r}{near}")
+    try:
+        return _find(kind, reference, str(Path.cwd()))
+    except KdstepsError as error:
+        raise KdstepsError(f"{where}: {error}") from error
+
+
+@cache
+def _find(kind: Kind, reference: str, folder: str) -> Part:
+    location(kind, reference)  # an unknown name costs no import
+    return Part(kind, reference, description(kind, reference))
+
+
+def target(kind: Kind, reference: str) -> str:
+    """Where a part is defined: `module:Name`, or `./file.py:Name` in the folder of the study."""
+    place = location(kind, reference)
+    return place if ":" in place else find(kind, reference, kind).target
+
+
+def module(kind: Kind, reference: str) -> str:
+    """The module or the file that defines a part: its target without the name."""
+    return target(kind, reference).rpartition(":")[0]
 
 
 @cache
 def published_pairs() -> tuple[str, ...]:
     """The pairs of which published accuracies come with kdsteps."""
-    with (_PACKAGE / "report" / "published.csv").open(newline="") as file:
+    with (PACKAGE / "report" / "published.csv").open(newline="") as file:
         return tuple(dict.fromkeys(row["pair"] for row in csv.DictReader(file)))
-
-
-@cache
-def options(kind: Kind, name: str) -> type[BaseModel]:
-    """The options of a part as a settings model: types, defaults, and whether more are allowed."""
-    function = _entry(kind, name)
-    arguments = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    fields: dict[str, Any] = {
-        argument.arg: (_value(argument.annotation), ... if default is None else _value(default))
-        for argument, default in arguments
-        if argument.arg not in _GIVEN
-    }
-    extra: Literal["allow", "forbid"] = "allow" if function.args.kwarg else "forbid"
-    config = ConfigDict(frozen=True, extra=extra, allow_inf_nan=False, protected_namespaces=())
-    return create_model(name, __config__=config, **fields)
-
-
-@cache
-def trait(kind: Kind, name: str, attribute: str) -> Any:
-    """A literal class attribute of a method, such as what it `wants`; None where it has none."""
-    for statement in _class(_tree(kind, name)).body:
-        if _assigns(statement, attribute):
-            return ast.literal_eval(statement.value)
-    return None
-
-
-def _tree(kind: Kind, name: str) -> ast.Module:
-    return ast.parse((_PACKAGE / _FOLDERS[kind] / f"{name}.py").read_text())
-
-
-def _assigns(statement: ast.stmt, attribute: str) -> TypeGuard[ast.Assign]:
-    return isinstance(statement, ast.Assign) and any(
-        isinstance(target, ast.Name) and target.id == attribute for target in statement.targets
-    )
-
-
-def _class(tree: ast.Module) -> ast.ClassDef:
-    """The method of a module: its class that says what it wants of the teacher."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(_assigns(line, "wants") for line in node.body):
-            return node
-    raise ValueError("a method's module holds a class with the attribute `wants`")
-
-
-def _entry(kind: Kind, name: str) -> ast.FunctionDef:
-    tree = _tree(kind, name)
-    body = _class(tree).body if kind == "methods" else tree.body
-    wanted = {"methods": "__init__", "models": "build", "data": "load"}[kind]
-    for node in body:
-        if isinstance(node, ast.FunctionDef) and node.name == wanted:
-            return node
-    raise ValueError(f"kdsteps/{_FOLDERS[kind]}/{name}.py has no function {wanted}")
-
-
-def _value(expression: ast.expr | None) -> Any:
-    """An annotation or default of our own code, with the names of typing and pydantic."""
-    assert expression is not None, "options are annotated"
-    return eval(ast.unparse(expression), {}, _Names())
-
-
-class _Names(dict[str, Any]):
-    """What an annotation may mention: pydantic gives its names only when asked one by one."""
-
-    def __missing__(self, name: str) -> Any:
-        for module in (typing, pydantic, builtins):
-            if hasattr(module, name):
-                return getattr(module, name)
-        raise KeyError(name)

@@ -65,8 +65,7 @@ def _renamed(name: str, overrides: Schema) -> Schema:
 
 def _options(kind: registry.Kind, name: str, own: Schema) -> Schema:
     """The options of one part, and the keys of its entry that are no options."""
-    schema = registry.options(kind, name).model_json_schema()
-    schema.pop("title", None)
+    schema = registry.find(kind, name, kind).json_schema
     return schema | {"properties": schema.get("properties", {}) | own}
 
 

@@ -5,9 +5,11 @@ Every training field is declared here and nowhere else; a stage receives these v
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,15 +29,31 @@ Name = Annotated[  # becomes part of paths
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+MAX_BATCH, MAX_EPOCHS = 1_000_000, 1_000_000  # beyond these a typing error is likely
+
+
+def _without_control_characters(text: str) -> str:
+    for character in text:
+        if unicodedata.category(character) == "Cc":
+            raise ValueError(f"has the control character {character!r}; delete it")
+    return text
+
+
+Title = Annotated[str, Field(max_length=200), AfterValidator(_without_control_characters)]
 Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
 
 
 class Section(BaseModel):
-    """Frozen; unknown keys are refused; `key:` with nothing after it means the default."""
+    """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def taken_from(cls, section: Section) -> Self:
+        """The fields of this class out of a section that has them all."""
+        return cls.model_construct(**{name: getattr(section, name) for name in cls.model_fields})
 
     def updated(self, changes: Section | None) -> Self:
         """A copy with the fields that `changes`, of the same class, sets explicitly."""
@@ -62,7 +80,7 @@ class ViewSettings(Section):
     crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
     flip: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
-    batch_size: PositiveInt = 64
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
 
     @property
     def name(self) -> str:
@@ -76,7 +94,7 @@ class ViewSettings(Section):
 class Training(ViewSettings):
     """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
 
-    epochs: PositiveInt = 240
+    epochs: Annotated[int, Field(gt=0, le=MAX_EPOCHS)] = 240
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.05  # peak, after the warm-up
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
@@ -107,8 +125,7 @@ class Training(ViewSettings):
         """
         if self.per_image or self.mixup or self.cutmix:
             return None
-        values = {name: getattr(self, name) for name in ViewSettings.model_fields}
-        return ViewSettings.model_construct(**values)
+        return ViewSettings.taken_from(self)
 
     def milestone_epochs(self) -> list[float]:
         """Where the rate falls, in epochs from the start."""
@@ -134,7 +151,9 @@ class Training(ViewSettings):
 class Train(Training):
     """How every teacher is trained: the section `train`."""
 
-    epochs: NonNegativeInt = 240  # 0: used as is, from its `checkpoint` or `pretrained`
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = (
+        240  # 0: used as is, from its `checkpoint` or `pretrained`
+    )
     seed: Seed = 0
     teacher_check: Literal["stop", "warn"] = "stop"  # if the trained teacher is not good enough
 
@@ -187,22 +206,33 @@ class Build(BuildStones, BuildPairs):
 
     def of_plan(self, plan: str | None) -> BuildStones | BuildPairs:
         """The keys that a plan, "stones" or "pairs", uses."""
-        kind = BuildStones if plan == "stones" else BuildPairs
-        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+        return (BuildStones if plan == "stones" else BuildPairs).taken_from(self)
 
 
-class Evaluate(Section):
-    """What is measured of a trained network: the section `evaluate`."""
+class MetricSettings(Section):
+    """The keys of `evaluate` that metrics of predictions and networks use."""
 
     calibration_bins: PositiveInt = 15
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
+    metrics: tuple[str, ...] = ()  # your own: ./file.py:name, package.module:name, entry point
+
+
+class TimingSettings(Section):
+    """The keys of `evaluate` that the measurement of latency and throughput uses."""
+
     latency_runs: PositiveInt = 100  # single images, after a warm-up
-    batch_size: PositiveInt = 256
+    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
+    metrics: tuple[str, ...] = ()
+
+
+class Evaluate(TimingSettings, MetricSettings):
+    """What is measured of a trained network: the section `evaluate`."""
 
 
 class Report(Section):
     """What the report says: the section `report`."""
 
-    title: str = "Distillation study"
+    title: Title = "Distillation study"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
@@ -211,7 +241,7 @@ class DatasetEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str
+    kind: Annotated[str, Field(description="a kind of data, such as digits or folder")]
 
 
 class ModelEntry(BaseModel):
@@ -219,7 +249,7 @@ class ModelEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    family: str
+    family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
@@ -238,9 +268,9 @@ class MethodEntry(BaseModel):
 class Pair(Section):
     """A teacher, a student and the images that both see."""
 
-    dataset: Name
-    teacher: Name
-    student: Name
+    dataset: Annotated[Name, Field(description="a name under datasets")]
+    teacher: Annotated[Name, Field(description="a name under models")]
+    student: Annotated[Name, Field(description="a name under models")]
     distil: Distil | None = None  # values of the section `distil` that differ for this pair
     build: Build | None = None
     published: str | None = None  # published values that the report shows beside ours

@@ -28,6 +28,7 @@ from kdsteps.study.settings import (
     Pair,
     Params,
     Train,
+    Training,
 )
 from kdsteps.study.yaml_text import NotYaml, read_yaml
 
@@ -162,7 +163,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
         datasets={
             name: Dataset.model_construct(
                 kind=entry.kind,
-                options=_options("data", entry.kind, entry, f"{where}: datasets.{name}", "kind"),
+                options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
             )
             for name, entry in params.datasets.items()
         },
@@ -186,7 +187,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
 
 def resolve_model(entry: ModelEntry, where: str) -> Model:
     """The network of an entry of `models`, with the defaults of its family."""
-    options = _options("models", entry.family, entry, where, "family")
+    _, options = _part("models", entry.family, entry, where, "family")
     if entry.checkpoint is not None:
         options["checkpoint"] = entry.checkpoint
     return Model.model_construct(family=entry.family, options=options)
@@ -196,10 +197,9 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     """The method of an entry of `methods`, with its defaults."""
     method = entry.method or name
     key = None if entry.method is None else "method"
-    options = _options("methods", method, entry, where, key)
-    wants = registry.trait("methods", method, "wants")
-    plan = registry.trait("methods", method, "plan")
-    return Method(method, options, wants, plan, entry.distil, entry.build)
+    part, options = _part("methods", method, entry, where, key)
+    assert part.wants is not None, "every method says what it wants"
+    return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
 
 
 def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
@@ -212,7 +212,7 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise KdstepsError(
-            sentence(error, content, where, lambda path: [*_fields(model, path), *others])
+            sentence(error, content, where, lambda path: _fields(model, path, others))
         ) from error
 
 
@@ -222,29 +222,36 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     filled = {
         name: value for name, value in content.items() if value is not None or name not in optional
     }
-    for name in ("datasets", "models", "methods"):
+    for name in ("datasets", "models", "pairs", "methods"):
         if isinstance(entries := filled[name], dict):
             filled[name] = {key: {} if entry is None else entry for key, entry in entries.items()}
     return filled
 
 
-def _options(
-    kind: registry.Kind, name: str, entry: BaseModel, where: str, key: str | None
-) -> Options:
-    """The options of a part, defaults filled in; `key` is the key of the entry that names it."""
-    registry.known(kind, name, f"{where}.{key}" if key else where)
-    others = type(entry).model_fields
-    options = parse(registry.options(kind, name), entry.model_extra or {}, where, list(others))
-    return options.model_dump(mode="json")
+def _part(
+    kind: registry.Kind, reference: str, entry: BaseModel, where: str, key: str | None
+) -> tuple[registry.Part, Options]:
+    """A part and its options, defaults filled in; `key` is the key of the entry that names it."""
+    part = registry.find(kind, reference, f"{where}.{key}" if key else where)
+    return part, part.parse(entry.model_extra or {}, where, list(type(entry).model_fields))
 
 
-def _fields(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The keys of a settings model at a path of settings, names of entries included."""
+def _fields(
+    model: type[BaseModel], path: Sequence[str], others: Sequence[str]
+) -> dict[str, str | None]:
+    """The keys of a settings model at a path of settings with their descriptions.
+
+    Args:
+        others: Keys that are allowed beside those of the model.
+    """
     kind: type[BaseModel] | None = model
     for part in path:
         if kind is not None and part in kind.model_fields:
             kind = _model_in(kind.model_fields[part].annotation)
-    return list(kind.model_fields) if kind is not None else []
+    found: dict[str, str | None] = dict.fromkeys([] if path else others)
+    if kind is not None:
+        found = {name: info.description for name, info in kind.model_fields.items()} | found
+    return found
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -257,15 +264,30 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _check_training(study: Study, where: str) -> None:
     """Settings of training that do not fit together, in every section and combination."""
+    spots: dict[str, Training | None]
     for name, section in study.trainings.items():
-        if problem := section.problem():
-            raise KdstepsError(f"{where}: models.{name}.train: {problem}")
-    for pair in study.pairs:
-        for method in study.methods:
-            if problem := study.distil(pair, method).problem():
-                own = study.methods[method].distil
-                spot = f"methods.{method}.distil" if own is not None else "distil"
-                raise KdstepsError(f"{where}: {spot}: {problem}")
+        own = study.params.models[name].train
+        spots = {"train": study.params.train, f"models.{name}.train": own}
+        _check_section(section, spots, where)
+    for name, pair in study.pairs.items():
+        for method, entry in study.methods.items():
+            spots = {
+                "distil": study.params.distil,
+                f"pairs.{name}.distil": pair.distil,
+                f"methods.{method}.distil": entry.distil,
+            }
+            _check_section(study.distil(name, method), spots, where)
+
+
+def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
+    """Raise a sentence about a section if its values do not fit together.
+
+    Args:
+        spots: Where its values come from; the last place that has some is named.
+    """
+    if problem := section.problem():
+        spot = [name for name, given in spots.items() if given is not None][-1]
+        raise KdstepsError(f"{where}: {spot}: {problem}")
 
 
 def _check_pair(study: Study, pair: Pair, where: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -14,20 +13,31 @@ from ruamel.yaml.reader import ReaderError
 
 MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 100_000  # with every alias written out
+MAX_PLAIN = 1_000  # characters of a value without quotes
+_TAG = "tag:yaml.org,2002:"
 
 # What a reader of YAML 1.1 takes for a boolean, a number of base 60 and a number of base 8.
 _READ_DIFFERENTLY = {
     r"(?i:yes|no|on|off)": "write true or false, or put it in quotes",
-    r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+": "put it in quotes",
-    r"[-+]?0[0-7]+": "leave out the leading zero, or put it in quotes",
+    r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?": "put it in quotes",
+    r"[-+]?0[0-9_]+": "leave out the leading zero, or put it in quotes",
 }
+# What the parser says about common mistakes (`{}`), with what would be right.
 _ADVICE = {
-    r"\\t": "indent with spaces instead of tabs",
-    "mapping values are not allowed": "indent the line like its neighbors, or quote the text",
-    "could not find expected ':'": "write `key: value`",
-    "tag": "write the plain value, without `!`",
-    "another document": "leave out the line `---`",
-    "undefined alias": "define it with `&` above, or write the value",
+    r"'\\t'": "a tab is used for indentation; indent with spaces",
+    "mapping values are not allowed": (
+        "a second colon is not allowed here; indent the line like its neighbors, or quote the text"
+    ),
+    "could not find expected ':'": "there is no colon after the key; write `key: value`",
+    r"expected ',' or '[\]}]'": "a comma or the closing bracket is missing",
+    "<block end>": (
+        "the line does not match those above; indent it like its neighbors, and close all brackets"
+    ),
+    "tag": "{}; write the plain value, without `!`",
+    "another document": "another document begins here; leave out the line `---`",
+    "undefined alias": "{}; define it with `&` above, or write the value",
+    "unexpected end of stream": "a quote is not closed",
+    "cannot start any token": "{}; quote the text",
 }
 
 
@@ -48,14 +58,14 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise NotYaml(f"it has {len(text):,} characters; {MAX_CHARACTERS:,} is the limit")
+    yaml = YAML(typ="safe", pure=True)
     try:
-        for node in _nodes(YAML(typ="safe", pure=True).compose(text)):
-            if isinstance(node, ScalarNode):
-                _check_scalar(node)
-        return _text_keys(YAML(typ="safe").load(text))
+        document = yaml.compose(text)
+        _check(document)
+        return None if document is None else yaml.constructor.construct_document(document)
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problem = f"the character {error.character!r} is not allowed; delete it"
+        problem = f"the character {chr(error.character)!r} is not allowed; delete it"
         raise NotYaml(problem, line) from error
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "(.*?)"', str(error.problem))
@@ -63,52 +73,58 @@ def read_yaml(text: str) -> Any:
         raise NotYaml(f"{found} appears twice; delete one of them", _line(error)) from error
     except MarkedYAMLError as error:
         problem = str(error.problem or error.context or "it cannot be parsed")
-        hint = next((hint for part, hint in _ADVICE.items() if re.search(part, problem)), None)
-        raise NotYaml(f"{problem}; {hint or 'correct that line'}", _line(error)) from error
+        advice = (said for part, said in _ADVICE.items() if re.search(part, problem))
+        raise NotYaml(
+            next(advice, "{}; correct that line").format(problem), _line(error)
+        ) from error
     except RecursionError as error:
         raise NotYaml("it is nested too deeply; close the brackets") from error
+    except NotYaml:
+        raise
+    except (ValueError, KeyError) as error:  # such as `!!int x`
+        raise NotYaml("a value does not match its tag; write it without `!!`") from error
 
 
-def _nodes(node: Node | None) -> Iterator[Node]:
-    """Every node with each alias written out, as many as `MAX_VALUES`."""
-    waiting = [node] if node is not None else []
+def _check(document: Node | None) -> None:
+    """Refuse what is too large or ambiguous, and make every key text, as it is written."""
+    waiting = [document] if document is not None else []
     count = 0
     while waiting:
         count += 1
         if count > MAX_VALUES:
-            raise NotYaml(f"it has more than {MAX_VALUES:,} values (aliases written out)")
+            raise NotYaml(f"it has more than {MAX_VALUES:,} values (with aliases written out)")
         node = waiting.pop()
-        yield node
-        if isinstance(node, SequenceNode):
+        if isinstance(node, ScalarNode):
+            _check_scalar(node)
+        elif isinstance(node, SequenceNode):
             waiting.extend(node.value)
         elif isinstance(node, MappingNode):
-            waiting.extend(inner for _, inner in node.value)
+            for key, value in node.value:
+                _make_text(key)
+                waiting.append(value)
 
 
 def _check_scalar(node: ScalarNode) -> None:
     line = node.start_mark.line + 1
     if node.style is not None:  # quoted
         return
-    if len(node.value) > 1000:
-        raise NotYaml(f"a value has {len(node.value):,} characters; 1,000 is the limit", line)
+    if len(node.value) > MAX_PLAIN:
+        found = f"{len(node.value):,} characters; {MAX_PLAIN:,} is the limit"
+        raise NotYaml(f"a value has {found}", line)
     for pattern, advice in _READ_DIFFERENTLY.items():
         if re.fullmatch(pattern, node.value):
             problem = f"{node.value!r} means different things in YAML 1.1 and 1.2; {advice}"
             raise NotYaml(problem, line)
+    if node.tag == _TAG + "timestamp":
+        node.tag = _TAG + "str"
 
 
-def _text_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_key(key): _text_keys(inner) for key, inner in value.items()}
-    return [_text_keys(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _key(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    if isinstance(key, int) and not isinstance(key, bool):
-        return str(key)
-    raise NotYaml(f"the key {key!r} is not text; put it in quotes")
+def _make_text(key: Node) -> None:
+    if not isinstance(key, ScalarNode):
+        problem = "a list or mapping is used as a key; put it in quotes"
+        raise NotYaml(problem, key.start_mark.line + 1)
+    if key.tag != _TAG + "merge":
+        key.tag = _TAG + "str"
 
 
 def _line(error: MarkedYAMLError) -> int | None:

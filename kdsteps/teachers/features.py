@@ -71,7 +71,7 @@ def write_features(
     teacher.eval()
     found = places(teacher, part.image_shape)
     metadata = {
-        "kdsteps.study.settings": json.dumps(settings, sort_keys=True),
+        "kdsteps.settings": json.dumps(settings, sort_keys=True),
         "kdsteps.places": json.dumps({layer: place.as_dict() for layer, place in found.items()}),
     }
     schema = pa.schema(list(FEATURES.items()), metadata=metadata)

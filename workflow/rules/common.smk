@@ -83,7 +83,9 @@ def files_written(wildcards, output):
 
 
 def named(paths):
-    return [f"{name}={path}" for name, path in paths.items()]
+    """NAME=PATH for each file; a name with several files comes once for each."""
+    lists = {name: [given] if isinstance(given, str) else given for name, given in paths.items()}
+    return [f"{name}={path}" for name, given in lists.items() for path in given]
 
 
 def reported(paths):

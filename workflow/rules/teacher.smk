@@ -175,14 +175,14 @@ rule score:
 
 
 rule evaluate_teacher:
-    """Measures of a teacher, and its predictions for every test image."""
+    """Metrics of a teacher, and its predictions for every test image."""
     input:
         unpack(inputs_of("evaluate_teacher")),
     output:
         **outputs_of("evaluate_teacher"),
     log:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
-    threads: all_cores()
+    threads: one_of_many()
     resources:
         gpu=gpu_claim,
         cores=cores_used,

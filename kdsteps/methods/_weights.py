@@ -1,0 +1,57 @@
+"""Options that many methods share: the weights of their losses, and a warm-up of one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor
+
+from kdsteps.methods.base import Batch, Method, Task
+from kdsteps.models.chain import Chain
+
+
+class Weighted(Method):
+    """A method that adds a weighted loss of its own to weighted cross-entropy."""
+
+    def __init__(
+        self,
+        teacher: Chain | None,
+        student: Chain,
+        task: Task,
+        *,
+        weight: NonNegativeFloat = 1.0,
+        labels_weight: NonNegativeFloat = 1.0,
+    ) -> None:
+        super().__init__(teacher, student, task)
+        self.weight, self.labels_weight = weight, labels_weight
+
+    def scale(self, epoch: int) -> float:
+        """The weight of the method's own loss in an epoch, counted from 0."""
+        return self.weight
+
+    def labels_term(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Weighted cross-entropy of the student's logits (N, K)."""
+        return self.labels_weight * F.cross_entropy(logits, batch.targets)
+
+
+class WarmUp(Weighted):
+    """A method whose own loss grows to its weight over the first epochs."""
+
+    def __init__(self, *given: Any, warmup_epochs: NonNegativeInt = 20, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.warmup_epochs = warmup_epochs
+
+    def scale(self, epoch: int) -> float:
+        return super().scale(epoch) * warm_up(epoch, self.warmup_epochs)
+
+
+def warm_up(epoch: int, epochs: int) -> float:
+    """The fraction of its weight that a loss has: linear over the first `epochs`, then 1.
+
+    Args:
+        epoch: From 0; the first epoch has a fraction above 0, as where epochs count from 1.
+        epochs: 0 for the full weight from the start.
+    """
+    return 1.0 if epochs == 0 else min((epoch + 1) / epochs, 1.0)

@@ -1,0 +1,67 @@
+"""Networks from other people's code: any factory of an `nn.Module`, cut by its graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdsteps.errors import KdstepsError
+from kdsteps.models.chain import Chain
+from kdsteps.models.cut.cutting import CutChain
+from kdsteps.models.evaluating import evaluating
+from kdsteps.study.part_options import signature_of
+
+
+def build_foreign(
+    factory: Callable[..., Any], name: str, given: Mapping[str, Any], options: Mapping[str, Any]
+) -> Chain:
+    """The network that a factory returns, as a chain.
+
+    Args:
+        factory: A function or class; a `Chain` that it returns is used as it is.
+        name: As params.yaml has it, for messages.
+        given: `num_classes`, `in_channels` and `image_size`, passed as far as the signature names
+            them.
+        options: The factory's own, from params.yaml.
+
+    Raises:
+        KdstepsError: The factory fails, returns no network, or one that does not take such images
+            or has another number of classes.
+    """
+    taken = signature_of("models", factory).parameters
+    try:
+        network = factory(**{key: given[key] for key in given if key in taken}, **options)
+    except KdstepsError:
+        raise
+    except Exception as error:  # it is the user's code: anything can happen
+        reason = str(error).strip().partition("\n")[0]
+        raise KdstepsError(
+            f"models: {name} cannot be built ({type(error).__name__}: {reason})"
+        ) from error
+    if isinstance(network, Chain):
+        return network
+    if not isinstance(network, nn.Module):
+        raise KdstepsError(
+            f"models: {name} returns a {type(network).__name__}; it should return an nn.Module"
+        )
+    if given["image_size"] is None:
+        raise KdstepsError(f"models: {name} can only be cut for a known image_size; pass one")
+    shape = (given["in_channels"], given["image_size"], given["image_size"])
+    chain = CutChain(network, image_shape=shape)
+    _check_logits(chain, name, shape, given["num_classes"])
+    return chain
+
+
+def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    weight = next(chain.parameters(), torch.zeros(()))
+    with evaluating(chain):
+        logits = chain(torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
+    if tuple(logits.shape) != (2, num_classes):
+        raise KdstepsError(
+            f"models: {name} returns {tuple(logits.shape)} for 2 images; the study has "
+            f"{num_classes} classes, so (2, {num_classes}) would be right; its argument "
+            "num_classes, if it takes one, says how many there are"
+        )
