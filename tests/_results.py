@@ -192,7 +192,7 @@ SUMMARY = {
     "images_of_class": {"train": [122] * 10, "validation": [22] * 7 + [21] * 3, "test": [36] * 10},
     "duplicates": [
         {
-            "parts": ["train", "test"],
+            "splits": ["train", "test"],
             "images": 2,
             "of_other_class": 1,
             "examples": [["row 3", "row 9"]],

@@ -180,13 +180,14 @@ def test_a_teacher_of_other_classes_is_refused(refused, folder):
     )
 
 
-def test_weights_from_elsewhere_for_other_classes_are_refused(refused, folder):
+def test_weights_for_other_classes_are_refused_where_nothing_trains_them(refused, folder):
     _, weights = header_and_network(folder, classes=100)
     torch.save(weights, folder / "theirs.pt")
-    write_study(folder, models={"big": NET | {"checkpoint": "theirs.pt"}, "small": NET})
+    entry = NET | {"checkpoint": "theirs.pt", "train": {"epochs": 0}}
+    write_study(folder, models={"big": entry, "small": NET})
     said = refused("train", *TEACHER)
-    assert said.startswith("checkpoint theirs.pt: does not fit the network;")
-    assert "(100,), the network's (10,)" in said
+    assert said.startswith("checkpoint theirs.pt: the classifier differs, so fc.weight, fc.bias")
+    assert "weights for 10 classes" in said
 
 
 def test_a_teacher_with_no_epochs_is_taken_as_its_checkpoint_has_it(folder, monkeypatch):

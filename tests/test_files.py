@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.arrays import array_rows, read_array, write_array
+from kdsteps.files.arrays import read_array, write_array
 from kdsteps.files.atomic import all_or_none, atomic, check_places
 from kdsteps.files.checkpoints import (
     load_state,
@@ -213,23 +213,6 @@ def test_weights_read_back_to_the_byte_with_their_header(tmp_path):
     for name, tensor in WEIGHTS.items():
         assert weights[name].dtype == tensor.dtype
         assert torch.equal(weights[name], tensor)
-
-
-def test_rows_added_one_by_one_give_the_bytes_of_the_whole_array(tmp_path):
-    array = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
-    write_array(tmp_path / "whole.npy", array)
-    with array_rows(tmp_path / "rows.npy") as rows:
-        rows.add(array[:1])
-        rows.add(array[1:])
-        assert rows.shape == (4, 2, 3)
-    assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert np.array_equal(read_array(tmp_path / "rows.npy"), array)
-
-
-def test_rows_of_another_shape_or_type_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"follow uint8"), array_rows(tmp_path / "a.npy") as rows:
-        [rows.add(np.zeros((1, width), np.uint8)) for width in (2, 3)]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_that_are_none_are_not_written(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from kdsteps.jobs import graph
 from kdsteps.models import Chain, architecture, build_model
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_stages, plan_stones
 from kdsteps.study import registry
@@ -77,7 +77,7 @@ def test_features_that_a_recipe_keeps_fit_into_its_budget(name):
     for job in graph.jobs(study, "cache"):
         dataset = study.datasets[job["dataset"]]
         size = dataset.options.get("resize") or IMAGE_SIZES[job["dataset"]]
-        found = places(network(study, job["teacher"], size).eval(), (3, size, size))
+        found = feature_shapes(network(study, job["teacher"], size).eval(), (3, size, size))
         assert forecast_bytes(found, cache.images) <= cache.budget_gib * 2**30
 
 

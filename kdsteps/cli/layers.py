@@ -20,11 +20,11 @@ def show_layers(given: argparse.Namespace) -> None:
         model.family,
         num_classes=given.classes,
         in_channels=channels,
-        image_size=height,
+        image_size=(height, width),
         **architecture(model.options),
     )
     rows = list_layers(chain, (channels, height, width))
-    print(render_layers(rows, getattr(chain, "note", None)))
+    print(render_layers(rows, chain.notes))
 
 
 def _model(given: argparse.Namespace) -> Model:

@@ -42,17 +42,21 @@ def prepared(job: Job[Any], device: torch.device) -> Prepared:
     return load_prepared(images, index, summary, device)
 
 
-def fresh_model(entry: Model, data: Prepared) -> Chain:
+def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
     """The network of a model's settings, made for the images of a data set."""
-    channels, size, _ = data.image_shape
+    channels, *size = data.image_shape
     options: dict[str, Any] = dict(entry.options)
-    return build_model(
+    chain = build_model(
         entry.family,
         num_classes=len(data.class_names),
         in_channels=channels,
         image_size=size,
+        will_train=will_train,
         **options,
     )
+    for note in chain.notes:
+        log.info("%s", note)
+    return chain
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
@@ -70,7 +74,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{found[0]} classes of {found[1]}; train it on this data set"
         )
     family, options = header["model"]["family"], header["model"]["options"]
-    chain = fresh_model(Model(family=family, options=architecture(options)), data)
+    plain = Model(family=family, options=architecture(options))
+    chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
 

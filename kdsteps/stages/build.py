@@ -63,7 +63,7 @@ def run(job: Job[BuildSettings]) -> None:
 
 def _network(entry: Model, summary: dict[str, Any]) -> Chain:
     """The network with random weights: a plan needs shapes only."""
-    channels, size, _ = summary["image_shape"]
+    channels, *size = summary["image_shape"]
     return build_model(
         entry.family,
         num_classes=len(summary["class_names"]),

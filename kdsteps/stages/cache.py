@@ -22,7 +22,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import FeatureSettings, LogitSettings
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.stages._shared import prepared, trained_model
 from kdsteps.stages._teaching import answers_key, ask
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
@@ -48,7 +48,7 @@ def _cache_features(job: Job[FeatureSettings]) -> None:
     teacher = trained_model(job.inputs["model"], data).to(device)
     part = data.part("train")
     index = balanced_sample(part.labels.cpu(), settings.images, settings.seed)
-    size = forecast_bytes(places(teacher, data.image_shape), len(index)) / 2**20
+    size = forecast_bytes(feature_shapes(teacher, data.image_shape), len(index)) / 2**20
     log.info(
         "features of %d images at %d layers: %.0f MiB before compression, budget %d MiB",
         *(len(index), len(teacher.layers), size, job.budget_mib),

@@ -54,7 +54,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings.seed)
-    student = fresh_model(settings.student, data)
+    student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)
@@ -90,8 +90,11 @@ def _method(
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     settings = job.settings
-    batch_size = settings.distil.batch_size
-    task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
+    recipe = settings.distil
+    task = Task(
+        *(data.image_shape, data.num_classes, part.labels),
+        *(plan, recipe.batch_size, recipe.epochs),
+    )
     build = registry.load("methods", settings.method)
     method: Method = build(teacher, student, task, **settings.options)
     return method

@@ -31,10 +31,10 @@ def run(job: Job[ScoreSettings]) -> None:
     torch.set_num_threads(job.threads)
     settings = job.settings.score
     features = FeatureFile(job.inputs["features"])
-    if settings.num_layers > len(features.places):
+    if settings.num_layers > len(features.shapes):
         raise KdstepsError(
             f"score.num_layers is {settings.num_layers}, and the teacher has "
-            f"{len(features.places)} layers; it should be at most {len(features.places)}"
+            f"{len(features.shapes)} layers; it should be at most {len(features.shapes)}"
         )
     labels = features.labels()
     train_size = read_json(job.inputs["summary"])["images"]["train"]
@@ -46,7 +46,7 @@ def run(job: Job[ScoreSettings]) -> None:
             variant=settings.variant,
             where=f"{job.inputs['features']}: layer {layer}",
         )
-        for layer in features.places
+        for layer in features.shapes
     }
     ranked = choose_layers(scores, by=settings.select, count=len(scores))
     chosen = {choice.layer for choice in ranked if choice.rank <= settings.num_layers}
@@ -59,7 +59,7 @@ def run(job: Job[ScoreSettings]) -> None:
     rows |= {
         "layer": list(scores),
         "depth": list(range(len(scores))),
-        "shape": [list(features.places[layer].shape) for layer in scores],
+        "shape": [list(features.shapes[layer].shape) for layer in scores],
         "rank": [choice.rank for choice in ranked],
         "chosen": [choice.layer in chosen for choice in ranked],
         "reason": [choice.reason for choice in ranked],

@@ -61,7 +61,7 @@ def _train(job: Job[TrainSettings]) -> None:
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     torch.manual_seed(recipe.seed)
-    network = fresh_model(entry, data).to(device)
+    network = fresh_model(entry, data, will_train=recipe.epochs > 0).to(device)
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
     part = data.part("train", stream=recipe.per_image)

@@ -21,7 +21,8 @@ def study_schema() -> Schema:
         (pattern,) = properties[name].pop("patternProperties")
         properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
     properties["datasets"]["additionalProperties"] = _choice("data", "kind", {})
-    own = {"train": _or_nothing(train), "checkpoint": {"type": "string"}}
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    own = {"train": _or_nothing(train)} | {name: {"type": "string"} for name in weights}
     properties["models"]["additionalProperties"] = _choice("models", "family", own)
     overrides = {"distil": _or_nothing(distil), "build": _or_nothing(build)}
     properties["methods"] |= {

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from kdsteps.study.messages import MAX_NAME
+from kdsteps.study.run_length import in_epochs
 
 Name = Annotated[  # becomes part of paths
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MAX_NAME)
@@ -129,7 +130,7 @@ class Training(ViewSettings):
 
     def milestone_epochs(self) -> list[float]:
         """Where the rate falls, in epochs from the start."""
-        return [at * self.epochs if at < 1 else at for at in self.milestones]
+        return [in_epochs(at, self.epochs) for at in self.milestones]
 
     def problem(self) -> str | None:
         """What does not fit together, as `key is value; what would be right`, or None."""
@@ -251,6 +252,8 @@ class ModelEntry(BaseModel):
 
     family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
     checkpoint: str | None = None
+    checkpoint_key: str | None = None  # of the weights in the file, where several fit
+    checkpoint_prefix: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
     train: Train | None = None  # values of the section `train` that differ for this model
 

@@ -16,6 +16,7 @@ from pydantic_core import ValidationError
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.messages import sentence, shown
+from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
     MAX_SEED,
     Build,
@@ -187,9 +188,12 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
 
 def resolve_model(entry: ModelEntry, where: str) -> Model:
     """The network of an entry of `models`, with the defaults of its family."""
+    for name in FILLED_IN["models"]:
+        if name in (entry.model_extra or {}):
+            raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
     _, options = _part("models", entry.family, entry, where, "family")
-    if entry.checkpoint is not None:
-        options["checkpoint"] = entry.checkpoint
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
     return Model.model_construct(family=entry.family, options=options)
 
 
