@@ -56,6 +56,9 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     yield f"kdsteps.stages.{_ENTRIES.get(rule, f'{rule}:run')}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
+    if rule.startswith("evaluate"):
+        for metric in study.params.evaluate.metrics:
+            yield registry.target("metrics", metric)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if rule == "evaluate_latency":
         pair = study.pairs[names["pair"]]
