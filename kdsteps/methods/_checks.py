@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.methods.base import Task
+from kdsteps.methods.base import Batch, Task
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.plans.stones import thinned
 
@@ -22,6 +24,20 @@ def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
             f"methods.{method}: the teacher knows {count} classes and the study has "
             f"{task.num_classes}; of the methods that learn from logits only uld takes both"
         )
+
+
+def single_labels(batch: Batch, method: str) -> Tensor:
+    """The labels (N,) of a batch for a loss that is defined for one class for each image.
+
+    Raises:
+        KdstepsError: Images were mixed, so that they have fractions of several classes.
+    """
+    if batch.shares is not None:
+        raise KdstepsError(
+            f"methods.{method}: is defined for images of one class, and mixup and cutmix mix "
+            "classes; set both to 0 in the method's `distil`, or use kd, lskd or dist"
+        )
+    return batch.labels
 
 
 def class_count(chain: Chain) -> int | None:

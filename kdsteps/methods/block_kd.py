@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._checks import same_classes
+from kdsteps.methods._checks import same_classes, single_labels
 from kdsteps.methods._distances import logit_distance
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import HEAD, Chain
@@ -84,6 +84,7 @@ class BlockKD(Method):
         assert teacher is not None and task.plan is not None, "block_kd wants a teacher and a plan"
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.distance = logit_distance(distance, temperature)
+        self.any_images = distance != "dkd"
         self.stones = Stones(teacher, task.plan["stones"], norm=norm)
         self.weights = weigh_stones(stone_weights, len(self.stones.connectors))
         self.detach_ensemble, self.weigh_cross = detach_ensemble, weigh_cross
@@ -101,7 +102,8 @@ class BlockKD(Method):
         stones = self.stones(traced, drawn)
         scale = len(self.weights) / len(drawn)
         weights = [scale * self.weights[number] for number in drawn]
-        student, teacher, labels = traced[HEAD], self.teacher_logits(batch), batch.labels
+        student, teacher = traced[HEAD], self.teacher_logits(batch)
+        labels = batch.labels if self.any_images else single_labels(batch, "block_kd.distance")
         ensemble = torch.stack(stones).mean(dim=0)
         if self.detach_ensemble:
             ensemble = ensemble.detach()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._draws import Sampler
 from kdsteps.methods._features import OneLayer, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape, unit
@@ -149,6 +150,7 @@ class CRD(OneLayer):
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        single_labels(batch, self.name)  # a mixed image is no image of the memories
         rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
         student, teacher = self.student_projector(student), self.teacher_projector(teacher)
         loss: Tensor = self.contrast(student, teacher, batch.index, rows)

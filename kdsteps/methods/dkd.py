@@ -8,6 +8,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._logits import LogitMethod
 from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods._weights import WarmUp
@@ -79,7 +80,8 @@ class DKD(WarmUp, LogitMethod):
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         if self.standardize:
             student, teacher = standardized(student), standardized(teacher)
-        return dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
+        labels = single_labels(batch, self.name)
+        return dkd_loss(student, teacher, labels, self.alpha, self.beta, self.temperature)
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

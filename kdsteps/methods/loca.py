@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import KD
@@ -79,4 +80,5 @@ class LoCa(KD):
         self.alpha = alpha
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)
+        labels = single_labels(batch, self.name)
+        return loca_loss(student, teacher, labels, self.alpha, self.temperature)
