@@ -1,4 +1,4 @@
-"""Decoupled distillation: the label's probability and the other classes' ranking, weighed apart."""
+"""Decoupled distillation: separate weights for the label and the other classes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def dkd_loss(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """How far the student is from the teacher on the label and, apart, among the other classes.
+    """Divergence from the teacher on the label and, separately, among the other classes.
 
-    For each image `kd` is the first part plus (1 - p) times the second, p the teacher's probability
-    of the label; here beta stands in place of 1 - p. The label's column is left out rather than
+    For each image, `kd` is the first term plus (1 - p) times the second, where p is the teacher's
+    probability of the label; here beta replaces 1 - p. The label's column is left out rather than
     masked with a large negative number, which is exact in every precision.
 
     Args:
