@@ -28,7 +28,7 @@ from kdsteps.models.cost import multiply_adds
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Live
-from kdsteps.training.loop import Fit
+from kdsteps.training.loop import Fit, views_of
 
 _IMAGES, _PADDING, _MATRIX = 50_000, 4, 8192
 _WHAT, _AGAINST = "KD epoch on a GPU", "the plain loop: DataLoader, float32, contiguous"
@@ -53,7 +53,7 @@ def on_device(device: torch.device, num_images: int, padding: int) -> Iterator[R
     with tempfile.TemporaryDirectory() as folder:
         fit, writing = _ours(teacher, pixels, labels, padding, Path(folder))
         ours = _seconds(lambda: fit._epoch(0.0), device)
-    gain, passes = plain / ours, fit.recipe.views.count
+    gain, passes = plain / ours, fit.views.count
     yield Row(
         _WHAT,
         _AGAINST,
@@ -97,7 +97,7 @@ def _ours(
     fast = frozen(teacher, _SHAPE)
     live = Live(fast, _BATCH, precision=recipe.precision)
     started = time.perf_counter()
-    kept = answers(folder / "key.npy", live, part, recipe.views, Terms("always", 0, 8192))
+    kept = answers(folder / "key.npy", live, part, views_of(recipe), Terms("always", 0, 8192))
     writing = time.perf_counter() - started
     method = KD(fast, _network(8), _task()).to(device)
     fit = Fit(method, part, recipe, seed=0, validate=dict, answers=kept)

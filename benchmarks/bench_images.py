@@ -21,7 +21,9 @@ from torchvision import transforms
 
 from kdsteps.data.images import ImagePart, Views
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
+from kdsteps.study.settings import Prepare
 
 _IMAGES, _BATCH = 20_000, 64  # of CIFAR's size
 _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -121,11 +123,9 @@ def _prepare() -> Row:
         images, labels = _sample(_PREPARED)
         contents = [_png(image) for image in images.permute(0, 2, 3, 1).numpy()]
         pq.write_table(pa.table({"image": contents, "label": labels.numpy()}), source)
-        settings = {
-            "kind": "parquet",
-            "options": {"train": str(source)},
-            "prepare": {"validation": 0.1, "test": 0.2, "seed": 0, "broken": "refuse"},
-        }
+        settings = PrepareSettings(
+            kind="parquet", options={"train": str(source)}, prepare=Prepare()
+        )
         names = {"images": "images.npy", "index": "index.parquet", "summary": "summary.json"}
         outputs = {name: Path(folder, file) for name, file in names.items()}
         took = seconds(lambda: run(Job(settings, {}, outputs, threads=cores)))

@@ -26,35 +26,16 @@ from kdsteps.methods.kd import KD
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
 from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.study.settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Answers, Live
-from kdsteps.training.loop import Fit, Recipe
+from kdsteps.training.loop import Fit
 
 _SHAPE, _CLASSES, _BATCH, _IMAGES = (3, 32, 32), 100, 64, 256
 _WIDTHS = (32, 64, 128, 256)
 _TURNS = 5
-_RECIPE = Recipe(
-    epochs=240,
-    batch_size=_BATCH,
-    optimizer="sgd",
-    learning_rate=0.05,
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=5e-4,
-    schedule="steps",
-    warmup=0.0,
-    milestones=(150, 180, 210),
-    decay=0.1,
-    crop_padding=0,
-    flip=False,
-    randaugment=0,
-    resized_crop=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    precision="float32",
-    compile=False,
-)
+_RECIPE = Distil(batch_size=_BATCH)
 
 Step = Callable[[], object]
 
@@ -200,7 +181,7 @@ def _task(plan: dict[str, object] | None = None) -> Task:
     return Task(_SHAPE, _CLASSES, labels, plan, _BATCH)
 
 
-def _step(method: Method, part: ImagePart, given: Answers | None, recipe: Recipe = _RECIPE) -> Step:
+def _step(method: Method, part: ImagePart, given: Answers | None, recipe: Distil = _RECIPE) -> Step:
     """A step of the training loop as it stands."""
     fit = Fit(method, part, recipe, seed=0, validate=dict, answers=given)
     method.train()

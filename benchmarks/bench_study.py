@@ -21,7 +21,7 @@ from _timing import Row, table
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 _WIDTHS = [32, 64, 128, 256]
 _METHODS = ("kd", "dkd", "dist", "lskd", "loca")
@@ -74,8 +74,8 @@ def _run(study: Study, rule: str, keep: str) -> float:
     for names in graph.jobs(study, rule):
         outputs = {name: Path(path) for name, path in graph.outputs(rule, names).items()}
         given: dict[str, Any] = {"threads": 1, **graph.hints(study, rule, names), "keep": keep}
-        inputs = graph.inputs(study, rule, names)
-        inputs.pop("ticket", None)
+        read = graph.inputs(study, rule, names).items()
+        inputs = {name: Path(path) for name, path in read if name != "ticket"}
         stage.run(Job(graph.settings(study, rule, names), inputs, outputs, **given))
     return time.process_time() - started
 

@@ -14,14 +14,16 @@ from PIL import Image
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
+from kdsteps.study.settings import Prepare
 
 REAL = Path(__file__).parents[2] / "shared" / "data"  # CIFAR-100 and Fashion-MNIST, where they are
 
 FILES = {"images": "images.npy", "index": "index.parquet", "summary": "summary.json"}
 
 
-def colour(seed: int, height: int = 6, width: int = 6) -> Image.Image:
+def color(seed: int, height: int = 6, width: int = 6) -> Image.Image:
     """An RGB image of noise that no other seed gives."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -39,7 +41,7 @@ def write_folder(root: Path, counts: Mapping[str, int], start: int = 0) -> Path:
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            colour(seed).save(root / name / f"{number}.png")
+            color(seed).save(root / name / f"{number}.png")
             seed += 1
     return root
 
@@ -48,14 +50,15 @@ def prepare(
     folder: Path, kind: str, options: Mapping[str, Any], threads: int = 2, **section: Any
 ) -> dict[str, Path]:
     """The three files that `kdsteps prepare` writes into `folder`."""
-    settings = {
-        "kind": kind,
-        "options": dict(options),
-        "prepare": {"validation": 0.2, "test": 0.2, "seed": 0, "broken": "refuse"} | section,
-    }
     outputs = {name: folder / file for name, file in FILES.items()}
-    run(Job(settings, {}, outputs, threads=threads))
+    run(Job(settings_of(kind, options, **section), {}, outputs, threads=threads))
     return outputs
+
+
+def settings_of(kind: str, options: Mapping[str, Any], **section: Any) -> PrepareSettings:
+    """The settings of a job that prepares a data set."""
+    values = {"validation": 0.2, "test": 0.2} | section
+    return PrepareSettings(kind=kind, options=dict(options), prepare=Prepare(**values))
 
 
 def prepared(*args: Any, **section: Any) -> tuple[Prepared, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Plausible results of a study that was never run, as the stages would write them."""
+"""Plausible results of a study that was never run, in the files that the stages write."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
+TEACHER_COST = (272_000, 31_000_000)  # parameters and MACs
 GAINS = {"labels": 0.0, "kd": 0.012, "block_kd": 0.03, "feature_only": -0.05}
 TERMS = {
     "labels": ("labels",),
@@ -56,7 +57,9 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
     for names in graph.jobs(study, "train"):
         _history(root / graph.outputs("train", names)["history"], ("labels",), 0.985, rng)
     for names in graph.jobs(study, "evaluate_teacher"):
-        _evaluation(root, "evaluate_teacher", names, 0.985, (272_000, 31_000_000), False, rng)
+        _evaluation(root, "evaluate_teacher", names, 0.985, TEACHER_COST, False, rng)
+    for names in graph.jobs(study, "evaluate_latency"):
+        write_json(root / graph.outputs("evaluate_latency", names)["latency"], _latency(study))
     for names in graph.jobs(study, "score"):
         _scores(root / graph.outputs("score", names)["scores"])
     for names in graph.jobs(study, "build"):
@@ -67,7 +70,7 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
         terms = TERMS.get(names["method"], ("labels",))
         _history(root / graph.outputs("distil", names)["history"], terms, accuracy, rng)
         taught = names["method"] != "labels"
-        _evaluation(root, "evaluate", names, accuracy, (7_900, 1_200_000), taught, rng)
+        _evaluation(root, "evaluate", names, accuracy, _cost(names["method"]), taught, rng)
     return report_job(root, study)
 
 
@@ -136,25 +139,47 @@ def _evaluation(
     predicted = logits.argmax(axis=1)
     rows = {"image": np.arange(NUM_TEST), "label": labels, "predicted": predicted}
     write_table(root / paths["predictions"], rows | {"logits": list(logits)}, PREDICTIONS, {})
-    write_json(
-        root / paths["measures"],
-        {
-            "accuracy": float((predicted == labels).mean()),
-            "top5": 0.998,
-            "nll": float(0.1 + 2 * (1 - accuracy)),
-            "calibration_error": float(0.01 + 0.2 * (1 - accuracy)),
-            "agreement": float(accuracy - 0.01) if taught else None,
-            "kl_to_teacher": float(1.2 * (1 - accuracy)) if taught else None,
-            "parameters": cost[0],
-            "multiply_adds": cost[1],
-            "size_mib": cost[0] * 4 / 2**20,
-            "latency_ms": cost[1] / 2e7,
-            "latency_p90_ms": cost[1] / 1.7e7,
-            "num_images": NUM_TEST,
-            "settings": {},
-            "provenance": _provenance(2.0),
-        },
-    )
+    found = {
+        "accuracy": float((predicted == labels).mean()),
+        "top5_accuracy": 0.998,
+        "nll": float(0.1 + 2 * (1 - accuracy)),
+        "ece": float(0.01 + 0.2 * (1 - accuracy)),
+        "agreement": float(accuracy - 0.01) if taught else None,
+        "kl_to_teacher": float(1.2 * (1 - accuracy)) if taught else None,
+        "parameters": cost[0],
+        "macs": cost[1],
+        "size_mib": cost[0] * 4 / 2**20,
+        "accuracy_per_class": [
+            float((predicted[labels == k] == k).mean()) for k in range(NUM_CLASSES)
+        ],
+    }
+    about = {"num_images": NUM_TEST, "diverged": False, "settings": {}}
+    write_json(root / paths["measures"], about | found | {"provenance": _provenance(2.0)})
+
+
+def _cost(method: str) -> tuple[int, int]:
+    """Parameters and MACs of what a method deploys: SimKD adds the teacher's classifier."""
+    return (12_300, 2_000_000) if method == "simkd" else (7_900, 1_200_000)
+
+
+def _latency(study: Study) -> dict[str, Any]:
+    return {
+        "teacher": _speed(TEACHER_COST),
+        "students": {method: _speed(_cost(method)) for method in study.methods},
+        "batch_size": 64,
+        "settings": {},
+        "provenance": _provenance(3.0),
+    }
+
+
+def _speed(cost: tuple[int, int]) -> dict[str, Any]:
+    latency = cost[1] / 2e7
+    return {
+        "latency_ms": latency,
+        "latency_p90_ms": 1.2 * latency,
+        "images_per_second": 5000 / latency,
+        "threads": 2,
+    }
 
 
 LAYERS = ["stem", *(f"block{number}" for number in range(1, 10))]
@@ -167,7 +192,7 @@ SUMMARY = {
     "images_of_class": {"train": [122] * 10, "validation": [22] * 7 + [21] * 3, "test": [36] * 10},
     "duplicates": [
         {
-            "parts": ["train", "test"],
+            "splits": ["train", "test"],
             "images": 2,
             "of_other_class": 1,
             "examples": [["row 3", "row 9"]],

@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
     "methods": {"labels": {}, "kd": {}, "feature_only": {}},
     "seeds": [0],
     "prepare": {},
-    "train": {"epochs": 1, "batch_size": 256},
+    "train": {"epochs": 1, "batch_size": 256, "teacher_check": "warn"},  # it knows nothing yet
     "cache": {"images": 100},
     "score": {"num_layers": 3},
     "build": {},
@@ -50,9 +50,8 @@ _ENVIRONMENT = {
 
 def clean_environment() -> dict[str, str]:
     """The environment of a user with the tools at hand and nothing set for kdsteps."""
-    own = {
-        k: v for k, v in os.environ.items() if not k.startswith(("KDSTEPS_", "SNAKEMAKE_", "GIT_"))
-    }
+    foreign = ("KDSTEPS_", "SNAKEMAKE_", "GIT_", "PYTHONPATH")
+    own = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     return own | _ENVIRONMENT
 
 

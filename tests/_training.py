@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,19 @@ from torch import Tensor
 from kdsteps.data.images import ImagePart
 from kdsteps.methods.base import Method, Task
 from kdsteps.models.chain import Chain
+from kdsteps.study.settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import Answers
-from kdsteps.training.loop import Fit, Recipe, Resume
+from kdsteps.training.loop import Fit, Resume
 
 NUM_IMAGES = 24
-RECIPE = Recipe(
+RECIPE = Distil(
     epochs=2,
     batch_size=8,
-    optimizer="sgd",
     learning_rate=0.05,
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=5e-4,
     schedule="cosine",
-    warmup=0.0,
-    milestones=(),
-    decay=0.1,
     crop_padding=1,
     flip=True,
-    randaugment=0,
-    resized_crop=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    precision="float32",
-    compile=False,
 )
 
 
@@ -82,7 +69,7 @@ def fit_of(
     return Fit(
         method,
         images(),
-        replace(RECIPE, **recipe),
+        RECIPE.model_copy(update=recipe),
         seed=seed,
         validate=dict,
         answers=answers,

@@ -15,7 +15,7 @@ from kdsteps.methods._draws import Sampler
 from kdsteps.methods.base import Task
 from kdsteps.methods.ofd import OFD
 from kdsteps.models import build_model
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 
 
 def test_kd_beside_features_is_a_term_of_its_own():
@@ -28,11 +28,10 @@ def test_kd_beside_features_is_a_term_of_its_own():
 @pytest.mark.parametrize(("name", "term"), [("dkd", "dkd"), ("reviewkd", "review")])
 def test_a_loss_that_warms_up_reaches_its_weight_after_the_warm_up(name, term):
     loss = [
-        make(name, warmup_epochs=4).terms(batch_of(epoch=epoch))[term].item()
-        for epoch in (0, 1, 3, 9)
+        make(name, warmup=4).terms(batch_of(epoch=epoch))[term].item() for epoch in (0, 1, 3, 9)
     ]
     assert loss[:3] == pytest.approx([loss[3] / 4, loss[3] / 2, loss[3]])
-    assert make(name, warmup_epochs=0).terms(batch_of(epoch=0))[term].item() == loss[3]
+    assert make(name, warmup=0).terms(batch_of(epoch=0))[term].item() == loss[3]
 
 
 def test_layers_are_paired_evenly_and_the_last_meets_the_last():
@@ -125,7 +124,7 @@ def test_simkd_deploys_the_teachers_own_classifier():
 def test_what_simkd_deploys_is_a_chain():
     deployed, images = make("simkd", ("large vit", "resnet")).deployed().eval(), batch_of().images
     assert deployed.layers == ("front", "projector")
-    for layer, place in places(deployed, IMAGE_SHAPE).items():
+    for layer, place in feature_shapes(deployed, IMAGE_SHAPE).items():
         features = deployed.front(layer)(images)
         assert tuple(features.shape[1:]) == place.shape
         assert torch.equal(deployed.tail(layer)(features), deployed(images))

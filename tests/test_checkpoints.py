@@ -1,94 +1,239 @@
-"""Weights from files: what is read, what is refused, and that no code in a file is ever run."""
+"""Weights from files: what is found and read, what is refused, and that no code is ever run."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
-from kdsteps.models.checkpoints import load_weights, read_weights
+from kdsteps.models.chain import Chain
+from kdsteps.models.checkpoints import load_weights
+from kdsteps.models.weight_files import read_file
 
-OPTIONS = {"num_classes": 5, "depth": 8, "widths": (4, 4, 4, 4)}
+OPTIONS: dict[str, Any] = {"num_classes": 5, "depth": 8, "widths": (4, 4, 4, 4)}
+
+State = dict[str, Tensor]
+
+
+def network(seed: int, **options: Any) -> Chain:
+    torch.manual_seed(seed)
+    return build_model("cifar_resnet", **(OPTIONS | options)).eval()
 
 
 @pytest.fixture
-def trained():
-    torch.manual_seed(1)
-    return build_model("cifar_resnet", **OPTIONS).eval()
+def trained() -> Chain:
+    return network(1)
 
 
-def as_saved(state, form):
-    """A state dict as other projects save it."""
-    wrapped = {f"module.{key}": tensor for key, tensor in state.items()}
-    return {
-        "bare": state,
-        "under model": {"epoch": 240, "model": state, "best_acc": np.float64(0.7)},
-        "under state_dict": {"state_dict": state, "arch": "resnet8"},
-        "of DataParallel": wrapped,
-        "of DataParallel under model": {"model": wrapped, "epoch": 3},
-        "compiled in DataParallel": {f"_orig_mod.{k}": t for k, t in wrapped.items()},
-        "beside options": {"opt": argparse.Namespace(lr=0.05, milestones=[150]), "model": state},
-    }[form]
+def loaded(path: Any, **options: Any) -> Chain:
+    """Another network with the weights of a file."""
+    torch.manual_seed(2)
+    return build_model("cifar_resnet", **(OPTIONS | options), checkpoint=str(path))
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pth"])
-@pytest.mark.parametrize(
-    "form",
-    [
-        "bare",
-        "under model",
-        "under state_dict",
-        "of DataParallel",
-        "of DataParallel under model",
-        "compiled in DataParallel",
-        "beside options",
-    ],
-)
-def test_published_forms_of_a_checkpoint_load(tmp_path, trained, form, suffix):
-    path = tmp_path / f"weights.{suffix}"
-    torch.save(as_saved(trained.state_dict(), form), path)
-    assert_same(build_model("cifar_resnet", **OPTIONS, checkpoint=str(path)), trained)
+def assert_same(chain: nn.Module, trained: nn.Module) -> None:
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chain.eval()(images), trained(images))
+
+
+def renamed(state: State, prefix: str) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def other() -> State:
+    """A network of another depth."""
+    return network(5, depth=14).state_dict()
+
+
+LOSS = torch.ones(3)
+FORMS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "model": lambda state: {"epoch": 240, "model": state, "best_acc": np.float64(0.7)},
+    "state_dict": lambda state: {"state_dict": state, "arch": "resnet8"},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+    "model_ema": lambda state: {"model_ema": state, "decay": 0.999},
+    "net": lambda state: {"net": state, "acc": 71.2},
+    "student": lambda state: {"student": state, "teacher": other()},
+    "weights": lambda state: {"weights": state, "meta": {"date": "today"}},
+    "DataParallel": lambda state: renamed(state, "module."),
+    "DataParallel in model": lambda state: {"model": renamed(state, "module."), "epoch": 3},
+    "compiled in DataParallel": lambda state: renamed(state, "_orig_mod.module."),
+    "compiled inside": lambda state: {
+        name.replace("layer1.0.", "layer1.0._orig_mod."): tensor for name, tensor in state.items()
+    },
+    "AveragedModel": lambda state: {"n_averaged": torch.tensor(7), **renamed(state, "module.")},
+    "backbone": lambda state: renamed(state, "backbone."),
+    "Lightning": lambda state: {
+        "state_dict": renamed(state, "model."),
+        "pytorch-lightning_version": "2.4",
+        "hyper_parameters": {"lr": 0.1},
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.7)}},
+    },
+    "mixed prefixes": lambda state: {
+        "state_dict": renamed(state, "architecture.") | renamed(other(), "teacher.")
+    },
+    "weights of a loss": lambda state: {"state_dict": state | {"criterion.centers": LOSS}},
+    "extra states": lambda state: state | {"bn1._extra_state": torch.zeros(0), "_extra_state": 3},
+    "options beside": lambda state: {
+        "opt": argparse.Namespace(lr=0.05, at=Path("a")),
+        "model": state,
+    },
+    "optimizer beside": lambda state: {
+        "model": state,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(4, 3, 3, 3)}}},
+    },
+    "twice the same": lambda state: {"model": state, "model_ema": dict(state)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_in_which_projects_save_weights_load(tmp_path, trained, form):
+    torch.save(FORMS[form](trained.state_dict()), tmp_path / "weights.pt")
+    assert_same(loaded(tmp_path / "weights.pt"), trained)
+
+
+@pytest.mark.parametrize("form", ["bare", "DataParallel", "AveragedModel", "backbone"])
+def test_safetensors_have_the_same_forms(tmp_path, trained, form):
+    save_file(FORMS[form](trained.state_dict()), tmp_path / "weights.safetensors")
+    assert_same(loaded(tmp_path / "weights.safetensors"), trained)
 
 
 def test_the_format_before_zip_files_loads(tmp_path, trained):
     path = tmp_path / "weights.pth"
     torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert_same(build_model("cifar_resnet", **OPTIONS, checkpoint=str(path)), trained)
+    assert_same(loaded(path), trained)
 
 
-def test_safetensors_load_with_and_without_a_wrapper(tmp_path, trained):
-    state = trained.state_dict()
-    save_file(state, tmp_path / "bare.safetensors")
-    save_file({f"module.{k}": t for k, t in state.items()}, tmp_path / "wrapped.safetensors")
-    for name in ("bare", "wrapped"):
-        path = tmp_path / f"{name}.safetensors"
-        assert_same(build_model("cifar_resnet", **OPTIONS, checkpoint=str(path)), trained)
+def test_safetensors_are_known_by_their_content(tmp_path, trained):
+    save_file(trained.state_dict(), tmp_path / "weights.bin")
+    assert_same(loaded(tmp_path / "weights.bin"), trained)
+
+
+def test_what_was_chosen_and_left_out_is_noted(tmp_path, trained):
+    path = tmp_path / "weights.pt"
+    torch.save(FORMS["mixed prefixes"](trained.state_dict()), path)
+    took, left = loaded(path).notes
+    assert took.endswith("took checkpoint_key: state_dict with checkpoint_prefix: architecture.")
+    assert "left out" in left and "teacher." in left
+
+
+def test_averaged_weights_are_taken_when_they_are_named(tmp_path, trained):
+    path, averaged = tmp_path / "weights.pt", network(3)
+    torch.save({"state_dict": trained.state_dict(), "state_dict_ema": averaged.state_dict()}, path)
+    plain = loaded(path)
+    assert_same(plain, trained)
+    assert "averaged weights; checkpoint_key: state_dict_ema takes them" in plain.notes[0]
+    assert_same(loaded(path, checkpoint_key="state_dict_ema"), averaged)
+
+
+@pytest.mark.parametrize(
+    ("content", "choices", "options"),
+    [
+        (
+            lambda one, two: {"student": one, "teacher": two},
+            "checkpoint_key: student; checkpoint_key: teacher",
+            {"checkpoint_key": "teacher"},
+        ),
+        (
+            lambda one, two: renamed(one, "student.") | renamed(two, "teacher."),
+            "checkpoint_prefix: student.; checkpoint_prefix: teacher.",
+            {"checkpoint_prefix": "teacher"},
+        ),
+        (
+            lambda one, two: {"runs": {"first": one, "last": two}},
+            "checkpoint_key: runs.first; checkpoint_key: runs.last",
+            {"checkpoint_key": "runs.last"},
+        ),
+    ],
+)
+def test_two_sets_of_weights_that_fit_are_listed_and_an_option_decides(
+    tmp_path, trained, content, choices, options
+):
+    path = tmp_path / "weights.pt"
+    torch.save(content(network(3).state_dict(), trained.state_dict()), path)
+    with pytest.raises(KdstepsError, match=rf"2 different sets of weights.*{choices}"):
+        loaded(path)
+    assert_same(loaded(path, **options), trained)
+
+
+def test_a_key_or_prefix_that_leads_nowhere_is_answered_with_those_there_are(tmp_path, trained):
+    path = tmp_path / "weights.pt"
+    torch.save({"net": renamed(trained.state_dict(), "module.")}, path)
+    with pytest.raises(KdstepsError, match=r"checkpoint_key 'nett'.*mean 'net'\?; there are 'net'"):
+        loaded(path, checkpoint_key="nett")
+    with pytest.raises(KdstepsError, match=r"checkpoint_prefix 'modul\.'.*there are 'module\.'"):
+        loaded(path, checkpoint_prefix="modul")
+
+
+def test_a_classifier_for_other_classes_starts_anew_only_to_be_trained(tmp_path, trained):
+    path, wide = tmp_path / "weights.pt", network(3, num_classes=1000)
+    torch.save({"model": wide.state_dict()}, path)
+    with pytest.raises(KdstepsError, match=r"weights.pt: .*fc\.weight, fc\.bias .*for 5 classes"):
+        loaded(path)
+    chain = loaded(path, will_train=True)
+    assert chain.new_weights == ("fc.weight", "fc.bias")
+    assert torch.equal(chain.conv1.weight, wide.conv1.weight)
+    assert chain.fc.weight.shape == (5, 4)
+    assert "classifier differs, so fc.weight, fc.bias start with new weights" in chain.notes[-1]
+
+
+def test_a_backbone_without_classifier_starts_one_anew(tmp_path, trained):
+    path = tmp_path / "weights.pt"
+    state = {name: t for name, t in trained.state_dict().items() if not name.startswith("fc.")}
+    torch.save(renamed(state, "backbone.") | {"head.weight": torch.ones(7, 4)}, path)
+    with pytest.raises(KdstepsError, match="weights for 5 classes"):
+        loaded(path)
+    chain = loaded(path, will_train=True)
+    assert torch.equal(chain.conv1.weight, trained.conv1.weight)
+
+
+@pytest.mark.parametrize("will_train", [False, True])
+def test_half_the_weights_missing_are_refused(tmp_path, trained, will_train):
+    path, state = tmp_path / "weights.pt", trained.state_dict()
+    torch.save({name: state[name] for name in list(state)[: len(state) // 2]}, path)
+    with pytest.raises(KdstepsError, match=r"does not fit the network; of its keys \d+ missing"):
+        loaded(path, will_train=will_train)
+
+
+def test_a_deeper_network_of_the_same_names_is_refused(tmp_path):
+    torch.save(other(), tmp_path / "weights.pt")
+    with pytest.raises(KdstepsError, match=r"unexpected \(layer1\.1\.conv1\.weight"):
+        loaded(tmp_path / "weights.pt", will_train=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path, trained, value):
+    path, state = tmp_path / "weights.pt", trained.state_dict()
+    state["layer1.0.conv2.weight"][0, 1, 2] = value
+    torch.save({"model": state}, path)
+    with pytest.raises(KdstepsError, match=r"weights.pt: layer1\.0\.conv2\.weight .* 3 of 144"):
+        loaded(path)
+    with pytest.raises(KdstepsError, match=r"teacher: layer1\.0\.conv2\.weight .* 3 of 144"):
+        load_weights(network(3), state, "teacher")
 
 
 def test_weights_of_half_precision_and_without_counters_load(trained):
-    other = build_model("cifar_resnet", **OPTIONS)
+    chain = network(3)
     weights = {
-        key: tensor.half()
-        for key, tensor in trained.state_dict().items()
-        if not key.endswith("num_batches_tracked")
+        name: tensor.half()
+        for name, tensor in trained.state_dict().items()
+        if not name.endswith("num_batches_tracked")
     }
-    load_weights(other, weights, "file")
-    assert other.fc.weight.dtype == torch.float32
-    assert torch.equal(other.fc.weight, trained.fc.weight.half().float())
-    assert other.bn1.num_batches_tracked.item() == 0
-
-
-def assert_same(loaded: nn.Module, trained: nn.Module) -> None:
-    images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(loaded.eval()(images), trained(images))
+    load_weights(chain, weights, "file")
+    assert chain.fc.weight.dtype == torch.float32
+    assert torch.equal(chain.fc.weight, trained.fc.weight.half().float())
+    assert chain.bn1.num_batches_tracked.item() == 0
 
 
 class Code:
@@ -105,7 +250,7 @@ def test_code_in_a_checkpoint_is_named_and_never_run(tmp_path, trained):
     path, flag = tmp_path / "weights.pth", tmp_path / "has_run"
     torch.save({"model": trained.state_dict(), "hook": Code(flag)}, path)
     with pytest.raises(KdstepsError, match=r"holds Python code \(\w+\.mkdir\), which is never run"):
-        read_weights(path)
+        read_file(path)
     assert not flag.exists()
 
 
@@ -113,14 +258,30 @@ def test_a_bare_pickle_with_code_is_refused_and_never_run(tmp_path):
     path, flag = tmp_path / "weights.pth", tmp_path / "has_run"
     path.write_bytes(pickle.dumps(Code(flag), protocol=2))
     with pytest.raises(KdstepsError, match=r"weights.pth"):
-        read_weights(path)
+        read_file(path)
     assert not flag.exists()
 
 
-def test_a_whole_network_in_a_checkpoint_is_refused(tmp_path, trained):
-    torch.save(trained, tmp_path / "network.pth")
-    with pytest.raises(KdstepsError, match=r"holds Python code .* the state dict alone"):
-        read_weights(tmp_path / "network.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_network_in_a_checkpoint_is_named(tmp_path, trained, zipped):
+    path = tmp_path / "network.pth"
+    torch.save({"net": trained}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(KdstepsError, match=r"holds a whole network as code \(kdsteps"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("name", ["network.pt", "network.pth"])
+def test_a_torchscript_program_is_named(tmp_path, name):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / name)
+    with pytest.raises(KdstepsError, match=rf"{name}: is a TorchScript program; .*state_dict\(\)"):
+        read_file(tmp_path / name)
+
+
+def test_an_exported_program_is_named(tmp_path):
+    program = torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(program, tmp_path / "network.pt2")
+    with pytest.raises(KdstepsError, match=r"network.pt2: is a program of torch\.export"):
+        read_file(tmp_path / "network.pt2")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -141,12 +302,14 @@ def test_damaged_and_foreign_files_are_named(tmp_path, trained, suffix, damage):
         }[damage]
     )
     with pytest.raises(KdstepsError, match=rf"weights.{suffix}: is damaged or"):
-        read_weights(path)
+        read_file(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(KdstepsError, match=r"nowhere\.pth: there is no such file"):
-        build_model("cifar_resnet", **OPTIONS, checkpoint=str(tmp_path / "nowhere.pth"))
+        loaded(tmp_path / "nowhere.pth")
+    with pytest.raises(KdstepsError, match="is a folder"):
+        loaded(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +319,13 @@ def test_a_missing_file_is_named(tmp_path):
         ({}, "nothing"),
         ([1, 2], "a list"),
         (torch.ones(2), "a Tensor"),
+        ({"unet.in.weight": torch.ones(2)}, "entries unet.in.weight"),
     ],
 )
-def test_a_file_without_a_state_dict_is_outlined(tmp_path, content, found):
+def test_a_file_without_weights_of_the_network_is_outlined(tmp_path, content, found):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(KdstepsError, match=f"other.pth: holds {found}; a state dict"):
-        read_weights(tmp_path / "other.pth")
+    with pytest.raises(KdstepsError, match=f"other.pth: holds {found}, and no weight of the net"):
+        loaded(tmp_path / "other.pth")
 
 
 def test_wrong_keys_and_shapes_are_listed_and_nothing_is_loaded(trained):

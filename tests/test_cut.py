@@ -198,7 +198,7 @@ def test_a_network_that_cannot_be_cut_says_so_and_still_answers():
     for network, reason in [(Forked(), "several values are alive"), (Deciding(), "no fixed graph")]:
         chain = cut(network)
         assert chain.layers == chain.stages == ()
-        assert reason in chain.note and "logits alone" in chain.note
+        assert reason in chain.notes[0] and "logits alone" in chain.notes[0]
         batch = images()
         assert torch.equal(chain(batch), network(batch))
         assert torch.equal(chain.trace(batch)["head"], network(batch))
@@ -351,7 +351,7 @@ def test_the_listing_adds_up_to_the_network():
     # by hand: 3x3 kernels from 3 to 4 channels on 8x8 pixels; BN has 2 x 4 parameters
     assert (rows[0].parameters, rows[0].multiply_adds) == (3 * 4 * 9 + 8, 3 * 4 * 9 * 64)
     assert (rows[-1].parameters, rows[-1].multiply_adds) == (8 * 3 + 3, 8 * 3)
-    text = render_layers(rows, "models: a note")
+    text = render_layers(rows, ["models: a note"])
     assert text.splitlines()[0].split() == [
         "layer", "shape", "layout", "parameters", "multiply-adds", "stage",
     ]  # fmt: skip

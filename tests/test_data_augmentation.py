@@ -92,15 +92,28 @@ def test_distorting_changes_pixels_and_neither_shape_nor_type(distortion):
     assert not torch.equal(changed, images)
 
 
-def test_grey_images_can_be_distorted():
-    grey = noise(4)[:, :1]
-    changed = Distortion(randaugment=9, resized_crop=0.5).pixels(grey, torch.arange(4), seed=0)
-    assert changed.shape == grey.shape
+def test_a_crop_of_random_size_reaches_the_border_that_networks_do_not_see():
+    """Stored images are black outside of the center, which alone is seen without augmentation."""
+    images = torch.zeros(64, 3, 12, 12, dtype=torch.uint8)
+    images[:, :, 2:10, 2:10] = 200
+    part = ImagePart(images, torch.zeros(64, dtype=torch.int64), MEAN, STD, size=(8, 8))
+    plain = next(part.shuffled(64, Views(), torch.Generator()))
+    cropped = next(
+        part.shuffled(64, Views(), torch.Generator(), distortion=Distortion(resized_crop=0.3))
+    )
+    assert plain.images.shape == cropped.images.shape == (64, 3, 8, 8)
+    assert plain.images.min() > 0 > cropped.images.min()
+
+
+def test_gray_images_can_be_distorted():
+    gray = noise(4)[:, :1]
+    changed = Distortion(randaugment=9, resized_crop=0.5).pixels(gray, torch.arange(4), seed=0)
+    assert changed.shape == gray.shape
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_targets_say_how_much_of_each_image_is_seen(kind):
-    """Four images of one colour each: the mean of a mixed one tells what it was made of."""
+    """Four images of one color each: the mean of a mixed one tells what it was made of."""
     images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 16, 16)
     mixed, targets = Distortion(num_classes=4, **{kind: 1.0}).mixed(images, torch.arange(4), seed=5)
     assert torch.allclose(targets.sum(dim=1), torch.ones(4))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from _pictures import as_bytes, colour
+from _pictures import as_bytes, color
 from PIL import Image
 
-from kdsteps.data.decoding import EncodedImages, Form, all_grey, decode
+from kdsteps.data.decoding import all_gray, decode
+from kdsteps.data.encoded import EncodedImages
+from kdsteps.data.form import Form
 from kdsteps.data.source import Broken, Picture
 
-RGB, GREY = Form(channels=3), Form(channels=1)
+RGB, GRAY = Form(channels=3), Form(channels=1)
 
 
 def pixels(content, form: Form = RGB) -> np.ndarray:
@@ -25,31 +27,31 @@ def reason(content, form: Form = RGB) -> str:
     return picture.reason
 
 
-def grey(values) -> Image.Image:
+def gray(values) -> Image.Image:
     return Image.fromarray(np.asarray(values))
 
 
 def test_rgb_keeps_its_values_channels_first():
-    image = colour(1, 5, 4)
+    image = color(1, 5, 4)
     found = pixels(as_bytes(image))
     assert found.shape == (3, 5, 4)
     assert np.array_equal(found, np.asarray(image).transpose(2, 0, 1))
 
 
 def test_a_file_is_read_by_its_path(tmp_path):
-    colour(1).save(tmp_path / "a.png")
-    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(as_bytes(colour(1))))
+    color(1).save(tmp_path / "a.png")
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(as_bytes(color(1))))
 
 
-def test_grey_becomes_three_equal_channels_where_colour_is_asked_for():
-    found = pixels(as_bytes(grey(np.arange(12, dtype=np.uint8).reshape(3, 4))))
+def test_gray_becomes_three_equal_channels_where_color_is_asked_for():
+    found = pixels(as_bytes(gray(np.arange(12, dtype=np.uint8).reshape(3, 4))))
     assert found.shape == (3, 3, 4)
     assert (found == np.arange(12).reshape(3, 4)).all()
 
 
-def test_colour_becomes_grey_by_its_luma():
+def test_color_becomes_gray_by_its_luma():
     red = Image.new("RGB", (2, 2), (200, 0, 0))
-    assert pixels(as_bytes(red), GREY).tolist() == [[[60, 60], [60, 60]]]  # 0.299 x 200
+    assert pixels(as_bytes(red), GRAY).tolist() == [[[60, 60], [60, 60]]]  # 0.299 x 200
 
 
 def test_transparent_parts_become_white():
@@ -58,7 +60,7 @@ def test_transparent_parts_become_white():
     assert pixels(as_bytes(image))[:, 0].tolist() == [[10, 255], [20, 255], [30, 255]]
 
 
-def test_a_transparent_palette_colour_becomes_white():
+def test_a_transparent_palette_color_becomes_white():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -66,7 +68,7 @@ def test_a_transparent_palette_colour_becomes_white():
     assert found[:, 0].tolist() == [[10, 255], [20, 255], [30, 255]]
 
 
-def test_a_palette_gives_its_colours():
+def test_a_palette_gives_its_colors():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -74,19 +76,19 @@ def test_a_palette_gives_its_colours():
 
 
 def test_16_bits_become_8():
-    found = pixels(as_bytes(grey(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))), GREY)
+    found = pixels(as_bytes(gray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))), GRAY)
     assert found.tolist() == [[[0, 1, 128, 255]]]
 
 
 def test_floats_from_0_to_1_are_spread():
-    found = pixels(as_bytes(grey(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "TIFF"), GREY)
+    found = pixels(as_bytes(gray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "TIFF"), GRAY)
     assert found.tolist() == [[[0, 51, 255]]]
 
 
 def test_black_and_white_are_0_and_255():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
-    assert pixels(as_bytes(image), GREY).tolist() == [[[0, 255]]]
+    assert pixels(as_bytes(image), GRAY).tolist() == [[[0, 255]]]
 
 
 def test_cmyk_becomes_rgb():
@@ -111,7 +113,7 @@ def test_a_photo_that_was_turned_is_turned_back(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright.transpose(undo[orientation])
-    picture = decode(as_bytes(stored, exif=exif.tobytes()), GREY)
+    picture = decode(as_bytes(stored, exif=exif.tobytes()), GRAY)
     assert isinstance(picture, Picture)
     assert picture.size == (4, 6)
     assert np.array_equal(picture.pixels[0], np.asarray(upright))
@@ -120,77 +122,77 @@ def test_a_photo_that_was_turned_is_turned_back(orientation):
 def test_the_first_picture_of_an_animation_counts():
     frames = [Image.new("L", (4, 4), value) for value in (7, 200)]
     content = as_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert (pixels(content, GREY) == 7).all()
+    assert (pixels(content, GRAY) == 7).all()
 
 
-def test_resize_sets_the_shorter_side_and_crop_keeps_the_middle():
+def test_resize_sets_the_shorter_side_and_crop_takes_the_center():
     wide = np.zeros((10, 30), dtype=np.uint8)
     wide[:, 10:20] = 200
     form = Form(channels=1, resize=20, crop=20)
-    found = pixels(as_bytes(grey(wide)), form)
+    found = pixels(as_bytes(gray(wide)), form)
     assert found.shape == (1, 20, 20)
     assert (found[0, :, 1:-1] == 200).all()  # its borders are blurred by resizing
 
 
 def test_resize_without_crop_keeps_the_shape():
-    assert pixels(as_bytes(colour(1, 10, 30)), Form(3, resize=5)).shape == (3, 5, 15)
+    assert pixels(as_bytes(color(1, 10, 30)), Form(3, resize=5)).shape == (3, 5, 15)
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 600), (603, 401)])
 def test_a_large_jpeg_is_resized_to_the_size_asked_for(height, width):
-    found = pixels(as_bytes(colour(1, height, width), "JPEG"), Form(3, resize=32, crop=32))
+    found = pixels(as_bytes(color(1, height, width), "JPEG"), Form(3, resize=32, crop=32))
     assert found.shape == (3, 32, 32)
 
 
 def test_a_resized_jpeg_looks_as_one_that_was_decoded_whole():
     ramp = np.linspace(0, 255, 640).astype(np.uint8)
-    content = as_bytes(grey(np.tile(ramp, (480, 1))), "JPEG", quality=95)
+    content = as_bytes(gray(np.tile(ramp, (480, 1))), "JPEG", quality=95)
     found = pixels(content, Form(1, resize=48))[0].astype(int)
-    expected = np.asarray(grey(np.tile(ramp, (480, 1))).resize((64, 48))).astype(int)
+    expected = np.asarray(gray(np.tile(ramp, (480, 1))).resize((64, 48))).astype(int)
     assert abs(found - expected).max() <= 4
 
 
-def test_the_size_before_resizing_is_told():
-    picture = decode(as_bytes(colour(1, 100, 60), "JPEG"), Form(3, resize=10))
+def test_the_size_before_resizing_is_reported():
+    picture = decode(as_bytes(color(1, 100, 60), "JPEG"), Form(3, resize=10))
     assert isinstance(picture, Picture)
     assert picture.size == (100, 60)
 
 
 def test_what_cannot_be_read_has_a_reason(tmp_path):
-    whole = as_bytes(colour(1, 40, 40))
+    whole = as_bytes(color(1, 40, 40))
     assert "truncated" in reason(whole[: len(whole) // 2])
-    assert reason(b"not an image") == "is no image of a known kind"
-    assert reason(b"") == "is no image of a known kind"
+    assert reason(b"not an image") == "is not an image in a known format"
+    assert reason(b"") == "is not an image in a known format"
     assert reason(None) == "has no image"
-    assert reason(tmp_path / "gone.png") == "is not there"
+    assert reason(tmp_path / "gone.png") == "does not exist"
     damaged = bytearray(whole)
     damaged[60:90] = bytes(30)
     assert reason(bytes(damaged))
 
 
-def test_pixels_that_are_no_numbers_or_out_of_range_have_a_reason():
-    nan = grey(np.array([[0.5, np.nan]], dtype=np.float32))
-    assert "NaN" in reason(as_bytes(nan, "TIFF"), GREY)
-    large = grey(np.array([[0.5, 3.0]], dtype=np.float32))
-    assert "from 0.5 to 3.0" in reason(as_bytes(large, "TIFF"), GREY)
+def test_pixels_that_are_not_numbers_or_out_of_range_have_a_reason():
+    nan = gray(np.array([[0.5, np.nan]], dtype=np.float32))
+    assert "NaN" in reason(as_bytes(nan, "TIFF"), GRAY)
+    large = gray(np.array([[0.5, 3.0]], dtype=np.float32))
+    assert "from 0.5 to 3.0" in reason(as_bytes(large, "TIFF"), GRAY)
 
 
 def test_an_image_smaller_than_the_crop_has_a_reason():
-    assert "is 6 x 6, too small for crop 8" in reason(as_bytes(colour(1)), Form(3, crop=8))
+    assert "is 6 x 6, too small for crop 8 x 8" in reason(as_bytes(color(1)), Form(3, crop=8))
 
 
-def test_images_are_grey_only_if_all_are():
-    grey_ones = [as_bytes(Image.new(mode, (2, 2))) for mode in ("L", "1", "LA", "I;16")]
-    assert all_grey(grey_ones)
-    assert all_grey([*grey_ones, b"broken", None])
-    assert not all_grey([*grey_ones, as_bytes(colour(1))])
+def test_images_are_gray_only_if_all_are():
+    gray_ones = [as_bytes(Image.new(mode, (2, 2))) for mode in ("L", "1", "LA", "I;16")]
+    assert all_gray(gray_ones)
+    assert all_gray([*gray_ones, b"broken", None])
+    assert not all_gray([*gray_ones, as_bytes(color(1))])
 
 
 def test_threads_change_neither_order_nor_pixels():
-    contents = [as_bytes(colour(seed)) for seed in range(50)]
+    contents = [as_bytes(color(seed)) for seed in range(50)]
     images = EncodedImages(lambda: contents, len(contents), RGB)
     one, four = (list(images.pictures(threads)) for threads in (1, 4))
     assert len(images) == len(one) == len(four) == 50
     for seed, (ours, theirs) in enumerate(zip(one, four, strict=True)):
         assert np.array_equal(ours.pixels, theirs.pixels)
-        assert np.array_equal(ours.pixels, np.asarray(colour(seed)).transpose(2, 0, 1))
+        assert np.array_equal(ours.pixels, np.asarray(color(seed)).transpose(2, 0, 1))

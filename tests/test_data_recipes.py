@@ -8,7 +8,7 @@ import pytest
 from _pictures import REAL, prepared
 
 from kdsteps.models import build_model
-from kdsteps.study.settings import dataset_entry, load_study, model_entry
+from kdsteps.study.study import load_study
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 
@@ -19,17 +19,17 @@ def prepare_recipe(name, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(REAL)
     monkeypatch.chdir(tmp_path)
     (entry,) = study.datasets.values()
-    return prepared(tmp_path / "out", *dataset_entry(entry, name), **study.prepare.model_dump())
+    section = study.params.prepare.model_dump()
+    return prepared(tmp_path / "out", entry.kind, entry.options, **section)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_a_recipe_is_a_valid_study_of_networks_that_can_be_built(name):
     study = load_study(RECIPES[name])
     assert "labels" in study.methods  # what all methods are compared with
-    for entry in study.models.values():
-        family, options = model_entry(entry)
-        if not options.get("pretrained"):  # whose weights would be fetched
-            build_model(family, num_classes=10, image_size=32, **options)
+    for model in study.models.values():
+        if not model.options.get("pretrained"):  # whose weights would be fetched
+            build_model(model.family, num_classes=10, image_size=32, **model.options)
 
 
 @pytest.mark.skipif(not (REAL / "FashionMNIST").is_dir(), reason="needs shared/data/FashionMNIST")

@@ -24,23 +24,31 @@ def part(images: torch.Tensor, **options: object) -> ImagePart:
     return ImagePart(images, labels, MEAN[:channels], STD[:channels], **options)
 
 
-def by_torchvision(image: torch.Tensor, views: Views, view: int) -> torch.Tensor:
+def by_torchvision(
+    image: torch.Tensor, views: Views, view: int, size: tuple[int, int]
+) -> torch.Tensor:
     steps = 2 * views.crop_padding + 1
     padded = vision.pad(image, [views.crop_padding] * 4)
-    top, left = view // steps % steps, view % steps
-    cropped = vision.crop(padded, top, left, *image.shape[1:])
+    down, right = view // steps % steps, view % steps
+    top, left = (image.shape[1] - size[0]) // 2, (image.shape[2] - size[1]) // 2
+    cropped = vision.crop(padded, top + down, left + right, *size)
     return vision.hflip(cropped) if view // steps**2 else cropped
 
 
-@pytest.mark.parametrize("views", [Views(2, True), Views(1, False), Views(0, True), Views(5, True)])
+@pytest.mark.parametrize(
+    "views", [Views(), Views(2, True), Views(1, False), Views(0, True), Views(5, True)]
+)
+@pytest.mark.parametrize("size", [(5, 4), (3, 4), (2, 1)], ids=["whole", "lower", "small"])
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-def test_every_view_is_padding_crop_and_flip_as_torchvision_does_them(views, memory_format):
+def test_every_view_is_padding_crop_and_flip_as_torchvision_does_them(views, memory_format, size):
     image = noise(1)
     every = torch.arange(views.count)
     images = image.expand(views.count, -1, -1, -1).contiguous(memory_format=memory_format)
-    expected = torch.stack([by_torchvision(image[0], views, view) for view in range(views.count)])
-    assert torch.equal(views.show(images, every), expected)
-    assert torch.equal(views._gathered(images, every), expected)  # the way of other devices
+    expected = torch.stack(
+        [by_torchvision(image[0], views, view, size) for view in range(views.count)]
+    )
+    assert torch.equal(views.show(images, every, size=size), expected)
+    assert torch.equal(views._gathered(images, every, size), expected)  # as on other devices
 
 
 def test_views_of_an_image_without_symmetry_all_differ():
@@ -65,14 +73,22 @@ def test_drawn_views_reach_all_there_are_evenly():
     assert counts.max() < 1150
 
 
-def test_one_view_for_each_image_is_asked_for():
+def test_stored_images_that_are_larger_are_seen_at_their_center():
+    images = noise(2, height=6, width=9)
+    whole = part(images, size=(4, 5))
+    batch = next(whole.in_order(2))
+    assert whole.image_shape == (3, 4, 5)
+    assert torch.equal(batch.images, whole.normalized(images[:, :, 1:5, 2:7]))
+
+
+def test_one_view_for_each_image_is_needed():
     with pytest.raises(ValueError, match="2 views for 3 images"):
         Views(1).show(noise(3), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-def test_batches_are_normalised_as_torchvision_does_it(channels, memory_format):
+def test_batches_are_normalized_as_torchvision_does_it(channels, memory_format):
     images = noise(4, channels)
     batch = part(images, memory_format=memory_format).take(
         torch.arange(4), Views(), torch.zeros(4, dtype=torch.int64)

@@ -9,7 +9,7 @@ import torch
 from kdsteps.data.images import ImagePart
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.teachers import features
 from kdsteps.teachers.features import FeatureFile, balanced_sample, forecast_bytes, write_features
 
@@ -39,9 +39,9 @@ def test_features_read_back_are_those_of_the_teacher_in_float16(written):
     file = FeatureFile(path)
     part = images()
     traced = teacher().trace(part.normalised(part.images[index]))
-    assert list(file.places) == list(teacher().layers)
+    assert list(file.shapes) == list(teacher().layers)
     assert torch.equal(file.labels(), part.labels[index])
-    for layer in file.places:
+    for layer in file.shapes:
         found = torch.cat(list(file.chunks(layer, width=7)), dim=1)
         assert torch.equal(found, traced[layer].flatten(1).half().float()), layer
 
@@ -56,7 +56,7 @@ def test_a_layer_is_one_row_group_and_few_layers_are_held_at_once(written, tmp_p
 
 
 def test_the_forecast_is_two_bytes_a_number():
-    found = places(teacher(), (1, 8, 8))
+    found = feature_shapes(teacher(), (1, 8, 8))
     numbers = 2 * 64 + 2 * 64 + 4 * 16 + 6 * 4 + 6  # stem, three stages, pool
     assert forecast_bytes(found, num_images=10) == 2 * 10 * numbers
 
@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_noticed(written):
     path.write_bytes(content)
 
     def read_all() -> None:
-        for layer in FeatureFile(path).places:
+        for layer in FeatureFile(path).shapes:
             list(FeatureFile(path).chunks(layer))
 
     with pytest.raises(KdstepsError, match=r"features\.parquet"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.arrays import array_rows, read_array, write_array
-from kdsteps.files.atomic import atomic, check_places, together
+from kdsteps.files.arrays import read_array, write_array
+from kdsteps.files.atomic import all_or_none, atomic, check_places
 from kdsteps.files.checkpoints import (
     load_state,
     read_checkpoint,
@@ -26,6 +28,7 @@ from kdsteps.files.checkpoints import (
     write_checkpoint,
 )
 from kdsteps.files.columns import HISTORY
+from kdsteps.files.digests import file_digest, write_digests
 from kdsteps.files.tables import read_table, table_metadata, write_table
 from kdsteps.files.text import read_json, write_json
 
@@ -108,26 +111,73 @@ def test_each_way_a_disk_refuses_has_its_sentence(tmp_path, monkeypatch, code, s
 
 
 def test_files_written_together_appear_when_all_are_written(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    with together([one, two]):
-        write_json(one, {})
-        assert not one.exists()
-        write_json(tmp_path / "other", {})  # not one of them: at once
-        assert (tmp_path / "other").exists()
-        write_json(two, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other", "two"]
+    final = {"one": tmp_path / "one", "two": tmp_path / "deep" / "two"}
+    with all_or_none(final) as drafts:
+        write_json(drafts["one"], {})
+        write_json(drafts["two"], {})
+        assert not any(path.exists() for path in final.values())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "one", "two"]
+    assert read_json(final["two"]) == {}
 
 
 def test_files_written_together_stay_as_they_were_if_one_fails(tmp_path, monkeypatch):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("old")
+    final = {name: tmp_path / name for name in ("one", "two")}
+    final["one"].write_text("old")
     monkeypatch.setattr(os, "fsync", full_after(1))
-    with pytest.raises(KdstepsError, match="two: the disk is full"), together([one, two]):
-        [write_json(path, {}) for path in (one, two)]
+    with (
+        pytest.raises(KdstepsError, match=rf"^{final['two']}: the disk is full"),
+        all_or_none(final) as drafts,
+    ):
+        [write_json(path, {}) for path in drafts.values()]
     monkeypatch.undo()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-    write_json(one, {})
-    assert read_json(one) == {}
+
+
+def test_a_file_that_was_not_written_leaves_the_others_as_they_were(tmp_path):
+    final = {name: tmp_path / name for name in ("one", "two")}
+    with pytest.raises(FileNotFoundError), all_or_none(final) as drafts:
+        write_json(drafts["one"], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_between_the_files_is_said_with_the_final_path(tmp_path, monkeypatch):
+    final = {name: tmp_path / name for name in ("one", "two")}
+
+    def refuse(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_and_fill(drafts: dict[str, Path]) -> None:
+        [write_json(path, {}) for path in drafts.values()]
+        monkeypatch.setattr(os, "replace", refuse)
+
+    message = rf"^{final['one']}: the disk is full"
+    with pytest.raises(KdstepsError, match=message), all_or_none(final) as drafts:
+        write_and_fill(drafts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_left(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    stale = tmp_path / f".one.{ended.pid}.part"
+    stale_inner = tmp_path / f"..one.{ended.pid}.part.{ended.pid}.part"
+    living = tmp_path / f".one.{os.getppid()}.part"
+    for path in (stale, stale_inner, living):
+        path.write_text("half")
+    with all_or_none({"one": tmp_path / "one"}) as drafts:
+        write_json(drafts["one"], {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "one"]
+
+
+def test_the_digests_of_a_jobs_files_go_by_their_final_names(tmp_path):
+    final = {name: tmp_path / f"{name}.json" for name in ("a", "digest", "b")}
+    with all_or_none(final) as drafts:
+        write_json(drafts["a"], {"x": 1})
+        write_json(drafts["b"], {"x": 2})
+        write_digests(drafts, final)
+    digests = read_json(final["digest"])
+    assert digests == {f"{name}.json": file_digest(final[name]) for name in ("a", "b")}
+    assert digests["a.json"] != digests["b.json"]
 
 
 def test_places_that_can_be_written_pass_and_nothing_is_made(tmp_path):
@@ -138,9 +188,9 @@ def test_places_that_can_be_written_pass_and_nothing_is_made(tmp_path):
 def test_places_that_are_taken_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(KdstepsError, match=r"a file lies where its folder .*file/deep should be"):
+    with pytest.raises(KdstepsError, match=r"a file has the name of its folder .*file/deep; move"):
         check_places([tmp_path / "file/deep/a.json"])
-    with pytest.raises(KdstepsError, match="a folder lies where the file should be; move it away"):
+    with pytest.raises(KdstepsError, match="a folder has this name; move it away"):
         check_places([tmp_path / "folder"])
 
 
@@ -163,23 +213,6 @@ def test_weights_read_back_to_the_byte_with_their_header(tmp_path):
     for name, tensor in WEIGHTS.items():
         assert weights[name].dtype == tensor.dtype
         assert torch.equal(weights[name], tensor)
-
-
-def test_rows_added_one_by_one_give_the_bytes_of_the_whole_array(tmp_path):
-    array = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
-    write_array(tmp_path / "whole.npy", array)
-    with array_rows(tmp_path / "rows.npy") as rows:
-        rows.add(array[:1])
-        rows.add(array[1:])
-        assert rows.shape == (4, 2, 3)
-    assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert np.array_equal(read_array(tmp_path / "rows.npy"), array)
-
-
-def test_rows_of_another_shape_or_type_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"follow uint8"), array_rows(tmp_path / "a.npy") as rows:
-        [rows.add(np.zeros((1, width), np.uint8)) for width in (2, 3)]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_that_are_none_are_not_written(tmp_path):
@@ -226,7 +259,7 @@ def test_a_flipped_bit_in_a_table_is_noticed(tmp_path):
     rows = {"epoch": np.arange(1000), "name": ["loss"] * 1000, "value": values}
     write_table(path, rows, HISTORY)
     flipped(path, path.stat().st_size // 2)
-    with pytest.raises(KdstepsError, match="is no whole Parquet file"):
+    with pytest.raises(KdstepsError, match="is not a complete Parquet file"):
         read_table(path, HISTORY)
 
 
@@ -242,11 +275,13 @@ def test_a_flipped_bit_in_a_table_is_noticed(tmp_path):
 )
 def test_what_is_missing_or_something_else_is_told(tmp_path, read, kind):
     path = tmp_path / "file"
-    with pytest.raises(KdstepsError, match=r"file: is not there; run the stage that writes it"):
+    with pytest.raises(KdstepsError, match=r"file: not found; run the stage that writes it"):
         read(path)
     for content in (b"", b"something else", bytes(1000)):
         path.write_bytes(content)
-        with pytest.raises(KdstepsError, match=rf"file: is no whole {kind} \(.*\); delete it and"):
+        with pytest.raises(
+            KdstepsError, match=rf"file: is not a complete {kind} \(.*\); delete it and"
+        ):
             read(path)
 
 
@@ -256,7 +291,7 @@ def test_a_checkpoint_without_or_with_a_broken_header_is_refused(tmp_path):
     with pytest.raises(KdstepsError, match="has no kdsteps header; a checkpoint from elsewhere"):
         read_checkpoint(path)
     save_file({"weight": torch.zeros(3)}, path, metadata={"kdsteps": "{"})
-    with pytest.raises(KdstepsError, match="is no whole checkpoint"):
+    with pytest.raises(KdstepsError, match="is not a complete checkpoint"):
         read_checkpoint(path)
 
 

@@ -1,4 +1,4 @@
-"""The frozen teacher: a copy that answers as the original does, for less work."""
+"""The frozen teacher: a copy that computes the same as the original, for less work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdsteps.models import build_model
 from kdsteps.models.chain import BlockChain, Chain
+from kdsteps.models.cut.cutting import CutChain
 from kdsteps.teachers.frozen import frozen
 
 FOREIGN: list[dict[str, Any]] = [
@@ -144,3 +145,36 @@ def test_a_layer_that_ends_in_a_convolution_gives_what_it_gave():
     fast = frozen(teacher, IMAGE_SHAPE)
     stems = [chain.trace(images(), ["stem"]) for chain in (teacher, fast)]
     assert same_up_to_rounding(*stems)
+
+
+def test_folding_is_checked_in_float64_on_the_cpu_and_leaves_type_and_device_as_they_are():
+    teacher = teacher_of("resnet")
+    seen = []
+    hook = teacher.conv1.register_forward_pre_hook(
+        lambda _module, inputs: seen.append((inputs[0].dtype, inputs[0].device.type))
+    )
+    fast = frozen(teacher, IMAGE_SHAPE)
+    hook.remove()
+    assert set(seen) == {(torch.float64, "cpu")}
+    assert {parameter.dtype for parameter in fast.parameters()} == {torch.float32}
+    assert norms(fast) == 0
+
+
+class SinglePrecision(nn.Module):
+    """Cannot run in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x)).mean(dim=(2, 3)).float())
+
+
+def test_a_network_that_cannot_run_in_float64_stays_as_it_is(caplog):
+    caplog.set_level("INFO")
+    teacher = CutChain(SinglePrecision(), image_shape=IMAGE_SHAPE).eval()
+    fast = frozen(teacher, IMAGE_SHAPE)
+    assert norms(fast) == 1
+    assert "not folded" in caplog.text
+    assert torch.equal(fast(images()), teacher(images()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,8 @@ from _commands import NET, STUDY
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.jobs.settings import SETTINGS
+from kdsteps.study.study import Study, parse_study
 
 TEACHER = {"dataset": "digits", "teacher": "big"}
 
@@ -48,10 +48,23 @@ def test_a_study_of_labels_alone_has_no_teacher():
     alone = study(methods={"labels": {}})
     for rule in ("train", "cache", "score", "build", "evaluate_teacher"):
         assert graph.jobs(alone, rule) == []
-    assert set(graph.inputs(alone, "distil", run("labels"))) == {"images", "index", "summary"}
-    assert set(graph.inputs(alone, "evaluate", run("labels"))) == {
-        "images", "index", "summary", "model",
-    }  # fmt: skip
+    data = {"images", "index", "summary", "images_digest"}
+    assert set(graph.inputs(alone, "distil", run("labels"))) == data
+    assert set(graph.inputs(alone, "evaluate", run("labels"))) == data | {"model", "model_digest"}
+
+
+def test_a_pair_is_timed_once_on_one_student_of_each_method():
+    assert graph.jobs(study(), "evaluate_latency") == [{"pair": "pair"}]
+    found = graph.inputs(study(), "evaluate_latency", {"pair": "pair"})
+    assert found == {
+        "students": [
+            graph.outputs("distil", run(method))["model"]
+            for method in ("labels", "kd", "block_kd", "fitnet")
+        ],
+        "teacher": graph.outputs("train", TEACHER)["model"],
+    }
+    alone = study(methods={"labels": {}})
+    assert set(graph.inputs(alone, "evaluate_latency", {"pair": "pair"})) == {"students"}
 
 
 def test_kd_waits_for_its_teacher_and_not_for_scores_or_plans():
@@ -83,7 +96,7 @@ def test_a_teacher_of_two_pairs_is_trained_once():
     [
         ({"report": {"title": "Other"}}, set()),
         ({"seeds": [0, 1, 2]}, set()),
-        ({"methods": STUDY["methods"] | {"dkd": {}}}, set()),
+        ({"methods": STUDY["methods"] | {"dkd": {}}}, {("evaluate_latency", "pair")}),
         ({"score": {"num_layers": 2}}, set()),
         ({"train": STUDY["train"] | {"checkpoint_minutes": 1.0}}, set()),
         ({"prepare": {"seed": 1}}, {("prepare", "digits")}),
@@ -102,6 +115,7 @@ def test_a_teacher_of_two_pairs_is_trained_once():
                 for seed in ("0", "1")
             },
         ),
+        ({"evaluate": {"latency_runs": 10}}, {("evaluate_latency", "pair")}),
         (
             {"models": {"big": NET | {"depth": 14}, "small": NET}},
             {("train", "digits", "big"), ("build", "pair", "block_kd")},
@@ -121,16 +135,43 @@ def test_overrides_reach_the_runs_they_belong_to_and_the_nearest_wins():
     pairs = {"pair": STUDY["pairs"]["pair"] | {"distil": {"epochs": 2, "flip": True}}}
     methods = {"kd": {"distil": {"epochs": 3}}, "labels": {}}
     chosen = study(pairs=pairs, methods=methods)
-    kd = graph.settings(chosen, "distil", run("kd"))["distil"]
-    labels = graph.settings(chosen, "distil", run("labels"))["distil"]
-    assert (kd["epochs"], kd["flip"]) == (3, True)
-    assert (labels["epochs"], labels["flip"]) == (2, True)
+    kd = graph.settings(chosen, "distil", run("kd")).distil
+    labels = graph.settings(chosen, "distil", run("labels")).distil
+    assert (kd.epochs, kd.flip) == (3, True)
+    assert (labels.epochs, labels.flip) == (2, True)
 
 
-def test_settings_are_one_text_that_reads_back():
-    text = graph.settings_text(study(), "distil", run("kd"))
-    assert json.loads(text) == graph.settings(study(), "distil", run("kd"))
-    assert "\n" not in text
+def test_settings_are_one_text_that_reads_back_for_every_rule():
+    chosen = study(methods=STUDY["methods"] | {"feature_only": {}})
+    for rule, kind in SETTINGS.items():
+        for names in graph.jobs(chosen, rule):
+            text = graph.settings_text(chosen, rule, names)
+            assert "\n" not in text
+            assert kind.model_validate_json(text, strict=True) == graph.settings(
+                chosen, rule, names
+            )
+
+
+def test_names_are_the_wildcards_of_the_paths_in_their_order():
+    assert graph.names_of("distil") == ("pair", "method", "seed")
+    assert graph.names_of("cache_outputs") == ("dataset", "teacher", "views")
+    assert graph.names_of("report") == ()
+
+
+def test_files_that_snakemake_need_not_read_change_with_another_input_of_the_same_job():
+    chosen = study(methods=STUDY["methods"] | {"feature_only": {}})
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(chosen, rule):
+            node = graph.node(chosen, rule, names)
+            watched = node.inputs.keys() - node.covered
+            together = {"index", "summary"} if "images_digest" in watched else set()
+            for name in (node.inputs.keys() & node.covered) - together - {"check"}:
+                assert rule == "report" or f"{name}_digest" in watched
+            large = {name for name, path in node.inputs.items() if str(path).endswith(LARGE)}
+            assert large <= node.covered, (rule, names)
+
+
+LARGE = (".npy", ".safetensors", "features.parquet", "predictions.parquet")
 
 
 def test_every_file_of_a_study_is_named_once():
@@ -181,5 +222,5 @@ def test_names_that_do_not_go_together_are_refused():
     with pytest.raises(KdstepsError) as raised:
         graph.check_names(chosen, "train", {"dataset": "one", "teacher": "small"})
     assert str(raised.value) == (
-        "this study has no train job for one with small; there are one with big, two with small"
+        "this study has no train job for one with small; it has one with big, two with small"
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kdsteps.jobs.cache import job_cache, remembered
+from kdsteps.cli.main import main
+from kdsteps.jobs import cache
+from kdsteps.jobs.cache import cached_results, job_cache, remembered, shrink
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ask(text: str = "student", **changed: Any) -> str | None:
     """The output of a job, made as `text` unless it was remembered; None where it was not made."""
     job: dict[str, Any] = {
-        "stage": "distil",
+        "rule": "distil",
         "settings": {"learning_rate": 0.05, "weight_decay": 0.01},
         "code": "c0de",
         "inputs": {"data": "data", "teacher": "teacher"},
@@ -50,7 +56,7 @@ def test_the_same_job_gives_the_first_result_again():
     [
         {"settings": {"learning_rate": 0.01, "weight_decay": 0.05}},
         {"code": "0the"},
-        {"stage": "train"},
+        {"rule": "train"},
         {"inputs": {"data": "data"}},
         {"inputs": {"data": "teacher", "teacher": "data"}},
         {"inputs": {"data": ["data", "data"], "teacher": "teacher"}},
@@ -72,7 +78,7 @@ def test_inputs_count_by_content_and_not_by_name_or_age(folder: Path):
 def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
     options = {"depth": 8, "checkpoint": "teacher"}
     job = {
-        "stage": "train",
+        "rule": "train",
         "settings": {"model": {"options": options}},
         "inputs": {"data": "data"},
     }
@@ -82,8 +88,12 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
     assert ask("third", **job) == "third"
 
 
-@pytest.mark.parametrize("changed", [{"code": None}, {"stage": "prepare"}, {"stage": "cache"}])
-def test_jobs_of_unknown_code_or_with_large_files_are_not_remembered(changed: dict[str, Any]):
+@pytest.mark.parametrize(
+    "changed", [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "latency"}]
+)
+def test_jobs_of_unknown_code_with_large_files_or_of_this_machine_alone_are_not_cached(
+    changed: dict[str, Any],
+):
     ask("first", **changed)
     assert ask("second", **changed) == "second"
 
@@ -98,7 +108,7 @@ def test_results_are_copies_so_that_either_side_may_be_deleted_or_changed(folder
 
 
 def test_a_job_that_fails_leaves_nothing_to_remember():
-    job = {"stage": "distil", "settings": {}, "code": "c0de", "inputs": {}}
+    job = {"rule": "distil", "settings": {}, "code": "c0de", "inputs": {}}
     outputs = {"model": Path("model")}
     with suppress(RuntimeError), remembered(**job, outputs=outputs):
         Path("model").write_text("half")
@@ -119,7 +129,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 ):
     (folder / ".jobcache").write_text("a file where the folder should be")
     assert ask("first") == "first"
-    assert "not remembered" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def test_an_experiment_in_a_temporary_clone_shares_the_cache_of_its_study(
@@ -132,3 +142,116 @@ def test_an_experiment_in_a_temporary_clone_shares_the_cache_of_its_study(
     assert job_cache() == folder / ".jobcache"
     monkeypatch.setenv("KDSTEPS_JOB_CACHE", "elsewhere")
     assert job_cache() == Path("elsewhere")
+
+
+def entry(folder: Path) -> Path:
+    """The folder of the one result in the cache."""
+    (result,) = (folder / ".jobcache").glob("*/*")
+    return result
+
+
+@pytest.mark.parametrize("text", ["", "first but edited", "FIRST"])
+def test_a_damaged_or_edited_result_is_dropped_and_made_again(
+    folder: Path, caplog: pytest.LogCaptureFixture, text: str
+):
+    ask("first")
+    (entry(folder) / "model").write_text(text)
+    assert ask("second") == "second"
+    assert "damaged (model" in caplog.text
+    caplog.clear()
+    assert ask("third") == "second"
+    assert "damaged" not in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rule": "distil", "files": {}}', None])
+def test_an_entry_that_does_not_say_what_it_holds_is_made_again(folder: Path, content: str | None):
+    ask("first")
+    contents = entry(folder) / "contents.json"
+    contents.unlink() if content is None else contents.write_text(content)
+    assert ask("second") == "second"
+    assert ask("third") == "second"
+
+
+def test_a_damaged_result_leaves_what_is_there_until_the_job_is_done(folder: Path):
+    ask("first")
+    (entry(folder) / "history").write_text("damaged")
+    outputs = {"model": Path("results/model"), "history": Path("results/history")}
+    job = {"rule": "distil", "settings": {"learning_rate": 0.05, "weight_decay": 0.01}}
+    inputs = {"data": "data", "teacher": "teacher"}
+    Path("results/model").write_text("there")
+    with remembered(**job, code="c0de", inputs=inputs, outputs=outputs) as known:
+        assert not known
+        assert Path("results/model").read_text() == "there"
+
+
+def test_the_results_that_were_not_used_for_longest_are_deleted_first(folder: Path):
+    for number in range(3):
+        ask(f"{number}" * 1000, code=f"c0de{number}")
+        newest = max(job_cache().glob("*/*"), key=lambda result: result.stat().st_mtime_ns)
+        for file in newest.iterdir():
+            os.utime(file, (1000 + number, 1000 + number))
+    assert ask("again", code="c0de0")[0] == "0"  # used now
+    removed = shrink(sum(result.size for result in cached_results()) - 1)
+    assert len(removed) == 1
+    assert ask("new", code="c0de0")[0] == "0"
+    assert ask("new", code="c0de2")[0] == "2"
+    assert ask("new", code="c0de1") == "new"
+
+
+def test_nothing_is_deleted_within_the_limit_and_everything_at_0(folder: Path):
+    ask("first")
+    assert shrink(10**6) == []
+    assert len(shrink(0)) == 1
+    assert cached_results() == []
+    assert ask("second") == "second"
+
+
+def test_what_a_killed_job_left_is_deleted_a_day_later(folder: Path):
+    fresh, old = (folder / ".jobcache/ab" / f"{name}.part" for name in ("fresh", "old"))
+    fresh.mkdir(parents=True)
+    old.mkdir()
+    os.utime(old, (time.time() - cache._ABANDONED - 1,) * 2)
+    assert cached_results() == []
+    shrink(10**6)
+    assert fresh.exists() and not old.exists()
+
+
+def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    ask("x" * 5000)
+    ask("x" * 5000, stage="train")
+    assert main(["jobcache"]) == 0
+    shown = capsys.readouterr().out
+    assert "distil" in shown and "train" in shown and "2 results" in shown
+    assert main(["jobcache", "--limit", "12 KiB"]) == 0
+    assert "deleted 1 results, 9.9 KiB" in capsys.readouterr().out
+    assert len(cached_results()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["jobcache", "--limit", "much"])
+    assert "5GiB" in capsys.readouterr().err
+
+
+def test_two_processes_that_make_and_delete_the_same_result_do_not_disturb_each_other(folder: Path):
+    program = """
+import sys
+from pathlib import Path
+from kdsteps.jobs.cache import remembered, shrink
+for turn in range(60):
+    outputs = {"model": Path(sys.argv[1])}
+    with remembered("distil", {}, "c0de", {"data": "data"}, outputs) as known:
+        if not known:
+            outputs["model"].write_text("student" * 1000)
+    assert outputs["model"].read_text() == "student" * 1000
+    if turn % 5 == 0:
+        shrink(0)
+"""
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", program, name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    for job in jobs:
+        said = job.communicate()[1]
+        assert job.returncode == 0, said
+        assert "damaged" not in said
+    assert not list(job_cache().glob("*/*.part"))

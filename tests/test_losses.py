@@ -21,8 +21,8 @@ from kdsteps.methods.reviewkd import Fusion, hcl_loss
 from kdsteps.methods.rkd import relative_distances, rkd_loss
 from kdsteps.methods.sp import sp_loss
 from kdsteps.methods.uld import uld_loss
-from kdsteps.models.adapters import Place
 from kdsteps.models.families.simkd import Projector
+from kdsteps.models.feature_shapes import FeatureShape
 
 EXAMPLES = {
     "cross-entropy": (lambda: F.cross_entropy(S, Y), 0.356981),
@@ -123,8 +123,8 @@ def test_distances_between_images_are_those_of_the_worked_example():
 
 
 def test_the_projector_of_fitnet_gives_the_value_of_the_worked_example():
-    place = Place("map", 2, 2, 2)
-    projector = Regressor(place, Place("map", 1, 2, 2)).double()
+    place = FeatureShape("map", 2, 2, 2)
+    projector = Regressor(place, FeatureShape("map", 1, 2, 2)).double()
     set_weight(projector.body[0], [[1, -1]])
     projected = projector(A)
     expected = [0.688244, 0, 0, 1.605903, 0.688244, 0.688244, 0, 0]
@@ -144,7 +144,9 @@ def test_the_projector_of_fitnet_gives_the_value_of_the_worked_example():
     ],
 )
 def test_the_projector_of_fitnet_resizes_as_in_the_benchmark(source, target, kernel):
-    projector = Regressor(Place("map", 3, source, source), Place("map", 5, target, target))
+    projector = Regressor(
+        FeatureShape("map", 3, source, source), FeatureShape("map", 5, target, target)
+    )
     projected = projector(torch.randn(2, 3, source, source))
     assert projector.body[0].kernel_size == kernel
     assert projected.shape == (2, 5, *[min(3, target) if source == 3 else target] * 2)
@@ -177,7 +179,7 @@ def test_memories_are_compared_alike_whether_all_at_once_or_row_by_row():
 
 
 def test_fusing_two_levels_gives_the_value_of_the_worked_example():
-    level = Fusion(2, 1, Place("map", 1, 2, 2), fuses=True).double()
+    level = Fusion(2, 1, FeatureShape("map", 1, 2, 2), fuses=True).double()
     set_weight(level.narrow[0], [[1, -1]])
     set_weight(level.gates, [[1, 0], [0, 1]])
     set_centre(level.widen[0])
@@ -200,7 +202,7 @@ def test_the_pyramid_of_a_mirrored_map_has_the_errors_of_the_worked_example():
 
 def test_simkd_gives_the_map_and_logits_of_the_worked_example():
     teacher = torch.cat([B, B.flip(3)], dim=1)
-    place = Place("map", 2, 2, 2)
+    place = FeatureShape("map", 2, 2, 2)
     projector = Projector(place, place, factor=2, rectified=True).double()
     set_weight(projector.body[0], [[1, -1]])
     set_centre(projector.body[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
 from kdsteps.cli.main import COMMANDS, main
 from kdsteps.jobs import graph
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 Said = Callable[..., str]
 
@@ -55,15 +56,15 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> Said:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The jobs that `prepare` is given, which then writes empty files instead of working."""
     seen: list[Any] = []
-
-    def run(job: Any) -> None:
-        seen.append(job)
-        for path in job.outputs.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-
-    monkeypatch.setattr("kdsteps.stages.prepare.run", run)
+    monkeypatch.setattr("kdsteps.stages.prepare.run", lambda job: seen.append(job) or empty(job))
     return seen
+
+
+def empty(job: Any) -> None:
+    """Write every output of a job but its digests, which the command itself writes."""
+    for path in (path for name, path in job.outputs.items() if name != "digest"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def settings() -> str:
@@ -74,92 +75,121 @@ def settings() -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "place", "remedy"),
     [
-        (["distill"], "kdsteps: there is no command 'distill'; did you mean 'distil'?"),
-        ([], "kdsteps: missing: command; `kdsteps --help` tells what there is"),
-        (["prepare", "--frob"], "kdsteps: there is no option --frob; `kdsteps --help` tells what"),
-        (["train"], "kdsteps train: --dataset and --teacher are missing; say which job is meant"),
+        (["distill"], "kdsteps: there is no command 'distill'", "did you mean 'distil'?"),
+        ([], "kdsteps: missing: command", "`kdsteps --help`"),
+        (["prepare", "--frob"], "kdsteps: there is no option --frob", "`kdsteps --help`"),
+        (["train"], "kdsteps train: --dataset and --teacher are missing", "which job"),
         (
             ["distil", "--pair", "pair", "--method", "kd"],
-            "kdsteps distil: --seed is missing; say which job is meant",
+            "kdsteps distil: --seed is missing",
+            "which job",
         ),
         (
             ["distil", "--pair", "pairr", "--method", "kd", "--seed", "0"],
-            "kdsteps distil: --pair: 'pairr' is not in this study; did you mean 'pair'?",
+            "kdsteps distil: --pair: 'pairr' is not in this study",
+            "did you mean 'pair'?",
         ),
         (
             ["distil", "--pair", "pair", "--method", "kdd", "--seed", "0"],
-            "kdsteps distil: --method: 'kdd' is not in this study; did you mean 'kd'?",
+            "kdsteps distil: --method: 'kdd' is not in this study",
+            "did you mean 'kd'?",
         ),
         (
             ["train", *TEACHER, "--pair", "pair"],
-            "kdsteps train: --pair: does not belong there; --dataset and --teacher would tell",
+            "kdsteps train: --pair: not an option of this job",
+            "--dataset and --teacher",
         ),
         (
             ["prepare", *DATA, "--threads", "many"],
-            "kdsteps prepare: --threads: is 'many', where a whole number would be right; ",
+            "kdsteps prepare: --threads: is 'many'",
+            "a whole number",
         ),
         (
             ["train", *TEACHER, "--gpus", "-1"],
-            "kdsteps train: --gpus: is '-1', where a whole number would be right; ",
+            "kdsteps train: --gpus: is '-1'",
+            "a whole number",
         ),
-        (
-            ["prepare", "--settings", "{"],
-            "kdsteps prepare: --settings: is not JSON (",
-        ),
+        (["prepare", "--settings", "{"], "kdsteps prepare: --settings: is not JSON (", "quote it"),
         (
             ["prepare", "--settings", "[1]"],
-            "kdsteps prepare: --settings: is [1]; one `{...}` would be right",
+            "kdsteps prepare: --settings: is [1]",
+            "`key: value` entries",
         ),
         (
             ["prepare", "--settings", "{}"],
-            "kdsteps prepare: --settings: 'prepare' is missing; `--help` tells what the stage",
+            "kdsteps prepare: --settings: kind is missing",
+            "(and 2 more)",
+        ),
+        (
+            ["train", "--settings", '{"model": {}, "train": {"epochs": -1}}'],
+            "kdsteps train: --settings: model.family is missing",
+            "(and 2 more)",
         ),
         (
             ["prepare", "--settings", settings()],
-            "kdsteps prepare: --outputs: 'images' is missing; `--help` tells what the stage",
+            "kdsteps prepare: --outputs: 'images' is missing",
+            "`--help`",
         ),
         (
             ["prepare", "--settings", settings(), "--outputs", "images"],
-            "kdsteps prepare: --outputs: 'images' should read NAME=PATH",
+            "kdsteps prepare: --outputs: 'images'",
+            "NAME=PATH",
         ),
         (
-            ["train", "--settings", "{}", "--inputs", "images=nowhere.npy"],
-            "kdsteps train: nowhere.npy: there is no such file, and it is read as 'images'; run",
+            ["prepare", "--settings", settings(), "--inputs", "images=nowhere.npy"],
+            "kdsteps prepare: nowhere.npy: not found, and it is read as 'images'",
+            "snakemake",
         ),
         (
             ["prepare", *DATA, "--params", "nowhere.yaml"],
-            "kdsteps prepare: nowhere.yaml: is not there; run kdsteps where params.yaml lies",
+            "kdsteps prepare: nowhere.yaml: not found",
+            "recipes/",
         ),
         (
             ["train", *TEACHER],
-            "kdsteps train: results/prepare/digits/images.npy: there is no such file",
+            "kdsteps train: results/prepare/digits/images.npy: not found",
+            "snakemake",
+        ),
+        (
+            ["verify", "prepare"],
+            "kdsteps verify: results/prepare/digits/images.npy: is not there",
+            "snakemake",
+        ),
+        (["verify", "prepar"], "kdsteps verify: stage: invalid choice: 'prepar'", "prepare"),
+        (
+            ["resolve", "--params", "nowhere.yaml"],
+            "kdsteps resolve: nowhere.yaml: not found",
+            "recipes/",
         ),
         (
             ["layers", "bigg"],
-            "kdsteps layers: params.yaml: 'bigg' is not under models; did you mean 'big'?",
+            "kdsteps layers: params.yaml: 'bigg' is not under models",
+            "did you mean 'big'?",
         ),
         (
             ["layers", "vgh:"],
-            "kdsteps layers: vgh:.family: there is no model family 'vgh'; did you mean 'vgg'?",
+            "kdsteps layers: vgh:.family: there is no model family 'vgh'",
+            "did you mean 'vgg'?",
         ),
         (
             ["layers", "cifar_resnet:x"],
-            "kdsteps layers: cifar_resnet:x: name is an unknown key; there are depth, widths",
+            "kdsteps layers: cifar_resnet:x: name is an unknown key",
+            "depth, widths",
         ),
-        (
-            ["layers", "big", "--image", "3,32"],
-            "kdsteps layers: --image: '3,32' should read C,H,W, such as 3,32,32",
-        ),
+        (["layers", "big", "--image", "3,32"], "kdsteps layers: --image: '3,32'", "3,32,32"),
         (
             ["layers", "big", "--image", "3,0,32"],
-            "kdsteps layers: --image: '3,0,32' has a 0; each number should be above 0",
+            "kdsteps layers: --image: '3,0,32' has a 0",
+            "above 0",
         ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_sentence(refusal, arguments, sentence):
-    assert refusal(*arguments).startswith(sentence)
+def test_a_mistake_on_the_command_line_is_one_sentence(refusal, arguments, place, remedy):
+    found = refusal(*arguments)
+    assert found.startswith(place)
+    assert remedy in found.removeprefix(place)
 
 
 # what a job is given
@@ -175,12 +205,15 @@ def test_a_job_by_name_is_the_job_by_file(folder, jobs):
     assert by_name == by_file
 
 
-def test_a_name_that_comes_again_gives_a_list(jobs):
+def test_a_name_that_comes_again_gives_a_list_for_the_report(monkeypatch):
+    jobs: list[Any] = []
+    monkeypatch.setattr("kdsteps.stages.report.run", lambda job: jobs.append(job) or empty(job))
     Path("a").touch()
     Path("b").touch()
-    given = ["--inputs", "x=a", "x=b", "y=a", "--outputs", "images=c"]
-    assert main(["prepare", "--settings", "{}", *given]) == 0
-    assert jobs[0].inputs == {"x": ["a", "b"], "y": "a"}
+    text = graph.settings_text(parse_study(STUDY), "report", {})
+    given = ["--inputs", "x=a", "x=b", "y=a", "--outputs", "page=c"]
+    assert main(["report", "--settings", text, *given]) == 0
+    assert jobs[0].lists == {"x": [Path("a"), Path("b")], "y": [Path("a")]}
 
 
 def test_no_job_gets_more_threads_than_there_are_cores(jobs):
@@ -267,11 +300,53 @@ def test_a_reader_that_stops_early_is_no_error():
         assert it.wait(timeout=60) == 0
 
 
-def test_a_dataset_is_prepared_and_recorded(folder):
+def test_a_dataset_is_prepared_with_the_digests_of_its_files(folder):
     assert main(["prepare", *DATA]) == 0
-    summary = json.loads((folder / "results/prepare/digits/summary.json").read_text())
+    made = {file.name: file for file in (folder / "results/prepare/digits").iterdir()}
+    summary = json.loads(made["summary.json"].read_text())
     assert sum(summary["images"].values()) == 1797
+    digests = json.loads(made.pop("digest.json").read_text())
+    assert digests == {
+        name: hashlib.blake2b(file.read_bytes(), digest_size=20).hexdigest()
+        for name, file in made.items()
+    }
     assert not list(folder.rglob("*.part"))
+
+
+def resolved(folder: Path, **sections: Any) -> dict[str, bytes]:
+    """What `kdsteps resolve` writes for the small study with some sections replaced."""
+    write_study(folder, **sections)
+    assert main(["resolve"]) == 0
+    return files_in(folder / "results/settings")
+
+
+def test_resolve_writes_what_each_job_of_each_stage_reads(folder):
+    files = resolved(folder)
+    assert set(files) == {f"{stage}.json" for stage in graph.STAGES}
+    study = parse_study(STUDY)
+    jobs = json.loads(files["distil.json"])["jobs"]
+    assert len(jobs) == len(graph.jobs(study, "distil"))
+    names = {"pair": "pair", "method": "kd", "seed": "1"}
+    found = jobs["distil pair kd 1"]
+    assert found["settings"] == json.loads(graph.settings_text(study, "distil", names))
+    assert found["code"]
+
+
+def test_resolve_gives_the_same_for_a_section_left_out_and_its_defaults_written_out(folder):
+    left_out = resolved(folder)
+    params = parse_study(STUDY).params
+    names = params.model_fields_set ^ type(params).model_fields.keys()
+    assert {"prepare", "score"} <= names
+    written = {name: getattr(params, name).model_dump(mode="json") for name in names}
+    assert resolved(folder, **written) == left_out
+    assert resolved(folder, **written | {"score": {"num_layers": 2}}) != left_out
+
+
+def test_a_changed_value_changes_the_resolved_settings_of_its_stages_alone(folder):
+    before = resolved(folder)
+    after = resolved(folder, methods=STUDY["methods"] | {"kd": {"temperature": 2.0}})
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == {"distil.json", "report.json"}
 
 
 def test_results_made_before_are_taken_from_the_job_cache(folder, monkeypatch):

@@ -1,16 +1,47 @@
-"""What is measured of a network, against values worked out by hand."""
+"""The metrics against values worked out by hand, and the registry that everything follows from."""
 
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from _commands import STUDY
 from torch import Tensor, nn
 
 from kdsteps.data.images import ImagePart
-from kdsteps.evaluation.metrics import calibration_error, compare, judge, latency, predict, size_of
+from kdsteps.errors import KdstepsError
+from kdsteps.evaluation import metrics
+from kdsteps.evaluation.metrics import METRICS, Metric, all_metrics, compute
+from kdsteps.evaluation.predictions import (
+    accuracy,
+    accuracy_per_class,
+    agreement,
+    ece,
+    kl_to_teacher,
+    nll,
+    predict,
+    top5_accuracy,
+)
+from kdsteps.evaluation.size import parameters, size_mib
+from kdsteps.evaluation.speed import (
+    Timing,
+    images_per_second,
+    latency_ms,
+    latency_p90_ms,
+    time_network,
+)
+from kdsteps.files.tables import read_table
+from kdsteps.files.text import read_json
+from kdsteps.jobs import graph
+from kdsteps.jobs.job import Job
+from kdsteps.report.results import run_columns
+from kdsteps.study.settings import parse_study
 from kdsteps.training.device import WORK_OF_A_CORE, keep_busy
+
+OPTIONS = {"calibration_bins": 15}
 
 
 def logits_of(*rows: tuple[float, ...]) -> Tensor:
@@ -20,61 +51,135 @@ def logits_of(*rows: tuple[float, ...]) -> Tensor:
 
 def test_accuracy_top5_and_nll_match_values_worked_by_hand():
     ascending = torch.arange(6.0).repeat(2, 1)  # ranks class 5 first and class 0 last
-    found = judge(ascending, torch.tensor([5, 0]))
-    assert (found["accuracy"], found["top5"]) == (0.5, 0.5)
-    assert judge(ascending, torch.tensor([1, 1]))["top5"] == 1.0
+    assert accuracy(ascending, torch.tensor([5, 0])) == 0.5
+    assert top5_accuracy(ascending, torch.tensor([5, 0])) == 0.5
+    assert top5_accuracy(ascending, torch.tensor([1, 1])) == 1.0
     sure = logits_of((0.5, 0.5), (0.2, 0.8))
-    nll = judge(sure, torch.tensor([0, 0]))["nll"]
-    assert nll == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
+    expected = -(math.log(0.5) + math.log(0.2)) / 2
+    assert nll(sure, torch.tensor([0, 0])) == pytest.approx(expected)
 
 
-def test_with_fewer_than_five_classes_top5_is_all_of_them():
-    assert judge(torch.zeros(3, 2), torch.tensor([0, 1, 1]))["top5"] == 1.0
-
-
-def test_calibration_error_matches_a_value_worked_by_hand():
+def test_ece_matches_a_value_worked_by_hand():
     # two bins: 0.6 and 0.9 fall into the upper one; confidence 0.75, accuracy one half
     logits = logits_of((0.6, 0.4), (0.1, 0.9))
-    assert calibration_error(logits, torch.tensor([0, 0]), 2) == pytest.approx(0.25)
-    # fifteen bins: each in a bin of its own, |1 - 0.6| and |0 - 0.9|
-    assert calibration_error(logits, torch.tensor([0, 0]), 15) == pytest.approx(0.65)
+    assert ece(logits, torch.tensor([0, 0]), calibration_bins=2) == pytest.approx(0.25)
+    # fifteen bins: each in its own bin, |1 - 0.6| and |0 - 0.9|
+    assert ece(logits, torch.tensor([0, 0]), calibration_bins=15) == pytest.approx(0.65)
 
 
-def test_certainty_that_is_right_is_perfectly_calibrated():
-    logits = 1000 * torch.eye(4)
-    assert calibration_error(logits, torch.arange(4), 15) == 0.0
+def test_a_correct_and_certain_network_is_perfectly_calibrated():
+    assert ece(1000 * torch.eye(4), torch.arange(4)) == 0.0
 
 
 def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_lower_one():
     logits = logits_of((0.5, 0.5), (0.25, 0.75))  # bins (0, 0.5] and (0.5, 1]
-    found = calibration_error(logits, torch.tensor([0, 1]), 2)
+    found = ece(logits, torch.tensor([0, 1]), calibration_bins=2)
     assert found == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_accuracy_per_class_is_none_for_a_class_without_images():
+    logits = torch.eye(3)[[0, 1, 0, 0]]  # predicts 0, 1, 0, 0
+    assert accuracy_per_class(logits, torch.tensor([0, 0, 0, 1])) == [2 / 3, 0.0, None]
 
 
 def test_kl_and_agreement_match_values_worked_by_hand():
     student = logits_of((0.5, 0.5), (0.5, 0.5))
     teacher = logits_of((0.75, 0.25), (0.5, 0.5))
-    found = compare(student, teacher)
     expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
-    assert found["kl_to_teacher"] == pytest.approx(expected)
-    assert found["agreement"] == 1.0
-    assert compare(-teacher, teacher)["agreement"] == 0.5  # the tie of the second row stays one
+    assert kl_to_teacher(student, teacher) == pytest.approx(expected)
+    assert agreement(student, teacher) == 1.0
+    assert agreement(-teacher, teacher) == 0.5  # the tie of the second row remains one
 
 
 def test_a_network_agrees_with_itself_and_with_shifted_logits():
     logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
-    found = compare(logits, logits + 3)
-    assert found["agreement"] == 1.0
-    assert found["kl_to_teacher"] == pytest.approx(0, abs=1e-6)
+    assert agreement(logits, logits + 3) == 1.0
+    assert kl_to_teacher(logits, logits + 3) == pytest.approx(0, abs=1e-6)
 
 
-def test_measures_of_other_images_are_refused():
+@pytest.mark.parametrize("function", [agreement, kl_to_teacher])
+def test_logits_of_other_classes_are_refused(function):
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
-        compare(torch.zeros(2, 3), torch.zeros(2, 4))
+        function(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("function", [accuracy, top5_accuracy, nll, ece, accuracy_per_class])
+def test_labels_of_other_images_are_refused(function):
     with pytest.raises(ValueError, match="2 rows of logits for 3 labels"):
-        judge(torch.zeros(2, 3), torch.tensor([0, 1, 2]))
+        function(torch.zeros(2, 3), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="0 rows of logits"):
-        judge(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+        function(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+def test_every_entry_of_the_registry_is_complete_and_has_its_own_name():
+    assert len({entry.name for entry in METRICS}) == len(METRICS)
+    for entry in METRICS:
+        assert entry.label and entry.unit and entry.explanation.endswith("."), entry.name
+        assert entry.better in ("higher", "lower"), entry.name
+
+
+def test_metrics_are_computed_by_source_and_top5_only_above_five_classes():
+    labels = torch.tensor([0, 1])
+    given = {"num_classes": 5, "options": OPTIONS}
+    found = compute(METRICS, "predictions", torch.zeros(2, 5), labels, **given)
+    assert found.keys() == {"accuracy", "top5_accuracy", "nll", "ece"}
+    assert found["top5_accuracy"] is None
+    given = {"num_classes": 6, "options": OPTIONS}
+    found = compute(METRICS, "predictions", torch.eye(6)[:2], labels, **given)
+    assert found["top5_accuracy"] == 1.0
+
+
+def test_a_number_that_is_not_finite_counts_as_undefined():
+    entry = Metric("odd", lambda logits, labels: math.nan)
+    assert entry.value(None, None, num_classes=2, options={}) is None
+
+
+BRIER = """
+from kdsteps.evaluation.metrics import metric
+import torch.nn.functional as F
+
+@metric(label="Brier score", better="lower", explanation="Squared error of probabilities.")
+def brier(logits, labels):
+    targets = F.one_hot(labels, logits.shape[1])
+    return (logits.softmax(dim=1) - targets).square().sum(dim=1).mean().item()
+
+def plain(logits, labels):
+    '''Number of images.'''
+    return len(labels)
+
+accuracy = plain
+accuracy.__name__ = "accuracy"
+number = 3
+"""
+
+
+def test_a_metric_of_a_file_joins_the_registry(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER.replace("accuracy", "other"))
+    *shipped, brier, plain = all_metrics(["./mine.py:brier", "./mine.py:plain"])
+    assert tuple(shipped) == METRICS
+    assert (brier.name, brier.label, brier.better) == ("brier", "Brier score", "lower")
+    assert (plain.name, plain.explanation, plain.better) == ("other", "Number of images.", None)
+    found = brier.value(torch.zeros(1, 2), torch.tensor([0]), num_classes=2, options={})
+    assert found == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("./mine.py:brierr", r"no 'brierr'; did you mean 'brier'"),
+        ("./other.py:brier", r"other\.py: there is no such file"),
+        ("no_such_package.metrics:brier", r"no module 'no_such_package\.metrics'"),
+        ("brier", r"no installed package has such an entry point in kdsteps\.metrics"),
+        ("./mine.py:accuracy", r"already a metric 'accuracy'"),
+        ("./mine.py:number", r"is int, not a function"),
+    ],
+)
+def test_a_wrong_reference_to_a_metric_is_one_sentence(reference, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER)
+    with pytest.raises(KdstepsError, match=words):
+        all_metrics([reference])
 
 
 def test_predictions_are_made_in_order_and_in_eval_mode():
@@ -89,18 +194,77 @@ def test_predictions_are_made_in_order_and_in_eval_mode():
     assert not logits.requires_grad
 
 
+@pytest.mark.parametrize("where", ["registry", pytest.param("params.yaml", marks=pytest.mark.slow)])
+def test_a_metric_is_one_entry_and_found_in_every_result(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER)
+    references = ["./mine.py:brier"]
+    if where == "registry":
+        monkeypatch.setattr(metrics, "METRICS", all_metrics(references))
+        references = []
+    study = parse_study(
+        STUDY | {"methods": {"labels": {}}, "seeds": [0], "evaluate": {"metrics": references}}
+    )
+    for rule in ("prepare", "distil", "evaluate", "evaluate_latency", "report"):
+        (names,) = graph.jobs(study, rule)
+        job = Job(
+            settings=graph.settings(study, rule, names),
+            inputs=graph.inputs(study, rule, names),
+            outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
+        )
+        import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run(job)
+        if rule == "evaluate":
+            measured = read_json(job.outputs["measures"])["brier"]
+    assert 0 < measured < 2
+    runs = read_table(job.outputs["runs"], run_columns(all_metrics(references)))
+    assert runs["brier"].to_pylist() == [measured]
+    page = job.outputs["page"].read_text()
+    assert ">Brier score" in page
+    assert "Squared error of probabilities. Lower is better." in page
+    assert f">{measured:.3f}<" in page
+    assert read_json(job.outputs["metrics"])["pair"]["methods"]["labels"]["brier"] == measured
+
+
 def test_size_counts_shared_weights_once_and_buffers_only_in_memory():
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     network.append(network[0])
-    found = size_of(network)
-    assert found["parameters"] == 4 * 4 + 4 + 4 + 4
-    # beside the parameters: running mean and variance of 4 bytes each, a counter of 8
-    assert found["size_mib"] == (4 * found["parameters"] + 4 * 8 + 8) / 2**20
+    image = torch.zeros(1, 4)
+    count = parameters(network, image)
+    assert count == 4 * 4 + 4 + 4 + 4
+    # besides the parameters: running mean and variance of 4 bytes each, a counter of 8
+    assert size_mib(network, image) == (4 * count + 4 * 8 + 8) / 2**20
 
 
-def test_latency_is_positive_and_the_slow_tail_not_below_the_median():
-    found = latency(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2), runs=20)
-    assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
+def test_speed_is_computed_from_the_times():
+    timing = Timing(tuple(float(ms) for ms in range(1, 12)), (10.0, 20.0, 40.0), 64, 1)
+    assert latency_ms(timing) == 6.0
+    assert latency_p90_ms(timing) == 10.0
+    assert images_per_second(timing) == pytest.approx(64 / 0.020)
+
+
+def test_timing_measures_both_and_leaves_threads_and_mode_as_they_were():
+    given = torch.get_num_threads()
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3)).train()
+    try:
+        torch.set_num_threads(2)
+        timing = time_network(network, (3, 2, 2), runs=20, batch_size=8)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(given)
+    assert (len(timing.image_ms), timing.batch_size, timing.threads) == (20, 8, 1)
+    assert min(timing.image_ms + timing.batch_ms) > 0
+    assert network.training
+
+
+def test_timing_restores_the_threads_when_a_network_fails():
+    given = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(RuntimeError):
+            time_network(nn.Linear(5, 5), (3, 2, 2), runs=2, batch_size=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(given)
 
 
 def test_steps_too_small_for_threads_are_computed_on_one(monkeypatch):
@@ -111,16 +275,5 @@ def test_steps_too_small_for_threads_are_computed_on_one(monkeypatch):
         assert torch.get_num_threads() == 2
         keep_busy(WORK_OF_A_CORE // 3)
         assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(given)
-
-
-def test_latency_leaves_the_threads_as_they_were():
-    given = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        found = latency(torch.nn.Conv2d(1, 1, 1), (1, 4, 4), runs=5)
-        assert torch.get_num_threads() == 2
-        assert 0 < found["latency_ms"] <= found["latency_p90_ms"]
     finally:
         torch.set_num_threads(given)

@@ -10,7 +10,7 @@ from _commands import STUDY
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.study.schema import study_schema
-from kdsteps.study.settings import Study, parse_study
+from kdsteps.study.study import Study, parse_study
 
 NAMED = {"select": ["layer1.0", "layer2.0"], "num_pairs": 2}
 PAIR = STUDY["pairs"]["pair"]
@@ -22,23 +22,22 @@ def study(build: dict[str, Any], **methods: dict[str, Any]) -> Study:
     return parse_study(STUDY | {"pairs": pairs, "methods": methods or {"feature_only": {}}})
 
 
-def build_of(chosen: Study, pair: str, method: str = "feature_only") -> dict[str, Any]:
-    names = {"pair": pair, "method": method}
-    found: dict[str, Any] = graph.settings(chosen, "build", names)["build"]
-    return found
+def build_of(chosen: Study, pair: str, method: str = "feature_only") -> Any:
+    """The section `build` of a job."""
+    return graph.settings(chosen, "build", {"pair": pair, "method": method}).build
 
 
 def test_a_pair_may_build_otherwise_than_the_others():
     chosen = study(NAMED)
-    assert build_of(chosen, "own")["select"] == ["layer1.0", "layer2.0"]
-    assert build_of(chosen, "plain")["select"] is None
-    assert build_of(chosen, "own")["projector"] == build_of(chosen, "plain")["projector"]
+    assert build_of(chosen, "own").select == ("layer1.0", "layer2.0")
+    assert build_of(chosen, "plain").select is None
+    assert build_of(chosen, "own").projector == build_of(chosen, "plain").projector
 
 
 def test_what_a_method_says_goes_before_what_its_pair_says():
     chosen = study(NAMED, picked={"method": "feature_only", "build": {"select": "efficiency"}})
-    assert build_of(chosen, "own", "picked")["select"] == "efficiency"
-    assert build_of(chosen, "own", "picked")["num_pairs"] == 2
+    assert build_of(chosen, "own", "picked").select == "efficiency"
+    assert build_of(chosen, "own", "picked").num_pairs == 2
 
 
 def test_a_pair_with_named_layers_waits_for_no_scores():

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from _pictures import FILES, as_bytes, colour, prepare, prepared, write_folder
+from _pictures import FILES, as_bytes, color, prepare, prepared, write_folder
 from PIL import Image
 
 from kdsteps.data import prepared as prepared_module
 from kdsteps.data.checks import check_source
+from kdsteps.data.hashes import Hashes
 from kdsteps.data.prepared import load_prepared
 from kdsteps.data.source import Source
 from kdsteps.data.splitting import complete_split, duplicates
@@ -59,7 +60,7 @@ def test_the_stored_images_labels_and_sources_are_those_of_the_files(tmp_path, p
     for row in index:
         name, number = row["source"].removesuffix(".png").split("/")
         seed = int(number) + (0 if name == "cat" else 10)  # as `write_folder` drew them
-        assert np.array_equal(images[row["image"]], np.asarray(colour(seed)).transpose(2, 0, 1))
+        assert np.array_equal(images[row["image"]], np.asarray(color(seed)).transpose(2, 0, 1))
         assert row["label"] == ("cat", "dog").index(name)
 
 
@@ -103,7 +104,7 @@ def test_digits_come_stratified_and_whole(tmp_path):
 def test_images_of_any_size_become_one(tmp_path):
     for number, (height, width) in enumerate([(9, 7), (20, 30), (8, 8), (40, 12)]):
         (tmp_path / "set" / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
-        image = colour(number, height, width)
+        image = color(number, height, width)
         image.save(tmp_path / "set" / f"c{number % 2}" / f"{number}.png")
     options = {"path": str(tmp_path / "set"), "resize": 8, "crop": 6}
     data, summary = prepared(tmp_path / "out", "folder", options, validation=0, test=0.5)
@@ -111,14 +112,14 @@ def test_images_of_any_size_become_one(tmp_path):
     assert summary["sizes"]["different"] == 4
 
 
-def test_grey_and_colour_together_become_colour(tmp_path):
+def test_gray_and_color_together_become_color(tmp_path):
     root = write_folder(tmp_path / "set", {"a": 3, "b": 3})
-    Image.new("L", (6, 6), 9).save(root / "a" / "grey.png")
+    Image.new("L", (6, 6), 9).save(root / "a" / "gray.png")
     data, summary = prepared(tmp_path / "out", "folder", {"path": str(root)})
     assert data.image_shape[0] == 3
     assert summary["modes"] == {"L": 1, "RGB": 6}
-    grey, _ = prepared(tmp_path / "grey", "folder", {"path": str(root), "channels": 1})
-    assert grey.image_shape[0] == 1
+    gray, _ = prepared(tmp_path / "gray", "folder", {"path": str(root), "channels": 1})
+    assert gray.image_shape[0] == 1
 
 
 def test_preparing_does_not_wait_for_torch():
@@ -185,13 +186,13 @@ def test_no_validation_part_is_made_where_none_is_wanted():
 
 
 def test_no_test_part_at_all_is_refused():
-    with pytest.raises(KdstepsError, match=r"prepare.test is 0 and the source has no test part"):
+    with pytest.raises(KdstepsError, match=r"prepare.test is 0 and the data set has no test"):
         split_of(10, test=0.0)
 
 
 def test_a_class_too_small_for_every_part_is_refused():
     labels = np.array([0] * 10 + [1])
-    with pytest.raises(KdstepsError, match="class 'odd' has 1 different image to train on"):
+    with pytest.raises(KdstepsError, match="class 'odd' has 1 different image for the splits"):
         split_of(11, labels=labels)
 
 
@@ -211,11 +212,11 @@ def test_copies_are_counted_between_parts_and_within():
 def test_an_image_in_train_and_test_is_reported_with_both_names(tmp_path):
     write_folder(tmp_path / "set" / "train", {"a": 5, "b": 5})
     write_folder(tmp_path / "set" / "test", {"a": 2, "b": 2}, start=50)
-    colour(3).save(tmp_path / "set" / "test" / "b" / "copy.png")  # train has it as class a
+    color(3).save(tmp_path / "set" / "test" / "b" / "copy.png")  # train has it as class a
     _, summary = prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")}, validation=0)
     assert summary["duplicates"] == [
         {
-            "parts": ["train", "test"],
+            "splits": ["train", "test"],
             "images": 1,
             "of_other_class": 1,
             "examples": [["train/a/3.png", "test/b/copy.png"]],
@@ -237,7 +238,7 @@ def test_broken_images_are_named_counted_and_refused(tmp_path, pets):
 def test_broken_images_are_left_out_where_told_so(tmp_path, pets):
     (tmp_path / "pets" / "cat" / "3.png").write_bytes(b"not an image")
     data, summary = prepared(tmp_path / "out", "folder", {"path": pets}, broken="skip")
-    assert summary["broken"] == ["cat/3.png: is no image of a known kind"]
+    assert summary["broken"] == ["cat/3.png: is not an image in a known format"]
     assert len(data.images) == 29
     whole, _ = prepared(tmp_path / "again", "folder", {"path": pets}, broken="skip")
     assert np.array_equal(data.images, whole.images)
@@ -254,7 +255,7 @@ def test_a_set_of_broken_images_alone_is_refused_even_where_they_may_be_skipped(
 
 
 def run_parquet(tmp_path, labels, metadata=None, **section):
-    images = [as_bytes(colour(seed)) for seed in range(len(labels))]
+    images = [as_bytes(color(seed)) for seed in range(len(labels))]
     table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "a.parquet")
     return prepare(tmp_path / "out", "parquet", {"train": f"{tmp_path}/a.parquet"}, **section)
@@ -288,7 +289,7 @@ def test_a_class_that_only_the_test_part_lacks_is_no_reason_to_stop(tmp_path):
 
 def test_a_class_that_the_training_part_alone_lacks_is_refused(tmp_path):
     for name, labels, seed in (("train", [0, 0, 0, 0], 0), ("test", [0, 1], 9)):
-        images = [as_bytes(colour(seed + row)) for row in range(len(labels))]
+        images = [as_bytes(color(seed + row)) for row in range(len(labels))]
         pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / f"{name}.parquet")
     options = {part: f"{tmp_path}/{part}.parquet" for part in ("train", "test")}
     with pytest.raises(KdstepsError, match="class '1' has no training images"):
@@ -296,15 +297,13 @@ def test_a_class_that_the_training_part_alone_lacks_is_refused(tmp_path):
 
 
 def test_one_class_alone_is_refused(tmp_path):
-    with pytest.raises(KdstepsError, match=r"one class only \(0\)"):
+    with pytest.raises(KdstepsError, match=r"only one class \(0\)"):
         run_parquet(tmp_path, [0, 0, 0])
 
 
 def test_images_of_different_sizes_are_refused_by_name(tmp_path, pets):
-    colour(99, 6, 8).save(tmp_path / "pets" / "dog" / "wide.png")
-    with pytest.raises(
-        KdstepsError, match=r"cat/0.png is 6 x 6, dog/wide.png is 6 x 8; .*`resize`"
-    ):
+    color(99, 6, 8).save(tmp_path / "pets" / "dog" / "wide.png")
+    with pytest.raises(KdstepsError, match=r"cat/0.png is 6 x 6, dog/wide.png is 6 x 8; .*`store`"):
         prepare(tmp_path / "out", "folder", {"path": pets})
 
 
@@ -342,11 +341,13 @@ def test_a_source_that_does_not_fit_together_is_refused():
     images = np.zeros((4, 1, 2, 2), np.uint8)
     with pytest.raises(KdstepsError, match="has no images"):
         check_source(source(images[:0]))
+    with pytest.raises(KdstepsError, match=r"class name 'a\\x07' cannot be printed"):
+        check_source(source(images, class_names=("a\x07", "b")))
     with pytest.raises(KdstepsError, match="two classes are called 'a'"):
         check_source(source(images, class_names=("a", "a")))
     with pytest.raises(ValueError, match="differ in length"):
         check_source(source(images, labels=[0, 1]))
-    with pytest.raises(ValueError, match="a part 'dev'"):
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
         check_source(source(images, split=["dev"] * 4))
 
 
@@ -376,6 +377,52 @@ def test_a_part_too_large_for_the_device_streams_and_gives_the_same(files, monke
     for ours, theirs in zip(small.in_order(4), large.in_order(4), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_flipped_bit_is_noticed_and_names_the_file(files, stream):
+    before = files["images"].read_bytes()
+    for at in np.random.default_rng(0).integers(128, len(before), 20):
+        damaged = bytearray(before)
+        damaged[at] ^= 1 << int(at % 8)
+        files["images"].write_bytes(damaged)
+        data = load_prepared(**files, device=CPU)
+        row = (at - 128) // (3 * 6 * 6)
+        name = read_table(files["index"], INDEX)["source"][int(row)].as_py()
+        with pytest.raises(KdstepsError, match=rf"images.npy: image {row} \({name}\) is damaged"):
+            list(data.part(data.split[row], stream=stream).in_order(4))
+
+
+def test_an_image_that_is_not_used_is_not_checked(files):
+    data = load_prepared(**files, device=CPU)
+    damaged = bytearray(files["images"].read_bytes())
+    damaged[128 + 3 * 6 * 6 * int(data.rows("test")[0])] ^= 1
+    files["images"].write_bytes(damaged)
+    assert len(list(load_prepared(**files, device=CPU).part("train").in_order(4)))
+
+
+def test_streamed_images_are_checked_once(files, monkeypatch):
+    data = load_prepared(**files, device=CPU)
+    part, checked = data.part("train", stream=True), []
+    find = Hashes.damaged
+    monkeypatch.setattr(
+        Hashes,
+        "damaged",
+        lambda *args: (checked.extend(args[2]), find(*args))[1],
+    )
+    for _ in range(2):
+        list(part.in_order(4))
+    assert sorted(checked) == data.rows("train").tolist()
+
+
+def test_damage_found_by_a_worker_is_the_same_sentence(files):
+    damaged = bytearray(files["images"].read_bytes())
+    damaged[128:] = bytes(len(damaged) - 128)
+    files["images"].write_bytes(damaged)
+    part = load_prepared(**files, device=CPU).part("train", stream=True)
+    part.workers = 2
+    with pytest.raises(KdstepsError, match=r"is damaged: .*; delete this file and run again$"):
+        list(part.in_order(4))
 
 
 def test_an_empty_validation_part_has_no_batches(tmp_path):
@@ -420,13 +467,13 @@ def test_a_class_of_the_index_without_training_images_is_refused(files):
 
 def test_an_unknown_part_in_the_index_is_refused(files):
     rewrite_index(files, split=["exam", *["train"] * 29])
-    assert "a part 'exam'; there are train, validation, test" in refused(files)
+    assert "the split 'exam'; there are train, validation, test" in refused(files)
 
 
 def test_stored_images_of_another_type_or_shape_are_refused(files):
     images = np.load(files["images"])
     write_array(files["images"], images / np.float32(255))
-    assert "holds float32 of shape (30, 3, 6, 6); images are uint8" in refused(files)
+    assert "has float32 of shape (30, 3, 6, 6); images are uint8" in refused(files)
     write_array(files["images"], images[:, :, :4])
     assert "has images of (3, 4, 6)" in refused(files)
 
@@ -438,6 +485,13 @@ def test_a_file_that_is_cut_off_or_missing_is_named(files, name):
     assert str(files[name]) in refused(files)
     files[name].unlink()
     assert str(files[name]) in refused(files)
+
+
+def test_results_from_before_stored_and_seen_sizes_differed_are_read(files):
+    summary = read_json(files["summary"])
+    del summary["stored_shape"]
+    write_json(files["summary"], summary)
+    assert load_prepared(**files, device=CPU).image_shape == (3, 6, 6)
 
 
 def test_a_summary_without_what_stages_need_is_refused(files):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from kdsteps.jobs import graph
-from kdsteps.models import Chain, build_model
-from kdsteps.models.adapters import places
+from kdsteps.models import Chain, architecture, build_model
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_stages, plan_stones
 from kdsteps.study import registry
-from kdsteps.study.settings import Study, load_study, model_entry
+from kdsteps.study.study import Study, load_study
 from kdsteps.teachers.features import forecast_bytes
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
@@ -41,14 +41,17 @@ def recipe(name: str) -> Study:
 
 def without_what_differs(study: Study, *sections: str) -> dict[str, Any]:
     """The study without some sections and without its title."""
-    return study.model_dump(mode="json", exclude={*sections, "report"})
+    left = {name: value for name, value in study.described.items() if name not in sections}
+    return left | {"report": None}
 
 
 def network(study: Study, name: str, image_size: int) -> Chain:
     """A network of the study with weights as they fall."""
-    family, options = model_entry(study.models[name])
-    options = {key: value for key, value in options.items() if key != "pretrained"}
-    return build_model(family, num_classes=10, in_channels=3, image_size=image_size, **options)
+    model = study.models[name]
+    options = architecture(model.options)
+    return build_model(
+        model.family, num_classes=10, in_channels=3, image_size=image_size, **options
+    )
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -70,11 +73,12 @@ def test_every_job_of_a_recipe_knows_its_settings_and_files(name):
 def test_features_that_a_recipe_keeps_fit_into_its_budget(name):
     # one of two recipes with the same teachers, image size and budget is enough
     study = recipe(name)
+    cache = study.params.cache
     for job in graph.jobs(study, "cache"):
         dataset = study.datasets[job["dataset"]]
-        size = dataset.get("resize") or IMAGE_SIZES[job["dataset"]]
-        found = places(network(study, job["teacher"], size).eval(), (3, size, size))
-        assert forecast_bytes(found, study.cache.images) <= study.cache.budget_gib * 2**30
+        size = dataset.options.get("resize") or IMAGE_SIZES[job["dataset"]]
+        found = feature_shapes(network(study, job["teacher"], size).eval(), (3, size, size))
+        assert forecast_bytes(found, cache.images) <= cache.budget_gib * 2**30
 
 
 def all_paths(study: Study, rule: str) -> list[str]:
@@ -122,7 +126,7 @@ def test_stones_of_the_benchmark_are_cut_at_the_stages_of_every_pair(name):
 def test_mobile_students_of_the_benchmark_learn_at_a_fifth_of_the_rate(name):
     for names in graph.jobs(study := recipe(name), "distil"):
         student = study.pairs[names["pair"]].student
-        rate = graph.settings(study, "distil", names)["distil"]["learning_rate"]
+        rate = graph.settings(study, "distil", names).distil.learning_rate
         assert rate == (0.01 if student.startswith(("mobilenet", "shufflenet")) else 0.05)
 
 
@@ -137,7 +141,7 @@ def test_logit_free_studies_differ_in_their_images_alone():
         for name in LOGIT_FREE
     )
     assert all(other == first for other in others)
-    small, same_size, large = (recipe(name).cache for name in LOGIT_FREE)
+    small, same_size, large = (recipe(name).params.cache for name in LOGIT_FREE)
     assert small == same_size
     assert small.images == large.images
 
@@ -150,11 +154,11 @@ def test_every_logit_free_pair_is_there_as_intended_and_as_coded(name):
     assert set(study.pairs) == intended | {f"{pair}-as_coded" for pair in intended}
     for pair in intended:
         one, other = ({"pair": p, "method": "feature_only"} for p in (pair, f"{pair}-as_coded"))
-        chosen, named = (graph.settings(study, "build", names)["build"] for names in (one, other))
-        assert chosen["select"] == "quality"
-        assert chosen["num_pairs"] == len(named["select"]) == 4
+        chosen, named = (graph.settings(study, "build", names).build for names in (one, other))
+        assert chosen.select == "quality"
+        assert chosen.num_pairs == len(named.select) == 4
         slow, fast = (
-            graph.settings(study, "distil", names | {"seed": "0"})["distil"]["learning_rate"]
+            graph.settings(study, "distil", names | {"seed": "0"}).distil.learning_rate
             for names in (one, other)
         )
         assert slow < fast
@@ -167,16 +171,16 @@ def test_layers_that_logit_free_studies_name_are_there(name, image_size):
     models = {entry: network(study, entry, image_size) for entry in study.models}
     for pair_name, pair in study.pairs.items():
         names = {"pair": pair_name, "method": "feature_only"}
-        build = graph.settings(study, "build", names)["build"]
+        build = graph.settings(study, "build", names).build
         teacher, student = models[pair.teacher], models[pair.student]
-        named = isinstance(build["select"], list)
+        named = isinstance(build.select, tuple)
         planned = plan_pairs(
             teacher,
             student,
             (3, image_size, image_size),
-            student_layers=build["student_layers"],
-            teacher_layers=build["select"] if named else teacher.layers[-4:],
-            projector=build["projector"],
+            student_layers=build.student_layers,
+            teacher_layers=build.select if named else teacher.layers[-4:],
+            projector=build.projector,
         )
         assert len(planned) == 4
 
@@ -185,10 +189,10 @@ def test_the_layer_sweep_teaches_each_layer_of_the_teacher_alone():
     study = recipe("layer-sweep")
     (pair,) = study.pairs.values()
     teacher, student = (network(study, name, 14) for name in (pair.teacher, pair.student))
-    builds = [graph.settings(study, "build", n)["build"] for n in graph.jobs(study, "build")]
-    alone = [build for build in builds if isinstance(build["select"], list)]
-    assert [build["select"] for build in alone] == [[layer] for layer in teacher.layers]
-    assert {tuple(build["student_layers"]) for build in alone} == {student.stages[-1:]}
+    builds = [graph.settings(study, "build", n).build for n in graph.jobs(study, "build")]
+    alone = [build for build in builds if isinstance(build.select, tuple)]
+    assert [build.select for build in alone] == [(layer,) for layer in teacher.layers]
+    assert {build.student_layers for build in alone} == {student.stages[-1:]}
     scored = {"dataset": pair.dataset, "teacher": pair.teacher}
     assert graph.jobs(study, "score") == [scored]  # what accuracy is held against
 
@@ -196,4 +200,4 @@ def test_the_layer_sweep_teaches_each_layer_of_the_teacher_alone():
 def test_both_studies_of_fashion_mnist_share_images_and_networks():
     one, other = (recipe(name) for name in ON_FASHION)
     for section in ("datasets", "models", "pairs", "prepare", "train", "cache"):
-        assert getattr(one, section) == getattr(other, section)
+        assert getattr(one.params, section) == getattr(other.params, section)

@@ -87,7 +87,7 @@ OPTIONS_OF_METHODS = {
     "crd": "student_layer teacher_layer width=128 negatives=16384 temperature=0.07 momentum=0.5 "
     "mode=exact weight=0.8 labels_weight=1 kd_weight=0 kd_temperature=4",
     "dist": "temperature=4 beta=1 gamma=1 weight=2 labels_weight=1",
-    "dkd": "temperature=4 alpha=1 beta=8 weight=1 labels_weight=1 warmup_epochs=20 "
+    "dkd": "temperature=4 alpha=1 beta=8 weight=1 labels_weight=1 warmup=0.08333333333333333 "
     "standardize=false",
     "feature_only": "weight=1 mapping=one_to_one distance=mse detach=last classifier_after=0",
     "fitnet": "student_layer teacher_layer weight=100 labels_weight=1 kd_weight=0 kd_temperature=4",
@@ -98,7 +98,7 @@ OPTIONS_OF_METHODS = {
     "ofd": "student_layers teacher_layers weight=0.001 labels_weight=1 kd_weight=0 "
     "kd_temperature=4",
     "reviewkd": "student_layers teacher_layers max_width=512 weight=5 labels_weight=1 kd_weight=0 "
-    "kd_temperature=4 warmup_epochs=20",
+    "kd_temperature=4 warmup=0.08333333333333333",
     "rkd": "student_layer teacher_layer distance_weight=25 angle_weight=50 weight=1 "
     "labels_weight=1 kd_weight=0 kd_temperature=4",
     "semckd": "student_layers teacher_layers weight=400 labels_weight=1 kd_weight=1 "
@@ -392,7 +392,7 @@ def test_code_that_ends_its_process_is_refused_in_a_sentence(folder):
 
 def test_a_study_is_planned_without_torch():
     code = """
-        from kdsteps.study.settings import load_study
+        from kdsteps.study.study import load_study
         from kdsteps.jobs import graph
         study = load_study("params.yaml")
         for rule in graph.OUTPUTS:

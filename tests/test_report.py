@@ -15,23 +15,24 @@ from _results import GAINS, make_results, make_study, make_sweep, report_job
 from scipy import stats
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS
+from kdsteps.evaluation.metrics import METRICS
+from kdsteps.files.columns import HISTORY, PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.report.formats import count, duration, p_value, percent, points
 from kdsteps.report.published import TABLE, published_rows
-from kdsteps.report.results import identity, load_results
+from kdsteps.report.results import Results, chance_level, identity, load_results, run_columns
 from kdsteps.report.stones import drawing
 from kdsteps.report.sweep import find_sweep
-from kdsteps.report.tables import find_references, pair_tables
+from kdsteps.report.tables import PairTable, find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
-TEACHERS = pd.DataFrame(columns=["dataset", "teacher"])
 REPOSITORY = Path(__file__).parent.parent
+SIMKD = {"labels": 0.0, "kd": 0.01, "simkd": 0.03}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def page(finished) -> str:
     return finished.outputs["page"].read_text()
 
 
-def table_of(accuracies: dict[str, dict[int, float]], num_images: int = 1000):
-    """The comparison of methods with these accuracies by seed, on one pair."""
+def table_of(accuracies: dict[str, dict[int, float | None]], num_images: int = 1000) -> PairTable:
+    """The comparison of methods with these accuracies by seed, on one pair; None: it diverged."""
     rows = [
         {
             "pair": "p",
@@ -56,14 +57,28 @@ def table_of(accuracies: dict[str, dict[int, float]], num_images: int = 1000):
             "student": "s",
             "method": method,
             "seed": seed,
+            "diverged": accuracy is None,
+            "accuracy": accuracy,
+            "num_images": num_images,
         }
-        | {"accuracy": accuracy, "num_images": num_images}
         for method, values in accuracies.items()
         for seed, accuracy in values.items()
     ]
-    runs = pd.DataFrame(rows, columns=[*RUNS, "num_images"])
-    references = find_references({name: {} for name in accuracies})
-    return pair_tables(runs, TEACHERS, references, 0.95)[0]
+    nothing = pd.DataFrame(columns=["dataset", "teacher"])
+    results = Results(
+        metrics=METRICS,
+        runs=pd.DataFrame(rows, columns=list(run_columns())),
+        teachers=nothing,
+        class_accuracy={},
+        speeds={},
+        curves=nothing,
+        teacher_curves=nothing,
+        scores=nothing,
+        plans={},
+        data={"d": {"class_names": ["a", "b"]}},
+        origins=nothing,
+    )
+    return pair_tables(results, find_references({name: {} for name in accuracies}), 0.95)[0]
 
 
 def text_of(page: str) -> str:
@@ -88,11 +103,82 @@ def test_the_page_refers_to_nothing_outside_itself(page):
 def test_every_method_is_named_and_losers_are_called_so(page):
     text = text_of(page)
     assert all(method in text for method in GAINS)
-    assert "block_kd won with" in text
+    assert re.search(r"block_kd (won: 9\d\.\d%|beat labels by \d\.\d points)", text)
     assert re.search(r"Behind labels: feature_only \(−\d\.\d, more than noise\)", text)
 
 
-def test_charts_take_their_colours_from_the_page_and_share_no_names(page):
+def test_every_accuracy_is_shown_with_its_images_and_the_chance_level(page):
+    card = text_of(page.split("<nav")[0])
+    assert "360 test images, chance 10.0%" in card
+    tables = re.findall(r"<table.*?</table>", page, flags=re.DOTALL)
+    accuracies = [
+        table for table in tables if "test accuracy, %<" in table and "seed</th>" not in table
+    ]
+    assert len(accuracies) == 2
+    assert all("360 test images, chance 10.0%" in table for table in accuracies)
+
+
+def test_every_metric_of_the_registry_has_a_column_and_an_explanation(page):
+    text = text_of(page)
+    for metric in METRICS:
+        assert text.count(metric.label) >= 2, metric.name
+        assert text_of(metric.explanation) in text, metric.name
+
+
+def test_the_weakest_classes_of_every_method_are_shown(finished, page):
+    names = {"pair": "resnet20-resnet8", "method": "labels"}
+    root = finished.outputs["page"].parents[2]
+    paths = [
+        root / graph.outputs("evaluate", {**names, "seed": str(seed)})["measures"]
+        for seed in range(3)
+    ]
+    mean = np.mean([read_json(path)["accuracy_per_class"] for path in paths], axis=0)
+    weakest = page.split('class="weakest"')[1].split("</table>")[0]
+    (row,) = (row for row in weakest.split("<tr>") if ">labels<" in row)
+    assert f"<b>{mean.argmin()}</b> {100 * mean.min():.1f}" in row
+
+
+def test_the_cost_is_that_of_the_network_that_a_method_deploys(tmp_path):
+    job = make_results(tmp_path, make_study(seeds=2, methods=("labels", "kd", "simkd")), SIMKD)
+    report.run(job)
+    page = job.outputs["page"].read_text()
+    costs = text_of(page.split('id="cost"')[1].split("</table>")[0])
+    assert re.search(r"(kd and labels|labels and kd) 7\.9 k 1\.2 M", costs)
+    assert re.search(r"simkd 12\.3 k 2 M", costs)
+    assert "resnet20 teacher 272 k 31 M" in costs
+    assert "resnet8, simkd" in page or "simkd: " in page
+    runs = read_table(job.outputs["runs"], run_columns()).to_pandas().groupby("method").first()
+    assert runs["parameters"].to_dict() == {"kd": 7900, "labels": 7900, "simkd": 12300}
+    assert runs.loc["simkd", "latency_ms"] == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [["kd/1"], ["kd/0", "kd/1"], ["kd", "labels"]])
+def test_diverged_runs_leave_a_report_with_all_others(tmp_path, lost):
+    job = make_results(tmp_path, make_study(seeds=2, methods=("labels", "kd")))
+    names = ("accuracy", "top5_accuracy", "nll", "ece", "agreement", "kl_to_teacher")
+    nothing = dict.fromkeys((*names, "accuracy_per_class")) | {"diverged": True}
+    for path in job.inputs["measures"]:
+        if any(f"/{run}/" in str(path) for run in lost):
+            write_json(path, read_json(path) | nothing)
+    report.run(job)
+    text = text_of(job.outputs["page"].read_text()).split("params.yaml with all defaults")[0]
+    assert not re.search(r"\bnan\b|\bNaN\b|\bNone\b", text)
+    found = read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]
+    finished = {name: numbers.get("seeds", 0) for name, numbers in found.items()}
+    if lost == ["kd/1"]:
+        assert "Diverged: kd (seed 1)." in text
+        assert finished == {"kd": 1, "labels": 2}
+    elif lost == ["kd/0", "kd/1"]:
+        assert "labels reached" in text
+        assert "Diverged: kd (seeds 0 and 1)." in text
+        assert finished == {"kd": 0, "labels": 2}
+    else:
+        assert "Every run diverged." in text
+        assert finished == {"kd": 0, "labels": 0}
+
+
+def test_charts_take_their_colors_from_the_page_and_share_no_names(page):
     drawings = re.findall(r'<svg class="chart".*?</svg>', page, flags=re.DOTALL)
     assert len(drawings) > 15
     assert not re.search(r'(?:fill|stroke)="#', "".join(drawings))
@@ -102,14 +188,14 @@ def test_charts_take_their_colours_from_the_page_and_share_no_names(page):
 
 
 def test_runs_hold_one_row_a_student_with_what_was_measured(finished):
-    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    runs = read_table(finished.outputs["runs"], run_columns()).to_pandas()
     assert len(runs) == 12
     one = runs[(runs["method"] == "kd") & (runs["seed"] == 2)].iloc[0]
     names = {"pair": "resnet20-resnet8", "method": "kd", "seed": "2"}
     root = finished.outputs["page"].parents[2]
     measures = read_json(root / graph.outputs("evaluate", names)["measures"])
     assert one["accuracy"] == measures["accuracy"]
-    assert one["multiply_adds"] == measures["multiply_adds"]
+    assert one["macs"] == measures["macs"]
     history = read_table(root / graph.outputs("distil", names)["history"], HISTORY).to_pandas()
     validated = history.loc[history["name"] == "validation_accuracy", "value"]
     assert one["best_validation_accuracy"] == validated.max()
@@ -117,7 +203,7 @@ def test_runs_hold_one_row_a_student_with_what_was_measured(finished):
 
 
 def test_metrics_equal_those_recomputed_from_the_runs(finished):
-    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    runs = read_table(finished.outputs["runs"], run_columns()).to_pandas()
     found = json.loads(finished.outputs["metrics"].read_text())["resnet20-resnet8"]["methods"]
     wide = runs.pivot(index="seed", columns="method", values="accuracy")
     against_labels = {
@@ -144,7 +230,7 @@ def test_metrics_equal_those_recomputed_from_the_runs(finished):
 
 
 def test_students_without_a_teacher_are_compared_with_it_all_the_same(finished):
-    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    runs = read_table(finished.outputs["runs"], run_columns()).to_pandas()
     one = runs[(runs["method"] == "labels") & (runs["seed"] == 0)].iloc[0]
     root = finished.outputs["page"].parents[2]
     paths = [
@@ -162,7 +248,7 @@ def test_students_without_a_teacher_are_compared_with_it_all_the_same(finished):
 
 
 def test_the_plots_tables_are_means_over_seeds(finished):
-    runs = read_table(finished.outputs["runs"], RUNS).to_pandas()
+    runs = read_table(finished.outputs["runs"], run_columns()).to_pandas()
     accuracy = pd.read_csv(finished.outputs["accuracy_table"]).set_index("name")["accuracy"]
     assert accuracy["resnet20-resnet8 kd"] == pytest.approx(
         runs.loc[runs["method"] == "kd", "accuracy"].mean()
@@ -196,7 +282,8 @@ def test_a_study_without_any_teacher_has_a_report(tmp_path):
     job = make_results(tmp_path, make_study(methods=("labels",)))
     report.run(job)
     assert "labels reached" in text_of(job.outputs["page"].read_text())
-    assert read_json(job.outputs["metrics"])["resnet20-resnet8"].keys() == {"methods"}
+    found = read_json(job.outputs["metrics"])["resnet20-resnet8"]
+    assert found.keys() == {"methods", "test_images", "chance"}
 
 
 @pytest.mark.slow
@@ -204,7 +291,7 @@ def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path
     study = make_study(report={"title": "<script>alert(1)</script>"})
     job = make_results(tmp_path, study)
     for path in job.inputs["measures"]:
-        write_json(path, read_json(path) | {"top5": None, "latency_ms": None})
+        write_json(path, read_json(path) | {"top5_accuracy": None, "size_mib": None})
     for path in job.inputs["histories"]:
         rows = read_table(path, HISTORY).to_pandas()
         rows = rows[~rows["name"].str.startswith("validation")]
@@ -215,7 +302,10 @@ def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert not re.search(r"\bnan\b|\bNaN\b|\bNone\b|Undefined", text_of(page))
-    assert "top5" not in read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]["kd"]
+    assert (
+        "top5_accuracy"
+        not in read_json(job.outputs["metrics"])["resnet20-resnet8"]["methods"]["kd"]
+    )
 
 
 @pytest.mark.slow
@@ -230,29 +320,65 @@ def test_published_values_stand_beside_ours(tmp_path):
     report.run(job)
     text = text_of(job.outputs["page"].read_text())
     assert "All pairs at a glance" in text
-    published = text.split("Published values beside ours")[1]
+    published = text.split("Published values and ours")[1]
     assert re.search(r"student 72\.50 9\d\.\d\d ± \d\.\d\d labels", published)
     assert re.search(r"DKD 76\.32 – – mdistiller README, read in a primary source", published)
 
 
-def test_a_winner_that_is_labels_is_no_victory_of_distillation():
+def test_a_best_method_that_is_labels_is_no_success_of_distillation():
     found = verdict(table_of({"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.8, 1: 0.82}}))
-    assert found.headline == "No method beat the labels alone, which reach 90.5\u00a0%"
+    assert found.headline == "No method did better than labels (90.5%)"
     assert any("Behind labels: kd" in sentence for sentence in found.sentences)
 
 
-def test_a_gain_within_the_noise_is_not_called_more():
+def test_a_gain_within_the_noise_is_no_win():
     labels, kd = {0: 0.90, 1: 0.92, 2: 0.91}, {0: 0.93, 1: 0.90, 2: 0.92}
     found = verdict(table_of({"labels": labels, "kd": kd}))
-    assert found.headline.startswith("kd won with")
+    assert found.headline == "kd (91.7%) and labels (91.0%) cannot be told apart"
     assert found.answer == "Not shown to be more than noise over 3 seeds"
     assert any("cannot be told from noise here" in sentence for sentence in found.sentences)
+
+
+def test_a_method_won_only_if_it_is_better_than_every_other_one():
+    labels = {0: 0.900, 1: 0.902, 2: 0.900, 3: 0.898}
+    best = {seed: value + 0.02 + 0.002 * (seed % 2) for seed, value in labels.items()}
+    second = {seed: value - 0.01 + 0.0005 * (seed // 2) for seed, value in best.items()}
+    found = verdict(table_of({"labels": labels, "dkd": second, "sp": best}))
+    assert found.headline == "sp won: 92.1%, 2.1 points above labels"
+    close = {seed: value - 0.002 * (1 - seed) for seed, value in best.items()}
+    found = verdict(table_of({"labels": labels, "dkd": close, "sp": best}))
+    assert found.headline == "dkd beat labels by 2.2 points, at 92.2%"
+    found = verdict(table_of({"dkd": close, "sp": best}))
+    assert found.headline == "dkd (92.2%) and sp (92.1%) cannot be told apart"
+
+
+def test_one_seed_is_told_as_one_run_each():
+    found = verdict(table_of({"labels": {0: 0.9}, "kd": {0: 0.95}}))
+    assert found.headline == "One run each: kd reached 95.0%, labels (90.0%)"
+
+
+def test_diverged_runs_are_named_and_not_part_of_the_numbers():
+    table = table_of(
+        {"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.95, 1: None}, "sp": {0: None, 1: None}}
+    )
+    assert table.row("kd").values == {0: 0.95}
+    assert table.diverged == {"kd": [1], "sp": [0, 1]}
+    assert [row.method for row in table.rows] == ["kd", "labels"]
+    said = verdict(table)
+    assert said.sentences[0].startswith("Diverged: kd (seed 1) and sp (seeds 0 and 1).")
+    assert "won" not in said.headline
+
+
+def test_chance_is_the_most_common_class_of_the_test_images():
+    images = {"images_of_class": {"test": [30, 10, 10]}, "class_names": ["a", "b", "c"]}
+    assert chance_level(images) == 0.6
+    assert chance_level({"class_names": ["a", "b", "c", "d"]}) == 0.25
 
 
 def test_equal_methods_tie():
     same = {0: 0.9, 1: 0.91, 2: 0.92}
     table = table_of({"labels": same, "kd": dict(same)})
-    assert verdict(table).headline == "labels and kd tie at 91.0\u00a0%"
+    assert verdict(table).headline == "labels and kd tie at 91.0%"
     assert table.row("kd").versus["labels"].verdict == "equal"
 
 
@@ -296,7 +422,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
     gains = {name: 0.02 * place for place, name in enumerate(study.methods)}
     job = make_results(tmp_path, study, {name: gain - 0.15 for name, gain in gains.items()})
     results = load_results(job.inputs, job.settings["study"])
-    table = pair_tables(results.runs, results.teachers, {"labels": "labels"}, 0.95)[0]
+    table = pair_tables(results, {"labels": "labels"}, 0.95)[0]
     found = find_sweep(table, results.plans, results.scores, ["quality", "information"])
     assert len(found.points) == 9
     assert found.correlations["quality"].count == 5
@@ -306,7 +432,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
 
 def test_two_layers_are_no_sweep(finished):
     results = load_results(finished.inputs, finished.settings["study"])
-    table = pair_tables(results.runs, results.teachers, {}, 0.95)[0]
+    table = pair_tables(results, {}, 0.95)[0]
     assert find_sweep(table, results.plans, results.scores, ["quality"]) is None
 
 
@@ -329,7 +455,7 @@ def test_published_table_holds_what_was_transcribed():
 
 def test_published_rows_find_the_method_behind_a_name(finished):
     results = load_results(finished.inputs, finished.settings["study"])
-    table = pair_tables(results.runs, results.teachers, {}, 0.95)[0]
+    table = pair_tables(results, {}, 0.95)[0]
     rows = published_rows(
         "vgg13-vgg8", table, {name: {} for name in GAINS} | {"kd": {"method": "dkd"}}
     )
@@ -357,7 +483,7 @@ def test_measures_without_accuracy_are_told_by_their_path(tmp_path):
     job = make_results(tmp_path, make_study(seeds=1, methods=("labels", "kd")))
     path = job.inputs["measures"][0]
     write_json(path, {"num_images": 3, "provenance": {}})
-    with pytest.raises(KdstepsError, match=r"measures\.json: does not say 'accuracy'"):
+    with pytest.raises(KdstepsError, match=r"measures\.json: has no 'accuracy'"):
         load_results(job.inputs, job.settings["study"])
 
 

@@ -1,25 +1,27 @@
-"""What params.yaml may say: every mistake gets one sentence that names its place and the remedy."""
+"""What params.yaml may contain: every mistake gets one sentence with its place and the remedy."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Any
 
 import pytest
 from _commands import NET, STUDY, write_study
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.study.messages import shown, wanted
-from kdsteps.study.settings import Distil, Study, load_study, merge, parse_study
-from kdsteps.study.yaml_text import NotYaml, read_yaml
+from kdsteps.study.messages import shown
+from kdsteps.study.settings import Distil, Training
+from kdsteps.study.study import load_study, parse_study
 
 NAN = float("nan")
 RUN = {"pair": "pair", "method": "kd", "seed": "0"}
+REQUIRED = ("datasets", "models", "pairs", "methods", "seeds")
 
 
 def said(**sections: Any) -> str:
-    """What is said of the small study with some sections replaced."""
+    """The message about the small study with some sections replaced."""
     with pytest.raises(KdstepsError) as raised:
         parse_study(STUDY | sections)
     return str(raised.value)
@@ -37,203 +39,164 @@ def pair(**values: Any) -> dict[str, Any]:
     return {"pairs": {"pair": STUDY["pairs"]["pair"] | values}}
 
 
-EPOCHS = "it should be a whole number above 0"
-STAGES = "stages, quality or a list of pairs of texts"
-ENTRY = "should be `key: value` entries"
-NAMES = "names become parts of paths and should be up to 80 letters, digits, - and _"
+def digits(**options: Any) -> dict[str, Any]:
+    return {"datasets": {"digits": options}}
 
 
 @pytest.mark.parametrize(
-    ("sections", "sentence"),
+    ("sections", "place", "meant"),
     [
-        # unknown keys, wherever they stand
-        ({"sedes": [1]}, "sedes is an unknown key; did you mean 'seeds'?"),
-        ({"distil": {"epoch": 3}}, "distil.epoch is an unknown key; did you mean 'epochs'?"),
-        (pair(techer="big"), "pairs.pair.techer is an unknown key; did you mean 'teacher'?"),
-        (
-            pair(distil={"epoch": 3}),
-            "pairs.pair.distil.epoch is an unknown key; did you mean 'epochs'?",
-        ),
-        (
-            pair(build={"cut": "stages"}),
-            "pairs.pair.build.cut is an unknown key; did you mean 'cuts'?",
-        ),
-        (kd(temprature=3), "methods.kd.temprature is an unknown key; did you mean 'temperature'?"),
-        (kd(distill={}), "methods.kd.distill is an unknown key; did you mean 'distil'?"),
-        (
-            kd(distil={"epoch": 3}),
-            "methods.kd.distil.epoch is an unknown key; did you mean 'epochs'?",
-        ),
-        (kd(build={"cut": 3}), "methods.kd.build.cut is an unknown key; did you mean 'cuts'?"),
-        (big(dept=8), "models.big.dept is an unknown key; did you mean 'depth'?"),
-        (
-            big(train={"epoch": 3}),
-            "models.big.train.epoch is an unknown key; did you mean 'epochs'?",
-        ),
-        (
-            {"datasets": {"digits": {"kind": "digits", "siz": 8}}},
-            "datasets.digits.siz is an unknown key; did you mean 'size'?",
-        ),
-        (
-            {"evaluate": {"x": 1}},
-            "evaluate.x is an unknown key; there are calibration_bins, latency_runs, batch_size",
-        ),
-        # wrong types and values
-        ({"distil": {"epochs": "5"}}, f"distil.epochs is '5'; {EPOCHS}"),
-        ({"distil": {"epochs": 2.0}}, f"distil.epochs is 2.0; {EPOCHS}"),
-        ({"distil": {"epochs": True}}, f"distil.epochs is true; {EPOCHS}"),
-        ({"distil": {"epochs": None}}, f"distil.epochs is empty; {EPOCHS}"),
-        ({"distil": {"epochs": -1}}, f"distil.epochs is -1; {EPOCHS}"),
-        ({"distil": {"flip": "yes"}}, "distil.flip is 'yes'; it should be true or false"),
-        ({"distil": {"flip": 1}}, "distil.flip is 1; it should be true or false"),
-        (
-            {"distil": {"learning_rate": float("inf")}},
-            "distil.learning_rate is inf; it should be a finite number above 0",
-        ),
-        (kd(temperature=0), "methods.kd.temperature is 0; it should be a number above 0"),
-        (
-            kd(temperature=NAN),
-            "methods.kd.temperature is nan; it should be a finite number above 0",
-        ),
-        (
-            {"train": {"milestones": [1, -2]}},
-            "train.milestones is [1, -2]; it should be a list of whole numbers above 0",
-        ),
-        (
-            {"train": {"momentum": 1}},
-            "train.momentum is 1; it should be a number from 0 to below 1",
-        ),
-        (
-            {"train": {"randaugment": 31}},
-            "train.randaugment is 31; it should be a whole number from 0 to 30",
-        ),
-        (
-            {"report": {"confidence": 1}},
-            "report.confidence is 1; it should be a number between 0 and 1",
-        ),
-        (
-            {"methods": {"loca": {"alpha": 0}}},
-            "methods.loca.alpha is 0; it should be a number above 0 and up to 1",
-        ),
-        ({"report": {"title": 3}}, "report.title is 3; it should be a text"),
-        (
-            {"train": {"schedule": "cosin"}},
-            "train.schedule is 'cosin'; it should be constant, cosine, onecycle or steps",
-        ),
-        (
-            {"datasets": {"digits": {"kind": "digits", "size": 7}}},
-            "datasets.digits.size is 7; it should be 8, 16 or 32",
-        ),
-        (big(depth="8"), f"models.big.depth is '8'; {EPOCHS}"),
-        (
-            big(widths=[4, 4]),
-            "models.big.widths is [4, 4]; it should be a list of 4 whole numbers above 0",
-        ),
-        (big(checkpoint=3), "models.big.checkpoint is 3; it should be a path"),
-        (
-            big(train={"epochs": -1}),
-            "models.big.train.epochs is -1; it should be a whole number of 0 or more",
-        ),
-        (
-            big(train={"epochs": 0}),
-            "pairs.pair.teacher is 'big', which has 0 epochs of training and no weights to begin "
-            "with; give it a checkpoint, or train it for an epoch or more",
-        ),
-        (pair(distil={"epochs": "3"}), f"pairs.pair.distil.epochs is '3'; {EPOCHS}"),
-        # unions speak of all their alternatives
-        ({"build": {"cuts": "foo"}}, f"build.cuts is 'foo'; it should be {STAGES}"),
-        ({"build": {"cuts": [["a"]]}}, f'build.cuts is [["a"]]; it should be {STAGES}'),
-        (kd(build={"cuts": 3}), f"methods.kd.build.cuts is 3; it should be {STAGES}"),
-        (
-            {"build": {"num_stones": 0}},
-            "build.num_stones is 0; it should be a whole number above 0 or left out",
-        ),
-        (
-            {"methods": {"block_kd": {"stone_weights": "x"}}},
-            "methods.block_kd.stone_weights is 'x'; it should be halving, equal or a list of "
-            "numbers of 0 or more",
-        ),
-        # lists for mappings, and nothing where something has to be
-        ({"distil": [1]}, f"distil is [1]; it {ENTRY}"),
-        ({"methods": {"kd": 3}}, f"methods.kd is 3; it {ENTRY}"),
-        (pair(distil=[1]), f"pairs.pair.distil is [1]; it {ENTRY}"),
-        (kd(distil=[1]), "methods.kd.distil is [1]; it should have keys out of epochs, "),
-        ({"models": []}, "models is []; it should be at least one entry `name: {family: ...}`"),
-        (
-            {"models": None},
-            "models is empty; it should be at least one entry `name: {family: ...}`",
-        ),
-        (
-            {"pairs": {}},
-            "pairs is {}; it should be at least one entry "
-            "`name: {dataset: ..., teacher: ..., student: ...}`",
-        ),
-        (
-            {"pairs": {"pair": None}},
-            "pairs.pair is empty; it should be entries with dataset, teacher and student",
-        ),
-        (
-            {"pairs": {"pair": {}}},
-            "pairs.pair.dataset is missing; it should be a name under datasets (and 2 more)",
-        ),
-        # names
-        (
-            {"models": {"my net": NET}},
-            f"models has an entry 'my net'; {NAMES}",
-        ),
-        ({"pairs": {"a/b": {}}}, f"pairs has an entry 'a/b'; {NAMES} (and 3 more)"),
-        ({"datasets": {"x" * 81: {}}}, f"datasets has an entry '{'x' * 81}'; {NAMES}"),
-        (
-            pair(student="smal"),
-            "pairs.pair.student is 'smal', which is not under models; did you mean 'small'?",
-        ),
-        (
-            pair(dataset="cifar"),
-            "pairs.pair.dataset is 'cifar', which is not under datasets; there is only digits",
-        ),
-        (
-            pair(published="resnet32x4"),
-            "pairs.pair.published is 'resnet32x4', of which no published values are known; did you",
-        ),
-        # parts
-        ({"methods": {"kdd": {}}}, "methods.kdd: there is no method 'kdd'; did you mean 'kd'?"),
-        (
-            {"methods": {"mine": {"method": "kdd"}}},
-            "methods.mine.method: there is no method 'kdd'; did you mean 'kd'?",
-        ),
-        (
-            big(family="cifar_resnt"),
-            "models.big.family: there is no model family 'cifar_resnt'; did you mean "
-            "'cifar_resnet'?",
-        ),
-        (big(family=["vgg"]), "models.big.family: there is no model family ['vgg']; "),
-        (
-            {"datasets": {"digits": {"size": 8}}},
-            "datasets.digits.kind is missing; there are digits, folder, parquet, torchvision",
-        ),
-        # seeds
-        ({"seeds": 3}, "seeds is 3; it should be a list of whole numbers from 0 to 4294967295, "),
-        ({"seeds": [2**32]}, "seeds is [4294967296]; it should be a list of whole numbers from 0"),
-        ({"seeds": [0, 0]}, "seeds: 0 stands there twice; once would be right"),
-        # what is wrong only together
-        (
-            {"train": {"nesterov": True, "momentum": 0}},
-            "train asks for nesterov without momentum; momentum should be above 0",
-        ),
-        (
-            {"distil": {"momentum": 0}} | kd(distil={"nesterov": True}),
-            "methods.kd.distil asks for nesterov without momentum; momentum should be above 0",
-        ),
+        ({"sedes": [1]}, "sedes", "seeds"),
+        ({"distil": {"epoch": 3}}, "distil.epoch", "epochs"),
+        (pair(techer="big"), "pairs.pair.techer", "teacher"),
+        (pair(distil={"epoch": 3}), "pairs.pair.distil.epoch", "epochs"),
+        (pair(build={"cut": "stages"}), "pairs.pair.build.cut", "cuts"),
+        (kd(temprature=3), "methods.kd.temprature", "temperature"),
+        (kd(distill={}), "methods.kd.distill", "distil"),
+        (kd(distil={"epoch": 3}), "methods.kd.distil.epoch", "epochs"),
+        (kd(build={"cut": 3}), "methods.kd.build.cut", "cuts"),
+        (big(dept=8), "models.big.dept", "depth"),
+        (big(train={"epoch": 3}), "models.big.train.epoch", "epochs"),
+        (digits(kind="digits", siz=8), "datasets.digits.siz", "size"),
+        ({"evaluate": {"x": 1}}, "evaluate.x", "calibration_bins"),
     ],
 )
-def test_a_mistake_is_said_with_its_place_and_its_remedy(sections, sentence):
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(sections, place, meant):
     found = said(**sections)
-    assert found.startswith(f"params.yaml: {sentence}")
-    assert "\n" not in found and "put should" not in found
+    assert found.startswith(f"params.yaml: {place} is an unknown key; ")
+    assert meant in found
+
+
+@pytest.mark.parametrize(
+    ("sections", "place", "value", "right"),
+    [
+        ({"distil": {"epochs": "5"}}, "distil.epochs", "'5'", "a whole number"),
+        ({"distil": {"epochs": 2.0}}, "distil.epochs", "2.0", "a whole number"),
+        ({"distil": {"epochs": True}}, "distil.epochs", "true", "a whole number"),
+        ({"distil": {"epochs": None}}, "distil.epochs", "empty", "a whole number"),
+        ({"distil": {"epochs": -1}}, "distil.epochs", "-1", "above 0"),
+        ({"distil": {"flip": "yes"}}, "distil.flip", "'yes'", "true or false"),
+        ({"distil": {"flip": 1}}, "distil.flip", "1", "true or false"),
+        ({"distil": {"learning_rate": float("inf")}}, "distil.learning_rate", "inf", "finite"),
+        (kd(temperature=0), "methods.kd.temperature", "0", "above 0"),
+        (kd(temperature=NAN), "methods.kd.temperature", "nan", "finite"),
+        ({"train": {"milestones": [1, -2]}}, "train.milestones[1]", "-2", "above 0"),
+        ({"train": {"momentum": 1}}, "train.momentum", "1", "below 1"),
+        ({"train": {"randaugment": 31}}, "train.randaugment", "31", "at most 30"),
+        ({"report": {"confidence": 1}}, "report.confidence", "1", "below 1"),
+        ({"methods": {"loca": {"alpha": 0}}}, "methods.loca.alpha", "0", "above 0"),
+        ({"report": {"title": 3}}, "report.title", "3", "text"),
+        ({"report": {"title": "x" * 201}}, "report.title", shown("x" * 201), "at most 200"),
+        ({"distil": {"batch_size": 10**7}}, "distil.batch_size", "10000000", "at most 1000000"),
+        ({"train": {"schedule": "cosin"}}, "train.schedule", "'cosin'", "'cosine'"),
+        (digits(kind="digits", size=7), "datasets.digits.size", "7", "8, 16 or 32"),
+        (big(depth="8"), "models.big.depth", "'8'", "a whole number"),
+        (big(widths=[4, 4]), "models.big.widths", "[4, 4]", "4 items"),
+        (big(widths=[4] * 5), "models.big.widths", "[4, 4, 4, 4, 4]", "at most 4 items"),
+        (big(checkpoint=3), "models.big.checkpoint", "3", "text"),
+        (big(family=["vgg"]), "models.big.family", '["vgg"]', "text"),
+        (big(train={"epochs": -1}), "models.big.train.epochs", "-1", "at least 0"),
+        (pair(distil={"epochs": "3"}), "pairs.pair.distil.epochs", "'3'", "a whole number"),
+        # all choices of a setting are named, and the one that a list was meant for alone
+        ({"build": {"cuts": "foo"}}, "build.cuts", "'foo'", "'stages', 'quality' or a list"),
+        ({"build": {"cuts": [["a"]]}}, "build.cuts[0]", '["a"]', "2 items"),
+        ({"build": {"cuts": [["a", 1]]}}, "build.cuts[0][1]", "1", "text"),
+        (kd(build={"cuts": 3}), "methods.kd.build.cuts", "3", "'stages', 'quality' or a list"),
+        ({"build": {"num_stones": 0}}, "build.num_stones", "0", "above 0"),
+        (
+            {"methods": {"block_kd": {"stone_weights": "x"}}},
+            "methods.block_kd.stone_weights",
+            "'x'",
+            "'halving', 'equal' or a list",
+        ),
+        # lists for mappings, and nothing where something is needed
+        ({"distil": [1]}, "distil", "[1]", "`key: value` entries"),
+        ({"methods": {"kd": 3}}, "methods.kd", "3", "`key: value` entries"),
+        (pair(distil=[1]), "pairs.pair.distil", "[1]", "`key: value` entries"),
+        (kd(distil=[1]), "methods.kd.distil", "[1]", "`key: value` entries"),
+        ({"models": []}, "models", "[]", "at least one entry `name: {family: ...}`"),
+        ({"models": None}, "models", "empty", "at least one entry `name: {family: ...}`"),
+        ({"pairs": {}}, "pairs", "{}", "`name: {dataset: ..., teacher: ..., student: ...}`"),
+        ({"seeds": 3}, "seeds", "3", "a list"),
+        ({"seeds": []}, "seeds", "[]", "such as [0, 1, 2]"),
+        ({"seeds": [2**32]}, "seeds[0]", "4294967296", "at most 4294967295"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
+    sections, place, value, right
+):
+    found = said(**sections)
+    start = f"params.yaml: {place} is {value}; it should "
+    assert found.startswith(start)
+    assert right in found.removeprefix(start)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("sections", "place", "remedy"),
+    [
+        ({"pairs": {"pair": None}}, "pairs.pair.dataset is missing", "(and 2 more)"),
+        ({"pairs": {"pair": {}}}, "pairs.pair.dataset is missing", "a name under datasets"),
+        (digits(size=8), "datasets.digits.kind is missing", "such as digits"),
+        ({"models": {"my net": NET}}, "models has an entry 'my net'", "letters, digits, - and _"),
+        ({"pairs": {"a/b": {}}}, "pairs has an entry 'a/b'", "letters, digits, - and _"),
+        ({"datasets": {"x" * 81: {}}}, "datasets has an entry 'xx", "up to 80 letters"),
+        (pair(student="smal"), "pairs.pair.student is 'smal'", "did you mean 'small'?"),
+        (pair(dataset="cifar"), "pairs.pair.dataset is 'cifar'", "there is only digits"),
+        (pair(published="resnet32x4"), "pairs.pair.published is 'resnet32x4'", "did you mean"),
+        ({"methods": {"kdd": {}}}, "methods.kdd: there is no method 'kdd'", "'kd'?"),
+        ({"methods": {"mine": {"method": "kdd"}}}, "methods.mine.method: there is no", "'kd'?"),
+        (big(family="cifar_resnt"), "models.big.family: there is no model family", "'cifar_resnet"),
+        (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "give it a checkpoint"),
+        ({"seeds": [0, 0]}, "seeds: 0 appears twice", "delete one"),
+        ({"report": {"title": "a\x1b"}}, "report.title has the control character", "delete it"),
+    ],
+)
+def test_what_is_missing_or_has_no_such_name_is_said_with_the_remedy(sections, place, remedy):
+    found = said(**sections)
+    assert found.startswith(f"params.yaml: {place}")
+    assert remedy in found
+
+
+NESTEROV = {"nesterov": True, "momentum": 0}
+STILL = {"distil": {"momentum": 0}}
+LATE = {"schedule": "steps", "epochs": 10, "milestones": [5, 10]}
+
+
+@pytest.mark.parametrize(
+    ("sections", "place", "values"),
+    [
+        ({"train": NESTEROV}, "train", "momentum is 0"),
+        (big(train=NESTEROV), "models.big.train", "momentum is 0"),
+        ({"distil": NESTEROV}, "distil", "momentum is 0"),
+        ({"distil": {"momentum": 0}} | kd(distil={"nesterov": True}), "methods.kd.distil", "is 0"),
+        (
+            {"distil": {"momentum": 0}} | pair(distil={"nesterov": True}),
+            "pairs.pair.distil",
+            "is 0",
+        ),
+        ({"distil": LATE}, "distil", "milestones has 10 and epochs is 10"),
+        ({"train": {"epochs": 100, "milestones": [150]}}, "train", "milestones has 150"),
+        ({"distil": LATE | {"milestones": [2.5]}}, "distil", "a fraction of an epoch"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_named_where_they_are_set(sections, place, values):
+    found = said(**sections)
+    assert found.startswith(f"params.yaml: {place}: ")
+    assert values in found
+    assert "should" in found or "use" in found
+
+
+def test_milestones_are_fractions_of_the_run_or_epochs():
+    assert Training(epochs=40).milestone_epochs() == [25.0, 30.0, 35.0]
+    assert Training(epochs=240).milestone_epochs() == [150.0, 180.0, 210.0]
+    assert Training(epochs=40, milestones=(0.5, 30)).milestone_epochs() == [20.0, 30.0]
+    assert Training(epochs=1).problem() is None
+    parse_study(STUDY | {"distil": LATE | {"schedule": "cosine"}})  # which has no milestones
 
 
 def test_a_missing_section_is_named():
-    with pytest.raises(KdstepsError, match=r"^params.yaml: seeds is missing; it should be a list"):
+    with pytest.raises(KdstepsError, match=r"^params.yaml: seeds is missing; .* \[0, 1, 2\]"):
         parse_study({key: value for key, value in STUDY.items() if key != "seeds"})
 
 
@@ -241,103 +204,66 @@ def test_a_value_that_is_long_is_cut_short():
     assert shown("x" * 100) == f"'{'x' * 58}…"
 
 
-@pytest.mark.parametrize("nothing", [None, {}])
-def test_a_name_with_nothing_behind_it_means_its_defaults(nothing):
-    blank = {"evaluate": nothing, "distil": nothing, "methods": {"kd": nothing}}
-    study = parse_study(STUDY | blank | big(train=nothing))
-    without = {key: value for key, value in STUDY.items() if key not in blank}
-    plain = parse_study(without | {"methods": {"kd": {}}})
-    for rule, names in (
-        ("train", {"dataset": "digits", "teacher": "big"}),
-        ("distil", RUN),
-        ("evaluate", RUN),
-    ):
-        assert graph.settings(study, rule, names) == graph.settings(plain, rule, names)
+# defaults and overrides
 
 
-def test_overrides_may_be_left_blank_as_well():
-    assert merge(Distil(epochs=3), None, "methods.kd.distil") == Distil(epochs=3)
-
-
-def test_overrides_replace_single_values():
-    assert merge(Distil(epochs=3, flip=True), {"epochs": 5}, "x") == Distil(epochs=5, flip=True)
-
-
-# YAML
-
-
-def test_numbers_are_read_as_people_write_them():
-    text = "[5e-4, 1e3, -2.5E+1, .5e1, 5, 0.1, 1e]"
-    assert read_yaml(text) == [5e-4, 1000.0, -25.0, 5.0, 5, 0.1, "1e"]
-
-
-def test_keys_are_texts_as_they_stand_there():
-    assert read_yaml("no: 1\n2024: 2\n2024-01-01: 3\n1.50: 4") == {
-        "no": 1,
-        "2024": 2,
-        "2024-01-01": 3,
-        "1.50": 4,
+def every_setting(content: dict[str, Any]) -> dict[str, str]:
+    """The settings of every job but the report, which shows the study as it is written."""
+    study = parse_study(content)
+    return {
+        " ".join([rule, *names.values()]): graph.settings_text(study, rule, names)
+        for rule in graph.OUTPUTS.keys() - {"report"}
+        for names in graph.jobs(study, rule)
     }
 
 
-def test_a_value_that_looks_like_a_date_is_a_text():
-    assert read_yaml("title: 2024-13-45") == {"title": "2024-13-45"}
+def test_sections_that_are_left_out_mean_their_defaults():
+    methods = {"kd": {}, "block_kd": {}, "feature_only": {}}
+    short = {name: STUDY[name] for name in REQUIRED} | {"methods": methods}
+    defaults = parse_study(short).params
+    sections = type(defaults).model_fields.keys() - set(REQUIRED)
+    assert len(sections) == len(graph.STAGES)
+    written = {name: getattr(defaults, name).model_dump(mode="json") for name in sections}
+    assert every_setting(short) == every_setting(short | written)
 
 
-def test_merged_keys_may_be_replaced():
-    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"
-    assert read_yaml(text)["b"] == {"x": 1, "y": 3}
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_name_with_nothing_after_it_means_its_defaults(nothing):
+    blank = {"evaluate": nothing, "distil": nothing, "methods": {"kd": nothing}}
+    without = {key: value for key, value in STUDY.items() if key not in blank}
+    plain = without | {"methods": {"kd": {}}}
+    assert every_setting(STUDY | blank | big(train=nothing)) == every_setting(plain)
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "problem"),
-    [
-        ("a:\n\t- b", 2, "a tab stands there; indent by spaces"),
-        ("a: 1\nb: {c: 1, c: 2}", 2, "the key 'c' stands there twice; leave one of them"),
-        ("a: 1\na: 2", 2, "the key 'a' stands there twice; leave one of them"),
-        (
-            "a: b: c",
-            1,
-            "a colon stands where none can; indent the line as its neighbours, or quote the text",
-        ),
-        ("a: 1\nfoo", 2, "there is no colon behind the key; write `key: value`"),
-        ("a: [1, 2}", 1, "a comma or the closing bracket is missing"),
-        ("a: {b: 1 c: 2}", 1, "a comma or the closing bracket is missing"),
-        (
-            "a:\n  b: 1\n c: 2",
-            3,
-            "the line does not fit the ones above; indent it as its neighbours, and close every "
-            "bracket",
-        ),
-        ("a: 1\n---\nb: 2", 2, "a second document begins there; leave out the line `---`"),
-        ("a: *b", 1, "the name behind `*` is not defined above"),
-        ("a: 'b", 1, "a quote or bracket is not closed"),
-        ("a: @b", 1, "a character stands there that nothing can begin with; quote the text"),
-        ("[1]: 2", 1, "a list or mapping stands where a key should be; quote it"),
-        ("a: 1\nb: \x00", 2, "the character '\\x00' cannot stand there; delete it"),
-        ("[" * 3000, None, "it is nested too deeply; close the brackets"),
-    ],
-)
-def test_what_is_no_yaml_is_said_with_its_line_and_remedy(text, line, problem):
-    with pytest.raises(NotYaml) as raised:
-        read_yaml(text)
-    assert (raised.value.line, raised.value.problem) == (line, problem)
+def test_a_value_of_a_method_wins_over_that_of_a_pair_and_both_over_the_section():
+    sections = {
+        "distil": {"epochs": 1, "batch_size": 8, "flip": True, "crop_padding": 1},
+        **pair(distil={"epochs": 2, "batch_size": 16}, build={"num_stones": 2, "num_pairs": 1}),
+        **kd(distil={"epochs": 3}, build={"num_stones": 3}),
+    }
+    study = parse_study(STUDY | sections)
+    found = study.distil("pair", "kd")
+    assert (found.epochs, found.batch_size, found.flip, found.crop_padding) == (3, 16, True, 1)
+    built = study.build("pair", "kd")
+    assert (built.num_stones, built.num_pairs) == (3, 1)
 
 
-def test_a_tag_runs_nothing(tmp_path):
-    mark = tmp_path / "ran"
-    with pytest.raises(NotYaml, match="a tag stands there"):
-        read_yaml(f"a: !!python/object/apply:os.mkdir ['{mark}']")
-    assert not mark.exists()
+def test_an_override_may_set_a_value_back_to_its_default():
+    study = parse_study(STUDY | {"distil": {"flip": True}} | kd(distil={"flip": False}))
+    assert study.distil("pair", "kd").flip is Distil().flip is False
 
 
-def test_an_entry_that_contains_itself_is_refused():
-    with pytest.raises(KdstepsError, match="an entry contains itself; write it out instead"):
-        parse_study(read_yaml("models: &a {b: *a}"))
+# reading and parsing
 
 
 def test_a_study_is_read_from_its_file(tmp_path):
-    assert load_study(write_study(tmp_path)) == parse_study(STUDY)
+    assert load_study(write_study(tmp_path)).described == parse_study(STUDY).described
+
+
+def test_a_study_described_as_json_is_the_same_study():
+    study = parse_study(STUDY)
+    assert every_setting(study.described) == every_setting(STUDY)
+    assert parse_study(study.described).described == study.described
 
 
 def test_a_folder_in_place_of_the_study_is_said(tmp_path):
@@ -345,39 +271,21 @@ def test_a_folder_in_place_of_the_study_is_said(tmp_path):
         load_study(tmp_path)
 
 
-# types in words
+@pytest.mark.parametrize("way", ["__init__", "model_validate", "model_validate_json"])
+def test_to_load_and_plan_the_shipped_study_each_entry_is_validated_at_most_twice(monkeypatch, way):
+    validated = []
+    real = vars(BaseModel)[way]
+    function = getattr(real, "__func__", real)
 
+    def counted(first, *arguments, **options):
+        validated.append(first)
+        return function(first, *arguments, **options)
 
-class Inner(BaseModel):
-    a: int
-    b: int = 0
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        (PositiveInt, "a whole number above 0"),
-        (Annotated[float, Field(ge=0, lt=1)], "a number from 0 to below 1"),
-        (Annotated[float, Field(ge=0)], "a number of 0 or more"),
-        (bool, "true or false"),
-        (Literal["a", "b", "c"], "a, b or c"),
-        (list[str] | None, "a list of texts or left out"),
-        (tuple[PositiveInt, ...], "a list of whole numbers above 0"),
-        (tuple[str, str], "a pair of texts"),
-        (tuple[tuple[str, str], ...], "a list of pairs of texts"),
-        (tuple[int, int, int, int], "a list of 4 whole numbers"),
-        (str | tuple[str, ...], "a text or a list of texts"),
-        (dict[str, int], "`key: value` entries"),
-        (Inner, "entries with a"),
-    ],
-)
-def test_types_are_put_into_words(kind, words):
-    assert wanted(kind) == words
-
-
-def test_every_setting_can_be_put_into_words():
-    for name, field in Study.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            for key, setting in field.annotation.model_fields.items():
-                words = wanted(setting.annotation, setting.metadata)
-                assert "value" not in words, f"{name}.{key}: {words}"
+    monkeypatch.setattr(BaseModel, way, classmethod(counted) if function is not real else counted)
+    study = load_study(Path(__file__).parents[1] / "params.yaml")
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            graph.settings_text(study, rule, names)
+    entries = sum(len(getattr(study, name)) for name in ("datasets", "models", "methods"))
+    # the whole file once, and the options of each entry
+    assert len(validated) == (1 + entries if way == "model_validate_json" else 0)

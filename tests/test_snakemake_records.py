@@ -16,7 +16,7 @@ from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph, snakemake_records
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 
 @pytest.fixture

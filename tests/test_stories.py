@@ -19,11 +19,11 @@ import pytest
 from _study import TINY, Study
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
-KD = {"distil/pair/kd/0", "evaluate/students/pair/kd/0", "report"}
+KD = {"distil/pair/kd/0", "evaluate/students/pair/kd/0", "evaluate/latency/pair", "report"}
 STUDENTS = "results/distil/**/student.safetensors"
 WARMER: dict[str, Any] = {**TINY["methods"], "kd": {"temperature": 2.0}}
 
@@ -87,7 +87,10 @@ def test_a_finished_study_has_nothing_to_do(study: Study):
 
 def test_dvc_adopts_what_snakemake_made_and_computes_nothing(built: Study, shared: Study):
     assert shared.executed() == {}
-    assert shared.bytes_of("results/**/*.*") == built.bytes_of("results/**/*.*")
+    made = {f"results/settings/{stage}.json" for stage in graph.STAGES}
+    assert shared.bytes_of("results/settings/*").keys() == made
+    before, after = (found.bytes_of("results/**/*.*") for found in (built, shared))
+    assert {name: after[name] for name in after.keys() - made} == before
     assert "up to date" in shared.dvc("status")
     assert shared.git("status", "--porcelain") == ""
 
@@ -95,7 +98,7 @@ def test_dvc_adopts_what_snakemake_made_and_computes_nothing(built: Study, share
 def test_methods_and_seeds_are_not_confused(study: Study):
     study.change(methods={"labels": {}}, seeds=[0, 1])
     study.snakemake()
-    new = {"distil/pair/labels/1", "evaluate/students/pair/labels/1"}
+    new = {"distil/pair/labels/1", "evaluate/students/pair/labels/1", "evaluate/latency/pair"}
     assert set(study.executed()) == {*new, "report"}
     students = study.bytes_of(STUDENTS)
     assert len(students) == 4
@@ -116,31 +119,27 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 ALL_RUNS = {"distil": 3, "evaluate": 3, "report": 1}
-ASKED = {"evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
-AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "report": 1}
+ONE_RUN = {"distil": 1, "evaluate": 1, "evaluate_latency": 1, "report": 1}
+ASKED = {"train_check": 1, "evaluate_teacher": 1, "cache": 1, "cache_outputs": 1}
+AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "evaluate_latency": 1, "report": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "jobs"),
     [
-        (changed(methods__kd={"temperature": 2.0}), {"distil": 1, "evaluate": 1, "report": 1}),
-        (changed(methods__dkd={}), {"distil": 1, "evaluate": 1, "report": 1}),
-        (changed(methods__again={"method": "labels"}), {"distil": 1, "evaluate": 1, "report": 1}),
+        (changed(methods__kd={"temperature": 2.0}), ONE_RUN),
+        (changed(methods__dkd={}), ONE_RUN),
+        (changed(methods__again={"method": "labels"}), ONE_RUN),
         (lambda params: {"seeds": [0, 7]}, ALL_RUNS),
         (changed(train__epochs=2), {"train": 1, "distil": 2, "evaluate": 2} | AFTER_TEACHER),
+        (changed(cache__images=50), {"cache": 1, "score": 1, "build": 1} | ONE_RUN),
+        (changed(score__num_layers=2), {"score": 1, "build": 1} | ONE_RUN),
+        (changed(build__projector="three_layer"), {"build": 1} | ONE_RUN),
+        (changed(evaluate__latency_runs=3), {"evaluate_latency": 1, "report": 1}),
         (
-            changed(cache__images=50),
-            {"cache": 1, "score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
+            changed(evaluate__calibration_bins=10),
+            {"evaluate": 3, "evaluate_teacher": 1, "report": 1},
         ),
-        (
-            changed(score__num_layers=2),
-            {"score": 1, "build": 1, "distil": 1, "evaluate": 1, "report": 1},
-        ),
-        (
-            changed(build__projector="three_layer"),
-            {"build": 1, "distil": 1, "evaluate": 1, "report": 1},
-        ),
-        (changed(evaluate__latency_runs=3), {"evaluate": 3, "evaluate_teacher": 1, "report": 1}),
         (changed(report__title="Another"), {"report": 1}),
         (changed(distil__checkpoint_minutes=1.0), {"report": 1}),
     ],
@@ -171,7 +170,7 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     study.snakemake()
     said = study.executed()
     assert set(said) == KD
-    assert all("taken from .jobcache" in text for name, text in said.items() if name != "report")
+    assert all("copied from .jobcache" in text for name, text in said.items() if name != "report")
     assert study.bytes_of(STUDENTS) == before
 
 
@@ -204,7 +203,7 @@ def test_a_colleague_who_pulls_computes_nothing(shared: Study, clone: Study):
 
 def test_a_colleague_who_changes_a_value_runs_its_jobs_alone(clone: Study):
     clone.change(methods=WARMER)
-    assert clone.planned() == Counter(distil=1, evaluate=1, report=1)
+    assert clone.planned() == Counter(ONE_RUN)
 
 
 def test_results_without_records_are_refused_and_dvc_heals_them(recorded: Study):
@@ -229,14 +228,16 @@ def test_files_of_other_values_are_not_recorded_under_these(recorded: Study, clo
 
 
 LAST_FILES = {  # that a job of each rule writes
-    "prepare": "results/prepare/digits/summary.json",
-    "train": "results/train/digits/big/history.parquet",
-    "cache": "results/cache/digits/big/features.parquet",
+    "prepare": "results/prepare/digits/digest.json",
+    "train": "results/train/digits/big/digest.json",
+    "train_check": "results/train/digits/big/check.json",
+    "cache": "results/cache/digits/big/digest.json",
     "cache_outputs": "results/cache/digits/big/outputs_plain_batch256.json",
     "score": "results/score/digits/big/scores.parquet",
     "build": "results/build/pair/feature_only/plan.json",
-    "distil": "results/distil/pair/kd/0/history.parquet",
+    "distil": "results/distil/pair/kd/0/digest.json",
     "evaluate": "results/evaluate/students/pair/kd/0/predictions.parquet",
+    "evaluate_latency": "results/evaluate/latency/pair/latency.json",
     "report": "results/report/metrics.json",
 }
 KILLER = '''

@@ -31,16 +31,24 @@ from torch import Tensor
 from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import (
+    DistilSettings,
+    LogitSettings,
+    PrepareSettings,
+    TrainSettings,
+)
 from kdsteps.models.chain import Chain
 from kdsteps.stages.cache import run as run_cache
 from kdsteps.stages.distil import run as run_distil
 from kdsteps.stages.prepare import run as run_prepare
 from kdsteps.stages.train import run as run_train
+from kdsteps.study.settings import Distil, Model, Prepare, Train, ViewSettings
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Forecast, Terms, answers, decide, forecast, write_answers
 from kdsteps.teachers.logits import Kept, Live, description_path
+from kdsteps.training.loop import views_of
 
-VIEWS = RECIPE.views
+VIEWS = views_of(RECIPE)
 COUNT = VIEWS.count  # 18
 BATCH = RECIPE.batch_size  # 8
 ALWAYS, AUTO, NEVER = Terms("always", 0, 99), Terms("auto", COUNT + 1, 99), Terms("never", 99, 99)
@@ -362,11 +370,8 @@ def test_while_answers_are_written_no_other_job_can_write_them(path):
     assert all(locked)
 
 
-ENTRY = {"family": "cifar_resnet", "options": {"depth": 8, "widths": [2, 2, 4, 4]}}
-TRAINING = {key: value for key, value in vars(RECIPE).items() if key != "epochs"} | {
-    "batch_size": 128,
-    "milestones": [],
-}
+ENTRY = Model(family="cifar_resnet", options={"depth": 8, "widths": [2, 2, 4, 4]})
+TRAINING = {name: getattr(RECIPE, name) for name in RECIPE.model_fields_set} | {"batch_size": 128}
 
 
 @pytest.fixture(scope="module")
@@ -374,13 +379,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with prepared digits and a teacher."""
     folder = tmp_path_factory.mktemp("study")
     files = data_files(folder)
-    options = {"kind": "digits", "options": {"size": 8}}
-    split = {"validation": 0.1, "test": 0.2, "seed": 0, "broken": "refuse"}
-    run_prepare(Job(options | {"prepare": split}, {}, files))
-    section = TRAINING | {"epochs": 1, "seed": 0}
-    outputs = {"model": folder / "teacher.safetensors", "history": folder / "history.parquet"}
-    run_train(Job({"model": ENTRY, "train": section}, files, outputs))
+    run_prepare(
+        Job(PrepareSettings(kind="digits", options={"size": 8}, prepare=Prepare()), {}, files)
+    )
+    train_teacher(folder, files)
     return folder
+
+
+def train_teacher(folder: Path, files: dict[str, Path], seed: int = 0) -> None:
+    section = Train(**TRAINING | {"epochs": 1, "seed": seed})
+    outputs = {"model": folder / "teacher.safetensors", "history": folder / "history.parquet"}
+    run_train(Job(TrainSettings(model=ENTRY, train=section), files, outputs))
 
 
 def data_files(folder: Path) -> dict[str, Path]:
@@ -389,23 +398,23 @@ def data_files(folder: Path) -> dict[str, Path]:
 
 
 def ticket_of(study: Path, keep: str, passes: int = 99, **views: Any) -> bytes:
-    recipe = {"crop_padding": 1, "flip": False, "precision": "float32", "batch_size": 128} | views
+    settings = LogitSettings(views=ViewSettings(**{"crop_padding": 1, "batch_size": 128} | views))
     target = Path("ticket.json")
     inputs = data_files(study) | {"model": study / "teacher.safetensors"}
-    job = Job({"views": recipe}, inputs, {"ticket": target}, keep=keep, passes=passes)
+    job = Job(settings, inputs, {"ticket": target}, keep=keep, passes=passes)
     run_cache(job)
     return target.read_bytes()
 
 
 def student_of(study: Path, keep: str, **section: Any) -> bytes:
     target = Path("student.safetensors")
-    settings = {
-        "student": ENTRY,
-        "method": "kd",
-        "options": {},
-        "distil": TRAINING | {"epochs": 2, "flip": False} | section,
-        "seed": 0,
-    }
+    settings = DistilSettings(
+        student=ENTRY,
+        method="kd",
+        options={},
+        distil=Distil(**TRAINING | {"flip": False} | section),
+        seed=0,
+    )
     inputs = data_files(study) | {"teacher": study / "teacher.safetensors"}
     outputs = {"model": target, "history": Path("history.parquet")}
     run_distil(Job(settings, inputs, outputs, keep=keep))
@@ -436,9 +445,7 @@ def test_another_teacher_has_another_key(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = json.loads(ticket_of(study, "never"))["key"]
     folder = tmp_path / "other"
-    section = TRAINING | {"epochs": 1, "seed": 1}
-    outputs = {"model": folder / "teacher.safetensors", "history": folder / "history.parquet"}
-    run_train(Job({"model": ENTRY, "train": section}, data_files(study), outputs))
+    train_teacher(folder, data_files(study), seed=1)
     for name, file in data_files(study).items():
         (folder / data_files(folder)[name].name).write_bytes(file.read_bytes())
     assert json.loads(ticket_of(folder, "never"))["key"] != first

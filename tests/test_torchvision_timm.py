@@ -226,7 +226,7 @@ def test_weights_out_of_reach_say_how_to_give_a_file(family, monkeypatch, tmp_pa
     monkeypatch.setattr(f"kdsteps.models.families.{family}.reachable", lambda address: False)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(KdstepsError, match=r"no connection to https.*give it as checkpoint: PATH"):
+    with pytest.raises(KdstepsError, match=r"no connection to https.*name it as checkpoint: PATH"):
         build_model(family, name="resnet18", num_classes=5, image_size=32, pretrained=True)
 
 
@@ -239,22 +239,24 @@ def test_a_server_that_is_not_there_is_out_of_reach_and_a_proxy_is_trusted(monke
 
 
 @torch.no_grad()
-def test_published_weights_of_other_classes_give_a_new_classifier_and_say_so(monkeypatch):
+def test_published_weights_of_other_classes_get_a_new_classifier_only_to_be_trained(monkeypatch):
     published = torchvision.models.resnet18(num_classes=1000)
     monkeypatch.setattr(
         "kdsteps.models.families.torchvision._published", lambda name: _state(published)
     )
-    chain = build_model(
-        "torchvision", name="resnet18", num_classes=5, image_size=32, pretrained=True
-    )
+    options = {"name": "resnet18", "image_size": 32, "pretrained": True}
+    chain = build_model("torchvision", num_classes=5, will_train=True, **options)
     assert torch.equal(chain.plain().layer4[0].conv1.weight, published.layer4[0].conv1.weight)
     assert chain.plain().fc.weight.shape == (5, 512)
-    assert "trained for 1000 classes; fc.weight, fc.bias start anew" in chain.note
+    assert chain.new_weights == ("fc.weight", "fc.bias")
+    assert "other classes; fc.weight, fc.bias start with new weights" in chain.notes[0]
+    with pytest.raises(KdstepsError, match=r"other classes; fc\.weight, fc\.bias .*epochs above 0"):
+        build_model("torchvision", name="resnet18", num_classes=5, image_size=32, pretrained=True)
     chain = build_model(
         "torchvision", name="resnet18", num_classes=1000, image_size=32, pretrained=True
     )
     assert torch.equal(chain.plain().fc.weight, published.fc.weight)
-    assert chain.note is None
+    assert not chain.notes
 
 
 def _state(network: torch.nn.Module) -> dict[str, torch.Tensor]:

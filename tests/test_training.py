@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,7 +255,7 @@ def rates(steps_per_epoch: int = 10, **recipe: object) -> list[float]:
     """The learning rate of each step."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     fields = {"epochs": 4, "learning_rate": 1.0} | recipe
-    schedule = make_schedule(optimizer, replace(RECIPE, **fields), steps_per_epoch)
+    schedule = make_schedule(optimizer, RECIPE.model_copy(update=fields), steps_per_epoch)
     found = []
     for _ in range(steps_per_epoch * fields["epochs"]):
         found.append(optimizer.param_groups[0]["lr"])

@@ -13,7 +13,7 @@ import yaml
 from _study import REPOSITORY, Study, clean_environment
 
 from kdsteps.jobs import graph
-from kdsteps.study.settings import load_study, parse_study
+from kdsteps.study.study import load_study
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 FILES = (
@@ -83,7 +83,7 @@ def test_the_shipped_study_plans_every_job(fresh: Path):
 
 
 def test_dvc_reads_its_stages_in_the_order_of_the_pipeline(fresh: Path):
-    assert tuple(STAGES) == graph.STAGES
+    assert tuple(STAGES) == ("resolve", *graph.STAGES)
     run("dvc", "dag", folder=fresh)
 
 
@@ -96,9 +96,9 @@ def test_dvc_keeps_every_file_of_every_stage_and_the_records_with_them():
 
 
 def test_dvc_leaves_finished_jobs_in_place():
-    for stage, entry in STAGES.items():
+    for stage in graph.STAGES:
         for kind in ("outs", "metrics", "plots"):
-            for out in entry.get(kind, []):
+            for out in STAGES[stage].get(kind, []):
                 assert next(iter(out.values()))["persist"] is True, (stage, out)
 
 
@@ -118,31 +118,25 @@ def test_dvc_follows_what_the_jobs_of_a_stage_read():
                 )
 
 
-def test_dvc_follows_every_section_that_decides_which_jobs_a_stage_has():
-    shipped = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    (name,) = shipped["pairs"]
-    plain = shipped | {"methods": {"labels": {}, "block_kd": {}}}
-    changes: dict[str, dict[str, Any]] = {
-        "pairs": {"pairs": {"another": shipped["pairs"][name]}},
-        "methods": {"methods": {"labels": {}}},
-        "seeds": {"seeds": [7]},
-        "build": {"build": {"cuts": "quality"}},
-        "distil": {"distil": {"flip": True}},
-    }
-    for section, change in changes.items():
-        for rule in graph.OUTPUTS:
-            before, after = (
-                graph.jobs(parse_study(content), rule) for content in (plain, plain | change)
-            )
-            if before != after and rule != "report":
-                assert section in STAGES[graph.stage_of(rule)]["params"], (section, rule)
+def test_each_stage_follows_the_settings_of_its_jobs_and_these_follow_params_and_code():
+    files = {stage: f"results/settings/{stage}.json" for stage in graph.STAGES}
+    resolve = STAGES["resolve"]
+    assert resolve["cmd"] == "python -m kdsteps resolve"
+    assert resolve["deps"] == ["kdsteps"]
+    assert resolve["params"] == [{"params.yaml": None}]  # as a whole
+    assert resolve["outs"] == list(files.values())
+    for stage, file in files.items():
+        followed = [dep for dep in STAGES[stage]["deps"] if dep.startswith("results/settings")]
+        assert followed == [file]
+        assert "params" not in STAGES[stage]
 
 
 def test_every_stage_is_verified_after_snakemake():
-    for stage, entry in STAGES.items():
+    for stage in graph.STAGES:
+        entry = STAGES[stage]
         assert entry["cmd"][0].startswith("snakemake ")
-        assert entry["cmd"][1:] == [f"python -m kdsteps.cli.verify {stage}"]
-        assert {"Snakefile", "workflow", "kdsteps"} <= set(entry["deps"])
+        assert entry["cmd"][1:] == [f"python -m kdsteps verify {stage}"]
+        assert {"Snakefile", "workflow"} <= set(entry["deps"])
 
 
 def test_git_has_what_is_compared_from_commit_to_commit_and_dvc_the_rest(fresh: Path):
@@ -161,14 +155,6 @@ def ignored(folder: Path, path: str) -> bool:
     return subprocess.run(command, cwd=folder, check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "params",
-    ["params.yaml", *sorted(f"recipes/{p.name}" for p in (REPOSITORY / "recipes").glob("*.yaml"))],
-)
-def test_a_study_names_every_section_so_that_dvc_can_follow_it(params: str):
-    assert set(graph.STAGES) <= load_study(REPOSITORY / params).model_fields_set
-
-
 def test_profiles_agree_on_what_decides_whether_a_job_runs_again():
     default, slurm = (
         yaml.safe_load((REPOSITORY / f"profiles/{name}/config.yaml").read_text())
@@ -179,9 +165,16 @@ def test_profiles_agree_on_what_decides_whether_a_job_runs_again():
 
 
 def test_a_clone_runs_its_own_code_and_not_the_installed_one(fresh: Path):
-    (fresh / "kdsteps/cli/verify.py").write_text("print('verified by the clone')\n")
-    said = run(sys.executable, "-m", "kdsteps.cli.verify", folder=fresh)
-    assert said == "verified by the clone\n"
+    (fresh / "kdsteps/cli/schema.py").write_text("raise SystemExit('run by the clone')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "kdsteps", "schema"],
+        cwd=fresh,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "run by the clone\n"
     (fresh / "kdsteps/errors.py").write_text("raise SystemExit('parsed by the clone')\n")
     done = subprocess.run(
         ["snakemake", "--dry-run"],

@@ -10,23 +10,29 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kdsteps.cli import inspect
+from kdsteps.cli import job_cache, upgrade
+from kdsteps.cli.layers import show_layers
+from kdsteps.cli.resolve import resolve
+from kdsteps.cli.schema import show_schema
+from kdsteps.cli.verify import check_stages
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.files.atomic import DISK_FULL, check_places, together
+from kdsteps.files.atomic import DISK_FULL, all_or_none, check_places
+from kdsteps.files.digests import write_digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
+from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.resources import cores_there
-from kdsteps.study.settings import load_study, parse_study
+from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.study.study import load_study, parse, parse_study
 
 SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
-Asked = tuple[str, dict[str, Any], dict[str, Any], dict[str, str], str | None, dict[str, Any]]
-"""A job: its rule, settings, inputs and outputs by name, the digest of its code, and its hints."""
-COMMANDS = (*graph.STAGES, "layers", "schema")
+COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # what no result rests on
 
@@ -75,32 +81,29 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells what there is\n")
 
 
-class _Given(dict[str, Any]):
-    """What came with an option, by name; a name that is asked for in vain is told to the user."""
-
-    def __init__(self, content: Mapping[str, Any], option: str) -> None:
-        super().__init__(content)
-        self._option = option
-
-    def __missing__(self, name: str) -> NoReturn:
-        raise KdstepsError(
-            f"{self._option}: {name!r} is missing; `--help` tells what the stage reads and writes"
-        )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kdsteps", description=SUMMARY)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in graph.STAGES:
         _add_stage(commands, stage)
+    upgrade.add_commands(commands)
+    job_cache.add_command(commands)
     layers = commands.add_parser("layers", help="list the layers of a network: where it can be cut")
     layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     layers.add_argument("--image", default="3,32,32", metavar="C,H,W", help="shape (%(default)s)")
     layers.add_argument("--classes", type=_count, default=10, metavar="K", help="(%(default)s)")
-    layers.set_defaults(run=inspect.show_layers)
+    layers.set_defaults(run=show_layers)
+    verify = commands.add_parser("verify", help="check that results match params.yaml, as DVC does")
+    verify.add_argument("stages", nargs="+", choices=graph.STAGES, metavar="stage")
+    verify.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    verify.set_defaults(run=check_stages)
+    described = commands.add_parser("resolve", help="write what every job reads, for DVC to follow")
+    described.add_argument("folder", nargs="?", default="results/settings", help="(%(default)s)")
+    described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    described.set_defaults(run=resolve)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
-    schema.set_defaults(run=inspect.show_schema)
+    schema.set_defaults(run=show_schema)
     return parser
 
 
@@ -169,46 +172,73 @@ def _count(text: str) -> int:
 
 
 def _names(stage: str) -> set[str]:
-    """The names that tell a stage's jobs apart."""
-    rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
-    paths = [path for rule in rules for path in graph.OUTPUTS[rule].values()]
-    return {name for name in NAMES if any(f"{{{name}}}" in path for path in paths)}
+    """The names that distinguish a stage's jobs."""
+    return {name for rule in graph.rules_of(stage) for name in graph.names_of(rule)}
 
 
 def _stage(given: argparse.Namespace) -> None:
-    from kdsteps.jobs.job import Job
+    call = _by_file(given) if given.settings else _by_name(given)
+    inputs = Files(call.inputs, "--inputs")
+    _check_inputs(inputs, call.lists)
+    final = Files(call.outputs, "--outputs")
+    check_places(final.values())
+    text = json.dumps(call.settings.as_json(), sort_keys=True)
+    read = {**inputs, **call.lists}
+    stage = graph.stage_of(call.rule)
+    with remembered(call.rule, json.loads(text), call.code, read, final) as known:
+        if known:
+            return
+        with all_or_none(final) as drafts:
+            job = Job(
+                settings=call.settings,
+                inputs=inputs,
+                outputs=Files(drafts, "--outputs"),
+                final=final,
+                lists=call.lists,
+                threads=max(1, min(given.threads, cores_there())),
+                gpus=given.gpus,
+                **call.hints | _given_hints(given),
+            )
+            import_module(f"kdsteps.stages.{stage}").run(job)
+            if "digest" in drafts:
+                write_digests(drafts, final)
 
-    asked = _by_file(given) if given.settings else _by_name(given)
-    rule, settings, inputs, outputs, code, hints = asked
-    job = Job(
-        settings=_Given(settings, "--settings"),
-        inputs=_Given(inputs, "--inputs"),
-        outputs=_Given({name: Path(path) for name, path in outputs.items()}, "--outputs"),
-        threads=max(1, min(given.threads, cores_there())),
-        gpus=given.gpus,
-        **hints | _given_hints(given),
-    )
-    _check_inputs(job.inputs)
-    check_places(job.outputs.values())
-    with remembered(graph.stage_of(rule), settings, code, job.inputs, job.outputs) as known:
-        if not known:
-            stage = import_module(f"kdsteps.stages.{graph.stage_of(rule)}")
-            with together(job.outputs.values()):
-                stage.run(job)
+
+@dataclass(frozen=True)
+class _Call:
+    """A job as the command line describes it; `hints` change no result."""
+
+    rule: str
+    settings: JobSettings
+    inputs: dict[str, Path]
+    lists: dict[str, list[Path]]
+    outputs: dict[str, Path]
+    code: str | None
+    hints: dict[str, Any]
 
 
-def _by_file(given: argparse.Namespace) -> Asked:
-    try:
-        settings = json.loads(given.settings)
-    except ValueError as error:
-        raise KdstepsError(f"--settings: is not JSON ({error}); give one `{{...}}`") from error
-    if not isinstance(settings, dict):
-        raise KdstepsError(f"--settings: is {given.settings[:60]}; one `{{...}}` would be right")
-    settings = _Given(settings, "--settings")
+def _by_file(given: argparse.Namespace) -> _Call:
     inputs = _paths(given.inputs, "--inputs")
-    if given.command == "report" and not inputs:
-        inputs = graph.inputs(parse_study(settings["study"]), "report", {})
-    return given.command, settings, inputs, _paths(given.outputs, "--outputs"), given.code, {}
+    outputs = {name: paths[0] for name, paths in _paths(given.outputs, "--outputs").items()}
+    rules = graph.rules_of(given.command)
+    rule = next((r for r in rules if outputs.keys() <= graph.OUTPUTS[r].keys()), given.command)
+    try:
+        settings = parse(SETTINGS[rule], json.loads(given.settings), "--settings")
+    except json.JSONDecodeError as error:
+        raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
+    if isinstance(settings, ReportSettings) and not inputs:
+        inputs = _inputs(graph.node(parse_study(settings.study), "report", {}))
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    single = {name: paths[0] for name, paths in inputs.items() if name not in lists}
+    return _Call(rule, settings, single, lists, outputs, given.code, {})
+
+
+def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
+    """The files a job reads, each name with a list."""
+    return {
+        name: [Path(path) for path in ([given] if isinstance(given, str) else given)]
+        for name, given in node.inputs.items()
+    }
 
 
 def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
@@ -216,56 +246,61 @@ def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _by_name(given: argparse.Namespace) -> Asked:
+def _by_name(given: argparse.Namespace) -> _Call:
     study = load_study(given.params)
     rule = given.command
     names = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
     if rule == "evaluate" and "pair" not in names:
         rule = "evaluate_teacher"
+    if rule == "evaluate" and set(names) == {"pair"}:
+        rule = "evaluate_latency"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
-    wanted = [name for name in NAMES if f"{{{name}}}" in "".join(graph.OUTPUTS[rule].values())]
+    wanted = graph.names_of(rule)
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise KdstepsError(f"{' and '.join(missing)} {verb} missing; say which job is meant")
+        raise KdstepsError(f"{' and '.join(missing)} {verb} missing; say which job to run")
     for name in names:
         if name not in wanted:
-            told = " and ".join(f"--{name}" for name in wanted) or "nothing"
-            raise KdstepsError(f"--{name}: does not belong there; {told} would tell which job")
+            right = " and ".join(f"--{name}" for name in wanted) or "no name"
+            raise KdstepsError(f"--{name}: not an option of this job; {right} identifies it")
     graph.check_names(study, rule, names)
-    settings = json.loads(graph.settings_text(study, rule, names))
-    code = code_identity.code(study, rule, names)
-    inputs = graph.inputs(study, rule, names)
-    if rule == "distil" and not Path(inputs.get("ticket", ".")).is_file():
-        inputs.pop("ticket", None)  # by hand, a run can do without what was kept for it
-    return (
-        *(rule, settings, inputs, graph.outputs(rule, names), code),
-        graph.hints(study, rule, names),
+    node = graph.node(study, rule, names)
+    inputs = _inputs(node)
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    read = {name: paths[0] for name, paths in inputs.items() if name not in lists}
+    if rule == "distil" and not read.get("ticket", Path(".")).is_file():
+        read.pop("ticket", None)  # a run started by hand works without cached logits
+    return _Call(
+        rule=rule,
+        settings=node.settings,
+        inputs=read,
+        lists=lists,
+        outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
+        code=code_identity.code(study, rule, names),
+        hints=node.hints,
     )
 
 
-def _paths(given: Sequence[str], option: str) -> dict[str, Any]:
-    """NAME=PATH arguments by name; a name that comes again makes a list."""
-    found: dict[str, Any] = {}
+def _paths(given: Sequence[str], option: str) -> dict[str, list[Path]]:
+    """The paths of NAME=PATH arguments, by name."""
+    found: dict[str, list[Path]] = {}
     for argument in given:
         name, equals, path = argument.partition("=")
         if not equals:
             raise KdstepsError(f"{option}: {argument!r} should read NAME=PATH")
-        there = found.get(name)
-        found[name] = (
-            path if there is None else [*(there if isinstance(there, list) else [there]), path]
-        )
+        found.setdefault(name, []).append(Path(path))
     return found
 
 
-def _check_inputs(inputs: dict[str, Any]) -> None:
-    for name, paths in inputs.items():
-        for path in paths if isinstance(paths, list) else [paths]:
-            if not Path(path).is_file():
+def _check_inputs(inputs: Mapping[str, Path], lists: Mapping[str, list[Path]]) -> None:
+    for name, paths in {**{name: [path] for name, path in inputs.items()}, **lists}.items():
+        for path in paths:
+            if not path.is_file():
                 raise KdstepsError(
-                    f"{path}: there is no such file, and it is read as {name!r}; run the stage "
-                    "that writes it, or the whole study with snakemake"
+                    f"{path}: not found, and it is read as {name!r}; run the stage that writes it, "
+                    "or the whole study with snakemake"
                 )
 
 

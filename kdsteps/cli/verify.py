@@ -1,22 +1,21 @@
-"""`python -m kdsteps.cli.verify STAGE`: are the files of a stage what params.yaml describes?
+"""`kdsteps verify STAGE`: are the files of a stage what params.yaml describes?
 
 DVC runs it after Snakemake, so that a file is never recorded under values it was not made with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.checkpoints import read_checkpoint_header
-from kdsteps.files.tables import table_metadata
-from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Study, load_study
+from kdsteps.jobs.accepted import Entry, entry_for, read_accepted, settings_digest
+from kdsteps.jobs.recorded import carried_settings, first_difference
+from kdsteps.study.study import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
@@ -25,71 +24,34 @@ def verify(study: Study, stage: str) -> int:
     Raises:
         KdstepsError: A file is missing, or carries other settings.
     """
-    rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
-    jobs = [(rule, names) for rule in rules for names in graph.jobs(study, rule)]
+    jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
+    accepted = read_accepted()
     for rule, names in jobs:
-        wanted = json.loads(graph.settings_text(study, rule, names))
-        paths = [Path(path) for path in graph.outputs(rule, names).values()]
-        carried = [_carries_settings(path, wanted) for path in paths]
+        settings, outputs = graph.settings_text(study, rule, names), graph.outputs(rule, names)
+        entry = entry_for(accepted, outputs.values(), settings)
+        wanted = json.loads(settings)
+        carried = [_carries_settings(Path(path), wanted, entry) for path in outputs.values()]
         assert any(carried), f"no file of {rule} says what it was made with"
     return len(jobs)
 
 
-def _check_sections(study: Study) -> None:
-    """DVC follows the sections of params.yaml by name, also those that could be left out."""
-    missing = [stage for stage in graph.STAGES if stage not in study.model_fields_set]
-    if missing:
-        raise KdstepsError(
-            f"params.yaml: has no section {missing[0]!r}, whose values dvc.yaml follows; "
-            f"add `{missing[0]}: {{}}` to take its defaults"
-        )
-
-
-def _carries_settings(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether a file says what it was made with; raise a sentence if that is something else."""
+def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None) -> bool:
+    """Whether a file carries settings; raise a sentence if they are not the wanted ones."""
     if not path.is_file():
-        raise KdstepsError(f"{path}: is not there; run snakemake first")
-    reader = _READERS.get(path.suffix)
-    found = reader(path) if reader else None
-    if not found or found == wanted:
+        raise KdstepsError(f"{path}: not found; run snakemake first")
+    found = carried_settings(path)
+    taken_over = entry is not None and entry.carried == settings_digest(found)
+    if not found or found == wanted or taken_over:
         return bool(found)
-    said, meant = _first_difference(found, wanted)
+    said, meant = first_difference(found, wanted)
     raise KdstepsError(
         f"{path}: was made with {said}, params.yaml says {meant}; delete the file and run snakemake"
     )
 
 
-_READERS = {
-    ".json": lambda path: read_json(path).get("settings"),
-    ".parquet": lambda path: table_metadata(path)["settings"],
-    ".safetensors": lambda path: read_checkpoint_header(path)["settings"],
-}
-
-
-def _first_difference(found: Any, wanted: Any, place: str = "") -> tuple[str, str]:
-    """The first value that two settings do not share, as `section.key: value` each."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in sorted(found.keys() | wanted.keys()):
-            if found.get(key) != wanted.get(key):
-                inner = f"{place}.{key}" if place else key
-                return _first_difference(found.get(key), wanted.get(key), inner)
-    name = place or "settings"
-    return f"{name}: {json.dumps(found)}", f"{name}: {json.dumps(wanted)}"
-
-
-def main(arguments: list[str]) -> int:
-    try:
-        study = load_study()
-        _check_sections(study)
-        for stage in arguments:
-            # DVC wants the folder of every stage, also where a study needs nothing of it
-            Path("results", stage).mkdir(parents=True, exist_ok=True)
-            print(f"{stage}: {verify(study, stage)} jobs are what params.yaml describes")
-    except KdstepsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def check_stages(given: argparse.Namespace) -> None:
+    """Check the stages that the command line names, and create their folders for DVC."""
+    study = load_study(given.params)
+    for stage in given.stages:
+        print(f"{stage}: {verify(study, stage)} jobs match params.yaml")
+        Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Augmentation beyond crop and flip: RandAugment, crops of random size, mixup and CutMix.
 
-They are drawn from a continuum, so no view number stands for them and a teacher's answers cannot be
-looked up: with any of them on, the teacher runs live. All randomness hangs on a seed a batch and
-the number of the image.
+They are drawn from a continuum, so their results have no numbers and teacher logits cannot be
+cached: with any of them on, the teacher computes its logits on the fly. All randomness depends on
+the seed of the batch and the number of the image.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Distortion:
-    """What is done to a batch of training images after crop and flip; all of it off by default.
+    """Augmentation of a batch of training images after crop and flip; all of it off by default.
 
     Attributes:
         num_classes: K, for the targets of mixed images.
-        randaugment: Magnitude of two random operations an image, from 0 (off) to 30.
-        resized_crop: Smallest share of the image's area that a crop of random size and shape
-            keeps before it is resized to the image's size; 0: off.
-        mixup: Alpha of the Beta distribution that shares are drawn from; 0: off.
-        cutmix: The same for shares of the area; with both on, each batch gets one of the two.
+        randaugment: Magnitude of two random operations per image, from 0 (off) to 30.
+        resized_crop: Smallest fraction of the stored image's area in a crop of random size and
+            shape, which is then resized to the size networks see; 0: off.
+        mixup: Alpha of the Beta distribution from which the fraction is drawn; 0: off.
+        cutmix: The same for the fraction of the area; with both on, each batch gets one of them.
     """
 
     num_classes: int = 0
@@ -40,7 +40,7 @@ class Distortion:
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether every image is worked on by itself, which takes workers to be fast."""
+        """Whether images are changed one by one, which needs workers to be fast."""
         return bool(self.randaugment or self.resized_crop)
 
     @property
@@ -49,14 +49,26 @@ class Distortion:
 
     @property
     def active(self) -> bool:
-        """Whether images are more than their views, so that nothing can be looked up for them."""
+        """Whether images differ from their views, so that nothing can be cached for them."""
         return self.changes_pixels or self.mixes
 
-    def pixels(self, images: Tensor, index: Tensor, seed: int) -> Tensor:
-        """Images (N, C, H, W), uint8, each distorted by itself.
+    def window(self, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the views that `pixels` starts from.
+
+        Args:
+            stored: Of the stored images.
+            size: That networks see.
+        """
+        return stored if self.resized_crop else size
+
+    def pixels(
+        self, images: Tensor, index: Tensor, seed: int, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Images (N, C, H, W), uint8, each augmented separately.
 
         Args:
             index: (N,) numbers of the images; with `seed`, they decide what is drawn.
+            size: Height and width of the result of `resized_crop`; None: those of the images.
 
         Source: RandAugment: Cubuk et al. 2020, arXiv:1909.13719; crops of random size: Szegedy et
         al. 2015, arXiv:1409.4842, section 6; both as torchvision has them.
@@ -67,50 +79,52 @@ class Distortion:
 
         steps: list[torch.nn.Module] = []
         if self.resized_crop:
-            size = tuple(images.shape[2:])
+            size = size or (images.shape[2], images.shape[3])
             steps.append(v2.RandomResizedCrop(size, scale=(self.resized_crop, 1.0), antialias=True))
         if self.randaugment:
             steps.append(v2.RandAugment(num_ops=2, magnitude=self.randaugment))
-        distort = v2.Compose(steps)
-        random = torch.default_generator  # torchvision draws from it; given back as it was
+        augment = v2.Compose(steps)
+        random = torch.default_generator  # torchvision draws from it
         before = random.get_state()
-        distorted = torch.empty_like(images)
-        for place, (image, number) in enumerate(zip(images, index.tolist(), strict=True)):
-            random.manual_seed(_image_seed(seed, number))
-            distorted[place] = distort(image)
-        random.set_state(before)
-        return distorted
+        changed = []
+        try:
+            for image, number in zip(images, index.tolist(), strict=True):
+                random.manual_seed(_image_seed(seed, number))
+                changed.append(augment(image))
+        finally:
+            random.set_state(before)
+        return torch.stack(changed)
 
     def mixed(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Each image mixed with the one before it in the batch, and the targets that follow.
 
-        The image itself always makes up half or more, so that `labels` stays what it mostly shows.
+        The image itself always makes up half or more, so that its label stays the right one.
 
         Args:
-            images: (N, C, H, W), normalised.
+            images: (N, C, H, W), normalized.
             labels: (N,).
 
         Returns:
-            The images, and the targets: shares of the classes (N, K), or `labels` where nothing is
-            mixed.
+            The images, and the targets: fractions of the classes (N, K), or `labels` where nothing
+            is mixed.
 
         Source: mixup: Zhang et al. 2018, arXiv:1710.09412; CutMix: Yun et al. 2019,
-        arXiv:1905.04899. One share for the whole batch, as in both.
+        arXiv:1905.04899. One fraction for the whole batch, as in both.
         """
         if not self.mixes:
             return images, labels
         random = np.random.default_rng(seed)
         cut = random.random() < 0.5 if self.mixup and self.cutmix else bool(self.cutmix)
         alpha = self.cutmix if cut else self.mixup
-        share = random.beta(alpha, alpha)
-        share = max(share, 1 - share)
+        fraction = random.beta(alpha, alpha)
+        fraction = max(fraction, 1 - fraction)
         others = images.roll(1, dims=0)
         if cut:
-            images, share = _patched(images, others, share, random)
+            images, fraction = _patched(images, others, fraction, random)
         else:
-            images = others.lerp(images, share)
+            images = others.lerp(images, fraction)
         own = F.one_hot(labels, self.num_classes).to(images.dtype)  # (N, K)
-        return images, own.roll(1, dims=0).lerp(own, share)
+        return images, own.roll(1, dims=0).lerp(own, fraction)
 
 
 NO_DISTORTION = Distortion()
@@ -122,11 +136,11 @@ def _image_seed(seed: int, number: int) -> int:
 
 
 def _patched(
-    images: Tensor, others: Tensor, share: float, random: np.random.Generator
+    images: Tensor, others: Tensor, fraction: float, random: np.random.Generator
 ) -> tuple[Tensor, float]:
-    """A box of the others in the images, and the share of the area that is left of the images."""
+    """The images with a box of the others in each, and the fraction of the area outside of it."""
     height, width = images.shape[2:]
-    side = (1 - share) ** 0.5
+    side = (1 - fraction) ** 0.5
     y, x = random.integers(height), random.integers(width)
     half_height, half_width = side * height / 2, side * width / 2
     top, bottom = max(0, round(y - half_height)), min(height, round(y + half_height))

@@ -1,26 +1,28 @@
-"""What must be true of the labels of a source before anything is made of it."""
+"""What must be true of the labels of a source before its images are stored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import category
 
 import numpy as np
 
-from kdsteps.data.source import PARTS, Source
+from kdsteps.data.source import SPLITS, Source
 from kdsteps.errors import KdstepsError
 
 
 def check_source(source: Source) -> None:
-    """Refuse a source whose labels, names and parts do not fit together.
+    """Refuse a source whose labels, names and splits do not match.
 
     Raises:
-        KdstepsError: There are no images, fewer than two classes, a label out of range, or an
-            unknown part.
-        ValueError: The source has not one label, name and part for each image.
+        KdstepsError: There are no images, fewer than two classes, a class name that cannot be
+            printed, or a label out of range.
+        ValueError: The source does not have one label, name and split for each image, or has an
+            unknown split.
     """
     count = len(source.images)
     if count == 0:
-        raise KdstepsError("the source has no images; a study needs some of every class")
+        raise KdstepsError("the data set has no images; a study needs some of every class")
     lengths = {len(source.labels), len(source.names), len(source.split), count}
     if len(lengths) > 1:
         raise ValueError(f"images, labels, names and split differ in length: {sorted(lengths)}")
@@ -28,19 +30,25 @@ def check_source(source: Source) -> None:
         raise ValueError(f"labels are {source.labels.dtype}, not whole numbers")
     if len(source.class_names) < 2:
         raise KdstepsError(
-            f"the source has one class only ({''.join(source.class_names)}); two are the least"
+            f"the data set has only one class ({''.join(source.class_names)}); at least two are "
+            "needed"
         )
+    for name in source.class_names:
+        if not name.strip() or any(category(letter) in ("Cc", "Cs") for letter in name):
+            raise KdstepsError(
+                f"the class name {name!r} cannot be printed; use letters without control characters"
+            )
     twice = {name for name in source.class_names if source.class_names.count(name) > 1}
     if twice:
-        raise KdstepsError(f"two classes are called {min(twice)!r}; give each a name of its own")
+        raise KdstepsError(f"two classes are called {min(twice)!r}; use different names")
     check_labels(source.labels, source.class_names, source.names)
-    unknown = set(np.unique(source.split).tolist()) - set(PARTS) - {""}
+    unknown = set(np.unique(source.split).tolist()) - set(SPLITS) - {""}
     if unknown:
-        raise ValueError(f"the source speaks of a part {min(unknown)!r}")
+        raise ValueError(f"the source has an unknown split {min(unknown)!r}")
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a label that is no class, by the name of the first image that has one."""
+    """Refuse a label that is out of range, and name the first image that has one."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise KdstepsError(
@@ -50,21 +58,21 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence
         )
 
 
-def check_classes(labels: np.ndarray, parts: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuse a class without a training image: nothing could be learnt of it.
+def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuse a class without training images.
 
     Args:
-        labels, parts: (N,).
+        labels, split: (N,).
     """
-    if "train" not in parts:
+    if "train" not in split:
         raise KdstepsError(
-            "the source has no training part; name one, or leave the split to prepare"
+            "the data set has no training images; name its training split, or let prepare split it"
         )
-    counts = np.bincount(labels[parts == "train"], minlength=len(class_names))
+    counts = np.bincount(labels[split == "train"], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
         raise KdstepsError(
             f"class {empty[0]!r} has no training images"
-            + (f" (nor have {len(empty) - 1} others)" if len(empty) > 1 else "")
-            + "; give it some or take it out of the classes"
+            + (f" (nor do {len(empty) - 1} others)" if len(empty) > 1 else "")
+            + "; add some, or remove the class"
         )

@@ -1,4 +1,4 @@
-"""The idx files of MNIST and its kin, packed or not, read where they lie.
+"""The idx files of MNIST and its relatives, packed or not, read where they are.
 
 Source of the format: Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits:
 two zero bytes, one for the type (8: unsigned byte), one for the number of dimensions, then each
@@ -19,16 +19,16 @@ _STEMS = {"train": "train", "test": "t10k"}
 
 
 def find_idx(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Images and labels of each part in `folder`; empty unless train and test are both whole."""
+    """Images and labels of each split in `folder`; empty unless both splits are complete."""
     found = {
-        part: (
-            _there(folder, f"{stem}-images-idx3-ubyte"),
-            _there(folder, f"{stem}-labels-idx1-ubyte"),
+        split: (
+            _found(folder, f"{stem}-images-idx3-ubyte"),
+            _found(folder, f"{stem}-labels-idx1-ubyte"),
         )
-        for part, stem in _STEMS.items()
+        for split, stem in _STEMS.items()
     }
-    whole = {part: (a, b) for part, (a, b) in found.items() if a is not None and b is not None}
-    return whole if len(whole) == len(_STEMS) else {}
+    complete = {split: (a, b) for split, (a, b) in found.items() if a is not None and b is not None}
+    return complete if len(complete) == len(_STEMS) else {}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -42,18 +42,18 @@ def read_idx(path: Path) -> np.ndarray:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise KdstepsError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise KdstepsError(f"{path}: cannot be read ({error}); download it again") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise KdstepsError(f"{path}: is no idx file of bytes; fetch it again")
+        raise KdstepsError(f"{path}: is not an idx file of bytes; download it again")
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").tolist())
     if len(shape) != content[3] or len(content) - start != int(np.prod(shape)):
         raise KdstepsError(
-            f"{path}: has {len(content) - start} values for the shape {shape}; fetch it again"
+            f"{path}: has {len(content) - start} values for the shape {shape}; download it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _there(folder: Path, name: str) -> Path | None:
+def _found(folder: Path, name: str) -> Path | None:
     candidates = [folder / name, folder / f"{name}.gz"]
     return next((path for path in candidates if path.is_file()), None)

@@ -1,7 +1,7 @@
-"""Batches of images: small sets live on the device as uint8, and batches are made there.
+"""Batches of images: small data sets are on the device as uint8, and batches are made there.
 
-Whatever is random hangs on one generator on the CPU, so that a batch is the same on every device
-and can be made again: after a kill, or to look its views up.
+Whatever is random comes from one generator on the CPU, so that a batch is the same on every device
+and can be made again: after a kill, or to look up its views.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["Drawn", "ImagePart", "Views"]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images of one batch.
+    """One batch of images.
 
     Attributes:
-        images: (N, C, H, W), normalised.
-        labels: (N,); where images were mixed, the one that makes up most of each.
-        index: (N,) which of the part each one is.
-        view: (N,) which of its views it shows.
-        targets: What is to be learnt: `labels` again or, where images were mixed, the share of
-            every class (N, K).
+        images: (N, C, h, w), normalized.
+        labels: (N,); of a mixed image, that of the larger fraction.
+        index: (N,) number of each image in its split.
+        view: (N,) number of its view.
+        targets: What to learn: `labels` again or, for mixed images, the fraction of every class
+            (N, K).
     """
 
     images: Tensor
@@ -40,7 +40,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Order:
-    """One batch before its images are fetched: (N,) numbers and views, and a seed for the rest."""
+    """One batch before its images are read: (N,) numbers and views, and a seed for the rest."""
 
     index: Tensor
     view: Tensor
@@ -48,7 +48,7 @@ class Order:
 
 
 class ImagePart:
-    """One part of a dataset, whole on the device as uint8."""
+    """One split of a data set, all of it on the device as uint8."""
 
     def __init__(
         self,
@@ -57,16 +57,18 @@ class ImagePart:
         mean: Tensor,
         std: Tensor,
         *,
+        size: tuple[int, int] | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Args:
         images: (N, C, H, W), uint8.
         labels: (N,).
-        mean, std: (C,) of the training part, on the scale 0 to 1.
+        mean, std: (C,) of the training images, on the scale 0 to 1.
+        size: Height and width of the batches, at most those of the images; None: those.
         memory_format: Of the batches.
         """
         self.images, self.labels = images.contiguous(memory_format=memory_format), labels
-        self.memory_format = memory_format
+        self.size, self.memory_format = size or self.stored_size, memory_format
         self._prepare_scaling(mean, std)
 
     def __len__(self) -> int:
@@ -74,15 +76,20 @@ class ImagePart:
 
     @property
     def device(self) -> torch.device:
-        """Where batches appear."""
+        """Where batches are."""
         return self.labels.device
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width of the stored images."""
+        return self.images.shape[2], self.images.shape[3]
 
-    def normalised(self, images: Tensor) -> Tensor:
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the images in batches."""
+        return self.images.shape[1], *self.size
+
+    def normalized(self, images: Tensor) -> Tensor:
         """uint8 as float32 with mean 0 and standard deviation 1 in each channel."""
         floats = images.to(torch.float32, memory_format=self.memory_format)
         if self.memory_format is torch.channels_last:  # long rows: channels alone are too short
@@ -96,7 +103,7 @@ class ImagePart:
         return self._made(Order(index, view, 0), views, NO_DISTORTION)
 
     def in_order(self, batch_size: int) -> Iterator[Drawn]:
-        """All images once, as they are."""
+        """All images once, without augmentation."""
         zeros = torch.zeros(len(self), dtype=torch.int64)
         orders = _orders(torch.arange(len(self)), zeros, batch_size, 0)
         return self._batches(orders, Views(), NO_DISTORTION)
@@ -112,15 +119,15 @@ class ImagePart:
     ) -> Iterator[Drawn]:
         """All images once, in random order, each in a random view.
 
-        The last batch is left out when it is smaller, unless it is the only one: batch statistics
-        of a handful of images would teach noise.
+        A smaller last batch is left out, unless it is the only one: batch statistics of a few
+        images would be noise.
 
         Args:
-            batch_size: Images of a batch.
-            views: What crop and flip do.
-            generator: On the CPU; it is asked the same whatever is skipped.
-            distortion: What is done to the images besides.
-            skip: Batches that are passed over without being made, to go on after a kill.
+            batch_size: Images per batch.
+            views: Of crop and flip.
+            generator: On the CPU; what is drawn from it does not depend on `skip`.
+            distortion: Augmentation beyond crop and flip.
+            skip: Batches to pass over without making them, to go on after a kill.
         """
         order = torch.randperm(len(self), generator=generator)
         drawn = views.draw(len(self), generator)
@@ -138,20 +145,21 @@ class ImagePart:
 
     def _made(self, order: Order, views: Views, distortion: Distortion) -> Drawn:
         index, view = order.index.to(self.device), order.view.to(self.device)
-        shown = views.show(self.images, view, index)
-        shown = distortion.pixels(shown, order.index, order.seed)
+        window = distortion.window(self.stored_size, self.size)
+        shown = views.show(self.images, view, index, window)
+        shown = distortion.pixels(shown, order.index, order.seed, self.size)
         return self._finished(shown, index, view, order.seed, distortion)
 
     def _finished(
         self, shown: Tensor, index: Tensor, view: Tensor, seed: int, distortion: Distortion
     ) -> Drawn:
-        """A batch from its pixels (N, C, H, W), uint8 on the device."""
+        """A batch from its pixels (N, C, h, w), uint8 on the device."""
         labels = self.labels[index]
-        images, targets = distortion.mixed(self.normalised(shown), labels, seed)
+        images, targets = distortion.mixed(self.normalized(shown), labels, seed)
         return Drawn(images, labels, index, view, targets)
 
     def _prepare_scaling(self, mean: Tensor, std: Tensor) -> None:
-        """Normalising is x scale - shift; for channels-last, the same repeated along a row."""
+        """Normalization is x scale - shift; for channels-last, the same repeated along a row."""
         scale, shift = (1 / (255 * std)).to(self.device), (mean / std).to(self.device)
         self._scale, self._shift = scale[:, None, None], shift[:, None, None]
         width = self.image_shape[2]

@@ -1,4 +1,4 @@
-"""A prepared dataset as the stages read it: checked, and its parts ready for training."""
+"""A prepared data set as the stages read it: checked, and its splits ready for training."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
+from kdsteps.data.hashes import Hashes
 from kdsteps.data.images import ImagePart
-from kdsteps.data.source import PARTS
+from kdsteps.data.source import SPLITS
 from kdsteps.data.streaming import StreamedPart
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array
@@ -21,15 +22,16 @@ from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 
-RESIDENT_BYTES = 4 * 2**30  # a part up to this size, and a quarter of a GPU, lives on the device
-_AGAIN = "make them again with `kdsteps prepare`"
+RESIDENT_BYTES = 4 * 2**30  # a split up to this size, and a quarter of a GPU, is on the device
+_AGAIN = "run `kdsteps prepare` again"
 
 
 class _Summary(BaseModel):
-    """What stages need of summary.json; the rest of it is for the report."""
+    """What stages need from summary.json; the rest of it is for the report."""
 
     class_names: tuple[str, ...]
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    stored_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # as image_shape
     mean: tuple[float, ...]
     std: tuple[PositiveFloat, ...]
 
@@ -40,13 +42,14 @@ class Prepared:
 
     Attributes:
         class_names: K names, by class number.
-        image_shape: (C, H, W).
-        mean, std: (C,) of the training part, on the scale 0 to 1.
-        images: (N, C, H, W) uint8 of all parts, mapped from the disk.
-        labels: (N,) of all parts.
-        split: (N,) the part of each image.
-        device: Where parts are used.
-        memory_format: Of the batches that parts give.
+        image_shape: (C, h, w) that networks see.
+        mean, std: (C,) of the training images, on the scale 0 to 1.
+        images: (N, C, H, W) uint8 of all splits, mapped from the disk.
+        labels: (N,) of all splits.
+        split: (N,) the split of each image.
+        hashes: Of all images, which are checked as they are read.
+        device: Where images are used.
+        memory_format: Of the batches.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +59,7 @@ class Prepared:
     images: np.ndarray
     labels: np.ndarray
     split: np.ndarray
+    hashes: Hashes
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
 
@@ -65,32 +69,43 @@ class Prepared:
 
     def rows(self, part: str) -> np.ndarray:
         """Rows of `images` that belong to "train", "validation" or "test", in order."""
-        if part not in PARTS:
-            raise ValueError(f"there is no part {part!r}")
+        if part not in SPLITS:
+            raise ValueError(f"there is no split {part!r}")
         return np.flatnonzero(self.split == part)
 
     def part(self, name: str, *, stream: bool = False) -> ImagePart:
-        """The images of one part; number i in it is image `rows(name)[i]`.
+        """The images of one split; number i in it is image `rows(name)[i]`.
 
         Args:
             name: "train", "validation" or "test".
-            stream: Whether worker processes make the batches even where the part fits on the
-                device: for `Distortion.changes_pixels`, which works on one image after the other.
+            stream: Whether worker processes make the batches even where the split fits on the
+                device: for `Distortion.changes_pixels`, which changes images one by one.
+
+        Raises:
+            KdstepsError: An image is damaged; of streamed images, this shows once they are read.
         """
         rows = self.rows(name)
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
-        if stream or len(rows) * math.prod(self.image_shape) > _room(self.device):
+        size = self.image_shape[1], self.image_shape[2]
+        if stream or len(rows) * math.prod(self.images.shape[1:]) > _room(self.device):
             return StreamedPart(
                 self.images,
                 rows,
                 labels,
                 self.mean,
                 self.std,
+                hashes=self.hashes,
+                size=size,
                 workers=_workers(self.device),
                 memory_format=self.memory_format,
             )
-        images = torch.from_numpy(self.images[rows]).to(self.device)
-        return ImagePart(images, labels, self.mean, self.std, memory_format=self.memory_format)
+        pixels = self.images[rows]
+        if (damaged := self.hashes.damaged(pixels, rows)) is not None:
+            raise self.hashes.refuse(damaged)
+        images = torch.from_numpy(pixels).to(self.device)
+        return ImagePart(
+            images, labels, self.mean, self.std, size=size, memory_format=self.memory_format
+        )
 
 
 def load_prepared(
@@ -101,7 +116,7 @@ def load_prepared(
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Prepared:
-    """The dataset in the three files that `prepare` wrote.
+    """The data set in the three files that `prepare` wrote.
 
     Raises:
         KdstepsError: A file is missing or damaged, lacks something, or does not fit the others.
@@ -109,15 +124,15 @@ def load_prepared(
     described, pixels = _read_summary(summary), read_array(images)
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise KdstepsError(
-            f"{images}: holds {pixels.dtype} of shape {pixels.shape}; images are uint8 of "
+            f"{images}: has {pixels.dtype} of shape {pixels.shape}; images are uint8 of "
             f"(images, channels, height, width); {_AGAIN}"
         )
-    if pixels.shape[1:] != described.image_shape:
+    stored_shape = described.stored_shape or described.image_shape
+    if pixels.shape[1:] != stored_shape:
         raise KdstepsError(
-            f"{images}: has images of {pixels.shape[1:]}, {summary} says "
-            f"{described.image_shape}; {_AGAIN}"
+            f"{images}: has images of {pixels.shape[1:]}, {summary} says {stored_shape}; {_AGAIN}"
         )
-    labels, split = _read_index(index, described.class_names)
+    labels, split, hashes, names = _read_index(index, described.class_names)
     if len(labels) != len(pixels):
         raise KdstepsError(
             f"{index}: has {len(labels)} rows for {len(pixels)} images in {images}; {_AGAIN}"
@@ -130,20 +145,21 @@ def load_prepared(
         images=pixels,
         labels=labels,
         split=split,
+        hashes=Hashes(str(images), hashes, names),
         device=device,
         memory_format=memory_format,
     )
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that a part may take on the device."""
+    """Bytes that a split may take on the device."""
     if device.type != "cuda":
         return RESIDENT_BYTES
     return min(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // 4)
 
 
 def _workers(device: torch.device) -> int:
-    """Processes that read ahead of a GPU; a CPU has its cores full with training."""
+    """Processes that read ahead for a GPU; on a CPU, training needs all cores."""
     return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
 
 
@@ -152,8 +168,8 @@ def _read_summary(path: str | Path) -> _Summary:
         described = _Summary.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        place, said = ".".join(map(str, first["loc"])), first["msg"]
-        sentence = f"{path}: {place}: {said[0].lower()}{said[1:]}; {_AGAIN}"
+        key, problem = ".".join(map(str, first["loc"])), first["msg"]
+        sentence = f"{path}: {key}: {problem[0].lower()}{problem[1:]}; {_AGAIN}"
         raise KdstepsError(sentence) from error
     channels = described.image_shape[0]
     if not len(described.mean) == len(described.std) == channels:
@@ -164,8 +180,10 @@ def _read_summary(path: str | Path) -> _Summary:
     return described
 
 
-def _read_index(path: str | Path, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and parts, (N,) each."""
+def _read_index(
+    path: str | Path, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Labels, splits, hashes and names of the images, (N,) each."""
     table = read_table(path, INDEX)
     labels = table["label"].to_numpy().astype(np.int64)
     split = np.asarray(table["split"].to_pylist(), dtype="<U10")
@@ -175,13 +193,14 @@ def _read_index(path: str | Path, class_names: tuple[str, ...]) -> tuple[np.ndar
             f"{path}: row {wrong[0]} has the label {labels[wrong[0]]}; with {len(class_names)} "
             f"classes labels go from 0 to {len(class_names) - 1}; {_AGAIN}"
         )
-    unknown = sorted(set(split.tolist()) - set(PARTS))
+    unknown = sorted(set(split.tolist()) - set(SPLITS))
     if unknown:
         raise KdstepsError(
-            f"{path}: speaks of a part {unknown[0]!r}; there are {', '.join(PARTS)}; {_AGAIN}"
+            f"{path}: has the split {unknown[0]!r}; there are {', '.join(SPLITS)}; {_AGAIN}"
         )
     counts = np.bincount(labels[split == "train"], minlength=len(class_names))
     if not counts.all():
         name = class_names[int(counts.argmin())]
         raise KdstepsError(f"{path}: class {name!r} has no training images; {_AGAIN}")
-    return labels, split
+    hashes = np.asarray(table["hash"].to_pylist(), dtype="S32")
+    return labels, split, hashes, table["source"].to_pylist()

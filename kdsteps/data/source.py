@@ -1,4 +1,4 @@
-"""What every kind of data hands over: labelled images, not yet checked, split and stored."""
+"""What every kind of data returns: labeled images, not yet checked, split and stored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Broken:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as it was decoded, and what it was before.
+    """One image after decoding, and what it was before.
 
     Attributes:
         pixels: (C, H, W), uint8.
         size: Height and width before any resizing.
-        mode: Kind of pixels it had in its file, as Pillow calls it: "RGB", "L", "P", ...
+        mode: Mode of the pixels in its file, as Pillow calls it: "RGB", "L", "P", ...
     """
 
     pixels: np.ndarray
@@ -34,18 +34,18 @@ class Picture:
 
 
 class Encoded(Protocol):
-    """Images that are decoded one after the other and never stand in memory all at once."""
+    """Images that are decoded one after the other and never all in memory."""
 
     def __len__(self) -> int: ...
 
-    def pictures(self, threads: int) -> Iterator[Picture | Broken]:
-        """Every image in order, decoded on `threads` threads."""
+    def pictures(self, threads: int, start: int = 0) -> Iterator[Picture | Broken]:
+        """Every image in order from number `start`, decoded on `threads` threads."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images as a kind of data gives them.
+    """Labeled images as a kind of data returns them.
 
     Attributes:
         images: (N, C, H, W) as uint8 or as floats from 0 to 1, or images still to be decoded.
@@ -53,7 +53,9 @@ class Source:
         class_names: K names, by class number.
         split: (N,) "train", "validation" or "test" for each image, or "" for all of them where
             the source does not say.
-        names: (N,) where each image came from, for messages and for looking it up.
+        names: (N,) where each image came from, for messages and to find it again.
+        image_size: Height and width that networks see, the center of what is stored; None: all of
+            it.
     """
 
     images: np.ndarray | Encoded
@@ -61,20 +63,20 @@ class Source:
     class_names: tuple[str, ...]
     split: np.ndarray
     names: tuple[str, ...]
+    image_size: tuple[int, int] | None = None
 
 
 def as_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as uint8; floats from 0 to 1 are spread over 0 to 255.
+    """Pixels as uint8; floats from 0 to 1 are scaled to 0 to 255.
 
     Raises:
-        ValueError: A value is not a number, or lies outside of what its type allows; the message
-            is said of the image.
+        ValueError: A value is not a number or out of range; the message follows the image's name.
     """
     if pixels.dtype == np.uint8:
         return pixels
     floating = np.issubdtype(pixels.dtype, np.floating)
     if not (floating or np.issubdtype(pixels.dtype, np.integer)):
-        raise ValueError(f"holds {pixels.dtype}; pixels are numbers")
+        raise ValueError(f"has pixels of {pixels.dtype}; they should be numbers")
     if floating and np.isnan(pixels).any():
         raise ValueError("has pixels that are NaN; they should be numbers from 0 to 1")
     low, high, top = pixels.min(), pixels.max(), 1 if floating else 255

@@ -1,4 +1,4 @@
-"""Which image is for training, validation or testing, and which stands in two parts at once."""
+"""Which image is for training, validation or testing, and which appears in two splits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from kdsteps.data.source import PARTS
+from kdsteps.data.source import SPLITS
 from kdsteps.errors import KdstepsError
 
 
@@ -22,90 +22,90 @@ def complete_split(
     test: float,
     seed: int,
 ) -> np.ndarray:
-    """The part of each image: the source's where it says, else the same share of every class.
+    """The split of each image: that of the source, or else the same fraction of every class.
 
-    A part that the source has stays as it is; one that it lacks is taken from its training part.
-    Within a class, images are ordered by a hash of seed and pixels, so the split does not depend on
-    the order of the images, and copies of one image stay together.
+    A split that the source has stays as it is; a missing one is taken from its training images.
+    Within a class, images are ordered by a hash of seed and pixels, so the result does not depend
+    on the order of the images, and copies of one image stay together.
 
     Args:
         split: (N,) "train", "validation", "test", or "" throughout.
         labels: (N,).
         hashes: (N,) of the pixels.
         class_names: K names, for messages.
-        validation: Share of the images that are not for testing; 0: no validation part.
-        test: Share of all images, or of the training part where the source has one.
-        seed: Another one gives another split.
+        validation: Fraction of the images that are not for testing; 0: no validation images.
+        test: Fraction of all images, or of the training images where the source has some.
+        seed: A different one results in a different split.
 
     Raises:
-        KdstepsError: There would be no test part, or a class is too small to be in every part.
+        KdstepsError: There would be no test images, or a class is too small for every split.
     """
-    parts = np.where(split == "", "train", split).astype("<U10")
-    if "test" not in parts:
+    complete = np.where(split == "", "train", split).astype("<U10")
+    if "test" not in complete:
         if test == 0:
             raise KdstepsError(
-                "prepare.test is 0 and the source has no test part: nothing could be measured; "
-                "give a share above 0"
+                "prepare.test is 0 and the data set has no test images: nothing could be measured; "
+                "set a fraction above 0"
             )
-        _take(parts, "test", test, labels, hashes, class_names, seed)
-    if "validation" not in parts and validation > 0:
-        _take(parts, "validation", validation, labels, hashes, class_names, seed)
-    return parts
+        _take(complete, "test", test, labels, hashes, class_names, seed)
+    if "validation" not in complete and validation > 0:
+        _take(complete, "validation", validation, labels, hashes, class_names, seed)
+    return complete
 
 
 def duplicates(
-    hashes: Sequence[str], parts: np.ndarray
+    hashes: Sequence[str], split: np.ndarray
 ) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """Images that stand twice: for each two parts, the rows of the first copy and the other one.
+    """Duplicate images: for each pair of splits, the rows of the first copy and of the other one.
 
-    Each image of the later part is counted once, with its first copy in the earlier part; within
-    one part, each copy after the first.
+    Each image of the later split is counted once, with its first copy in the earlier split; within
+    one split, each copy after the first.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, digest in enumerate(hashes):
         rows[digest].append(row)
-    part_of: list[str] = parts.tolist()
+    split_of: list[str] = split.tolist()
     found: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for same in rows.values():
         if len(same) == 1:
             continue
         first: dict[str, int] = {}
-        for row in sorted(same, key=lambda row: (PARTS.index(part_of[row]), row)):
-            for part, earlier in first.items():
-                found[part, part_of[row]].append((earlier, row))
-            first.setdefault(part_of[row], row)
+        for row in sorted(same, key=lambda row: (SPLITS.index(split_of[row]), row)):
+            for name, earlier in first.items():
+                found[name, split_of[row]].append((earlier, row))
+            first.setdefault(split_of[row], row)
     return dict(found)
 
 
 def _take(
-    parts: np.ndarray,
+    split: np.ndarray,
     name: str,
-    share: float,
+    fraction: float,
     labels: np.ndarray,
     hashes: Sequence[str],
     class_names: Sequence[str],
     seed: int,
 ) -> None:
-    """Move `share` of every class from train to the part `name`, in place."""
+    """Move a fraction of every class from train to the split `name`, in place."""
     for label, class_name in enumerate(class_names):
-        rows = np.flatnonzero((parts == "train") & (labels == label))
+        rows = np.flatnonzero((split == "train") & (labels == label))
         groups: dict[str, list[int]] = defaultdict(list)
         for row in rows.tolist():
             groups[hashes[row]].append(row)
         if len(groups) < 2:
             raise KdstepsError(
                 f"class {class_name!r} has {len(groups)} different image"
-                f"{'' if len(groups) == 1 else 's'} to train on and to take its {name} part from; "
-                "every class needs one for each part"
+                f"{'' if len(groups) == 1 else 's'} for the splits train and {name}; every class "
+                "needs one for each split"
             )
-        wanted = max(1, round(share * len(rows)))
+        wanted = max(1, round(fraction * len(rows)))
         taken: list[int] = []
         ordered = sorted(groups, key=lambda digest: _key(seed, digest))
-        for digest in ordered[:-1]:  # one stays for training
+        for digest in ordered[:-1]:  # the last one stays for training
             if len(taken) >= wanted:
                 break
             taken += groups[digest]
-        parts[taken] = name
+        split[taken] = name
 
 
 def _key(seed: int, digest: str) -> bytes:

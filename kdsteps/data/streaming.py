@@ -1,9 +1,8 @@
 """Images that do not fit on the device: workers read them from the stored array, batch by batch.
 
 The store is the array that `prepare` wrote, mapped from the disk: images are decoded and resized
-once, not once an epoch, which is what makes epochs of large images slow. It costs disk space, one
-byte a pixel and channel. What is random (crop, flip, `Distortion`) is made of it on the fly; the
-size stored is the size the network sees.
+once and not in every epoch, which is what makes epochs of large images slow. It needs disk space,
+one byte per pixel and channel. Whatever is random (crop, flip, `Distortion`) happens on the fly.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kdsteps.data.augmentation import Distortion
+from kdsteps.data.hashes import Hashes
 from kdsteps.data.images import Drawn, ImagePart, Order
 from kdsteps.data.views import Views
 
 
 class StreamedPart(ImagePart):
-    """One part of a dataset, on the disk; batches appear on the device as those of `ImagePart`."""
+    """One split of a data set on the disk; its batches are those of `ImagePart`."""
 
     def __init__(
         self,
@@ -31,68 +31,92 @@ class StreamedPart(ImagePart):
         mean: Tensor,
         std: Tensor,
         *,
+        hashes: Hashes | None = None,
+        size: tuple[int, int] | None = None,
         workers: int = 0,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         """Args:
-        store: (M, C, H, W) uint8, of all parts, mapped from the disk.
-        rows: (N,) which rows of it are of this part.
-        labels: (N,), on the device where batches shall appear.
-        mean, std: (C,) of the training part, on the scale 0 to 1.
-        workers: Processes that read ahead; 0: none, each batch is read when it is asked for.
+        store: (M, C, H, W) uint8, of all splits, mapped from the disk.
+        rows: (N,) which rows of it belong to this split.
+        labels: (N,), on the device where batches are to be.
+        mean, std: (C,) of the training images, on the scale 0 to 1.
+        hashes: Of all M images; each image is checked when it is first read. None: no check.
+        size: Height and width of the batches, at most those of the images; None: those.
+        workers: Processes that read ahead; 0: each batch is read when it is needed.
         memory_format: Of the batches.
         """
-        self.store, self.rows, self.labels = store, rows, labels
+        self.store, self.rows, self.labels, self.hashes = store, rows, labels, hashes
         self.workers, self.memory_format = workers, memory_format
+        self.size = size or self.stored_size
+        self._checked = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # by any worker
         self._prepare_scaling(mean, std)
 
     @property
+    def stored_size(self) -> tuple[int, int]:
+        return self.store.shape[2], self.store.shape[3]
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.store.shape[1:]
-        return channels, height, width
+        return self.store.shape[1], *self.size
 
     def _batches(
         self, orders: list[Order], views: Views, distortion: Distortion
     ) -> Iterator[Drawn]:
         loader = DataLoader(
-            _Batches(self.store, self.rows, orders, views, distortion),
-            batch_size=None,  # an item is a batch already
+            _Batches(self, orders, views, distortion),
+            batch_size=None,  # an item is already a batch
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own, so that the global one is left alone
+            generator=torch.Generator(),  # so that the global one is not used
         )
-        for order, shown in zip(orders, loader, strict=True):
-            yield self._placed(order, shown, distortion)
+        for order, (shown, damaged) in zip(orders, loader, strict=True):
+            yield self._placed(order, shown, damaged, distortion)
 
     def _made(self, order: Order, views: Views, distortion: Distortion) -> Drawn:
-        shown = _Batches(self.store, self.rows, [order], views, distortion)[0]
-        return self._placed(order, shown, distortion)
+        shown, damaged = _Batches(self, [order], views, distortion)[0]
+        return self._placed(order, shown, damaged, distortion)
 
-    def _placed(self, order: Order, shown: Tensor, distortion: Distortion) -> Drawn:
+    def _placed(self, order: Order, shown: Tensor, damaged: int, distortion: Distortion) -> Drawn:
+        if self.hashes is not None and damaged >= 0:
+            raise self.hashes.refuse(damaged)
         index, view = order.index.to(self.device), order.view.to(self.device)
         shown = shown.to(self.device, non_blocking=True)
         return self._finished(shown, index, view, order.seed, distortion)
 
+    def _first_damaged(self, images: np.ndarray, index: np.ndarray) -> int:
+        """The row of the first damaged image among those not checked before; -1: there is none."""
+        if self.hashes is None:
+            return -1
+        checked = self._checked.numpy()
+        new = np.flatnonzero(~checked[index])
+        damaged = self.hashes.damaged(images[new], self.rows[index[new]])
+        if damaged is None:
+            checked[index] = True
+            return -1
+        return damaged
 
-class _Batches(Dataset[Tensor]):
-    """The pixels of whole batches, (N, C, H, W) uint8, cropped, mirrored and distorted."""
+
+class _Batches(Dataset[tuple[Tensor, int]]):
+    """The pixels of whole batches, (N, C, h, w) uint8, and the row of a damaged image or -1.
+
+    A number and no exception, as what a worker process raises arrives as a traceback.
+    """
 
     def __init__(
-        self,
-        store: np.ndarray,
-        rows: np.ndarray,
-        orders: list[Order],
-        views: Views,
-        distortion: Distortion,
+        self, part: StreamedPart, orders: list[Order], views: Views, distortion: Distortion
     ) -> None:
-        self.store, self.rows, self.orders = store, rows, orders
+        self.part, self.orders = part, orders
         self.views, self.distortion = views, distortion
 
     def __len__(self) -> int:
         return len(self.orders)
 
-    def __getitem__(self, number: int) -> Tensor:
-        order = self.orders[number]
-        images = torch.from_numpy(self.store[self.rows[order.index.cpu().numpy()]])
-        shown = self.views.show(images, order.view.cpu())
-        return self.distortion.pixels(shown, order.index, order.seed)
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        order, part = self.orders[number], self.part
+        index = order.index.cpu().numpy()
+        images = part.store[part.rows[index]]
+        window = self.distortion.window(part.stored_size, part.size)
+        shown = self.views.show(torch.from_numpy(images), order.view.cpu(), size=window)
+        shown = self.distortion.pixels(shown, order.index, order.seed, part.size)
+        return shown, part._first_damaged(images, index)

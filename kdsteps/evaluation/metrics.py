@@ -1,112 +1,283 @@
-"""What is measured of a trained network: how right, how sure, how large and how fast it is."""
+"""The registry of metrics: name, unit, direction, words and function of each, in one table.
+
+`measures.json`, the columns of `runs.parquet`, and the tables, charts and explanations of the
+report all follow from it, so a new metric is one entry in `METRICS`. A study adds its own with
+`evaluate: {metrics: [./mine.py:brier]}`: a function decorated with `metric`, or a plain one.
+
+    @metric(label="Brier score", better="lower", explanation="Mean squared error of probabilities.")
+    def brier(logits: Tensor, labels: Tensor) -> float:  # (N, K) and (N,), on the CPU
+        targets = F.one_hot(labels, logits.shape[1])
+        return (logits.softmax(dim=1) - targets).square().sum(dim=1).mean().item()
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from typing import Any
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from kdsteps.errors import KdstepsError
+from kdsteps.evaluation import predictions, size, speed
+from kdsteps.evaluation._references import load_reference
 
-from kdsteps.data.images import Drawn
-
-
-@torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[Drawn]) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and labels (N,) over all batches, on the CPU, the network in eval mode."""
-    was_training = network.training
-    network.eval()
-    found = [(network(batch.images).float().cpu(), batch.labels.cpu()) for batch in batches]
-    network.train(was_training)
-    logits, labels = zip(*found, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+Source = Literal["predictions", "teacher", "network", "speed"]
+Direction = Literal["higher", "lower"]
 
 
-def judge(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, float]:
-    """How right and how sure predictions are.
+@dataclass(frozen=True)
+class Metric:
+    """One number that describes a trained network.
+
+    Attributes:
+        name: Key in measures.json and column in runs.parquet.
+        function: Returns the number, or None where it is undefined; NaN and infinity mean the same.
+        source: What the function takes. "predictions": logits (N, K) and labels (N,) of the test
+            images. "teacher": the student's and the teacher's logits, (N, K) each. "network": the
+            deployed network and an image (1, C, H, W). "speed": a `Timing` of the network.
+        label: Heading of its column and axis, without the unit.
+        unit: "fraction" is shown as a percentage and "count" with k, M or G; any other text follows
+            the label.
+        better: Which direction is better; None where neither is.
+        explanation: One or two sentences for the section "How to read it".
+        digits: After the decimal point; fractions have as many as the test images can resolve.
+        min_classes: Fewer classes than this, and the metric is left out.
+        options: Keyword arguments that the function takes from the section `evaluate`.
+        charted: Whether the report has a chart of accuracy against it.
+    """
+
+    name: str
+    function: Callable[..., float | None]
+    source: Source = "predictions"
+    label: str = ""
+    unit: str = ""
+    better: Direction | None = None
+    explanation: str = ""
+    digits: int = 3
+    min_classes: int = 0
+    options: tuple[str, ...] = ()
+    charted: bool = False
+
+    def value(self, *given: Any, num_classes: int, options: Mapping[str, Any]) -> float | None:
+        """Call the function; None where the metric is undefined or the classes are too few.
+
+        Args:
+            given: The positional arguments that `source` names.
+            num_classes: K.
+            options: The section `evaluate`.
+        """
+        if num_classes < self.min_classes:
+            return None
+        found = self.function(*given, **{name: options[name] for name in self.options})
+        if found is None or not math.isfinite(found):
+            return None
+        return int(found) if self.unit == "count" else float(found)
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "accuracy",
+        predictions.accuracy,
+        label="test accuracy",
+        unit="fraction",
+        better="higher",
+        explanation="Fraction of the test images whose most probable class is the right one, after "
+        "the last epoch. The test images are used once, after training. The accuracy of the best "
+        "validation epoch is shown for comparison only.",
+    ),
+    Metric(
+        "top5_accuracy",
+        predictions.top5_accuracy,
+        label="top-5 accuracy",
+        unit="fraction",
+        better="higher",
+        explanation="Fraction of the test images whose class is among the five most probable ones. "
+        "Shown where there are more than five classes.",
+        min_classes=6,
+    ),
+    Metric(
+        "nll",
+        predictions.nll,
+        label="NLL",
+        unit="nats",
+        better="lower",
+        explanation="Negative log-likelihood: minus the logarithm of the probability of the right "
+        "class, averaged over the test images.",
+    ),
+    Metric(
+        "ece",
+        predictions.ece,
+        label="ECE",
+        unit="fraction",
+        better="lower",
+        explanation="Expected calibration error: the gap between confidence and accuracy, averaged "
+        "over bins of confidence. At 0 a network is right as often as its confidence says.",
+        options=("calibration_bins",),
+    ),
+    Metric(
+        "agreement",
+        predictions.agreement,
+        source="teacher",
+        label="agreement with the teacher",
+        unit="fraction",
+        better="higher",
+        explanation="Fraction of the test images on which student and teacher predict the same "
+        "class, right or wrong.",
+    ),
+    Metric(
+        "kl_to_teacher",
+        predictions.kl_to_teacher,
+        source="teacher",
+        label="KL to the teacher",
+        unit="nats",
+        better="lower",
+        explanation="Kullback-Leibler divergence of the student’s class probabilities from the "
+        "teacher’s, averaged over the test images.",
+    ),
+    Metric(
+        "parameters",
+        size.parameters,
+        source="network",
+        label="parameters",
+        unit="count",
+        better="lower",
+        explanation="Number of weights of the deployed network. For SimKD that includes the "
+        "projector and the teacher’s classifier.",
+        charted=True,
+    ),
+    Metric(
+        "macs",
+        size.macs,
+        source="network",
+        label="MACs",
+        unit="count",
+        better="lower",
+        explanation="Multiply-accumulate operations for one image, in convolutions, linear layers "
+        "and attention.",
+        charted=True,
+    ),
+    Metric(
+        "size_mib",
+        size.size_mib,
+        source="network",
+        label="size",
+        unit="MiB",
+        better="lower",
+        explanation="Memory of the weights and buffers of the deployed network.",
+    ),
+    Metric(
+        "latency_ms",
+        speed.latency_ms,
+        source="speed",
+        label="latency",
+        unit="ms",
+        better="lower",
+        explanation="Median time for one image, on one core if there is no GPU, with nothing else "
+        "running. Compare times measured on the same device only.",
+        digits=2,
+        charted=True,
+    ),
+    Metric(
+        "latency_p90_ms",
+        speed.latency_p90_ms,
+        source="speed",
+        label="latency, 90th percentile",
+        unit="ms",
+        better="lower",
+        explanation="One image in ten takes longer than this.",
+        digits=2,
+    ),
+    Metric(
+        "images_per_second",
+        speed.images_per_second,
+        source="speed",
+        label="throughput",
+        unit="images/s",
+        better="higher",
+        explanation="Images per second in batches, at the batch size below the table. Loading "
+        "images is not included.",
+        digits=0,
+    ),
+)
+
+
+def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
+    """The metrics of a study: those of kdsteps, then its own.
 
     Args:
-        logits: (N, K).
-        labels: (N,).
-        bins: Of the calibration error, equally wide over the confidence.
+        references: `evaluate.metrics` of params.yaml.
 
-    Returns:
-        `accuracy` and `top5` as shares, `nll` in nats, `calibration_error` as a share.
+    Raises:
+        KdstepsError: A reference cannot be loaded, or two metrics share a name.
     """
-    if logits.shape[0] != labels.shape[0] or not len(labels):
-        raise ValueError(f"{logits.shape[0]} rows of logits for {len(labels)} labels")
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = top == labels[:, None]
+    found = list(METRICS)
+    for reference in references:
+        own = _as_metric(load_reference(reference, "kdsteps.metrics"), reference)
+        if own.name in {there.name for there in found}:
+            raise KdstepsError(
+                f"evaluate.metrics: {reference}: there is already a metric {own.name!r}; "
+                "give yours another name"
+            )
+        found.append(own)
+    return tuple(found)
+
+
+def metric(**fields: Any) -> Callable[[Callable[..., float | None]], Metric]:
+    """Decorate a function to make it a metric; keywords are the attributes of `Metric`.
+
+    The name is the function's unless `name` is given.
+    """
+
+    def decorate(function: Callable[..., float | None]) -> Metric:
+        return _described(function, **fields)
+
+    return decorate
+
+
+def compute(
+    metrics: Iterable[Metric],
+    source: Source,
+    *given: Any,
+    num_classes: int,
+    options: Mapping[str, Any],
+) -> dict[str, float | None]:
+    """{name: value} of all metrics of one source.
+
+    Args:
+        given: What the functions of that source take; see `Metric`.
+        num_classes: K.
+        options: The section `evaluate`.
+    """
     return {
-        "accuracy": hits[:, 0].double().mean().item(),
-        "top5": hits.any(dim=1).double().mean().item(),
-        "nll": F.cross_entropy(logits.double(), labels).item(),
-        "calibration_error": calibration_error(logits, labels, bins),
+        metric.name: metric.value(*given, num_classes=num_classes, options=options)
+        for metric in metrics
+        if metric.source == source
     }
 
 
-def calibration_error(logits: Tensor, labels: Tensor, bins: int) -> float:
-    """Expected calibration error: how far confidence lies from accuracy, weighted over bins.
-
-    Source: Guo et al. 2017, arXiv:1706.04599, equation 5; a confidence of exactly 0 counts to the
-    first bin.
-    """
-    confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    right = (predicted == labels).double()
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, place, right - confidence)
-    return (gap.abs().sum() / len(labels)).item()
+def _described(function: Callable[..., float | None], **fields: Any) -> Metric:
+    """A metric from its function, with defaults from the function's name and docstring."""
+    name = str(fields.pop("name", function.__name__))
+    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+    return Metric(
+        name,
+        function,
+        **{"label": name.replace("_", " "), "explanation": summary} | fields,
+    )
 
 
-def compare(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
-    """How a student's predictions lie to its teacher's, both (N, K) of the same images.
-
-    Returns:
-        `agreement`: share of images with the same first class; `kl_to_teacher`: mean KL from
-        teacher to student in nats, at temperature 1.
-    """
-    if student_logits.shape != teacher_logits.shape:
-        shapes = f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
-        raise ValueError(f"student and teacher logits differ in shape: {shapes}")
-    student = student_logits.double().log_softmax(dim=1)
-    teacher = teacher_logits.double().log_softmax(dim=1)
-    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
-    kl = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return {"agreement": same.double().mean().item(), "kl_to_teacher": kl.item()}
-
-
-def size_of(network: nn.Module) -> dict[str, Any]:
-    """`parameters` and `size_mib`, the latter with buffers, as the network lies in memory."""
-    tensors = [*network.parameters(), *network.buffers()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return {
-        "parameters": sum(tensor.numel() for tensor in network.parameters()),
-        "size_mib": size / 2**20,
-    }
-
-
-@torch.inference_mode()
-def latency(network: nn.Module, image_shape: tuple[int, int, int], runs: int) -> dict[str, float]:
-    """Milliseconds for one image: `latency_ms` the median, `latency_p90_ms` the 90th percentile.
-
-    On a CPU one core computes: one image seldom feeds more, and their waiting for each other would
-    be measured too.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    network.eval()
-    device = next(network.parameters()).device
-    image = torch.zeros(1, *image_shape, device=device)
-    took = []
-    for _ in range(max(3, runs // 10) + runs):
-        start = time.perf_counter()
-        network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took.append(1000 * (time.perf_counter() - start))
-    torch.set_num_threads(threads)
-    median, p90 = np.percentile(took[-runs:], [50, 90])
-    return {"latency_ms": float(median), "latency_p90_ms": float(p90)}
+def _as_metric(found: object, reference: str) -> Metric:
+    if not isinstance(found, Metric):
+        if not callable(found):
+            raise KdstepsError(
+                f"evaluate.metrics: {reference} is {type(found).__name__}, not a function; name a "
+                "function of logits and labels that returns a number"
+            )
+        found = _described(found)
+    if not found.name.isidentifier():
+        raise KdstepsError(
+            f"evaluate.metrics: {reference}: the name {found.name!r} cannot be a column; use "
+            "letters, digits and underscores"
+        )
+    return found

@@ -1,7 +1,7 @@
 """Whether a difference between methods is more than noise: pairs by seed, intervals, corrections.
 
-The same seed gives two methods the same initial student and the same order of images, so what is
-compared is the difference within each seed. Nothing here knows of files or settings.
+With the same seed two methods have the same initial student and the same order of images, so they
+are compared by their differences within each seed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-ROUNDING = 1e-12  # shares that differ by less are the same number, computed in another order
+ROUNDING = 1e-12  # fractions that differ by less are equal, computed in another order
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Numbers of several seeds, summed up.
+    """Summary of the numbers of several seeds.
 
     Attributes:
-        count: How many there are.
+        count: Number of seeds.
         mean: Their mean.
-        spread: Their standard deviation, with n - 1; None for a single one.
-        low: Lower end of the t interval of the mean; None where there is no spread to tell it from.
-        high: Its upper end.
+        spread: Their standard deviation, with n - 1; None for a single seed.
+        low: Lower end of the t interval of the mean; None where there is no spread.
+        high: Upper end of that interval.
     """
 
     count: int
@@ -37,11 +37,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Difference(Sample):
-    """One method less another, seed by seed.
+    """The difference of two methods, seed by seed.
 
     Attributes:
         p: Of the two-sided paired t-test; None for a single seed, and where all seeds differ by
-            the very same amount although no resolution bounds their spread from below.
+            exactly the same amount and no resolution bounds their spread from below.
         effect: Cohen's d_z, the mean in units of the spread; None where there is no spread.
     """
 
@@ -50,13 +50,13 @@ class Difference(Sample):
 
 
 def sample(values: Sequence[float], confidence: float = 0.95) -> Sample:
-    """Mean, spread and t interval of numbers of several seeds.
+    """Mean, spread and t interval of the numbers of several seeds.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no values.
     """
     if not len(values):
-        raise ValueError("no values to sum up")
+        raise ValueError("no values to summarize")
     count, mean = len(values), float(np.mean(values))
     if count == 1:
         return Sample(1, mean, None, None, None)
@@ -71,15 +71,15 @@ def paired(
     confidence: float = 0.95,
     resolution: float = 0.0,
 ) -> Difference | None:
-    """How far `ours` lies above `theirs` over the seeds that both have; None if they share none.
+    """Compare `ours` with `theirs` over the seeds that both have; None if they share none.
 
     Args:
         ours: {seed: value}.
         theirs: {seed: value}.
         confidence: Of the interval, above 0 and below 1.
-        resolution: The step in which values are counted, such as 1 / N for a share of N images.
-            Seeds that differ by the very same amount would make a t-test claim certainty; their
-            spread is then taken as the least that such steps can show, one step in one seed.
+        resolution: The step between possible values, such as 1 / N for a fraction of N images.
+            If all seeds differ by exactly the same amount, a t-test would claim certainty; their
+            spread is then the smallest that such steps can show, one step in one seed.
     """
     seeds = sorted(set(ours) & set(theirs))
     if not seeds:
@@ -99,7 +99,7 @@ def paired(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values that stay valid when the smallest of several is looked at.
+    """Adjust p-values for the number of tests.
 
     None, a test that could not be made, stays None and does not count.
 
@@ -115,13 +115,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def typical_spread(spreads: Sequence[float | None]) -> float | None:
-    """The median of several spreads, so that one erratic method does not stand for all."""
+    """The median of several spreads, which one erratic method does not change much."""
     known = [spread for spread in spreads if spread is not None]
     return float(np.median(known)) if known else None
 
 
 def power(gain: float, spread: float, count: int, alpha: float = 0.05) -> float:
-    """Chance that a two-sided paired t-test sees a true mean difference of `gain`."""
+    """Probability that a two-sided paired t-test detects a true mean difference of `gain`."""
     freedom = count - 1
     edge = stats.t.ppf(1 - alpha / 2, freedom)
     shift = gain / spread * math.sqrt(count)
@@ -133,14 +133,14 @@ def power(gain: float, spread: float, count: int, alpha: float = 0.05) -> float:
 def detectable(
     spread: float | None, count: int, alpha: float = 0.05, wanted: float = 0.8
 ) -> float | None:
-    """The smallest true difference that a paired t-test would see with the chance `wanted`.
+    """The smallest true difference that a paired t-test detects with probability `wanted`.
 
     Args:
         spread: Standard deviation of the paired differences.
         count: Seeds.
 
     Returns:
-        In the units of `spread`; None where there is no spread, or only one seed.
+        In the unit of `spread`; None where there is no spread, or only one seed.
     """
     if count < 2 or not spread:
         return None
@@ -154,7 +154,7 @@ def detectable(
 def seeds_needed(
     gain: float, spread: float | None, alpha: float = 0.05, wanted: float = 0.8, most: int = 1000
 ) -> int | None:
-    """How many seeds it takes to see a true difference of `gain`; None if over `most`."""
+    """Number of seeds needed to detect a true difference of `gain`; None if over `most`."""
     if not spread or gain <= 0:
         return None
     low, high = 1, 2
@@ -171,18 +171,18 @@ def seeds_needed(
 
 
 def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, -1 to 1; None for under three points or a flat side."""
+    """Spearman's rank correlation, -1 to 1; None for under three points or constant values."""
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(stats.spearmanr(ours, theirs).statistic)
 
 
 def _half_width(spread: float, count: int, confidence: float) -> float:
-    """Of the t interval of a mean."""
+    """Half the width of the t interval of a mean."""
     return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Standard deviation with n - 1, exactly 0 for values that are one number but for rounding."""
+    """Standard deviation with n - 1, exactly 0 for values that are equal up to rounding."""
     spread = float(np.std(values, ddof=1))
     return 0.0 if spread < ROUNDING * max(1.0, float(np.max(np.abs(values)))) else spread

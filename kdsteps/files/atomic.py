@@ -1,10 +1,11 @@
-"""Writing to a disk that may be full or closed: whole files or none, and sentences that say why."""
+"""Writing whole files or none, and sentences for a disk that is full or read-only."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,62 +16,96 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not.
+    """A temporary path that is renamed to `path` when the block succeeds, and removed when not.
 
     Raises:
-        KdstepsError: The disk is full, or the folder cannot be written.
+        KdstepsError: The disk is full, or the folder is read-only.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = _draft(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb") as written:
+        yield draft
+        with draft.open("rb") as written:
             os.fsync(written.fileno())
-        if path in _waiting:
-            _waiting[path] = part
-        else:
-            os.replace(part, path)
+        os.replace(draft, path)
     except BaseException as error:
-        _remove(part)
+        _remove(draft)
         if isinstance(error, OSError):
             raise KdstepsError(_disk_sentence(path, error)) from error
         raise
 
 
 @contextmanager
-def together(paths: Iterable[Path]) -> Iterator[None]:
-    """Files that are written in the block by `atomic` appear when it ends well, all or none.
+def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Temporary paths for several files, by name; all are renamed when the block succeeds.
 
-    A job that fails after its first file leaves no new file beside old ones.
+    A job that fails after its first file leaves no new file beside old ones. Temporary files of
+    jobs that were killed are removed.
+
+    Raises:
+        FileNotFoundError: The block did not write one of them.
+        KdstepsError: The disk is full, or a folder is read-only.
     """
-    paths = list(paths)
-    _waiting.update(dict.fromkeys(paths))
+    drafts = {name: _draft(path) for name, path in outputs.items()}
+    for path in outputs.values():
+        _remove_stale_drafts(path)
     try:
-        yield
-        for path in paths:
-            if (part := _waiting[path]) is not None:
-                os.replace(part, path)
+        yield drafts
+        for draft in drafts.values():
+            draft.stat()
+        for name, path in outputs.items():
+            _rename(drafts[name], path)
+    except KdstepsError as error:
+        message = str(error)
+        for name, path in outputs.items():
+            message = message.replace(str(drafts[name]), str(path))
+        raise KdstepsError(message) from error
     finally:
-        for path in paths:
-            if (part := _waiting.pop(path)) is not None:
-                _remove(part)
+        for draft in drafts.values():
+            _remove(draft)
 
 
-_waiting: dict[Path, Path | None] = {}  # files of this process's job, and where they are so far
+def _rename(draft: Path, path: Path) -> None:
+    try:
+        os.replace(draft, path)
+    except OSError as error:
+        raise KdstepsError(_disk_sentence(path, error)) from error
 
 
-def _remove(part: Path) -> None:
+def _draft(path: Path) -> Path:
+    """Where a file is written first; its name has the process, so that two never collide."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _remove_stale_drafts(path: Path) -> None:
+    """Remove what processes that no longer exist left beside `path`."""
+    for draft in path.parent.glob(f".*{path.name}.*.part"):
+        process = re.search(r"\.(\d+)\.part$", draft.name)
+        if process and not _alive(int(process[1])):
+            _remove(draft)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists, and belongs to another user
+        return True
+    return True
+
+
+def _remove(draft: Path) -> None:
     with suppress(OSError):  # it was renamed, or could never be written
-        part.unlink()
+        draft.unlink()
 
 
 def check_places(paths: Iterable[Path]) -> None:
-    """Find out before the work whether files can be written afterwards; nothing is written.
+    """Check before the work whether files can be written afterwards; write nothing.
 
     Raises:
-        KdstepsError: A folder may not be written, or something else lies in a file's or folder's
-            place.
+        KdstepsError: A folder is read-only, or a folder or file has the name of the other.
     """
     for path in paths:
         there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
@@ -85,11 +120,11 @@ def check_places(paths: Iterable[Path]) -> None:
 def damage(error: Exception, kind: str) -> str:
     """What is wrong with a file that does not read as its kind."""
     if isinstance(error, FileNotFoundError):
-        return "is not there; run the stage that writes it"
+        return "not found; run the stage that writes it"
     if isinstance(error, PermissionError):
-        return "may not be read; ask its owner to allow it"
+        return "cannot be read; ask its owner for permission"
     reason = " ".join(str(error).split()).rstrip(".")
-    return f"is no whole {kind} ({reason}); delete it and run the stage that writes it again"
+    return f"is not a complete {kind} ({reason}); delete it and run the stage that writes it again"
 
 
 def _disk_sentence(path: Path, error: OSError) -> str:
@@ -98,7 +133,7 @@ def _disk_sentence(path: Path, error: OSError) -> str:
     if error.errno == errno.EFBIG:
         return f"{path}: is larger than files may be here; raise the limit (`ulimit -f`)"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{path}: a file lies where its folder {path.parent} should be; move it away"
+        return f"{path}: a file has the name of its folder {path.parent}; move it away"
     if error.errno == errno.EISDIR:
-        return f"{path}: a folder lies where the file should be; move it away"
+        return f"{path}: a folder has this name; move it away"
     return f"{path}: cannot be written ({error.strerror}); make {path.parent} writable"

@@ -109,9 +109,10 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever is wrong with it, the run can start afresh
+    except Exception as error:  # whatever is wrong with it, the run can start over
         log.warning("%s cannot be read (%s): the run starts from its beginning", path, error)
         return None
+    return state

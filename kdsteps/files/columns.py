@@ -1,6 +1,6 @@
 """The tables of results: the columns of each, with types and units.
 
-One row is one thing that can be said in a sentence, written above each table.
+The comment above each table says what one row is.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import pyarrow as pa
 
 Columns = Mapping[str, pa.DataType]
 Settings = Mapping[str, Any]
-# One row is one image of a prepared dataset, in the order of images.npy.
+# One row is one image of a prepared data set, in the order of images.npy.
 INDEX: Columns = {
     "image": pa.int32(),  # row in images.npy
     "label": pa.int32(),  # 0 to K - 1
     "split": pa.string(),  # train, validation or test
     "source": pa.string(),  # where it came from: a file name or a row
-    "hash": pa.string(),  # of the pixels, so that duplicates can be told
+    "hash": pa.string(),  # of the pixels, to find duplicates
 }
-# One row is one named loss or measure of one epoch.
+# One row is one named loss or metric of one epoch.
 HISTORY: Columns = {
     "epoch": pa.int32(),  # from 1
     "name": pa.string(),  # loss of a term, "total", "learning_rate", "validation_accuracy", ...
@@ -38,16 +38,16 @@ SCORES: Columns = {
     "root_information_efficiency": pa.float64(),
     "rank": pa.int32(),  # by the score that selects, 1 is best
     "chosen": pa.bool_(),
-    "reason": pa.string(),  # why it was chosen or not
+    "reason": pa.string(),  # for choosing it or not
 }
-# One row is one test image as one network sees it.
+# One row is one test image and the prediction of one network.
 PREDICTIONS: Columns = {
     "image": pa.int32(),  # row in images.npy
     "label": pa.int32(),
     "predicted": pa.int32(),
     "logits": pa.list_(pa.float32()),
 }
-# One row is one student: everything `evaluate` measured, and where it came from.
+# One row is one student; the columns of its metrics follow (`kdsteps.evaluation.metrics`).
 RUNS: Columns = {
     "pair": pa.string(),
     "dataset": pa.string(),
@@ -55,17 +55,8 @@ RUNS: Columns = {
     "student": pa.string(),
     "method": pa.string(),
     "seed": pa.int64(),
-    "accuracy": pa.float64(),  # share, last epoch
-    "best_validation_accuracy": pa.float64(),
-    "top5": pa.float64(),
-    "nll": pa.float64(),  # nats
-    "calibration_error": pa.float64(),
-    "agreement": pa.float64(),  # share of images on which it predicts as the teacher does
-    "kl_to_teacher": pa.float64(),  # nats
-    "parameters": pa.int64(),
-    "multiply_adds": pa.int64(),
-    "size_mib": pa.float64(),
-    "latency_ms": pa.float64(),  # median
-    "latency_p90_ms": pa.float64(),
+    "diverged": pa.bool_(),  # then there are no metrics of its predictions
+    "num_images": pa.int64(),  # test images
+    "best_validation_accuracy": pa.float64(),  # fraction, of any epoch
     "seconds": pa.float64(),  # that the training took
 }

@@ -1,9 +1,10 @@
-"""Results made before, found again by what they depend on: the job cache.
+"""The job cache: results of earlier jobs, found by everything that they depend on.
 
-Going back to an old value gives the old result without training. A result is known by the stage,
-the settings, the code behind it, the libraries' versions and the contents of its inputs and of a
-checkpoint that its settings name, so it can never be another's. What is kept are copies: the folder
-may be deleted at any time, and then the work is done again.
+Returning to an old value returns the old result without training. A result is found by its stage,
+settings, code, library versions and the contents of its inputs and of a checkpoint that its
+settings name, so it cannot be taken for another's. The cache holds copies, each checked against its
+digest before it is used; the folder may be deleted at any time, and the work is then done again.
+Several processes and several studies may share it: a result appears in it as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,52 +13,60 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import atomic, together
+from kdsteps.files.atomic import all_or_none, atomic
+from kdsteps.files.digests import file_digest
 
 _log = logging.getLogger("kdsteps")
 
-# Small files that took long to make; images, features and cached logits are large and soon remade.
-_REMEMBERED = frozenset({"train", "score", "build", "distil", "evaluate"})
+NOT_CACHED = frozenset({"prepare", "cache", "cache_outputs", "evaluate_latency", "report"})
+"""Rules whose results are not cached: images, features and logits are large and quickly made, and
+what depends on the machine, such as latency, is measured every time."""
+
+_CONTENTS = "contents.json"  # what an entry holds: its stage, and a digest of each file
+_ABANDONED = 24 * 3600  # seconds after which a half-written entry is taken for a killed job's
 
 
 @contextmanager
 def remembered(
-    stage: str,
+    rule: str,
     settings: Mapping[str, Any],
     code: str | None,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Path],
 ) -> Iterator[bool]:
-    """Whether the outputs of a job are in their places already; if not, the block makes them.
+    """Copy a job's outputs from the cache, and yield whether that worked.
 
-    What the block makes is kept when it ends well. Without a digest of the code nothing is known.
+    If it did not, the block makes them, and they are cached when it ends without an error. Without
+    a digest of the code nothing is cached.
     """
-    if code is None or stage not in _REMEMBERED:
+    if code is None or rule in NOT_CACHED:
         yield False
         return
-    key = _key(stage, settings, code, inputs)
-    place = job_cache() / key[:2] / key
-    if _recall(place, outputs):
-        _log.info("taken from %s: made before with the same settings, code and inputs", job_cache())
+    key = _key(rule, settings, code, inputs)
+    entry = job_cache() / key[:2] / key
+    if _restore(entry, outputs):
+        _log.info("copied from %s: made before with the same settings, code, inputs", job_cache())
         yield True
         return
     yield False
-    _keep(place, outputs)
+    _store(entry, rule, outputs)
 
 
 def job_cache() -> Path:
-    """The folder of the job cache: KDSTEPS_JOB_CACHE, or .jobcache where the study lies.
+    """The folder of the job cache: KDSTEPS_JOB_CACHE, or .jobcache in the study's folder.
 
-    A temporary clone that `dvc exp run --temp` made inside a study shares the study's own.
+    A temporary clone that `dvc exp run --temp` makes inside a study shares the study's own.
     """
     if given := os.environ.get("KDSTEPS_JOB_CACHE"):
         return Path(given)
@@ -68,42 +77,132 @@ def job_cache() -> Path:
     return Path(".jobcache")
 
 
-def _recall(place: Path, outputs: Mapping[str, Path]) -> bool:
-    kept = {name: place / name for name in outputs}
-    if not all(file.is_file() for file in kept.values()):
+@dataclass(frozen=True)
+class Cached:
+    """One result in the cache.
+
+    Attributes:
+        folder: With its files.
+        stage: Which made it; "unknown" if the entry does not say.
+        size: Of its files in bytes.
+        used: When it was last used, in seconds since 1970.
+    """
+
+    folder: Path
+    stage: str
+    size: int
+    used: float
+
+
+def cached_results() -> list[Cached]:
+    """Every result in the cache, the longest unused first."""
+    found = []
+    for folder in job_cache().glob("[0-9a-f][0-9a-f]/*"):
+        if folder.suffix == ".part":
+            continue
+        with suppress(OSError):  # another process may be deleting it
+            files = [file.stat() for file in folder.iterdir()]
+            contents = _read_contents(folder)
+            stage = contents["stage"] if contents else "unknown"
+            used = max((file.st_mtime for file in files), default=0.0)
+            found.append(Cached(folder, stage, sum(file.st_size for file in files), used))
+    return sorted(found, key=lambda result: result.used)
+
+
+def shrink(limit: int) -> list[Cached]:
+    """Delete the results that were not used for longest, until the rest is within `limit` bytes.
+
+    What killed jobs left half written is deleted as well.
+
+    Returns:
+        What was deleted.
+    """
+    for part in job_cache().glob("*/*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > _ABANDONED:
+                _remove(part)
+    results = cached_results()
+    total, removed = sum(result.size for result in results), []
+    for result in results:
+        if total <= limit:
+            break
+        _remove(result.folder)
+        total -= result.size
+        removed.append(result)
+    return removed
+
+
+def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
+    """Copy the files of an entry to their places, if it is there and undamaged."""
+    if not entry.is_dir():
         return False
-    with together(outputs.values()):
-        for name, path in outputs.items():
-            _copy(kept[name], path)
+    try:
+        contents = _read_contents(entry)
+        if contents is None or contents["files"].keys() != outputs.keys():
+            raise ValueError("it does not list its files")
+        with all_or_none(outputs) as drafts:
+            for name, draft in drafts.items():
+                if _copy(entry / name, draft) != contents["files"][name]:
+                    raise ValueError(f"{name} is not what was cached")
+    except (OSError, ValueError) as error:
+        if entry.is_dir():  # otherwise another process has just deleted it
+            _log.warning("%s: damaged (%s); the result is made again", entry, error)
+            _remove(entry)
+        return False
+    with suppress(OSError):
+        os.utime(entry / _CONTENTS)
     return True
 
 
-def _keep(place: Path, outputs: Mapping[str, Path]) -> None:
-    """Remember the outputs of a job; where that is impossible, say so and go on."""
-    fresh = place.with_name(f"{uuid.uuid4().hex}.part")
+def _store(entry: Path, stage: str, outputs: Mapping[str, Path]) -> None:
+    """Cache the outputs of a job; if that is impossible, warn and go on."""
+    fresh = entry.with_name(f"{uuid.uuid4().hex}.part")
     try:
         fresh.mkdir(parents=True)
-        for name, path in outputs.items():
-            _copy(path, fresh / name)
-        if not place.exists():
-            os.replace(fresh, place)
+        files = {name: _copy(path, fresh / name) for name, path in outputs.items()}
+        with atomic(fresh / _CONTENTS) as part:
+            part.write_text(json.dumps({"stage": stage, "files": files}))
+        if not entry.exists():
+            os.replace(fresh, entry)
     except (OSError, KdstepsError) as error:
-        _log.warning("%s: the result is not remembered there (%s)", job_cache(), error)
+        if not entry.is_dir():  # otherwise another process cached the same result first
+            _log.warning("%s: the result is not cached (%s)", job_cache(), error)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def _remove(folder: Path) -> None:
+    """Delete an entry; it disappears as a whole."""
+    aside = folder.with_name(f"{uuid.uuid4().hex}.part")
+    with suppress(OSError):  # another process deleted it first, or only its owner may
+        os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _read_contents(entry: Path) -> dict[str, Any] | None:
+    """What an entry says it holds; None if it says nothing that can be read."""
+    try:
+        contents = json.loads((entry / _CONTENTS).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(contents, dict) or not isinstance(contents.get("files"), dict):
+        return None
+    return contents if isinstance(contents.get("stage"), str) else None
+
+
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
-    """All that a job's result depends on, as one name; inputs are paths or lists of paths."""
-    contents = {name: [_digest(path) for path in _paths(given)] for name, given in inputs.items()}
-    named = [_digest(path) for path in _checkpoints(settings) if path.is_file()]
+    """Everything that a job's result depends on, as one name; inputs are paths or lists of them."""
+    contents = {
+        name: [file_digest(path) for path in _paths(given)] for name, given in inputs.items()
+    }
+    named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
     libraries = [version(name) for name in ("torch", "torchvision", "timm")]
-    said = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)
-    return blake2b(said.encode(), digest_size=20).hexdigest()
+    text = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)
+    return blake2b(text.encode(), digest_size=20).hexdigest()
 
 
 def _checkpoints(settings: Any) -> list[Path]:
-    """Files of weights that settings name: they are read, although no other job writes them."""
+    """Weight files that settings name: they are read, although no other job writes them."""
     if not isinstance(settings, Mapping):
         return []
     own = settings.get("checkpoint")
@@ -115,14 +214,11 @@ def _paths(given: Any) -> Iterable[Path]:
     return [Path(path) for path in given] if isinstance(given, list) else [Path(given)]
 
 
-def _digest(path: Path) -> str:
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file as a whole, and return a digest of what was copied."""
     digest = blake2b(digest_size=20)
-    with path.open("rb") as file:
+    with source.open("rb") as file, atomic(target) as part, part.open("wb") as copy:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
+            copy.write(chunk)
     return digest.hexdigest()
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic(target) as part:
-        shutil.copyfile(source, part)

@@ -1,52 +1,70 @@
-"""Which jobs a study consists of: what each reads, writes and depends on, and nothing else.
+"""The job graph of a study: which jobs there are, and what each reads, writes and depends on.
 
-The settings of a job are one JSON text with exactly the values it reads. It is the job's argument,
-the reason to run it again and the key of its result, all at once, so whatever does not stand in it
-cannot make a job run again.
+It is built once per study; Snakemake's many questions about it are look-ups.
 """
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
+from functools import lru_cache
+from string import Formatter
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study import registry
-from kdsteps.study.settings import (
-    Build,
-    Distil,
-    Pair,
-    Study,
-    Train,
-    Training,
-    dataset_entry,
-    merge,
-    method_entry,
-    model_entry,
+from kdsteps.jobs.accepted import ACCEPTED
+from kdsteps.jobs.settings import (
+    BuildSettings,
+    CheckSettings,
+    DistilSettings,
+    EvaluateSettings,
+    FeatureSettings,
+    JobSettings,
+    LatencySettings,
+    LogitSettings,
+    PrepareSettings,
+    ReportSettings,
+    ScoreSettings,
+    TrainSettings,
 )
+from kdsteps.study.settings import (
+    BuildPairs,
+    FeatureSample,
+    MetricSettings,
+    TimingSettings,
+    Training,
+    ViewSettings,
+)
+from kdsteps.study.study import Study
 
 STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
 
 Names = dict[str, str]
-"""What tells one job of a rule from another: the wildcards of its paths."""
+"""What distinguishes the jobs of one rule: the wildcards of its paths."""
 
 OUTPUTS: dict[str, dict[str, str]] = {
     "prepare": {
         "images": "results/prepare/{dataset}/images.npy",
         "index": "results/prepare/{dataset}/index.parquet",
         "summary": "results/prepare/{dataset}/summary.json",
+        "digest": "results/prepare/{dataset}/digest.json",
     },
     "train": {
         "model": "results/train/{dataset}/{teacher}/teacher.safetensors",
         "history": "results/train/{dataset}/{teacher}/history.parquet",
+        "digest": "results/train/{dataset}/{teacher}/digest.json",
     },
-    "cache": {"features": "results/cache/{dataset}/{teacher}/features.parquet"},
+    "train_check": {"check": "results/train/{dataset}/{teacher}/check.json"},
+    "cache": {
+        "features": "results/cache/{dataset}/{teacher}/features.parquet",
+        "digest": "results/cache/{dataset}/{teacher}/digest.json",
+    },
     "cache_outputs": {"ticket": "results/cache/{dataset}/{teacher}/outputs_{views}.json"},
     "score": {"scores": "results/score/{dataset}/{teacher}/scores.parquet"},
     "build": {"plan": "results/build/{pair}/{method}/plan.json"},
     "distil": {
         "model": "results/distil/{pair}/{method}/{seed}/student.safetensors",
         "history": "results/distil/{pair}/{method}/{seed}/history.parquet",
+        "digest": "results/distil/{pair}/{method}/{seed}/digest.json",
     },
     "evaluate": {
         "measures": "results/evaluate/students/{pair}/{method}/{seed}/measures.json",
@@ -55,7 +73,9 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "evaluate_teacher": {
         "measures": "results/evaluate/teachers/{dataset}/{teacher}/measures.json",
         "predictions": "results/evaluate/teachers/{dataset}/{teacher}/predictions.parquet",
+        "digest": "results/evaluate/teachers/{dataset}/{teacher}/digest.json",
     },
+    "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",
@@ -69,306 +89,352 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "quality_table": "results/report/plots/quality.csv",
     },
 }
-"""Every file of every rule, by the name the stage's command knows it by."""
+"""Every file of every rule, by the name the stage's command knows it by.
+
+`digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
+watches the digest beside it instead of reading the large file for every job.
+"""
+
+_REPORTED = {
+    "summaries": ("prepare", "summary"),
+    "teacher_histories": ("train", "history"),
+    "teacher_checks": ("train_check", "check"),
+    "teacher_measures": ("evaluate_teacher", "measures"),
+    "teacher_predictions": ("evaluate_teacher", "predictions"),
+    "scores": ("score", "scores"),
+    "plans": ("build", "plan"),
+    "histories": ("distil", "history"),
+    "measures": ("evaluate", "measures"),
+    "predictions": ("evaluate", "predictions"),
+    "latencies": ("evaluate_latency", "latency"),
+}
+"""What the report reads: each kind of file as one list, by rule and name of the output."""
+
+LISTS = frozenset({*_REPORTED, "accepted", "students", "students_digest"})
+"""Names of inputs that are lists of files."""
+
+
+@dataclass(frozen=True)
+class JobNode:
+    """One job of the graph.
+
+    Attributes:
+        rule, names: Which job it is.
+        inputs: Files to read, by name; the report has lists of files.
+        settings: What it reads from params.yaml.
+        text: The settings as JSON.
+        hints: Options that change no result: how often progress is saved, whether a teacher's
+            logits are cached, what that may cost and how many passes over the images use them.
+    """
+
+    rule: str
+    names: Names
+    inputs: dict[str, Any]
+    settings: JobSettings
+    text: str
+    hints: dict[str, int | str]
+
+    @property
+    def covered(self) -> frozenset[str]:
+        """Inputs that Snakemake need not compare: another input has their digest, or changes with
+        them; a teacher's check only has to be there."""
+        if self.rule == "report":
+            return frozenset({"predictions", "teacher_predictions"})
+        digests = {name.removesuffix("_digest") for name in self.inputs if name.endswith("_digest")}
+        if "images" in digests:
+            digests |= {"index", "summary"}
+        return frozenset(digests | {"check"})
 
 
 def stage_of(rule: str) -> str:
-    """The stage a rule belongs to: `evaluate_teacher` is the stage `evaluate`."""
+    """The stage of a rule: `evaluate_teacher` belongs to `evaluate`."""
     return rule.split("_")[0]
 
 
+def rules_of(stage: str) -> list[str]:
+    """The rules of a stage."""
+    return [rule for rule in OUTPUTS if stage_of(rule) == stage]
+
+
+def names_of(rule: str) -> tuple[str, ...]:
+    """The wildcards of a rule's paths, in their order."""
+    path = next(iter(OUTPUTS[rule].values()))
+    return tuple(name for _, name, _, _ in Formatter().parse(path) if name)
+
+
 def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
-    """The files a job writes; with no names, the patterns of its rule."""
+    """The files a job writes; without names, the patterns of its rule."""
     patterns = OUTPUTS[rule]
     return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}
 
 
+def jobs(study: Study, rule: str) -> list[Names]:
+    """The names of every job of a rule that the study needs."""
+    return [node.names for node in _graph(study).nodes[rule].values()]
+
+
+def node(study: Study, rule: str, names: Names) -> JobNode:
+    """One job of the study.
+
+    Raises:
+        KeyError: The study has no such job.
+    """
+    return _graph(study).nodes[rule][tuple(sorted(names.items()))]
+
+
 def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
     """The files a job reads, by the name the stage's command knows them by."""
-    if rule == "prepare":
-        return {}
-    if rule == "report":
-        return _report_inputs(study)
-    if "pair" not in names:
-        return _teacher_inputs(rule, names)
-    pair = _pair(study, names)
-    data = outputs("prepare", {"dataset": pair.dataset})
-    teacher = {"dataset": pair.dataset, "teacher": pair.teacher}
-    wants, plan = _method(study, names["method"], "wants"), _method(study, names["method"], "plan")
-    if rule == "build":
-        found = {"summary": data["summary"]}
-        return found | (outputs("score", teacher) if _plan_needs_scores(study, names) else {})
-    if rule == "evaluate":
-        found = data | {"model": outputs("distil", names)["model"]}
-        if wants != "nothing":
-            found["teacher"] = outputs("evaluate_teacher", teacher)["predictions"]
-        return found
-    found = dict(data)
-    if wants != "nothing":
-        found["teacher"] = outputs("train", teacher)["model"]
-    if plan is not None:
-        found["plan"] = outputs("build", names)["plan"]
-    if (lookup := _lookup(study, names)) is not None:
-        found["ticket"] = outputs("cache_outputs", lookup)["ticket"]
-    return found
+    return node(study, rule, names).inputs
 
 
 def hints(study: Study, rule: str, names: Names) -> dict[str, int | str]:
-    """What a job may know although its result does not rest on it: no reason to run it again.
-
-    Returns:
-        Options of its command by name: how often progress is saved; whether the teacher's answers
-        are to be kept, what that may cost, and how many passes over the training images are made
-        with them, in all runs of the study together.
-    """
-    budget: dict[str, int | str] = {"budget_mib": max(1, round(1024 * study.cache.budget_gib))}
-    keep = budget | {"keep": study.cache.outputs}
-    if rule == "cache":
-        return budget
-    if rule == "train":
-        return _saving(_train_section(study, names["teacher"]))
-    if rule == "distil":
-        return keep | _saving(_distil_section(study, names))
-    if rule == "cache_outputs":
-        runs = [run for run in jobs(study, "distil") if _lookup(study, run) == names]
-        return keep | {"passes": sum(_distil_section(study, run).epochs for run in runs)}
-    return {}
+    """What a job may know although its result does not depend on it."""
+    return node(study, rule, names).hints
 
 
-def settings(study: Study, rule: str, names: Names) -> dict[str, Any]:
-    """What a job reads of params.yaml, with every default filled in, and nothing else."""
-    return _SETTINGS[rule](study, names)
+def settings(study: Study, rule: str, names: Names) -> JobSettings:
+    """What a job reads from params.yaml."""
+    return node(study, rule, names).settings
 
 
 def settings_text(study: Study, rule: str, names: Names) -> str:
-    """The settings of a job as the one text that decides whether it runs again."""
-    return json.dumps(settings(study, rule, names), sort_keys=True)
-
-
-def jobs(study: Study, rule: str) -> list[Names]:
-    """The names of every job of a rule that the study needs."""
-    runs = [
-        {"pair": pair, "method": method, "seed": str(seed)}
-        for pair in study.pairs
-        for method in study.methods
-        for seed in study.seeds
-    ]
-    if rule == "report":
-        return [{}]
-    if rule in ("distil", "evaluate"):
-        return runs
-    if rule == "prepare":
-        return [{"dataset": name} for name in _used(study, "dataset")]
-    if rule == "build":
-        return [
-            {"pair": pair, "method": method}
-            for pair in study.pairs
-            for method in study.methods
-            if _method(study, method, "plan") is not None
-        ]
-    if rule == "cache_outputs":
-        lookups = [lookup for run in runs if (lookup := _lookup(study, run)) is not None]
-        return [dict(items) for items in sorted({tuple(lookup.items()) for lookup in lookups})]
-    taught = [name for name in study.methods if _method(study, name, "wants") != "nothing"]
-    scored = [
-        {"pair": pair, "method": method}
-        for pair in study.pairs
-        for method in taught
-        if _method(study, method, "plan")
-        and _plan_needs_scores(study, {"pair": pair, "method": method})
-    ]
-    pairs = {
-        "train": study.pairs if taught else [],
-        "evaluate_teacher": study.pairs if taught else [],
-    }
-    chosen = pairs.get(rule, [names["pair"] for names in scored])
-    found = {(study.pairs[name].dataset, study.pairs[name].teacher) for name in chosen}
-    return [{"dataset": dataset, "teacher": teacher} for dataset, teacher in sorted(found)]
+    """The settings of a job as the text that decides whether it runs again."""
+    return node(study, rule, names).text
 
 
 def all_outputs(study: Study, stage: str) -> list[str]:
     """Every file the study needs of a stage."""
-    rules = [rule for rule in OUTPUTS if stage_of(rule) == stage]
     return [
         path
-        for rule in rules
+        for rule in rules_of(stage)
         for names in jobs(study, rule)
         for path in outputs(rule, names).values()
     ]
 
 
 def check_names(study: Study, rule: str, names: Names) -> None:
-    """Raise a sentence if there is no such job, as when a command asks for it by hand."""
-    there = jobs(study, rule)
-    if not there:
+    """Raise a sentence if there is no such job, as when a command names it by hand."""
+    known = jobs(study, rule)
+    if not known:
         raise KdstepsError(
             f"this study has no {stage_of(rule)} job; name a method in params.yaml that needs one"
         )
     for key, value in names.items():
-        choices = list(dict.fromkeys(job[key] for job in there))
+        choices = list(dict.fromkeys(job[key] for job in known))
         if value not in choices:
-            hint = nearest(value, choices)
-            raise KdstepsError(f"--{key}: {value!r} is not in this study{hint}")
-    if names not in there:
-        asked = " with ".join(names.values())
-        known = ", ".join(" with ".join(job[key] for key in names) for job in there)
-        raise KdstepsError(f"this study has no {stage_of(rule)} job for {asked}; there are {known}")
+            raise KdstepsError(f"--{key}: {value!r} is not in this study{nearest(value, choices)}")
+    if names not in known:
+        given = " with ".join(names.values())
+        listed = ", ".join(" with ".join(job[key] for key in names) for job in known)
+        raise KdstepsError(f"this study has no {stage_of(rule)} job for {given}; it has {listed}")
 
 
-def _teacher_inputs(rule: str, names: Names) -> dict[str, Any]:
-    data = outputs("prepare", {"dataset": names["dataset"]})
-    if rule == "train":
-        return data
-    if rule == "score":
-        return outputs("cache", names) | {"summary": data["summary"]}
-    return data | {"model": outputs("train", names)["model"]}
+@lru_cache(maxsize=8)
+def _graph(study: Study) -> _Graph:
+    return _Graph(study)
 
 
-def _report_inputs(study: Study) -> dict[str, Any]:
-    """Every measure, history, plan and score, each kind as one list."""
-    wanted = {
-        "summaries": ("prepare", "summary"),
-        "teacher_histories": ("train", "history"),
-        "teacher_measures": ("evaluate_teacher", "measures"),
-        "teacher_predictions": ("evaluate_teacher", "predictions"),
-        "scores": ("score", "scores"),
-        "plans": ("build", "plan"),
-        "histories": ("distil", "history"),
-        "measures": ("evaluate", "measures"),
-        "predictions": ("evaluate", "predictions"),
+class _Graph:
+    """All jobs of a study, by rule and names."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.nodes: dict[str, dict[tuple[tuple[str, str], ...], JobNode]] = {
+            rule: {} for rule in OUTPUTS
+        }
+        self._budget: dict[str, int | str] = {
+            "budget_mib": max(1, round(1024 * study.params.cache.budget_gib))
+        }
+        self._caching = self._budget | {"keep": study.params.cache.outputs}
+        teachers = self._add_students()
+        for dataset in sorted({pair.dataset for pair in study.pairs.values()}):
+            self._add_prepare(dataset)
+        for dataset, teacher in sorted(teachers):
+            self._add_teacher(dataset, teacher)
+        for name in study.pairs:
+            self._add_latency(name)
+        self._add_report()
+
+    def _add(
+        self,
+        rule: str,
+        names: Names,
+        inputs: dict[str, Any],
+        settings: JobSettings,
+        hints: dict[str, int | str] | None = None,
+        text: str | None = None,
+    ) -> None:
+        node = JobNode(rule, names, inputs, settings, text or settings.as_text(), hints or {})
+        self.nodes[rule][tuple(sorted(names.items()))] = node
+
+    def _add_prepare(self, dataset: str) -> None:
+        entry = self.study.datasets[dataset]
+        settings = PrepareSettings.model_construct(
+            kind=entry.kind, options=entry.options, prepare=self.study.params.prepare
+        )
+        self._add("prepare", {"dataset": dataset}, {}, settings)
+
+    def _add_teacher(self, dataset: str, teacher: str) -> None:
+        study, names = self.study, {"dataset": dataset, "teacher": teacher}
+        training, evaluate = study.trainings[teacher], _evaluate(study)
+        settings = TrainSettings.model_construct(model=study.models[teacher], train=training)
+        self._add("train", names, _data(dataset), settings, _saving(training))
+        check = CheckSettings.model_construct(
+            on_failure=training.teacher_check,
+            expected_accuracy=study.params.models[teacher].expected_accuracy,
+            batch_size=study.params.evaluate.batch_size,
+        )
+        self._add("train_check", names, _data(dataset) | _teacher(names), check)
+        self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)
+
+    def _add_scores(self, dataset: str, teacher: str) -> None:
+        params, names = self.study.params, {"dataset": dataset, "teacher": teacher}
+        cached = FeatureSettings.model_construct(cache=FeatureSample.taken_from(params.cache))
+        read = _data(dataset) | _teacher(names) | outputs("train_check", names)
+        self._add("cache", names, read, cached, self._budget)
+        features = outputs("cache", names)
+        read = {"features": features["features"], "features_digest": features["digest"]}
+        summary = outputs("prepare", {"dataset": dataset})["summary"]
+        settings = ScoreSettings.model_construct(score=params.score)
+        self._add("score", names, read | {"summary": summary}, settings)
+
+    def _add_students(self) -> set[tuple[str, str]]:
+        """Add every job of a pair; return the data sets and teachers that these need."""
+        study = self.study
+        teachers: set[tuple[str, str]] = set()
+        scored: set[tuple[str, str]] = set()
+        caches: dict[tuple[str, str, str], tuple[ViewSettings, int]] = {}
+        for name, pair in study.pairs.items():
+            teacher = (pair.dataset, pair.teacher)
+            for method, entry in study.methods.items():
+                recipe = study.distil(name, method)
+                if entry.wants != "nothing":
+                    teachers.add(teacher)
+                if entry.plan is not None and self._add_plan(name, method):
+                    scored.add(teacher)
+                views = recipe.views if entry.wants in ("logits", "blocks") else None
+                if views is not None:
+                    key = (*teacher, views.name)
+                    passes = caches.get(key, (views, 0))[1]
+                    caches[key] = views, passes + len(study.seeds) * recipe.epochs
+                self._add_runs(name, method, views)
+        for (dataset, teacher_name, views_name), (views, passes) in sorted(
+            caches.items(), key=lambda item: item[0]
+        ):
+            names = {"dataset": dataset, "teacher": teacher_name, "views": views_name}
+            found = _data(dataset) | _teacher(names) | outputs("train_check", names)
+            settings = LogitSettings.model_construct(views=views)
+            self._add("cache_outputs", names, found, settings, self._caching | {"passes": passes})
+        for dataset, teacher_name in sorted(scored):
+            self._add_scores(dataset, teacher_name)
+        return teachers
+
+    def _add_plan(self, name: str, method: str) -> bool:
+        """Add the job that plans one pair and method; return whether it needs scores."""
+        study, pair, plan = self.study, self.study.pairs[name], self.study.methods[method].plan
+        section = study.build(name, method).of_plan(plan)
+        settings = BuildSettings.model_construct(
+            plan=plan,
+            teacher=study.models[pair.teacher],
+            student=study.models[pair.student],
+            build=section,
+        )
+        read = {"summary": outputs("prepare", {"dataset": pair.dataset})["summary"]}
+        if isinstance(section, BuildPairs):
+            by_scores = not isinstance(section.select, tuple)
+        else:
+            by_scores = section.cuts == "quality"
+        if by_scores:
+            read |= outputs("score", {"dataset": pair.dataset, "teacher": pair.teacher})
+        self._add("build", {"pair": name, "method": method}, read, settings)
+        return by_scores
+
+    def _add_runs(self, name: str, method: str, views: ViewSettings | None) -> None:
+        """Add the training and the evaluation of one pair and method for every seed."""
+        study, pair, entry = self.study, self.study.pairs[name], self.study.methods[method]
+        recipe = study.distil(name, method)
+        teacher = {"dataset": pair.dataset, "teacher": pair.teacher}
+        data = _data(pair.dataset)
+        read = dict(data)
+        if entry.wants != "nothing":
+            trained = outputs("train", teacher)
+            read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+            read |= outputs("train_check", teacher)
+        if entry.plan is not None:
+            read |= outputs("build", {"pair": name, "method": method})
+        if views is not None:
+            read |= outputs("cache_outputs", teacher | {"views": views.name})
+        compared: dict[str, str] = {}
+        if entry.wants != "nothing":
+            judged = outputs("evaluate_teacher", teacher)
+            compared = {"teacher": judged["predictions"], "teacher_digest": judged["digest"]}
+        evaluate = _evaluate(study)
+        evaluate_text = evaluate.as_text()
+        hints = self._caching | _saving(recipe)
+        for seed in study.seeds:
+            names = {"pair": name, "method": method, "seed": str(seed)}
+            settings = DistilSettings.model_construct(
+                student=study.models[pair.student],
+                method=entry.method,
+                options=entry.options,
+                distil=recipe,
+                seed=seed,
+            )
+            self._add("distil", names, read, settings, hints)
+            student = outputs("distil", names)
+            judged = data | {"model": student["model"], "model_digest": student["digest"]}
+            self._add("evaluate", names, judged | compared, evaluate, text=evaluate_text)
+
+    def _add_latency(self, name: str) -> None:
+        """Add the timing of a pair: one student of each method, and the teacher if there is one.
+
+        Seeds share an architecture, so the first one represents them all.
+        """
+        study, pair = self.study, self.study.pairs[name]
+        first = str(study.seeds[0])
+        students = [
+            outputs("distil", {"pair": name, "method": method, "seed": first})
+            for method in study.methods
+        ]
+        read: dict[str, Any] = {
+            "students": [files["model"] for files in students],
+            "students_digest": [files["digest"] for files in students],
+        }
+        if any(entry.wants != "nothing" for entry in study.methods.values()):
+            trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.teacher})
+            read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+        settings = LatencySettings.model_construct(
+            evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(study.methods)
+        )
+        self._add("evaluate_latency", {"pair": name}, read, settings)
+
+    def _add_report(self) -> None:
+        read = {
+            name: [outputs(rule, node.names)[file] for node in self.nodes[rule].values()]
+            for name, (rule, file) in _REPORTED.items()
+        }
+        read["accepted"] = [str(ACCEPTED)] if ACCEPTED.is_file() else []
+        self._add("report", {}, read, ReportSettings.model_construct(study=self.study.described))
+
+
+def _evaluate(study: Study) -> EvaluateSettings:
+    metrics = MetricSettings.taken_from(study.params.evaluate)
+    return EvaluateSettings.model_construct(evaluate=metrics)
+
+
+def _data(dataset: str) -> dict[str, str]:
+    """The prepared images as a job reads them."""
+    files = outputs("prepare", {"dataset": dataset})
+    return {name: files[name] for name in ("images", "index", "summary")} | {
+        "images_digest": files["digest"]
     }
-    return {
-        name: [outputs(rule, names)[file] for names in jobs(study, rule)]
-        for name, (rule, file) in wanted.items()
-    }
 
 
-def _prepare(study: Study, names: Names) -> dict[str, Any]:
-    kind, options = dataset_entry(study.datasets[names["dataset"]], f"datasets.{names['dataset']}")
-    return {"kind": kind, "options": options, "prepare": study.prepare.model_dump(mode="json")}
-
-
-def _train(study: Study, names: Names) -> dict[str, Any]:
-    section = _train_section(study, names["teacher"])
-    return {"model": _model(study, names["teacher"]), "train": _training(section)}
-
-
-def _cache(study: Study, names: Names) -> dict[str, Any]:
-    return {"cache": study.cache.model_dump(mode="json", include={"images", "seed"})}
-
-
-def _cache_outputs(study: Study, names: Names) -> dict[str, Any]:
-    run = next(run for run in jobs(study, "distil") if _lookup(study, run) == names)
-    keys = {"crop_padding", "flip", "precision", "batch_size"}
-    return {"views": _distil_section(study, run).model_dump(mode="json", include=keys)}
-
-
-def _score(study: Study, names: Names) -> dict[str, Any]:
-    return {"score": study.score.model_dump(mode="json")}
-
-
-def _build(study: Study, names: Names) -> dict[str, Any]:
-    pair, plan = _pair(study, names), _method(study, names["method"], "plan")
-    section = _build_section(study, names)
-    keys = {"stones": {"cuts", "num_stones", "connector"}}.get(
-        plan, {"select", "num_pairs", "student_layers", "projector"}
-    )
-    return {
-        "plan": plan,
-        "teacher": _model(study, pair.teacher),
-        "student": _model(study, pair.student),
-        "build": section.model_dump(mode="json", include=keys),
-    }
-
-
-def _distil(study: Study, names: Names) -> dict[str, Any]:
-    method, options = method_entry(names["method"], study.methods[names["method"]])
-    return {
-        "student": _model(study, _pair(study, names).student),
-        "method": method,
-        "options": options,
-        "distil": _training(_distil_section(study, names)),
-        "seed": int(names["seed"]),
-    }
-
-
-def _evaluate(study: Study, names: Names) -> dict[str, Any]:
-    return {"evaluate": study.evaluate.model_dump(mode="json")}
-
-
-def _report(study: Study, names: Names) -> dict[str, Any]:
-    return {"study": study.model_dump(mode="json")}
-
-
-_SETTINGS = {
-    "prepare": _prepare,
-    "train": _train,
-    "cache": _cache,
-    "cache_outputs": _cache_outputs,
-    "score": _score,
-    "build": _build,
-    "distil": _distil,
-    "evaluate": _evaluate,
-    "evaluate_teacher": _evaluate,
-    "report": _report,
-}
-
-
-def _pair(study: Study, names: Names) -> Pair:
-    return study.pairs[names["pair"]]
-
-
-def _model(study: Study, name: str) -> dict[str, Any]:
-    family, options = model_entry(study.models[name], f"models.{name}")
-    return {"family": family, "options": options}
-
-
-def _training(section: Training) -> dict[str, Any]:
-    """Without what changes no result: how often progress is saved."""
-    return section.model_dump(mode="json", exclude={"checkpoint_minutes"})
-
-
-def _train_section(study: Study, teacher: str) -> Train:
-    overrides = study.models[teacher].get("train", {})
-    return merge(study.train, overrides, f"models.{teacher}.train")
-
-
-def _distil_section(study: Study, names: Names) -> Distil:
-    pair, entry = _pair(study, names), study.methods[names["method"]]
-    section = merge(study.distil, pair.distil, f"pairs.{names['pair']}.distil")
-    return merge(section, entry.get("distil", {}), f"methods.{names['method']}.distil")
-
-
-def _lookup(study: Study, names: Names) -> Names | None:
-    """What names the teacher's answers that a run looks up; None where it asks the live teacher."""
-    views = _distil_section(study, names).views
-    if views is None or _method(study, names["method"], "wants") not in ("logits", "blocks"):
-        return None
-    pair = _pair(study, names)
-    return {"dataset": pair.dataset, "teacher": pair.teacher, "views": views}
+def _teacher(names: Names) -> dict[str, str]:
+    """A trained teacher as a job reads it."""
+    files = outputs("train", names)
+    return {"model": files["model"], "model_digest": files["digest"]}
 
 
 def _saving(section: Training) -> dict[str, int | str]:
     return {"checkpoint_seconds": max(1, round(60 * section.checkpoint_minutes))}
-
-
-def _method(study: Study, name: str, attribute: str) -> Any:
-    method, _ = method_entry(name, study.methods[name])
-    return getattr(registry.find("methods", method, "methods"), attribute)
-
-
-def _build_section(study: Study, names: Names) -> Build:
-    pair, entry = _pair(study, names), study.methods[names["method"]]
-    section = merge(study.build, pair.build, f"pairs.{names['pair']}.build")
-    return merge(section, entry.get("build", {}), f"methods.{names['method']}.build")
-
-
-def _plan_needs_scores(study: Study, names: Names) -> bool:
-    section, plan = _build_section(study, names), _method(study, names["method"], "plan")
-    if plan == "stones":
-        return section.cuts == "quality"
-    return not isinstance(section.select, tuple)
-
-
-def _used(study: Study, key: str) -> list[str]:
-    return sorted({getattr(pair, key) for pair in study.pairs.values()})

@@ -1,34 +1,62 @@
-"""What a stage is given: its settings, its files, and the device it shall use."""
+"""What a stage receives: typed settings, its files, and the resources it may use."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Generic, NoReturn, TypeVar
+
+from kdsteps.errors import KdstepsError
+
+S = TypeVar("S")
+
+
+class Files(dict[str, Path]):
+    """Files by name; a missing name is reported to the user."""
+
+    def __init__(self, files: Mapping[str, str | Path], option: str) -> None:
+        super().__init__({name: Path(path) for name, path in files.items()})
+        self._option = option
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise KdstepsError(
+            f"{self._option}: {name!r} is missing; `--help` lists what the stage reads and writes"
+        )
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[S]):
     """One job of one stage.
 
     Attributes:
-        settings: What `kdsteps.jobs.graph.settings` gives for it.
-        inputs: Files to read, by name; the report has lists of files.
+        settings: What the job reads from params.yaml.
+        inputs: Files to read, by name.
         outputs: Files to write, by name.
-        threads: Cores it may use, at most those there are.
-        gpus: How many GPUs it may use.
-        checkpoint_seconds: Between two saves of a training run to resume from.
-        keep: Whether a teacher's answers are kept for training: "auto", "always" or "never".
-        passes: Over the training images, in all runs of the study, that would use them.
-        budget_mib: What a file of kept features or answers may take.
+        final: Where the outputs end up once all are written; the same paths unless they are
+            written elsewhere first.
+        lists: Lists of files to read, by name; only the report has them.
+        threads: Cores it may use.
+        gpus: GPUs it may use.
+        checkpoint_seconds: Time between two saves of a training run.
+        keep: Whether a teacher's logits are cached for training: "auto", "always" or "never".
+        passes: Passes over the training images, in all runs of the study, that would use them.
+        budget_mib: Largest size of a file of cached features or logits.
     """
 
-    settings: dict[str, Any]
-    inputs: dict[str, Any]
-    outputs: dict[str, Path]
+    settings: S
+    inputs: Mapping[str, Path]
+    outputs: Mapping[str, Path]
+    final: Mapping[str, Path] = field(default_factory=dict)
+    lists: Mapping[str, list[Path]] = field(default_factory=dict)
     threads: int = 1
     gpus: int = 0
     checkpoint_seconds: int = 600
     keep: str = "auto"
     passes: int = 0
     budget_mib: int = 4096
+
+    @property
+    def target(self) -> Path:
+        """The job's first output in its final place, which identifies the job."""
+        return next(iter((self.final or self.outputs).values()))

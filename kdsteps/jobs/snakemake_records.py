@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
@@ -33,7 +33,7 @@ def check_records(results: str | Path = "results") -> None:
     known = _holds_files(RECORDS) or _holds_files(_INCOMPLETE)
     if known or os.environ.get("KDSTEPS_TRUST_RESULTS") == "1":
         return
-    found = next(_files(Path(results), skip="report"), None)
+    found = next(_files(Path(results), skip=("report", "settings")), None)
     if found is not None:
         raise KdstepsError(
             f"{results}: holds {found} but no records of how it was made; run `dvc checkout` or "
@@ -84,11 +84,11 @@ def _holds_files(folder: Path) -> bool:
     return next(_files(folder), None) is not None
 
 
-def _files(folder: Path, skip: str = "") -> Iterator[Path]:
-    """The finished files below a folder, outside its subfolder `skip`."""
+def _files(folder: Path, skip: Collection[str] = ()) -> Iterator[Path]:
+    """The finished files below a folder, outside its subfolders `skip`."""
     for place, folders, names in os.walk(folder):
-        if Path(place) == folder and skip in folders:
-            folders.remove(skip)
+        if Path(place) == folder:
+            folders[:] = [name for name in folders if name not in skip]
         for name in names:
             if not name.endswith(".part") and name != ".gitignore":
                 yield Path(place, name)

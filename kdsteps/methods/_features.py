@@ -13,8 +13,8 @@ from kdsteps.methods._checks import layer_of, layer_pairs, same_classes
 from kdsteps.methods._weights import Weighted
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import kd_loss
-from kdsteps.models.adapters import pooled, to_map
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.feature_shapes import pooled, to_map
 
 Outputs = Mapping[str, Tensor]
 """Outputs of a network by layer, its logits under `head`."""
@@ -135,7 +135,7 @@ class LayerPairs(FeatureMethod):
 
 def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
     """The output of a layer as (N, C, H, W)."""
-    return to_map(output, chain.layout(layer))
+    return to_map(output, chain.layout(layer), chain.token_grid(layer))
 
 
 def features(chain: Chain, layer: str, output: Tensor) -> Tensor:

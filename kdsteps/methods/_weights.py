@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from kdsteps.methods.base import Batch, Method, Task
@@ -37,17 +37,21 @@ class Weighted(Method):
 
 
 class WarmUp(Weighted):
-    """A method whose loss grows to its full weight over the first epochs."""
+    """A method whose loss grows to its full weight at the beginning of training.
 
-    def __init__(self, *given: Any, warmup_epochs: NonNegativeInt = 20, **options: Any) -> None:
+    `warmup` is a fraction of the run, or from 1 on a number of epochs. The default is 20 of the 240
+    epochs of the CIFAR-100 benchmark.
+    """
+
+    def __init__(self, *given: Any, warmup: NonNegativeFloat = 1 / 12, **options: Any) -> None:
         super().__init__(*given, **options)
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = self.epochs_of("warmup", warmup)
 
     def scale(self, epoch: int) -> float:
         return super().scale(epoch) * warm_up(epoch, self.warmup_epochs)
 
 
-def warm_up(epoch: int, epochs: int) -> float:
+def warm_up(epoch: int, epochs: float) -> float:
     """The fraction of its weight that a loss has: linear over the first `epochs`, then 1.
 
     Args:

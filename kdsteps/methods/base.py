@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.study.run_length import in_epochs
 
 Wants = Literal["nothing", "logits", "blocks", "layers"]
 """What a method needs of the teacher: nothing; its logits (live or cached); logits, and its blocks
@@ -57,6 +59,7 @@ class Task:
         labels: (N,) class numbers of all training images, by `Batch.index`.
         plan: What the stage `build` decided for this pair and method, as in plan.json.
         batch_size: Of the training run; no batch is larger.
+        epochs: Of the training run.
     """
 
     image_shape: tuple[int, int, int]
@@ -64,6 +67,7 @@ class Task:
     labels: Tensor
     plan: dict[str, Any] | None = None
     batch_size: int = 64
+    epochs: int = 240
 
 
 class Method(nn.Module, ABC):
@@ -95,6 +99,20 @@ class Method(nn.Module, ABC):
     def name(self) -> str:
         """What messages call it: its class, in lower case."""
         return type(self).__name__.lower()
+
+    def epochs_of(self, option: str, length: float) -> float:
+        """The epochs that an option means: below 1 it is a fraction of the run.
+
+        Raises:
+            KdstepsError: They are more than the run has.
+        """
+        epochs = in_epochs(length, self.task.epochs)
+        if epochs > self.task.epochs:
+            raise KdstepsError(
+                f"methods: {option} of {self.name} is {length:g} epochs and the run has "
+                f"{self.task.epochs}; give fewer, or a fraction of the run such as 0.1"
+            )
+        return epochs
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
@@ -134,7 +152,8 @@ class Method(nn.Module, ABC):
 
     def student_logits(self, batch: Batch) -> Tensor:
         """(N, K)."""
-        return self.student(batch.images)
+        logits: Tensor = self.student(batch.images)
+        return logits
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:

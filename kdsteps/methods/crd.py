@@ -15,7 +15,7 @@ from kdsteps.methods._draws import Sampler
 from kdsteps.methods._features import OneLayer, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape, unit
 from kdsteps.methods.base import Batch
-from kdsteps.models.adapters import places
+from kdsteps.models.feature_shapes import feature_shapes
 
 NOISE_FLOOR = 1e-7  # added to the probability of noise in the denominators
 
@@ -135,8 +135,8 @@ class CRD(OneLayer):
     ) -> None:
         super().__init__(*given, weight=weight, **options)
         self.mode, self.negatives = mode, negatives
-        ours = places(self.student, self.task.image_shape)[self.student_layer]
-        theirs = places(self.teacher, self.task.image_shape)[self.teacher_layer]
+        ours = feature_shapes(self.student, self.task.image_shape)[self.student_layer]
+        theirs = feature_shapes(self.teacher, self.task.image_shape)[self.teacher_layer]
         self.student_projector = nn.Linear(ours.channels, width)
         self.teacher_projector = nn.Linear(theirs.channels, width)
         self.contrast = Contrast(

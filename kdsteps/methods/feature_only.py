@@ -6,15 +6,16 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.semckd import Attention, semckd_loss
-from kdsteps.models.adapters import Place, adapter
+from kdsteps.models.adapters import adapter
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.feature_shapes import FeatureShape
 from kdsteps.plans.layer_pairs import matched
 
 
@@ -34,8 +35,9 @@ class FeatureOnly(Method):
     same, weighted image by image by SemCKD's attention.
 
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    after the last layer sees labels; `classifier_after`: the epochs after which feature learning
-    ends and only the layers after the detach point are trained (0: both at once, as the paper).
+    after the last layer sees labels; `classifier_after`: when feature learning ends and the
+    layers after the detach point are trained alone, as a fraction of the run or, from 1 on, a
+    number of epochs (0: both at once, as in the paper).
 
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
@@ -53,7 +55,7 @@ class FeatureOnly(Method):
         mapping: Literal["one_to_one", "all_to_all", "attention"] = "one_to_one",
         distance: Literal["mse", "cosine", "huber", "distribution"] = "mse",
         detach: Literal["last", "head"] = "last",
-        classifier_after: NonNegativeInt = 0,
+        classifier_after: NonNegativeFloat = 0.0,
     ) -> None:
         super().__init__(teacher, student, task)
         assert teacher is not None and task.plan is not None, (
@@ -65,12 +67,13 @@ class FeatureOnly(Method):
                 "methods.feature_only: mapping attention weights images one by one, and distance "
                 "distribution has one value for a batch; mse, cosine or huber would be right"
             )
-        self.weight, self.distance, self.classifier_after = weight, distance, classifier_after
+        self.weight, self.distance = weight, distance
+        self.classifier_after = self.epochs_of("classifier_after", classifier_after)
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
         self.feature_layers = tuple(dict.fromkeys(self.teacher_layers))
-        self.student_places = [Place(**pair["student_place"]) for pair in pairs]
-        self.teacher_places = [Place(**pair["teacher_place"]) for pair in pairs]
+        self.student_shapes = [FeatureShape(**pair["student_features"]) for pair in pairs]
+        self.teacher_shapes = [FeatureShape(**pair["teacher_features"]) for pair in pairs]
         every = range(len(pairs))
         crossed = mapping != "one_to_one"
         self.links = [
@@ -119,9 +122,9 @@ class FeatureOnly(Method):
     ) -> tuple[Tensor, Tensor]:
         """Projected features and target of one link, in one shape."""
         source, target = self._compared(ours, theirs)
-        features = self.student_places[ours].bring(traced[self.student_layers[ours]], source)
-        goal = self.teacher_places[theirs].bring(targets[self.teacher_layers[theirs]], target)
+        features = self.student_shapes[ours].pool_to(traced[self.student_layers[ours]], source)
+        goal = self.teacher_shapes[theirs].pool_to(targets[self.teacher_layers[theirs]], target)
         return projector(features), goal
 
-    def _compared(self, ours: int, theirs: int) -> tuple[Place, Place]:
-        return matched(self.student_places[ours], self.teacher_places[theirs])
+    def _compared(self, ours: int, theirs: int) -> tuple[FeatureShape, FeatureShape]:
+        return matched(self.student_shapes[ours], self.teacher_shapes[theirs])

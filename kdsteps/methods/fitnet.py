@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from kdsteps.methods._features import OneLayer, Outputs, as_map
 from kdsteps.methods._tensors import full_precision, same_shape, to_size, to_smaller
 from kdsteps.methods.base import Batch
-from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -49,8 +49,8 @@ class FitNet(OneLayer):
     def __init__(self, *given: Any, weight: NonNegativeFloat = 100.0, **options: Any) -> None:
         super().__init__(*given, weight=weight, **options)
         self.projector = Regressor(
-            places(self.student, self.task.image_shape)[self.student_layer],
-            places(self.teacher, self.task.image_shape)[self.teacher_layer],
+            feature_shapes(self.student, self.task.image_shape)[self.student_layer],
+            feature_shapes(self.teacher, self.task.image_shape)[self.teacher_layer],
         )
 
     @staticmethod
@@ -73,17 +73,18 @@ class Regressor(nn.Module):
     Source: Tian et al. 2020, official code of arXiv:1910.10699.
     """
 
-    def __init__(self, source: Place, target: Place) -> None:
+    def __init__(self, source: FeatureShape, target: FeatureShape) -> None:
         super().__init__()
         source, target = source.as_map(), target.as_map()
         self.size, convolution = _resizing(source, target)
         self.body = nn.Sequential(convolution, nn.BatchNorm2d(target.channels), nn.ReLU())
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.body(to_size(maps, *self.size))
+        projected: Tensor = self.body(to_size(maps, *self.size))
+        return projected
 
 
-def _resizing(source: Place, target: Place) -> tuple[tuple[int, int], nn.Module]:
+def _resizing(source: FeatureShape, target: FeatureShape) -> tuple[tuple[int, int], nn.Module]:
     """The size to average maps to first, and the convolution to the target's size."""
     size, channels = (source.height, source.width), (source.channels, target.channels)
     sides = ((source.height, target.height), (source.width, target.width))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdsteps.methods._features import LayerPairs, Outputs
 from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
 from kdsteps.methods.base import Batch
-from kdsteps.models.adapters import Place, places
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 RARELY_NEGATIVE = 1e-3  # fraction of negative responses below which their mean is not estimated
 
@@ -64,8 +64,8 @@ class OFD(LayerPairs):
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 1e-3, **options: Any) -> None:
         super().__init__(*given, weight=weight, **options)
-        ours = places(self.student, self.task.image_shape)
-        theirs = places(self.teacher, self.task.image_shape)
+        ours = feature_shapes(self.student, self.task.image_shape)
+        theirs = feature_shapes(self.teacher, self.task.image_shape)
         self.matches = nn.ModuleList(
             Match(ours[layer], theirs[other], self.teacher.last_norm(other))
             for layer, other in self.pairs
@@ -87,7 +87,7 @@ class Match(nn.Module):
 
     margin: Tensor | None
 
-    def __init__(self, source: Place, target: Place, norm: nn.Module | None) -> None:
+    def __init__(self, source: FeatureShape, target: FeatureShape, norm: nn.Module | None) -> None:
         super().__init__()
         self.projector = nn.Sequential(
             nn.Conv2d(source.channels, target.channels, 1, bias=False),

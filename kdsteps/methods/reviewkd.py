@@ -14,7 +14,7 @@ from kdsteps.methods._features import LayerPairs, Outputs, features, pooled_laye
 from kdsteps.methods._tensors import full_precision, same_shape
 from kdsteps.methods._weights import WarmUp
 from kdsteps.methods.base import Batch
-from kdsteps.models.adapters import Place, places
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -74,13 +74,13 @@ class ReviewKD(WarmUp, LayerPairs):
             pooled_layer(self.student),
             pooled_layer(self.teacher),
         )
-        ours = places(self.student, self.task.image_shape)
-        theirs = places(self.teacher, self.task.image_shape)
+        ours = feature_shapes(self.student, self.task.image_shape)
+        theirs = feature_shapes(self.teacher, self.task.image_shape)
         self.projector = Review(
             [ours[layer].as_map() for layer, _ in self.pairs]
-            + [Place("map", ours[self.student_pool].channels, 1, 1)],
+            + [FeatureShape("map", ours[self.student_pool].channels, 1, 1)],
             [theirs[layer].as_map() for _, layer in self.pairs]
-            + [Place("map", theirs[self.teacher_pool].channels, 1, 1)],
+            + [FeatureShape("map", theirs[self.teacher_pool].channels, 1, 1)],
             max_width,
         )
         self.student_layers = [*self.student_layers, self.student_pool]
@@ -98,7 +98,9 @@ class ReviewKD(WarmUp, LayerPairs):
 class Review(nn.Module):
     """Fuse a student's maps, the deepest first, and project each to its teacher's shape."""
 
-    def __init__(self, sources: Sequence[Place], targets: Sequence[Place], max_width: int) -> None:
+    def __init__(
+        self, sources: Sequence[FeatureShape], targets: Sequence[FeatureShape], max_width: int
+    ) -> None:
         """Args:
         sources: Maps of the student, shallow to deep.
         targets: Maps of the teacher, one for each.
@@ -124,7 +126,7 @@ class Review(nn.Module):
 class Fusion(nn.Module):
     """One level: the student's map, gated together with the fused map of the deeper level."""
 
-    def __init__(self, channels: int, width: int, target: Place, *, fuses: bool) -> None:
+    def __init__(self, channels: int, width: int, target: FeatureShape, *, fuses: bool) -> None:
         super().__init__()
         self.size = (target.height, target.width)
         self.narrow = _normed(nn.Conv2d(channels, width, 1, bias=False))

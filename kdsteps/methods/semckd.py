@@ -14,7 +14,8 @@ from kdsteps.methods._checks import named_layers
 from kdsteps.methods._features import FeatureMethod, Outputs, as_map
 from kdsteps.methods._tensors import full_precision, to_size, unit
 from kdsteps.methods.base import Batch
-from kdsteps.models.adapters import Place, adapter, grid, places
+from kdsteps.models.adapters import adapter
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 
 @full_precision
@@ -72,8 +73,8 @@ class SemCKD(FeatureMethod):
         self.attention = Attention(
             len(self.student_layers), len(self.teacher_layers), self.task.batch_size
         )
-        ours = places(self.student, self.task.image_shape)
-        theirs = places(self.teacher, self.task.image_shape)
+        ours = feature_shapes(self.student, self.task.image_shape)
+        theirs = feature_shapes(self.teacher, self.task.image_shape)
         met = [
             (ours[layer], _smaller(ours[layer], theirs[other]))
             for layer, other in itertools.product(self.student_layers, self.teacher_layers)
@@ -102,7 +103,9 @@ class SemCKD(FeatureMethod):
                 pairs, self.projectors, self.meetings, strict=True
             )
         ]
-        return torch.stack(distances, dim=1).unflatten(1, (len(sources), len(targets)))
+        stacked = torch.stack(distances, dim=1)
+        by_layers: Tensor = stacked.unflatten(1, (len(sources), len(targets)))
+        return by_layers
 
 
 class Attention(nn.Module):
@@ -151,10 +154,10 @@ def amplified(features: Tensor, factor: float) -> Tensor:
     return seen
 
 
-def _smaller(source: Place, target: Place) -> Place:
+def _smaller(source: FeatureShape, target: FeatureShape) -> FeatureShape:
     """The shape for comparison: a map with the teacher's channels and the smaller size."""
-    ours, theirs = grid(source), grid(target)
-    return Place("map", target.channels, min(ours[0], theirs[0]), min(ours[1], theirs[1]))
+    height, width = min(source.height, target.height), min(source.width, target.width)
+    return FeatureShape("map", target.channels, height, width)
 
 
 def _embedding(width: int) -> nn.Module:

@@ -14,9 +14,9 @@ from kdsteps.methods._features import OneLayer, Outputs, as_map
 from kdsteps.methods._tensors import to_size
 from kdsteps.methods.base import Batch
 from kdsteps.methods.fitnet import fitnet_loss
-from kdsteps.models.adapters import places
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.families.simkd import Projector, Reused
+from kdsteps.models.feature_shapes import feature_shapes
 
 
 class SimKD(OneLayer):
@@ -45,8 +45,8 @@ class SimKD(OneLayer):
         same_classes(self.teacher, self.task, self.name)
         shape = self.task.image_shape
         self.factor = factor
-        self.source = places(self.student, shape)[self.student_layer]
-        self.target = places(self.teacher, shape)[self.teacher_layer]
+        self.source = feature_shapes(self.student, shape)[self.student_layer]
+        self.target = feature_shapes(self.teacher, shape)[self.teacher_layer]
         self.rectified = _never_negative(self.teacher, self.teacher_layer, shape)
         self.projector = Projector(self.source, self.target, factor, rectified=self.rectified)
         # not registered, like the teacher it belongs to

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
+from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry
 
 __all__ = ["Chain", "architecture", "build_model"]
+
+_WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 
 
 def build_model(
@@ -16,8 +20,11 @@ def build_model(
     *,
     num_classes: int,
     in_channels: int = 3,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     checkpoint: str | None = None,
+    checkpoint_key: str | None = None,
+    checkpoint_prefix: str | None = None,
+    will_train: bool = False,
     **options: Any,
 ) -> Chain:
     """A network of `family`, with fresh weights or with those of a file.
@@ -26,8 +33,11 @@ def build_model(
         family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
         num_classes: Width of the logits.
         in_channels: Channels of an image.
-        image_size: Height and width in pixels; None where the family can do without.
-        checkpoint: Weights for the plain module, from kdsteps or from another project.
+        image_size: In pixels, one number or (height, width); None where the family does without.
+        checkpoint: Weights for the plain module: kdsteps' own file or one from elsewhere.
+        checkpoint_key, checkpoint_prefix: Which weights of the file, where several fit.
+        will_train: Whether the network will be trained, so that its classifier may start anew where
+            the weights are those of other classes.
         options: The family's own.
 
     Raises:
@@ -45,14 +55,23 @@ def build_model(
 
         chain = build_foreign(factory, family, given, options)
     if checkpoint is not None:
-        from kdsteps.models.checkpoints import load_weights, read_weights
+        from kdsteps.models.checkpoints import load_checkpoint
 
-        load_weights(chain.plain(), read_weights(checkpoint), where=f"checkpoint {checkpoint}")
+        load_checkpoint(
+            chain,
+            checkpoint,
+            num_classes=num_classes,
+            key=checkpoint_key,
+            prefix=checkpoint_prefix,
+        )
+    if chain.new_weights and not will_train:
+        raise KdstepsError(
+            f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, or name "
+            f"weights for {num_classes} classes"
+        )
     return chain
 
 
 def architecture(options: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options without those that say where its first weights come from."""
-    return {
-        name: value for name, value in options.items() if name not in ("checkpoint", "pretrained")
-    }
+    return {name: value for name, value in options.items() if name not in _WEIGHTS}

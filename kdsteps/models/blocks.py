@@ -1,4 +1,4 @@
-"""What the written-out families share: readable activations, first weights, pooling."""
+"""Parts of kdsteps' own families: readable activations, first weights, pooling."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ class Activated(nn.Module, ABC):
 
     @abstractmethod
     def last_norm(self) -> nn.Module | None:
-        """The batch normalisation of the residual branch, if it covers every channel."""
+        """The batch normalization of the residual branch, if it covers every channel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.relu(self.before(images))
+        output: Tensor = self.relu(self.before(images))
+        return output
 
 
 class Preactivated(nn.Module, ABC):
-    """A block that begins with a batch normalisation and its ReLU."""
+    """A block that begins with a batch normalization and its ReLU."""
 
     @abstractmethod
     def first_norm(self) -> nn.Module:
-        """The batch normalisation at the block's beginning."""
+        """The batch normalization at the block's beginning."""
 
     @abstractmethod
     def go_on(self, images: Tensor, normed: Tensor) -> Tensor:
-        """The block's output from its input and that input normalised."""
+        """The block's output from its input and that input normalized."""
 
     def forward(self, images: Tensor) -> Tensor:
         return self.go_on(images, self.first_norm()(images))

@@ -1,45 +1,65 @@
-"""A network as a line of blocks: the one law all distillation here rests on.
+"""A network as a chain of blocks: the one law on which all distillation here rests.
 
 For every layer l of a chain, `chain.tail(l)(chain.front(l)(images))` equals `chain(images)`. A
-layer is the place after a block and bears the block's name; the last block, `head`, gives the
-logits.
+layer is the output of a block and has the block's name; the last block, `head`, returns the logits.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from kdsteps.models.blocks import Preactivated, ending
 
 Layout = Literal["map", "map_last", "tokens", "vector"]
-"""How a layer's output lies: (N, C, H, W), (N, H, W, C), (N, T, D) or (N, D)."""
+"""Order of a layer's dimensions: (N, C, H, W), (N, H, W, C), (N, T, D) or (N, D)."""
 
 HEAD = "head"
 
 
-class Chain(nn.Module, ABC):
-    """A network whose inner places can be read, cut and joined by name.
+class TokenGrid(NamedTuple):
+    """How the tokens of a layer cover the image.
 
     Attributes:
-        layers: Places in forward order; the output of `head`, the logits, is not among them.
-        stages: The layers where the network is cut unless told otherwise.
+        prefix: Number of class and register tokens, which come first.
+        height, width: Of the grid of patches, row by row.
+    """
+
+    prefix: int
+    height: int
+    width: int
+
+
+class Chain(nn.Module, ABC):
+    """A network whose inner layers can be read, cut and joined by name.
+
+    Attributes:
+        layers: In forward order; the output of `head`, the logits, is not among them.
+        stages: The layers where the network is cut by default.
+        notes: Sentences on what is not as expected, such as stages that cannot be cut.
+        new_weights: Names of weights that were initialized although weights of another number of
+            classes were loaded.
     """
 
     layers: tuple[str, ...]
     stages: tuple[str, ...]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.new_weights: tuple[str, ...] = ()
+
     @abstractmethod
     def span(self, start: str | None, stop: str) -> nn.Module:
-        """The part that turns the output of `start` (None: images) into that of `stop`.
+        """The blocks that turn the output of `start` (None: images) into that of `stop`.
 
-        `stop` may be `head`. The part shares its weights with the chain.
+        `stop` may be `head`. The span shares its weights with the chain.
 
         Raises:
-            ValueError: A name is not a place of this chain, or `stop` does not come after `start`.
+            ValueError: A name is not a layer of this chain, or `stop` does not come after `start`.
         """
 
     @abstractmethod
@@ -55,13 +75,13 @@ class Chain(nn.Module, ABC):
 
         Args:
             images: (N, C, H, W).
-            layers: Names out of `self.layers`.
-            detach_after: A layer behind which no gradient flows back: the later blocks see its
+            layers: Names from `self.layers`.
+            detach_after: A layer after which no gradient flows back: the later blocks see its
                 output detached.
-            before_activation: Give what enters the last ReLU of each layer instead of what leaves
-                it, where the layer ends in one. In a pre-activation network, where the next block
-                begins with norm and ReLU, give what that norm gives. Other layers give their
-                outputs.
+            before_activation: Return the input of the last ReLU of each layer instead of its
+                output, where the layer ends in one. In a pre-activation network, where the next
+                block begins with norm and ReLU, return the output of that norm. Other layers
+                return their outputs.
 
         Raises:
             ValueError: A name is not a layer of this chain.
@@ -69,10 +89,14 @@ class Chain(nn.Module, ABC):
 
     @abstractmethod
     def layout(self, layer: str) -> Layout:
-        """How the output of `layer` lies in memory."""
+        """The order of the dimensions of `layer`."""
+
+    def token_grid(self, layer: str) -> TokenGrid | None:
+        """How the tokens of `layer` cover the image; None for other layouts."""
+        return None
 
     def last_norm(self, layer: str) -> nn.Module | None:
-        """The batch normalisation before the ReLU that `before_activation` speaks of, if any.
+        """The batch normalization before the ReLU that `before_activation` refers to, if any.
 
         In a residual block it is that of the residual branch, whose output is added to the
         shortcut before the ReLU.
@@ -83,7 +107,7 @@ class Chain(nn.Module, ABC):
         return self.trace(images, ())[HEAD]
 
     def front(self, layer: str) -> nn.Module:
-        """The blocks up to and with `layer`: images in, its output out."""
+        """The blocks up to and including `layer`: images in, its output out."""
         return self.span(None, layer)
 
     def tail(self, layer: str) -> nn.Module:
@@ -94,25 +118,30 @@ class Chain(nn.Module, ABC):
         """The module that is deployed, whose state dict is what a checkpoint holds."""
         return self
 
-    def place(self, name: str | None) -> int:
-        """How many blocks lie before and at `name`: 0 for None, the images."""
+    def position(self, name: str | None) -> int:
+        """Number of blocks up to and including `name`: 0 for None, the images."""
         if name is None:
             return 0
-        places = (*self.layers, HEAD)
-        if name not in places:
-            raise ValueError(f"{name!r} is no layer of this network; it has {', '.join(places)}")
-        return places.index(name) + 1
+        names = (*self.layers, HEAD)
+        if name not in names:
+            raise ValueError(f"{name!r} is no layer of this network; it has {', '.join(names)}")
+        return names.index(name) + 1
 
 
 class BlockChain(Chain):
-    """A chain written out as blocks: the base of the families that kdsteps writes itself.
+    """A chain written out as blocks: the base of kdsteps' own families.
 
     A family registers its modules as its checkpoints name them, then lines the same modules up as
-    blocks. The line itself registers nothing, so no weight gets a second name.
+    blocks. The line itself registers nothing, so no weight has two names.
     """
 
     def line_up(
-        self, blocks: Mapping[str, nn.Module], *, stages: tuple[str, ...], inner: Layout = "map"
+        self,
+        blocks: Mapping[str, nn.Module],
+        *,
+        stages: tuple[str, ...],
+        inner: Layout = "map",
+        grid: TokenGrid | None = None,
     ) -> None:
         """Name the blocks in forward order.
 
@@ -120,15 +149,17 @@ class BlockChain(Chain):
             blocks: All made of registered modules; `pool`, the first whose output is (N, D), and
                 `head` are among them.
             stages: The default cuts.
-            inner: How outputs before `pool` lie.
+            inner: Layout of the outputs before `pool`.
+            grid: Of the tokens, if that layout is tokens.
         """
         self._line = dict(blocks)  # a plain dict: no registration
         self._inner: Layout = inner
+        self._grid = grid
         self.layers = tuple(name for name in blocks if name != HEAD)
         self.stages = stages
 
     def span(self, start: str | None, stop: str) -> nn.Module:
-        first, last = self.place(start), self.place(stop)
+        first, last = self.position(start), self.position(stop)
         if last <= first:
             raise ValueError(f"{stop!r} does not come after {start!r}")
         return nn.Sequential(*list(self._line.values())[first:last])
@@ -142,7 +173,7 @@ class BlockChain(Chain):
         detach_after: str | None = None,
     ) -> dict[str, Tensor]:
         wanted = set(self.layers if layers is None else layers)
-        self._refuse_strangers(wanted)
+        self._check_layers(wanted)
         outputs: dict[str, Tensor] = {}
         previous, features = "", images
         for name, block in self._line.items():
@@ -164,11 +195,14 @@ class BlockChain(Chain):
         return outputs
 
     def layout(self, layer: str) -> Layout:
-        self._refuse_strangers({layer})
-        return "vector" if self.place(layer) >= self.place("pool") else self._inner
+        self._check_layers({layer})
+        return "vector" if self.position(layer) >= self.position("pool") else self._inner
+
+    def token_grid(self, layer: str) -> TokenGrid | None:
+        return self._grid if self.layout(layer) == "tokens" else None
 
     def last_norm(self, layer: str) -> nn.Module | None:
-        self._refuse_strangers({layer})
+        self._check_layers({layer})
         names = [*self.layers, HEAD]
         following = self._line[names[names.index(layer) + 1]]
         if isinstance(following, Preactivated):
@@ -176,10 +210,10 @@ class BlockChain(Chain):
         end = ending(self._line[layer])
         return None if end is None else end.norm
 
-    def _refuse_strangers(self, names: Collection[str]) -> None:
-        strangers = [name for name in names if name not in self.layers]
-        if strangers:
+    def _check_layers(self, names: Collection[str]) -> None:
+        unknown = [name for name in names if name not in self.layers]
+        if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, strangers))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: no layer of this network; "
                 f"it has {', '.join(self.layers)}"
             )

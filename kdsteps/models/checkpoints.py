@@ -1,134 +1,231 @@
-"""Weights from files, also from those that other projects wrote: no code in them is ever run."""
+"""Weights from files into networks: the state dict is found by the names and shapes it must have.
+
+Projects save weights bare, under a key such as `state_dict` or `model_ema`, and with prefixes such
+as `module.` or `backbone.`. Where a file holds several sets of weights that fit the network alike,
+the choice is the user's.
+"""
 
 from __future__ import annotations
 
-import argparse
-import codecs
-import pickle
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.evaluating import evaluating
+from kdsteps.models.state_dicts import Found, find, match
+from kdsteps.models.weight_files import read_file
 
-NESTS = ("model", "state_dict")
-WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-NUM_SHOWN = 3
+_NUM_SHOWN = 3
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU, its keys without the names of wrappers.
+def load_checkpoint(
+    chain: Chain,
+    path: str,
+    *,
+    num_classes: int,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> None:
+    """Put the weights in a file into a network, all of them or none.
+
+    Where the classifier alone differs, as between numbers of classes, it stays as initialized and
+    is named in `chain.new_weights`. What was chosen, left out or is new is added to `chain.notes`.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote: the state dict bare, or under `model` or
-            `state_dict` among other entries.
+        chain: Changed in place.
+        path: Of a file that `kdsteps.models.weight_files` reads.
+        num_classes: Of the network.
+        key: Dotted key of the dictionary in the file that holds the weights; None: whichever fits.
+            Averaged weights (EMA) are taken only if they are named here or fit alone.
+        prefix: Of the weights' names; None: whichever fits.
 
     Raises:
-        KdstepsError: The file is missing, damaged, holds code or no state dict.
+        KdstepsError: The file cannot be read, no weights in it fit, several do, or a weight is not
+            finite.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise KdstepsError(f"checkpoint {path}: there is no such file")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    weights = _state_dict_in(content)
-    if weights is None:
-        raise KdstepsError(
-            f"checkpoint {path}: holds {_outline(content)}; a state dict, bare or under model or "
-            "state_dict, would be right"
-        )
-    return _unwrapped(weights)
+    where = f"checkpoint {path}"
+    network = chain.plain()
+    own = network.state_dict()
+    content = read_file(path)
+    candidates = _requested(find(content, own), content, key, prefix, where)
+    classifier = _classifier(chain, num_classes)
+    fitting = [found for found in candidates if not _wrong(found, own)] or [
+        found for found in candidates if not _wrong(found, own, except_for=classifier)
+    ]
+    if not fitting:
+        best = max(candidates, key=lambda found: len(found.weights) - len(_misshapen(found, own)))
+        raise KdstepsError(f"{where}: does not fit the network; {_misfit(best, own)}")
+    chosen, notes = _only(fitting, where)
+    weights = {
+        name: tensor for name, tensor in chosen.weights.items() if tensor.shape == own[name].shape
+    }
+    _check_finite(weights, own, where)
+    network.load_state_dict({**own, **weights})
+    chain.new_weights = tuple(
+        name for name in own if name not in weights and own[name].is_floating_point()
+    )
+    chain.notes += [*notes, *_notes(chosen, chain.new_weights, where)]
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Put the weights into the module, all of them or none.
 
-    Counters of batches, which old checkpoints lack, may be missing.
+    Counters and indices, which old checkpoints lack, may be missing.
 
     Args:
-        where: What the sentence of an error begins with.
+        where: The beginning of an error's sentence.
 
     Raises:
-        KdstepsError: Keys are missing or unexpected, or shapes differ.
+        KdstepsError: Keys are missing or unexpected, shapes differ, or a weight is not finite.
     """
     own = module.state_dict()
-    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
-    unexpected = [key for key in weights if key not in own]
-    misshapen = [
-        f"{key} {tuple(weights[key].shape)}, the network's {tuple(tensor.shape)}"
-        for key, tensor in own.items()
-        if key in weights and weights[key].shape != tensor.shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    wrong = [f"{len(keys)} {kind} ({_first(keys)})" for kind, keys in kinds.items() if keys]
-    if wrong:
-        raise KdstepsError(f"{where}: does not fit the network; of its keys {', '.join(wrong)}")
+    found = match(weights, own)
+    if _missing(found, own) or _misshapen(found, own) or found.others:
+        raise KdstepsError(f"{where}: does not fit the network; {_misfit(found, own)}")
+    _check_finite(weights, own, where)
     module.load_state_dict({**own, **weights})
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise KdstepsError(
-            f"checkpoint {path}: is damaged or no safetensors file ({error}); fetch it again"
-        ) from error
+def _requested(
+    candidates: Sequence[Found], content: Any, key: str | None, prefix: str | None, where: str
+) -> list[Found]:
+    """The candidates of the given key and prefix.
 
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_plain_values()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes of any kind make the unpickler fail in any way
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and code:
-            raise KdstepsError(
-                f"checkpoint {path}: holds Python code ({code[1]}), which is never run; a file "
-                "with the state dict alone would be right"
-            ) from error
-        raise KdstepsError(
-            f"checkpoint {path}: is damaged or was not written by torch.save; fetch it again, or "
-            "save the state dict by torch.save or safetensors"
-        ) from error
-
-
-def _plain_values() -> list[Any]:
-    """What published checkpoints hold beside weights and what only holds values itself.
-
-    Training options as a namespace, and accuracies as NumPy scalars under their old and new names.
+    Raises:
+        KdstepsError: There is none.
     """
-    scalar: Any = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    scalars = [(scalar, f"{module}.scalar") for module in modules]
-    return [argparse.Namespace, np.dtype, *dtypes, *scalars, codecs.encode]
+    if not candidates:
+        raise KdstepsError(
+            f"{where}: holds {_outline(content)}, and no weight of the network by name; a state "
+            "dict of this network, bare or under a key, would be right"
+        )
+    dotted = None if prefix is None else f"{prefix.rstrip('.')}." if prefix else ""
+    for option, value, attribute in (
+        ("checkpoint_key", key, "key"),
+        ("checkpoint_prefix", dotted, "prefix"),
+    ):
+        if value is None:
+            continue
+        there = sorted({getattr(found, attribute) for found in candidates})
+        candidates = [found for found in candidates if getattr(found, attribute) == value]
+        if not candidates:
+            shown = ", ".join(map(repr, there[:10]))
+            raise KdstepsError(
+                f"{where}: {option} {value!r} leads to no weights of the network"
+                f"{nearest(value, there)}; there are {shown}"
+            )
+    return list(candidates)
 
 
-def _state_dict_in(content: Any) -> dict[str, Tensor] | None:
-    """The state dict that `content` is or has under a usual name."""
-    if not isinstance(content, Mapping):
-        return None
-    for candidate in (content, *(content[nest] for nest in NESTS if nest in content)):
-        if isinstance(candidate, Mapping) and _only_tensors(candidate):
-            return {str(key): value for key, value in candidate.items()}
-    return None
+def _only(fitting: Sequence[Found], where: str) -> tuple[Found, list[str]]:
+    """The candidate to take, and what to say about the others.
+
+    Raises:
+        KdstepsError: Several fit alike, and their weights differ.
+    """
+    plain = [found for found in fitting if not found.is_averaged]
+    averaged = [found for found in fitting if found.is_averaged]
+    notes = []
+    if plain and averaged:
+        names = " or ".join(found.name for found in averaged)
+        notes.append(f"{where}: also holds averaged weights; {names} takes them")
+    first, *more = plain or averaged
+    if all(_same(first.weights, found.weights) for found in more):
+        return first, notes
+    names = "; ".join(found.name for found in (first, *more))
+    raise KdstepsError(
+        f"{where}: holds {1 + len(more)} different sets of weights that fit the network; choose by "
+        f"{names}"
+    )
 
 
-def _only_tensors(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+def _notes(chosen: Found, new: Sequence[str], where: str) -> list[str]:
+    notes = []
+    if chosen.key or chosen.prefix:
+        notes.append(f"{where}: took {chosen.name}")
+    left_out = [*chosen.others, *chosen.outside]
+    if left_out:
+        notes.append(
+            f"{where}: left out {len(left_out)} weights that the network does not have "
+            f"({_first(left_out)})"
+        )
+    if new:
+        notes.append(f"{where}: the classifier differs, so {_first(new)} start with new weights")
+    return notes
 
 
-def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if all(key.startswith(wrapper) for key in weights):
-            return _unwrapped({key.removeprefix(wrapper): weights[key] for key in weights})
-    return weights
+def _wrong(found: Found, own: Mapping[str, Tensor], except_for: Collection[str] = ()) -> list[str]:
+    """Names that do not fit, those of `except_for` apart.
+
+    Further weights of the file count where they continue the network's own: blocks that it does not
+    have, say. Other modules beside it, such as a loss with weights, do not.
+    """
+    roots = {_root(name) for name in own if name not in except_for}
+    kin = [
+        name
+        for name, tensor in found.others.items()
+        if _root(name) in roots and tensor.is_floating_point()
+    ]
+    differing = [*_missing(found, own), *_misshapen(found, own)]
+    return kin + [name for name in differing if name not in except_for]
+
+
+def _missing(found: Found, own: Mapping[str, Tensor]) -> list[str]:
+    return [n for n, t in own.items() if n not in found.weights and t.is_floating_point()]
+
+
+def _misshapen(found: Found, own: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, tensor in found.weights.items() if tensor.shape != own[name].shape]
+
+
+def _misfit(found: Found, own: Mapping[str, Tensor]) -> str:
+    """What does not fit, in words."""
+    misshapen = [
+        f"{name} {tuple(found.weights[name].shape)}, the network's {tuple(own[name].shape)}"
+        for name in _misshapen(found, own)
+    ]
+    kinds = {
+        "missing": _missing(found, own),
+        "unexpected": list(found.others),
+        "of another shape": misshapen,
+    }
+    wrong = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names]
+    taken = f" ({found.name})" if found.key or found.prefix else ""
+    return f"of its keys{taken} {', '.join(wrong)}"
+
+
+def _root(name: str) -> str:
+    """The first part of a name without its number: `layer` of `layer3.0.conv1.weight`."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _classifier(chain: Chain, num_classes: int) -> set[str]:
+    """Names of the parameters after the last layer that have one row per class."""
+    with evaluating(chain):
+        last = chain.span(chain.layers[-1] if chain.layers else None, HEAD)
+    rows = {id(p) for p in last.parameters() if p.ndim and len(p) == num_classes}
+    return {name for name, p in chain.plain().named_parameters() if id(p) in rows}
+
+
+def _check_finite(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinity, except where the network itself has them (in masks)."""
+    for name, tensor in weights.items():
+        wrong = ~tensor.isfinite() & own[name].isfinite().cpu()
+        if wrong.any():
+            raise KdstepsError(
+                f"{where}: {name} holds NaN or infinity in {int(wrong.sum())} of {wrong.numel()} "
+                "values, as after a training that diverged; take other weights"
+            )
+
+
+def _same(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return weights.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in weights.items()
+    )
 
 
 def _outline(content: Any) -> str:
@@ -137,6 +234,6 @@ def _outline(content: Any) -> str:
     return f"a {type(content).__name__}"
 
 
-def _first(names: list[str]) -> str:
-    more = ["…"] if len(names) > NUM_SHOWN else []
-    return ", ".join([*names[:NUM_SHOWN], *more])
+def _first(names: Sequence[str]) -> str:
+    more = ["…"] if len(names) > _NUM_SHOWN else []
+    return ", ".join([*names[:_NUM_SHOWN], *more])

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds for the images it is shown."""
+"""What a network costs: parameters, and multiply-adds for images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdsteps.models.evaluating import evaluating
 
 
 def num_parameters(network: nn.Module) -> int:
-    """Number of weights, shared ones counted once; buffers such as BN statistics are none."""
+    """Number of weights, shared ones counted once; buffers such as BN statistics do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -23,10 +23,10 @@ def multiply_adds(network: nn.Module, images: Tensor) -> int:
 
     Args:
         network: Any module of one input.
-        images: (N, ...): the count is for all N together, so give one image for a network's cost.
+        images: (N, ...): the count is for all N together, so pass one image for a network's cost.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
-    # fused attention is one opaque operation; spelt out, its products are counted
+    # fused attention is one opaque operation; spelled out, its products are counted
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with (

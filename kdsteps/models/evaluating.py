@@ -1,4 +1,4 @@
-"""Looking at a network without leaving traces in it."""
+"""Running a network without leaving traces in it."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.image_size import height_width
 from kdsteps.study.part_options import signature_of
 
 
@@ -49,7 +50,7 @@ def build_foreign(
         )
     if given["image_size"] is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; pass one")
-    shape = (given["in_channels"], given["image_size"], given["image_size"])
+    shape = (given["in_channels"], *height_width(given["image_size"]))
     chain = CutChain(network, image_shape=shape)
     _check_logits(chain, name, shape, given["num_classes"])
     return chain

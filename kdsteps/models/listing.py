@@ -14,13 +14,13 @@ from kdsteps.models.evaluating import evaluating
 
 
 class LayerRow(NamedTuple):
-    """One block of a network and the layer behind it.
+    """One block of a network and the layer after it.
 
     Attributes:
-        layer: Its name; the last is `head`, whose output are the logits.
+        layer: Its name; the last is `head`, whose output is the logits.
         shape: Of the output for one image, without the images' dimension.
-        layout: How the output lies.
-        parameters: Of the block, those met in an earlier block left out.
+        layout: Order of the output's dimensions.
+        parameters: Of the block, without those of earlier blocks.
         multiply_adds: Of the block for one image.
         is_stage: Whether it is a default cut.
     """
@@ -37,7 +37,7 @@ def list_layers(chain: Chain, image_shape: tuple[int, int, int]) -> list[LayerRo
     """A row for each layer in forward order and one for `head`.
 
     Args:
-        chain: Any network; left as it was.
+        chain: Any network; left unchanged.
         image_shape: (C, H, W).
     """
     weight = next(chain.parameters(), torch.zeros(()))
@@ -66,12 +66,12 @@ def list_layers(chain: Chain, image_shape: tuple[int, int, int]) -> list[LayerRo
     return rows
 
 
-def render_layers(rows: Sequence[LayerRow], note: str | None = None) -> str:
-    """The rows as text, with a sum below and the stages marked.
+def render_layers(rows: Sequence[LayerRow], notes: Sequence[str] = ()) -> str:
+    """The rows as text, with a sum and the stages marked.
 
     Args:
         rows: Of one network.
-        note: A sentence to end with, such as a chain's `note`.
+        notes: Sentences to end with, such as a chain's notes.
     """
     table = [("layer", "shape", "layout", "parameters", "multiply-adds", "stage")]
     table += [
@@ -93,11 +93,11 @@ def render_layers(rows: Sequence[LayerRow], note: str | None = None) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     lines.insert(-1, lines[1])
     lines += ["* a stage: where the network is cut unless params.yaml names other layers"]
-    return "\n".join([*lines, note] if note else lines)
+    return "\n".join([*lines, *notes])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One line: words to the left, numbers to the right."""
+    """One line: words aligned left, numbers right."""
     numbers = (3, 4)
     placed = [
         cell.rjust(width) if index in numbers else cell.ljust(width)

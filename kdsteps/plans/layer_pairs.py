@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.adapters import AdapterKind, Place, adapter, places
+from kdsteps.models.adapters import AdapterKind, adapter
 from kdsteps.models.chain import Chain
 from kdsteps.models.cost import num_parameters
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 from kdsteps.plans.stones import check_layers
 
 
@@ -34,8 +35,8 @@ def plan_pairs(
         projector: What turns the student's features into the teacher's.
 
     Returns:
-        One entry a pair: `student_layer`, `teacher_layer`, their places and shapes, `projector`,
-        `why`, and its trained `parameters`.
+        One entry a pair: `student_layer`, `teacher_layer`, their feature shapes (`_features`) and
+        the networks' own (`_shape`), `projector`, `why`, and its trained `parameters`.
 
     Raises:
         KdstepsError: A layer does not exist, or the two lists differ in length.
@@ -54,19 +55,22 @@ def plan_pairs(
             f"layers ({', '.join(theirs)}); give build.num_pairs or build.student_layers so that "
             "they match"
         )
-    our_places, their_places = places(student, image_shape), places(teacher, image_shape)
+    our_shapes, their_shapes = (
+        feature_shapes(student, image_shape),
+        feature_shapes(teacher, image_shape),
+    )
     pairs = []
     for student_layer, teacher_layer in zip(ours, theirs, strict=True):
-        source, target = matched(our_places[student_layer], their_places[teacher_layer])
+        source, target = matched(our_shapes[student_layer], their_shapes[teacher_layer])
         module, why = adapter(source, target, projector)
         pairs.append(
             {
                 "student_layer": student_layer,
                 "teacher_layer": teacher_layer,
-                "student_place": our_places[student_layer].as_dict(),
-                "teacher_place": their_places[teacher_layer].as_dict(),
-                "student_shape": list(our_places[student_layer].shape),
-                "teacher_shape": list(their_places[teacher_layer].shape),
+                "student_features": our_shapes[student_layer].as_dict(),
+                "teacher_features": their_shapes[teacher_layer].as_dict(),
+                "student_shape": list(our_shapes[student_layer].shape),
+                "teacher_shape": list(their_shapes[teacher_layer].shape),
                 "projector": projector,
                 "why": why,
                 "parameters": num_parameters(module),
@@ -75,17 +79,17 @@ def plan_pairs(
     return pairs
 
 
-def matched(source: Place, target: Place) -> tuple[Place, Place]:
-    """Two places brought to the smaller of their sizes: where the feature loss compares them.
+def matched(source: FeatureShape, target: FeatureShape) -> tuple[FeatureShape, FeatureShape]:
+    """Both shapes at the smaller of their sizes, where the feature loss compares them.
 
     The larger map is pooled, whichever side it is on; a projector only turns the student's
-    channels into the teacher's. Tokens of one number stay tokens.
+    channels into the teacher's. Tokens of the same grid and prefix stay tokens.
     """
-    if source.layout == target.layout == "tokens" and source.height == target.height:
+    if source.has_tokens_of(target):
         return source, target
     ours, theirs = source.as_map(), target.as_map()
     height, width = min(ours.height, theirs.height), min(ours.width, theirs.width)
     return (
-        Place("map", ours.channels, height, width),
-        Place("map", theirs.channels, height, width),
+        FeatureShape("map", ours.channels, height, width),
+        FeatureShape("map", theirs.channels, height, width),
     )

@@ -1,7 +1,7 @@
 """Stepping stones: a student's first blocks, a connector, a teacher's last blocks.
 
-A plan says where the two networks are cut and joined; `Stones` runs all of them through the
-teacher's blocks in one merged pass.
+A plan names the layers where the two networks are cut and joined; `Stones` runs all stones through
+the teacher's blocks in one merged pass.
 
 Source: Yu et al. 2024, arXiv:2411.01547, equation 2: N_i = T_c o T_n .. T_i+1 o C_i o S_i .. S_1.
 """
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.models.adapters import AdapterKind, Place, adapter, places
+from kdsteps.models.adapters import AdapterKind, adapter
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.cost import multiply_adds, num_parameters
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
 
@@ -28,17 +29,17 @@ def pair_stages(
 ) -> list[tuple[str, str]]:
     """(student layer, teacher layer) for each stone, at the ends of the networks' stages.
 
-    Where the networks have different numbers of stages, or fewer stones are asked for, both are
+    Where the networks have different numbers of stages, or fewer stones are wanted, both are
     thinned out evenly; the last stage of each always stays.
 
     Raises:
-        KdstepsError: More stones are asked for than there are stages.
+        KdstepsError: There are fewer stages than stones wanted.
     """
     most = min(len(teacher.stages), len(student.stages))
     count = most if num_stones is None else num_stones
     if not 1 <= count <= most:
         raise KdstepsError(
-            f"build.num_stones: {count} asked for, but student and teacher have "
+            f"build.num_stones is {count}, but student and teacher have "
             f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; 1 to {most} would "
             "be right"
         )
@@ -73,7 +74,7 @@ def plan_stones(
     joints: Sequence[tuple[str, str]],
     connector: AdapterKind,
 ) -> list[dict[str, Any]]:
-    """What each stone consists of and costs, checked by a forward pass.
+    """The blocks and the cost of each stone, checked by a forward pass.
 
     Args:
         image_shape: (C, H, W).
@@ -81,8 +82,8 @@ def plan_stones(
         connector: What joins them.
 
     Returns:
-        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks from
-        either side, `connector` and `why`, trained `parameters` of the connector, and the
+        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks of
+        either network, `connector` and `why`, trained `parameters` of the connector, and the
         `multiply_adds` of connector and tail for one image.
 
     Raises:
@@ -90,7 +91,7 @@ def plan_stones(
             connector cannot join the shapes.
     """
     _check_order(teacher, student, joints)
-    ours, theirs = places(student, image_shape), places(teacher, image_shape)
+    ours, theirs = feature_shapes(student, image_shape), feature_shapes(teacher, image_shape)
     stones = []
     for number, (student_layer, teacher_layer) in enumerate(joints, start=1):
         source, target = ours[student_layer], theirs[teacher_layer]
@@ -104,8 +105,8 @@ def plan_stones(
                 "name": f"N{number}",
                 "student_layer": student_layer,
                 "teacher_layer": teacher_layer,
-                "student_place": source.as_dict(),
-                "teacher_place": target.as_dict(),
+                "student_features": source.as_dict(),
+                "teacher_features": target.as_dict(),
                 "student_shape": list(source.shape),
                 "teacher_shape": list(target.shape),
                 "student_blocks": list(student.layers[: student.layers.index(student_layer) + 1]),
@@ -124,9 +125,9 @@ class Stones(nn.Module):
 
     The features of every stone enter the teacher where the stone is cut; from there on they share
     each block with the stones that entered before. This is exact, for the teacher's batch
-    normalisation is in eval mode and no image sees another.
+    normalization is in eval mode and no image sees another.
 
-    With `norm="batch"` the teacher's blocks normalise by the statistics of the stone's own batch
+    With `norm="batch"` the teacher's blocks normalize by the statistics of the stone's own batch
     (on a copy that keeps no running statistics, so that the teacher stays as it is); the stones
     then pass one by one.
     """
@@ -143,7 +144,9 @@ class Stones(nn.Module):
         super().__init__()
         self.connectors = nn.ModuleList(
             _connector(
-                Place(**stone["student_place"]), Place(**stone["teacher_place"]), stone["connector"]
+                FeatureShape(**stone["student_features"]),
+                FeatureShape(**stone["teacher_features"]),
+                stone["connector"],
             )[0]
             for stone in stones
         )
@@ -180,7 +183,8 @@ class Stones(nn.Module):
         return list(flow.chunk(len(chosen)))
 
     def _joined(self, features: Mapping[str, Tensor], number: int) -> Tensor:
-        return self.connectors[number](features[self.student_layers[number]])
+        output: Tensor = self.connectors[number](features[self.student_layers[number]])
+        return output
 
     def _alone(self, features: Mapping[str, Tensor], number: int) -> Tensor:
         flow = self._joined(features, number)
@@ -189,7 +193,9 @@ class Stones(nn.Module):
         return flow
 
 
-def _connector(source: Place, target: Place, kind: AdapterKind) -> tuple[nn.Module, str]:
+def _connector(
+    source: FeatureShape, target: FeatureShape, kind: AdapterKind
+) -> tuple[nn.Module, str]:
     if kind == "identity" and source != target:
         raise KdstepsError(
             f"build.connector: identity cannot join {source.shape} to {target.shape}; conv_norm can"
@@ -201,8 +207,8 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
     check_layers(student, [ours for ours, _ in joints], "build.cuts: the student")
     check_layers(teacher, [theirs for _, theirs in joints], "build.cuts: the teacher")
     for (ours, theirs), (our_next, their_next) in pairwise(joints):
-        deeper = student.place(ours) < student.place(our_next)
-        if not deeper or teacher.place(theirs) > teacher.place(their_next):
+        deeper = student.position(ours) < student.position(our_next)
+        if not deeper or teacher.position(theirs) > teacher.position(their_next):
             raise KdstepsError(
                 f"build.cuts: {our_next} with {their_next} follows {ours} with {theirs}; "
                 "cuts go from shallow to deep in both networks"
@@ -210,15 +216,15 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
 
 
 @torch.no_grad()
-def _check_forward(module: nn.Module, teacher: Chain, source: Place, layer: str) -> None:
-    """Run two empty images through a stone; what cannot be joined fails here, not in training."""
+def _check_forward(module: nn.Module, teacher: Chain, source: FeatureShape, layer: str) -> None:
+    """Run two empty images through a stone, so that what cannot be joined fails before training."""
     logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
     if logits.ndim != 2:
-        raise ValueError(f"the stone at {layer!r} gives {tuple(logits.shape)} instead of logits")
+        raise ValueError(f"the stone at {layer!r} returns {tuple(logits.shape)}, not logits")
 
 
 def _by_batch(span: nn.Module) -> nn.Module:
-    """A frozen copy of a part of the teacher that normalises by each batch's own statistics."""
+    """A frozen copy of some of the teacher's blocks that normalizes by each batch's statistics."""
     import copy
 
     copied = copy.deepcopy(span)

@@ -1,5 +1,5 @@
-"""The report: what a study found, in words, tables and charts, on one page.
+"""The report: the results of a study in words, tables and charts, on one page.
 
-Nothing here reads settings or knows where files lie, but `results`; pandas and Altair come with the
+Nothing here reads settings, and only `results` reads files. pandas and Altair are imported by the
 modules that need them.
 """

@@ -1,4 +1,4 @@
-"""All charts of a report: as SVG for the page, by section, and as PNG for slides."""
+"""All charts of a report: as SVG for the page, and as PNG for slides."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup
 
+from kdsteps.evaluation.metrics import Metric
 from kdsteps.report.charts import accuracy, cost, curves, layers, sweep
 from kdsteps.report.charts.theme import SMALL, WIDE, Chart, note, picture, png
+from kdsteps.report.formats import decimals, plural, with_sign
 from kdsteps.report.results import Results
 from kdsteps.report.sweep import Sweep
 from kdsteps.report.tables import PairTable
@@ -20,7 +22,7 @@ _FEWEST, _MOST = 24, 160  # of one curve
 
 @dataclass(frozen=True)
 class Small:
-    """One of several charts that stand side by side."""
+    """One of several charts side by side."""
 
     title: str
     drawing: Markup
@@ -43,7 +45,7 @@ def forests(table: PairTable) -> list[Small]:
 
 
 def validations(table: PairTable, rows: pd.DataFrame) -> list[Small]:
-    """Validation accuracy, a chart a method.
+    """Validation accuracy, one chart per method.
 
     Args:
         rows: Curves of this pair.
@@ -53,7 +55,7 @@ def validations(table: PairTable, rows: pd.DataFrame) -> list[Small]:
 
 
 def losses(table: PairTable, rows: pd.DataFrame) -> list[Small]:
-    """Every named loss, a chart a method."""
+    """Every named loss, one chart per method."""
     thin = curves.thinned(rows, _budget(len(table.rows)))
     charts = (
         (row.method, curves.losses(thin[thin["method"] == row.method], SMALL)) for row in table.rows
@@ -95,12 +97,12 @@ def qualities(scores: pd.DataFrame, teacher: str) -> list[Small]:
     ]
 
 
-def costs(tables: Sequence[PairTable], runs: pd.DataFrame) -> list[Small]:
-    """Accuracy against each cost, for pairs that share their images."""
-    charts = ((name, cost.against(tables, runs, name, SMALL)) for name in cost.COSTS)
+def costs(tables: Sequence[PairTable], metrics: Sequence[Metric]) -> list[Small]:
+    """Accuracy against each metric that is charted, for pairs that share their images."""
+    charts = ((metric, cost.against(tables, metric, SMALL)) for metric in metrics if metric.charted)
     return [
-        _small(f"against {cost.COSTS[name]}", f"{name}-{tables[0].dataset}", chart)
-        for name, chart in charts
+        _small(f"against {metric.label}", f"{metric.name}-{tables[0].dataset}", chart)
+        for metric, chart in charts
         if chart is not None
     ]
 
@@ -117,8 +119,12 @@ def sweeps(found: Sweep) -> list[Small]:
 
 
 def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[str, bytes]:
-    """The PNGs that lie beside the page, by the names of the outputs."""
-    strips = [accuracy.strip(table, WIDE).properties(title=table.pair) for table in tables]
+    """The PNG files beside the page, by the names of the outputs."""
+    strips = [
+        accuracy.strip(table, WIDE).properties(title=f"{table.pair}: {scale_of(table)}")
+        for table in tables
+        if table.rows
+    ]
     lines = [
         chart.properties(title=f"{table.pair}: {name}")
         for table in tables
@@ -133,12 +139,14 @@ def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[
     sizes = [
         chart.properties(title=dataset)
         for dataset, group in by_dataset(tables)
-        for name in cost.COSTS
-        if (chart := cost.against(group, results.runs, name, SMALL)) is not None
+        for metric in results.metrics
+        if metric.charted and (chart := cost.against(group, metric, SMALL)) is not None
     ]
-    empty = [note("There is nothing to draw here: no layer was scored, or nothing was validated.")]
+    empty = [
+        note("Nothing to draw: no run finished, no layer was scored or nothing was validated.")
+    ]
     return {
-        "accuracy": png(strips, title),
+        "accuracy": png(strips or empty, title),
         "curves": png(
             lines or empty, "Validation accuracy, % (grey: labels; dashed: kd)", columns=3
         ),
@@ -147,8 +155,14 @@ def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[
     }
 
 
+def scale_of(table: PairTable) -> str:
+    """What an accuracy has to be read against: `360 test images, chance 10.0%`."""
+    digits = decimals(table.num_images)
+    return f"{plural(table.num_images, 'test image')}, chance {with_sign(table.chance, digits)}"
+
+
 def by_dataset(tables: Sequence[PairTable]) -> Iterator[tuple[str, list[PairTable]]]:
-    """Pairs that share their images, whose accuracies can stand on one axis."""
+    """Pairs that share their images, whose accuracies can be compared on one axis."""
     for dataset in dict.fromkeys(table.dataset for table in tables):
         yield dataset, [table for table in tables if table.dataset == dataset]
 
@@ -165,7 +179,7 @@ def _validations(table: PairTable, rows: pd.DataFrame) -> list[tuple[str, Chart]
 
 
 def _budget(methods: int) -> int:
-    return max(_FEWEST, min(_MOST, _POINTS // (10 * methods)))
+    return max(_FEWEST, min(_MOST, _POINTS // (10 * max(1, methods))))
 
 
 def _small(title: str, name: str, chart: Chart) -> Small:

@@ -1,4 +1,4 @@
-"""Numbers as a reader meets them: shares become percent here and nowhere else."""
+"""Numbers as text. Fractions become percentages here and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,26 +6,45 @@ import math
 from collections.abc import Sequence
 from typing import TypeGuard
 
+from kdsteps.evaluation.metrics import Metric
+
 MISSING = "–"
 _MINUS = "−"
 
 
 def decimals(num_images: int) -> int:
-    """Digits of a percentage that so many images can carry: one image is worth 100 / N points."""
+    """Decimals of a percentage over N images, of which one is worth 100 / N points."""
     return 1 if num_images < 2000 else 2
 
 
-def with_sign(share: float | None, digits: int = 1) -> str:
-    """A percentage with its sign, which no line end separates."""
-    return f"{percent(share, digits)}\u00a0%"
+def heading(metric: Metric) -> str:
+    """Label and unit of a metric, as in `latency, ms`."""
+    unit = {"fraction": "%", "count": ""}.get(metric.unit, metric.unit)
+    return f"{metric.label}, {unit}" if unit else metric.label
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}" if _known(share) else MISSING
+def value_of(metric: Metric, value: float | None, decimals: int = 1) -> str:
+    """A value of a metric without its unit.
+
+    Args:
+        decimals: Of a percentage; other units have those of the metric.
+    """
+    if metric.unit == "fraction":
+        return percent(value, decimals)
+    return count(value) if metric.unit == "count" else number(value, metric.digits)
+
+
+def with_sign(fraction: float | None, digits: int = 1) -> str:
+    """A percentage with its sign, or a dash alone."""
+    return f"{percent(fraction, digits)}%" if _known(fraction) else MISSING
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f}" if _known(fraction) else MISSING
 
 
 def points(difference: float | None, digits: int = 1) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     if not _known(difference):
         return MISSING
     text = f"{100 * difference:+.{digits}f}"
@@ -33,7 +52,7 @@ def points(difference: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
+    return f"{value:,.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
 
 
 def signed(value: float | None, digits: int = 1) -> str:

@@ -1,8 +1,8 @@
-"""The study in numbers for `dvc metrics` and in tables for `dvc plots`."""
+"""The results of a study for other programs: `dvc metrics` and `dvc plots`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,13 +11,17 @@ from kdsteps.report.results import Results
 from kdsteps.report.tables import MethodRow, PairTable
 
 
-def metrics(tables: Iterable[PairTable]) -> dict[str, Any]:
-    """{pair: {"teacher": numbers, "methods": {method: numbers}}}; what is not known is left out."""
-    return {table.pair: _pair(table) for table in tables}
+def metrics(results: Results, tables: Iterable[PairTable]) -> dict[str, Any]:
+    """{pair: {"teacher": numbers, "methods": {method: numbers}}}, without what is unknown.
+
+    Latency and throughput are left out: they would differ from commit to commit by chance.
+    """
+    names = [metric.name for metric in results.metrics if metric.source != "speed"]
+    return {table.pair: _pair(table, names) for table in tables}
 
 
 def plot_tables(results: Results, tables: Iterable[PairTable]) -> dict[str, pd.DataFrame]:
-    """What `dvc plots` draws: `accuracy`, `curves` and `quality`, each with a column `name`."""
+    """The tables `accuracy`, `curves` and `quality`, each with a column `name`."""
     return {
         "accuracy": _accuracy(tables),
         "curves": _curves(results.curves),
@@ -25,21 +29,27 @@ def plot_tables(results: Results, tables: Iterable[PairTable]) -> dict[str, pd.D
     }
 
 
-def _pair(table: PairTable) -> dict[str, Any]:
-    found: dict[str, Any] = {"methods": {row.method: _method(row) for row in table.rows}}
+def _pair(table: PairTable, names: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "test_images": table.num_images,
+        "chance": table.chance,
+        "methods": {row.method: _method(row, names) for row in table.rows},
+    }
+    for method, seeds in table.diverged.items():
+        found["methods"].setdefault(method, {})["diverged"] = len(seeds)
     if table.teacher is not None:
-        names = ("accuracy", "nll", "calibration_error", "parameters", "multiply_adds")
         found["teacher"] = _known({name: table.teacher[name] for name in names})
     return found
 
 
-def _method(row: MethodRow) -> dict[str, Any]:
+def _method(row: MethodRow, names: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "accuracy": row.accuracy.mean,
         "spread": row.accuracy.spread,
         "seeds": row.accuracy.count,
     }
-    found |= {name: measured.mean for name, measured in row.measures.items() if name != "seconds"}
+    wanted = (*names, "best_validation_accuracy")
+    found |= {name: row.metrics[name].mean for name in wanted if name in row.metrics}
     for word, comparison in row.versus.items():
         difference = comparison.difference
         found[f"difference_to_{word}"] = _known(
@@ -57,7 +67,7 @@ def _method(row: MethodRow) -> dict[str, Any]:
 
 
 def _known(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is None or not a number; plain numbers of Python."""
+    """Plain Python numbers, without None and NaN."""
     return {
         name: value.item() if hasattr(value, "item") else value
         for name, value in numbers.items()
@@ -72,15 +82,19 @@ def _accuracy(tables: Iterable[PairTable]) -> pd.DataFrame:
             "accuracy": row.accuracy.mean,
             "spread": row.accuracy.spread,
             "seeds": row.accuracy.count,
+            "test_images": table.num_images,
+            "chance": table.chance,
         }
         for table in tables
         for row in table.rows
     ]
-    return pd.DataFrame(rows, columns=["name", "accuracy", "spread", "seeds"])
+    return pd.DataFrame(
+        rows, columns=["name", "accuracy", "spread", "seeds", "test_images", "chance"]
+    )
 
 
 def _curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds; one row an epoch of a pair and method."""
+    """Means over seeds; one row per epoch of a pair and method."""
     names = ["validation_accuracy", "validation_loss", "total"]
     rows = curves[curves["name"].isin(names)].rename(columns={"name": "measure"})
     rows = rows.assign(name=rows["pair"] + " " + rows["method"])

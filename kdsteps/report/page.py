@@ -1,4 +1,4 @@
-"""The page: everything the study found, in one HTML file that needs nothing but itself."""
+"""The page: all results of a study in one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -11,23 +11,55 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdsteps.evaluation.metrics import Metric
 from kdsteps.report import figures, formats
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import DARK, LIGHT
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
-from kdsteps.report.results import COSTS, Results, Study
+from kdsteps.report.results import Results, Study
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
-from kdsteps.report.tables import PairTable
+from kdsteps.report.tables import MethodRow, PairTable
 from kdsteps.report.verdict import Finding, outcome, verdict
+
+WEAKEST = 3  # classes shown for each network
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """The metrics of one network, and everyone that deploys it.
+
+    Attributes:
+        name: Of the teacher, or of the methods whose students are this network.
+        teacher: Whether it is the teacher.
+        values: {metric: value}.
+    """
+
+    name: str
+    teacher: bool
+    values: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class PairView:
-    """One pair as the page shows it."""
+    """One pair as the page shows it.
+
+    Attributes:
+        quality: Metrics of predictions that some network of the pair has.
+        costs: Metrics of the deployed networks that some network of the pair has.
+        networks: One row per deployed network: the teacher, then the students, the best first.
+        timing: How the networks were timed, as text; empty where they were not.
+        weakest: (name, [(class, accuracy)]) of the classes with the lowest accuracy.
+    """
 
     table: PairTable
     finding: Finding
+    scale: str
+    quality: list[Metric]
+    costs: list[Metric]
+    networks: list[CostRow]
+    timing: str
+    weakest: list[tuple[str, list[tuple[str, float]]]]
     strip: Markup
     forests: list[figures.Small]
     validations: list[figures.Small]
@@ -47,8 +79,8 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
     """The page as HTML.
 
     Args:
-        tables: Of all pairs, as `pair_tables` gives them.
-        study: All of params.yaml, defaults filled in.
+        tables: Of all pairs, from `pair_tables`.
+        study: All of params.yaml with defaults.
     """
     environment = Environment(
         loader=PackageLoader("kdsteps.report"),
@@ -62,7 +94,8 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         for name in ("percent", "points", "number", "signed", "p_value", "count", "duration")
     }
     environment.globals |= {"shape": formats.shape, "plural": formats.plural, "outcome": outcome}
-    environment.globals |= {"listed": formats.listed}
+    environment.globals |= {"listed": formats.listed, "heading": formats.heading}
+    environment.globals |= {"value_of": formats.value_of}
     views = [_view(results, table, study) for table in tables]
     return environment.get_template("page.html.j2").render(
         title=study["report"]["title"],
@@ -73,13 +106,14 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         seeds=study["seeds"],
         confidence=100 * study["report"]["confidence"],
         runs=results.runs.to_dict("records"),
-        teachers=results.teachers.to_dict("records"),
-        students=_students(results.runs),
+        shown=_known(results.metrics, results.runs),
         teachers_curves=figures.teachers(results.teacher_curves),
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
         origins=_origins(results.origins),
+        accepted=results.accepted,
         costs=[
-            (name, figures.costs(group, results.runs)) for name, group in figures.by_dataset(tables)
+            (name, figures.costs(group, results.metrics))
+            for name, group in figures.by_dataset(tables)
         ],
         qualities=_qualities(results.scores),
         data=results.data,
@@ -96,7 +130,13 @@ def _view(results: Results, table: PairTable, study: Study) -> PairView:
     return PairView(
         table=table,
         finding=verdict(table),
-        strip=figures.strip(table),
+        scale=figures.scale_of(table),
+        quality=_there(results.metrics, table, ("predictions", "teacher")),
+        costs=(costs := _there(results.metrics, table, ("network", "speed"))),
+        networks=_networks(table, costs),
+        timing=_timing(results.speeds.get(table.pair, {})),
+        weakest=_weakest(results, table),
+        strip=figures.strip(table) if table.rows else Markup(),
         forests=figures.forests(table),
         validations=figures.validations(table, rows),
         losses=figures.losses(table, rows),
@@ -112,7 +152,7 @@ def _view(results: Results, table: PairTable, study: Study) -> PairView:
 
 
 def _qualities(scores: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each scored teacher: its charts, its layers as rows, and why layers were chosen."""
+    """Each teacher with scores: its charts, and its layers as rows."""
     return [
         {
             "teacher": teacher,
@@ -124,14 +164,69 @@ def _qualities(scores: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _students(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """What each pair's student costs: medians over its runs, whose network is one and the same."""
-    costs = runs.groupby(["pair", "student"], sort=False)[list(COSTS)]
-    return [
-        {"pair": pair, "student": student}
-        | {cost: rows[cost].astype(float).median() for cost in COSTS}
-        for (pair, student), rows in costs
+def _known(metrics: Sequence[Metric], runs: pd.DataFrame) -> list[Metric]:
+    """Metrics that were measured for some run."""
+    return [metric for metric in metrics if runs[metric.name].notna().any()]
+
+
+def _there(metrics: Sequence[Metric], table: PairTable, sources: Sequence[str]) -> list[Metric]:
+    """Metrics of some sources that were measured for some student of a pair."""
+    known = {"accuracy"}.union(*(row.metrics for row in table.rows))
+    return [metric for metric in metrics if metric.source in sources and metric.name in known]
+
+
+def _networks(table: PairTable, metrics: Sequence[Metric]) -> list[CostRow]:
+    """Methods that deploy the same network share a row."""
+    methods: dict[tuple[float | None, ...], list[str]] = {}
+    for row in table.rows:
+        methods.setdefault(_costs(row, metrics), []).append(row.method)
+    names = [metric.name for metric in metrics]
+    students = [
+        CostRow(formats.listed(group), False, dict(zip(names, values, strict=True)))
+        for values, group in methods.items()
     ]
+    if table.teacher is None:
+        return students
+    teacher = {name: table.teacher.get(name) for name in names}
+    return [CostRow(table.teacher_name, True, teacher), *students]
+
+
+def _costs(row: MethodRow, metrics: Sequence[Metric]) -> tuple[float | None, ...]:
+    """Means over seeds, rounded so that equal networks have equal numbers."""
+    samples = (row.metrics.get(metric.name) for metric in metrics)
+    return tuple(float(f"{sample.mean:.9g}") if sample else None for sample in samples)
+
+
+def _timing(speed: Mapping[str, Any]) -> str:
+    """How the networks of a pair were timed."""
+    if not speed:
+        return ""
+    device = speed["provenance"].get("device") or "an unknown device"
+    text = f"Timed on {device}: latency for single images, throughput for batches of "
+    text += formats.plural(speed["batch_size"], "image")
+    timed = [*speed["students"].values(), *filter(None, [speed["teacher"]])]
+    if not device.startswith("cpu"):
+        return f"{text}."
+    low, high = (choose(found["threads"] for found in timed) for choose in (min, max))
+    threads = formats.plural(high, "thread") if low == high else f"{low} to {high} threads"
+    return f"{text} on {threads}."
+
+
+def _weakest(results: Results, table: PairTable) -> list[tuple[str, list[tuple[str, float]]]]:
+    """The classes with the lowest accuracy, of the teacher and each method, means over seeds."""
+    names = results.data[table.dataset]["class_names"]
+    found: list[tuple[str, Any]] = []
+    if table.teacher is not None and isinstance(table.teacher["accuracy_per_class"], list):
+        found.append((f"{table.teacher_name}, teacher", table.teacher["accuracy_per_class"]))
+    for row in table.rows:
+        if (table.pair, row.method) in results.class_accuracy:
+            found.append((row.method, results.class_accuracy[table.pair, row.method]))
+    return [(who, _lowest(pd.Series(values, names, dtype=float))) for who, values in found]
+
+
+def _lowest(accuracies: pd.Series) -> list[tuple[str, float]]:
+    lowest = accuracies.dropna().nsmallest(WEAKEST)
+    return [(str(name), float(value)) for name, value in lowest.items()]
 
 
 def _training(origins: pd.DataFrame) -> pd.DataFrame:
@@ -139,11 +234,11 @@ def _training(origins: pd.DataFrame) -> pd.DataFrame:
 
 
 def _origins(origins: pd.DataFrame) -> list[Mapping[str, Any]]:
-    """Files that come from the same code, device and versions, as one row."""
+    """One row for all files from the same code, device and versions."""
     places = ["git_commit", "device", "threads", "versions"]
     filled = origins.assign(
         git_commit=origins["git_commit"].fillna("not in git"),
-        device=origins["device"].fillna("not said"),
+        device=origins["device"].fillna("unknown"),
         threads=origins["threads"].fillna(0).astype(int),
     )
     return [

@@ -1,4 +1,4 @@
-"""Published accuracies of the benchmark's pairs, to stand beside ours."""
+"""Published accuracies of the benchmark's pairs, to compare with ours."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PublishedRow:
     """One published number and ours.
 
     Attributes:
-        row: The method as its source calls it.
-        accuracy: Published, as a share.
-        ours: {name in this study: accuracy over seeds} of the methods it corresponds to.
+        row: The name of the method in the source.
+        accuracy: Published, as a fraction.
+        ours: {name in this study: accuracy over seeds} of the corresponding methods.
     """
 
     row: str
@@ -37,11 +37,11 @@ class PublishedRow:
 def published_rows(
     name: str, table: PairTable, methods: Mapping[str, Mapping[str, Any]]
 ) -> list[PublishedRow]:
-    """What was published for the pair `name`, in the order of the sources, with our numbers.
+    """The published values of a pair, in the order of the sources, with our numbers.
 
     Args:
-        name: A value of the column `pair` of the table that comes with kdsteps.
-        table: Our results on the pair that names it.
+        name: A value of the column `pair` of `published.csv`.
+        table: Our results on the pair whose key `published` is `name`.
         methods: The section `methods` of the study.
     """
     rows = pd.read_csv(TABLE, keep_default_na=False)

@@ -1,66 +1,84 @@
-"""Every result of a study in a few tables: what the report is written from."""
+"""Load every result of a study into a few tables, from which the report is written."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES
+from kdsteps.evaluation.metrics import METRICS, Metric, all_metrics, compute
+from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES, Columns
 from kdsteps.files.tables import read_table, table_metadata
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.accepted import accepted_lines
 
 Study = Mapping[str, Any]
 Files = Sequence[str | Path]
 
-MEASURES = ("accuracy", "top5", "nll", "calibration_error", "agreement", "kl_to_teacher")
-COSTS = ("parameters", "multiply_adds", "size_mib", "latency_ms", "latency_p90_ms")
-
 
 @dataclass(frozen=True)
 class Results:
-    """What a study found.
+    """Everything that a study measured.
 
     Attributes:
-        runs: One row a student, columns of `artifacts.RUNS` and `num_images`, the test images.
-        teachers: One row a teacher: dataset, teacher, the measures, `seconds` of its training and
-            the path of its `predictions`.
-        curves: One row a number of one epoch: pair, method, seed, epoch, name, value.
+        metrics: The metrics of this study; each is a column of `runs`.
+        runs: One row per student, with the columns of `run_columns`.
+        teachers: One row per teacher: dataset, teacher, the metrics, `best_validation_accuracy`,
+            `seconds` of its training and the path of its `predictions`.
+        class_accuracy: {(pair, method): (K,)}, the mean over seeds; NaN for a class without test
+            images.
+        speeds: {pair: latency.json}.
+        curves: One row per number of one epoch: pair, method, seed, epoch, name, value.
         teacher_curves: The same for teachers: dataset, teacher, epoch, name, value.
-        scores: One row a layer of a teacher: dataset, teacher, columns of `artifacts.SCORES`.
+        scores: One row per layer of a teacher: dataset, teacher, columns of `SCORES`.
         plans: {(pair, method): plan} of the methods that have one.
         data: {dataset: summary}.
-        origins: One row a file: what it is, git_commit, device, versions as text, seconds.
+        origins: One row per file: what it is, git_commit, device, versions as text, seconds.
+        accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
     """
 
+    metrics: tuple[Metric, ...]
     runs: pd.DataFrame
     teachers: pd.DataFrame
+    class_accuracy: dict[tuple[str, str], np.ndarray]
+    speeds: dict[str, dict[str, Any]]
     curves: pd.DataFrame
     teacher_curves: pd.DataFrame
     scores: pd.DataFrame
     plans: dict[tuple[str, str], dict[str, Any]]
     data: dict[str, dict[str, Any]]
     origins: pd.DataFrame
+    accepted: list[str] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
-    """The results in the files that the grid lists for the report.
+    """Load the files that the job graph lists for the report.
 
     Raises:
-        KdstepsError: A file is damaged, lacks something, or lies where no job of the study writes.
+        KdstepsError: A file is damaged or incomplete, or no job of the study writes to its path.
     """
-    teachers, teacher_curves, teacher_origins = _teachers(inputs)
-    runs, curves, origins = _runs(inputs, study, teachers)
+    metrics = all_metrics(study["evaluate"]["metrics"])
+    speeds = {
+        names["pair"]: read_json(path)
+        for path, names in _named(inputs["latencies"], "evaluate_latency", "latency")
+    }
+    teachers, teacher_curves, teacher_origins = _teachers(inputs, metrics)
+    runs, curves, class_accuracy, origins = _runs(inputs, study, teachers, speeds, metrics)
+    timed = [_origin(pair, "evaluate", found["provenance"]) for pair, found in speeds.items()]
     return Results(
+        metrics=metrics,
         runs=runs,
         teachers=teachers,
+        class_accuracy=class_accuracy,
+        speeds=speeds,
         curves=curves,
         teacher_curves=teacher_curves,
         scores=_scores(inputs["scores"]),
@@ -72,30 +90,46 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
             names["dataset"]: read_json(path)
             for path, names in _named(inputs["summaries"], "prepare", "summary")
         },
-        origins=pd.DataFrame(teacher_origins + origins, columns=ORIGINS),
+        origins=pd.DataFrame(teacher_origins + origins + timed, columns=ORIGINS),
+        accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
     )
 
 
+def run_columns(metrics: Sequence[Metric] = METRICS) -> Columns:
+    """The columns of runs.parquet: what each run is, then its metrics."""
+    types = {
+        metric.name: pa.int64() if metric.unit == "count" else pa.float64() for metric in metrics
+    }
+    return {**RUNS, **types}
+
+
 def run_rows(results: Results) -> dict[str, list[Any]]:
-    """The runs as columns of `artifacts.RUNS`; None where something was not measured."""
-    runs = results.runs[list(RUNS)].astype(object)
-    return {name: runs[name].where(runs[name].notna(), None).tolist() for name in RUNS}
+    """The runs as columns of `run_columns`; None where something was not measured."""
+    runs = results.runs.astype(object)
+    columns = run_columns(results.metrics)
+    return {name: runs[name].where(runs[name].notna(), None).tolist() for name in columns}
+
+
+def chance_level(summary: Mapping[str, Any]) -> float:
+    """Accuracy of always predicting the most common class of the test images."""
+    images = summary.get("images_of_class", {}).get("test", [])
+    return max(images) / sum(images) if sum(images) else 1 / len(summary["class_names"])
 
 
 ORIGINS = ["what", "stage", "git_commit", "device", "threads", "versions", "seconds"]
 
 
 def identity(path: str | Path, rule: str, file: str) -> dict[str, str]:
-    """Which job of a rule wrote `path`: the wildcards of the rule's pattern, read from its end.
+    """Return the wildcards of the job that wrote `path`, by matching the end of the path.
 
     Raises:
-        KdstepsError: The path does not end as the files of that rule do.
+        KdstepsError: The path does not match the rule's pattern.
     """
     pattern = graph.OUTPUTS[rule][file]
     expression = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(pattern))
     found = re.search(rf"(?:^|/){expression}$", Path(path).as_posix())
     if found is None:
-        raise KdstepsError(f"{path}: its name does not say what it is; it should end as {pattern}")
+        raise KdstepsError(f"{path}: this is not the path of a result; it should end as {pattern}")
     return found.groupdict()
 
 
@@ -104,7 +138,7 @@ def _named(paths: Files, rule: str, file: str) -> list[tuple[Path, dict[str, str
 
 
 def _teachers(
-    inputs: Mapping[str, Files],
+    inputs: Mapping[str, Files], metrics: Sequence[Metric]
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
     histories = {
         (names["dataset"], names["teacher"]): path
@@ -126,16 +160,20 @@ def _teachers(
             origin = _origin(what, "train", table_metadata(histories[key])["provenance"])
             origins.append(origin)
             measures |= {"seconds": origin["seconds"], "best_validation_accuracy": _best(curve)}
-        rows.append(names | _numbers(measures) | {"predictions": str(logits.get(key, ""))})
-    columns = ["dataset", "teacher", "best_validation_accuracy", *MEASURES, *COSTS, "seconds"]
-    columns += ["num_images", "predictions"]
+        rows.append(names | measures | {"predictions": str(logits.get(key, ""))})
+    columns = ["dataset", "teacher", "best_validation_accuracy", "seconds", "num_images"]
+    columns += ["accuracy_per_class", "predictions", *(metric.name for metric in metrics)]
     table = pd.DataFrame(rows, columns=columns)
     return table, _joined(curves, ["dataset", "teacher", *HISTORY]), origins
 
 
 def _runs(
-    inputs: Mapping[str, Files], study: Study, teachers: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    inputs: Mapping[str, Files],
+    study: Study,
+    teachers: pd.DataFrame,
+    speeds: Mapping[str, Mapping[str, Any]],
+    metrics: Sequence[Metric],
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str], np.ndarray], list[dict[str, Any]]]:
     histories = _by_run(inputs["histories"], "distil", "history")
     predictions = _by_run(inputs["predictions"], "evaluate", "predictions")
     logits = {
@@ -143,14 +181,20 @@ def _runs(
         for row in teachers.to_dict("records")
         if row["predictions"]
     }
+    compared = [metric for metric in metrics if metric.source == "teacher"]
     rows, curves, origins = [], [], []
+    classes: dict[tuple[str, str], list[np.ndarray]] = {}
     for run, path in _by_run(inputs["measures"], "evaluate", "measures").items():
         name, method, seed = run
         pair = study["pairs"][name]
         measures = _measures(path)
         teacher = logits.get((pair["dataset"], pair["teacher"]))
-        if measures["agreement"] is None and teacher:
-            measures |= _compared(predictions[run], teacher)
+        unknown = [metric for metric in compared if measures.get(metric.name) is None]
+        if unknown and teacher and not measures["diverged"]:
+            options = study["evaluate"]
+            measures |= _compared(predictions[run], teacher, unknown, options)
+        if (per_class := measures.get("accuracy_per_class")) is not None:
+            classes.setdefault((name, method), []).append(np.array(per_class, dtype=float))
         names: dict[str, Any] = {"pair": name, "method": method, "seed": seed}
         what = f"{name}, {method}, seed {seed}"
         origins.append(_origin(what, "evaluate", measures["provenance"]))
@@ -158,11 +202,13 @@ def _runs(
         curves.append(curve.assign(**names))
         origin = _origin(what, "distil", table_metadata(histories[run])["provenance"])
         origins.append(origin)
+        speed = speeds.get(name, {}).get("students", {}).get(method, {})
         places = {key: pair[key] for key in ("dataset", "teacher", "student")}
         mine = {"seconds": origin["seconds"], "best_validation_accuracy": _best(curve)}
-        rows.append(names | places | _numbers(measures) | mine)
-    table = pd.DataFrame(rows, columns=[*RUNS, "num_images"])
-    return table, _joined(curves, ["pair", "method", "seed", *HISTORY]), origins
+        rows.append(measures | speed | names | places | mine)
+    table = pd.DataFrame(rows, columns=list(run_columns(metrics)))
+    means = {key: np.mean(values, axis=0) for key, values in classes.items()}
+    return table, _joined(curves, ["pair", "method", "seed", *HISTORY]), means, origins
 
 
 def _by_run(paths: Files, rule: str, file: str) -> dict[tuple[str, str, int], Path]:
@@ -176,13 +222,8 @@ def _measures(path: Path) -> dict[str, Any]:
     found = read_json(path)
     missing = [name for name in ("accuracy", "num_images", "provenance") if name not in found]
     if missing:
-        raise KdstepsError(f"{path}: does not say {missing[0]!r}; evaluate it again")
-    return {"agreement": None, "kl_to_teacher": None} | found
-
-
-def _numbers(measures: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = (*MEASURES, *COSTS, "num_images", "seconds", "best_validation_accuracy")
-    return {name: measures.get(name) for name in wanted}
+        raise KdstepsError(f"{path}: has no {missing[0]!r}; evaluate the network again")
+    return {"diverged": False} | found
 
 
 def _history(path: Path) -> pd.DataFrame:
@@ -209,20 +250,23 @@ def _origin(what: str, stage: str, provenance: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _compared(student: Path, teacher: str) -> dict[str, float]:
-    """Agreement and KL of a student that learned without a teacher, from both predictions.
+def _compared(
+    student: Path, teacher: str, metrics: Sequence[Metric], options: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """Compare a student that was trained without its teacher to it, from both predictions.
 
-    Nothing where they do not speak of the same images and classes.
+    Returns:
+        {} where the predictions are not of the same images and classes.
     """
     import torch
-
-    from kdsteps.evaluation.metrics import compare
 
     ours, theirs = _logits(student), _logits(teacher)
     if list(ours.index) != list(theirs.index):
         return {}
-    pairs = [torch.from_numpy(np.stack(table.tolist())) for table in (ours, theirs)]
-    return compare(*pairs) if pairs[0].shape == pairs[1].shape else {}
+    pair = [torch.from_numpy(np.stack(table.tolist())) for table in (ours, theirs)]
+    if pair[0].shape != pair[1].shape:
+        return {}
+    return compute(metrics, "teacher", *pair, num_classes=pair[0].shape[1], options=options)
 
 
 def _logits(path: str | Path) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Plans as pictures: how student and teacher are joined, as rows of blocks for the page."""
+"""Draw plans: how student and teacher are connected, as rows of blocks for the page."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ HEAD = "head"
 class Bar:
     """One network in the picture, from the image on the left to the logits on the right.
 
-    All bars are as long as the teacher, so that a stone's joint stands where its teacher is cut.
+    All bars are as long as the teacher, so a stone's joint is where its teacher is cut.
 
     Attributes:
         front: Blocks of the student.
         tail: Blocks of the teacher.
-        joint: What stands between them, as a text; empty where the network is whole.
-        weight: Of the tail, in teacher blocks; the front takes the rest of `length`.
+        joint: The connector between them, as text; empty for a whole network.
+        weight: Length of the tail in teacher blocks; the front takes the rest of `length`.
         marked: Blocks after which features are read.
     """
 
@@ -42,7 +42,7 @@ class Drawing:
     Attributes:
         kind: `stones` or `pairs`.
         bars: From the teacher down to the student.
-        joints: One row a joint: name, from, to, how, why, parameters, multiply-adds.
+        joints: One row per joint: name, student, teacher, how, why, parameters, multiply_adds.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Drawing:
 
 
 def drawing(plan: Mapping[str, Any], teacher: str, student: str) -> Drawing:
-    """A plan of the stage build as a picture."""
+    """Turn a plan of the stage build into rows of blocks."""
     kind = plan["plan"]
     joints = plan[kind]
     teacher_blocks = [*plan["teacher"]["layers"], HEAD]
@@ -83,8 +83,8 @@ def _stone(stone: Mapping[str, Any], length: int) -> Bar:
         joint=stone["connector"],
         weight=len(stone["teacher_blocks"]),
         length=length,
-        note=f"{count(stone['parameters'])} trained, "
-        f"{count(stone['multiply_adds'])} multiply-adds more",
+        note=f"{count(stone['parameters'])} trained parameters, "
+        f"{count(stone['multiply_adds'])} extra MACs",
     )
 
 
@@ -102,5 +102,5 @@ def _joint(joint: Mapping[str, Any], number: int) -> dict[str, str]:
 
 
 def _cost(network: Mapping[str, Any]) -> str:
-    parameters, multiply_adds = (count(network.get(key)) for key in ("parameters", "multiply_adds"))
-    return f"{parameters} parameters, {multiply_adds} multiply-adds"
+    parameters, macs = (count(network.get(key)) for key in ("parameters", "multiply_adds"))
+    return f"{parameters} parameters, {macs} MACs"

@@ -1,6 +1,6 @@
-"""Does a layer's score tell how good a teacher it is? Students of one layer each, held against it.
+"""Does a layer's score predict the accuracy of a student that learns from that layer alone?
 
-A study answers when several methods of a pair each learn from a single layer of the teacher, as in
+A study can tell if several methods of a pair each learn from a single layer of the teacher, as in
 `recipes/layer-sweep.yaml`.
 """
 
@@ -15,7 +15,7 @@ import pandas as pd
 from kdsteps.evaluation.statistics import Sample, rank_correlation, sample
 from kdsteps.report.tables import PairTable
 
-FEWEST = 3  # layers that can be ranked at all
+FEWEST = 3  # layers; fewer cannot be ranked
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Sweep:
     """Students of single layers on one pair.
 
     Attributes:
-        points: One row a method: method, layer, accuracy (mean over seeds), and its layer's scores.
+        points: One row per method: method, layer, accuracy (mean over seeds), the layer's scores.
         correlations: {score: rank correlation with accuracy, over seeds}, where there is one.
     """
 
@@ -38,11 +38,11 @@ def find_sweep(
     scores: pd.DataFrame,
     names: list[str],
 ) -> Sweep | None:
-    """The sweep over layers on one pair; None if under three layers were taught one by one.
+    """The sweep over layers on one pair; None with fewer than three layers.
 
     Args:
         scores: Of all teachers.
-        names: The scores to hold against accuracy, columns of `scores`.
+        names: The scores to compare with accuracy, columns of `scores`.
     """
     mine = scores[(scores["dataset"] == table.dataset) & (scores["teacher"] == table.teacher_name)]
     worth = mine.set_index("layer")[names].astype(float)

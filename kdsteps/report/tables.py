@@ -1,8 +1,8 @@
-"""Methods against each other: means with their spread, and what may be said of the differences."""
+"""Compare methods: means with their spread, differences, and whether these are more than noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,21 +18,21 @@ from kdsteps.evaluation.statistics import (
     seeds_needed,
     typical_spread,
 )
-from kdsteps.report.results import MEASURES
+from kdsteps.report.results import Results, chance_level
 
-REFERENCES = ("labels", "kd")  # the methods that every other is measured against
+REFERENCES = ("labels", "kd")  # the methods that all others are compared with
 
 Verdict = Literal["better", "worse", "undecided", "equal", "single"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method less a reference, paired by seed.
+    """The difference of a method and a reference, paired by seed.
 
     Attributes:
         p_adjusted: After Holm over the methods of the pair; None where there is no test.
-        verdict: `better` or `worse` than the reference, as the adjusted p-value decides; `equal` in
-            every seed; `single` for one seed, which decides nothing.
+        verdict: `better` or `worse` than the reference if the adjusted p-value is small enough;
+            `equal` in every seed; `single` for one seed, which decides nothing.
     """
 
     difference: Difference
@@ -45,26 +45,27 @@ class MethodRow:
     """One method on one pair.
 
     Attributes:
-        values: {seed: test accuracy}.
-        measures: What else was measured, by name: a Sample over seeds, where there are numbers.
+        values: {seed: test accuracy}; without seeds that diverged.
+        metrics: {name: Sample over seeds} of every metric of its deployed network that is known,
+            and of `best_validation_accuracy` and `seconds`.
         versus: {reference: Comparison}; not with itself, nor where no seed is shared.
     """
 
     method: str
     values: dict[int, float]
     accuracy: Sample
-    measures: dict[str, Sample]
+    metrics: dict[str, Sample]
     versus: dict[str, Comparison]
 
 
 @dataclass(frozen=True)
 class Power:
-    """What as many seeds as there are can see, of a method whose differences spread as is typical.
+    """What the seeds can detect, for a method whose differences have the typical spread.
 
     Attributes:
         seeds: Of the comparison with the fewest.
-        gain: The smallest true difference that is seen four times in five, as a share.
-        seeds_for_point: How many seeds it would take to see one percentage point; None: over 1,000.
+        gain: The smallest true difference that is detected four times in five, a fraction.
+        seeds_for_point: Seeds needed to detect one percentage point; None: over 1,000.
     """
 
     seeds: int
@@ -77,10 +78,14 @@ class PairTable:
     """All methods on one pair, the best mean first.
 
     Attributes:
-        references: The word of `REFERENCES` and the method that stands for it in this study.
+        rows: Of methods with at least one run that did not diverge.
+        diverged: {method: seeds whose runs diverged}.
+        references: {word of `REFERENCES`: the method of this study that it means}.
         power: By reference; only where differences have a spread.
-        teacher: The teacher's row of `Results.teachers`; None where it was not needed.
+        teacher: The teacher's row of `Results.teachers` with its speed in this pair's
+            measurement; None where no method has a teacher.
         num_images: Test images.
+        chance: Accuracy of always predicting the most common class of the test images.
     """
 
     pair: str
@@ -88,10 +93,12 @@ class PairTable:
     teacher_name: str
     student_name: str
     rows: list[MethodRow]
+    diverged: dict[str, list[int]]
     references: dict[str, str]
     power: dict[str, Power]
     teacher: dict[str, Any] | None
     num_images: int
+    chance: float
     confidence: float
 
     @property
@@ -103,7 +110,7 @@ class PairTable:
 
 
 def find_references(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Which entry of the section `methods` stands for each reference: its name, or its `method`."""
+    """The entry of the section `methods` that each reference means, by its name or `method`."""
     found = {}
     for word in REFERENCES:
         behind = [name for name, entry in methods.items() if entry.get("method", name) == word]
@@ -113,39 +120,42 @@ def find_references(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def pair_tables(
-    runs: pd.DataFrame, teachers: pd.DataFrame, references: Mapping[str, str], confidence: float
+    results: Results, references: Mapping[str, str], confidence: float
 ) -> list[PairTable]:
-    """One table a pair, in the order of the runs."""
+    """One table per pair, in the order of the runs."""
     return [
-        _pair_table(str(name), group, teachers, references, confidence)
-        for name, group in runs.groupby("pair", sort=False)
+        _pair_table(str(name), group, results, references, confidence)
+        for name, group in results.runs.groupby("pair", sort=False)
     ]
 
 
 def _pair_table(
     name: str,
     runs: pd.DataFrame,
-    teachers: pd.DataFrame,
+    results: Results,
     references: Mapping[str, str],
     confidence: float,
 ) -> PairTable:
+    bad = runs["diverged"].astype(bool)
+    finished = runs[~bad]
     values = {
         str(method): dict(
             zip(group["seed"].astype(int), group["accuracy"].astype(float), strict=True)
         )
-        for method, group in runs.groupby("method", sort=False)
+        for method, group in finished.groupby("method", sort=False)
     }
     there = {word: method for word, method in references.items() if method in values}
     num_images = int(runs["num_images"].iloc[0])
     versus = {
         word: _versus(values, method, confidence, 1 / num_images) for word, method in there.items()
     }
+    names = [metric.name for metric in results.metrics if metric.name != "accuracy"]
     rows = [
         MethodRow(
             method=method,
             values=accuracies,
             accuracy=sample(list(accuracies.values()), confidence),
-            measures=_measured(runs[runs["method"] == method], confidence),
+            metrics=_samples(finished[finished["method"] == method], names, confidence),
             versus={word: found[method] for word, found in versus.items() if method in found},
         )
         for method, accuracies in values.items()
@@ -157,10 +167,15 @@ def _pair_table(
         teacher_name=first["teacher"],
         student_name=first["student"],
         rows=sorted(rows, key=lambda row: -row.accuracy.mean),
+        diverged={
+            str(method): group["seed"].astype(int).tolist()
+            for method, group in runs[bad].groupby("method", sort=False)
+        },
         references=there,
         power=_powers(versus, confidence),
-        teacher=_teacher(teachers, first["dataset"], first["teacher"]),
+        teacher=_teacher(results, name, first["dataset"], first["teacher"]),
         num_images=num_images,
+        chance=chance_level(results.data[first["dataset"]]),
         confidence=confidence,
     )
 
@@ -195,11 +210,8 @@ def _verdict(difference: Difference, p: float | None, alpha: float) -> Verdict:
     return "better" if difference.mean > 0 else "worse"
 
 
-def _measured(runs: pd.DataFrame, confidence: float) -> dict[str, Sample]:
-    names = [name for name in MEASURES if name != "accuracy"] + [
-        "best_validation_accuracy",
-        "seconds",
-    ]
+def _samples(runs: pd.DataFrame, metrics: Sequence[str], confidence: float) -> dict[str, Sample]:
+    names = [*metrics, "best_validation_accuracy", "seconds"]
     found = {name: runs[name].astype(float).dropna().tolist() for name in names}
     return {name: sample(values, confidence) for name, values in found.items() if values}
 
@@ -216,6 +228,9 @@ def _powers(versus: Mapping[str, Mapping[str, Comparison]], confidence: float) -
     return found
 
 
-def _teacher(teachers: pd.DataFrame, dataset: str, name: str) -> dict[str, Any] | None:
+def _teacher(results: Results, pair: str, dataset: str, name: str) -> dict[str, Any] | None:
+    teachers = results.teachers
     rows = teachers[(teachers["dataset"] == dataset) & (teachers["teacher"] == name)]
-    return dict(rows.iloc[0]) if len(rows) else None
+    if not len(rows):
+        return None
+    return dict(rows.iloc[0]) | (results.speeds.get(pair, {}).get("teacher") or {})

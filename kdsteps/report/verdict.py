@@ -1,11 +1,12 @@
-"""What came out, in words: who won, by how much, and whether that is more than noise."""
+"""The result of a pair in words: which method did best, and whether by more than noise."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
-from kdsteps.evaluation.statistics import ROUNDING, Difference, paired
+from kdsteps.evaluation.statistics import ROUNDING, Difference, holm, paired
 from kdsteps.report.formats import decimals, listed, p_value, percent, plural, points, with_sign
 from kdsteps.report.tables import Comparison, MethodRow, PairTable
 
@@ -17,10 +18,11 @@ class Finding:
     """The verdict on one pair.
 
     Attributes:
-        headline: Who won and by how much.
-        answer: Whether that is more than noise, in a few words.
-        mood: How the answer is coloured.
-        sentences: What it rests on.
+        headline: No more than the evidence supports: a method "won" only if it is better than
+            every other method after correction.
+        answer: Whether the difference is more than noise, in a few words.
+        mood: The color of the answer.
+        sentences: The evidence.
     """
 
     headline: str
@@ -30,10 +32,15 @@ class Finding:
 
 
 def verdict(table: PairTable) -> Finding:
-    """The verdict on one pair; losing methods are named as plainly as the winner."""
+    """The verdict on one pair; methods that lost are named as plainly as the one that won."""
+    if not table.rows:
+        return Finding("Every run diverged", "No result", "worse", _diverged(table))
+    best, runner_up = table.rows[0], table.rows[1] if len(table.rows) > 1 else None
     answer, mood = _answer(table)
-    sentences = [_against(table, table.best, word) for word in table.best.versus]
-    sentences += [*_runner_up(table), *_behind(table), *_power(table), _resolution(table)]
+    sentences = [*_diverged(table), *(_against(table, best, word) for word in best.versus)]
+    if runner_up is not None:
+        sentences += _runner_up(table, best, runner_up)
+    sentences += [*_behind(table), *_power(table), _resolution(table)]
     return Finding(_headline(table), answer, mood, sentences)
 
 
@@ -48,21 +55,69 @@ def outcome(comparison: Comparison) -> str:
     }[comparison.verdict]
 
 
+def beats_all(table: PairTable) -> bool:
+    """Whether the best method is better than every other one, each by more than noise.
+
+    The best method was picked by its results, so Holm's correction is over all pairs of methods.
+    A method that diverged for some seeds does not win: its other runs are a selection.
+    """
+    if len(table.rows) < 2 or table.best.method in table.diverged:
+        return False
+    pairs = list(combinations(table.rows, 2))
+    found = [
+        paired(one.values, other.values, table.confidence, 1 / table.num_images)
+        for one, other in pairs
+    ]
+    adjusted = holm([difference.p if difference else None for difference in found])
+    return all(
+        p is not None
+        and p < 1 - table.confidence
+        and difference is not None
+        and difference.mean > 0
+        for (one, _), difference, p in zip(pairs, found, adjusted, strict=True)
+        if one is table.best
+    )
+
+
 def _headline(table: PairTable) -> str:
-    digits, best = decimals(table.num_images), table.best
-    reached = with_sign(best.accuracy.mean, digits)
+    best = table.best
     if len(table.rows) == 1:
-        return f"{best.method} reached {reached}"
+        return f"{_reached(best, table, 'reached')}"
+    if best.accuracy.count == 1:
+        return f"One run each: {_reached(best, table, 'reached')}, {_reached(table.rows[1], table)}"
     tied = [row for row in table.rows if best.accuracy.mean - row.accuracy.mean < ROUNDING]
     if len(tied) > 1:
-        return f"{listed([row.method for row in tied])} tie at {reached}"
+        names = listed([row.method for row in tied])
+        return f"{names} tie at {with_sign(best.accuracy.mean, decimals(table.num_images))}"
     if best.method == table.references.get("labels"):
-        return f"No method beat the labels alone, which reach {reached}"
+        return f"No method did better than {_reached(best, table)}"
     if not best.versus:
-        return f"{best.method} won with {reached}"
+        return _without_reference(table)
     word, comparison = next(iter(best.versus.items()))
-    gain = points(comparison.difference.mean, digits).removeprefix("+")
-    return f"{best.method} won with {reached}, {gain} points above {table.references[word]}"
+    reference = table.row(table.references[word])
+    if comparison.verdict != "better":
+        return f"{_reached(best, table)} and {_reached(reference, table)} cannot be told apart"
+    verb = "won" if beats_all(table) else "beat"
+    gain = points(comparison.difference.mean, decimals(table.num_images)).removeprefix("+")
+    if verb == "won":
+        return f"{best.method} won: {_at(best, table)}, {gain} points above {reference.method}"
+    return f"{best.method} beat {reference.method} by {gain} points, at {_at(best, table)}"
+
+
+def _without_reference(table: PairTable) -> str:
+    best, second = table.rows[:2]
+    if beats_all(table):
+        return f"{best.method} won: {_at(best, table)}"
+    return f"{_reached(best, table)} and {_reached(second, table)} cannot be told apart"
+
+
+def _reached(row: MethodRow, table: PairTable, verb: str = "") -> str:
+    """`kd reached 93.1%`, or without a verb `kd (93.1%)`."""
+    return f"{row.method} {verb} {_at(row, table)}" if verb else f"{row.method} ({_at(row, table)})"
+
+
+def _at(row: MethodRow, table: PairTable) -> str:
+    return with_sign(row.accuracy.mean, decimals(table.num_images))
 
 
 def _answer(table: PairTable) -> tuple[str, Mood]:
@@ -70,17 +125,32 @@ def _answer(table: PairTable) -> tuple[str, Mood]:
     if best.accuracy.count == 1:
         return "One seed: a single run cannot be told from noise", "undecided"
     if not best.versus:
-        return "Nothing to compare with", "undecided"
+        if beats_all(table):
+            return "More than noise: better than every other method", "better"
+        return "Nothing to compare with" if len(table.rows) == 1 else "Not decided", "undecided"
     word, comparison = next(iter(best.versus.items()))
     found, seeds = comparison.verdict, plural(comparison.difference.count, "seed")
     name = table.references[word]
     if found == "better":
+        if beats_all(table):
+            return f"More than noise: better than every other method over {seeds}", "better"
         return f"More than noise: better than {name} over {seeds}", "better"
     if found == "worse":  # paired seeds can differ from all seeds
-        return f"Worse than {name} on the seeds both have", "worse"
+        return f"Worse than {name} on the seeds that both have", "worse"
     if found == "single":
-        return f"Only one seed in common with {name}: no telling from noise", "undecided"
+        return f"Only one seed in common with {name}: cannot be told from noise", "undecided"
     return f"Not shown to be more than noise over {seeds}", "undecided"
+
+
+def _diverged(table: PairTable) -> list[str]:
+    """Which runs are missing from the numbers, and why."""
+    if not table.diverged:
+        return []
+    lost = [
+        f"{method} (seed{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in seeds])})"
+        for method, seeds in table.diverged.items()
+    ]
+    return [f"Diverged: {listed(lost)}. These runs are not part of the numbers."]
 
 
 def _against(table: PairTable, row: MethodRow, word: str) -> str:
@@ -99,20 +169,19 @@ def _against(table: PairTable, row: MethodRow, word: str) -> str:
     return f"{start}, {_interval(found, table)}, p {_is(comparison.p_adjusted)}{corrected}, {over}."
 
 
-def _runner_up(table: PairTable) -> list[str]:
-    """The second best, where it is not one of the references already spoken of."""
-    if len(table.rows) < 2 or table.rows[1].method in table.references.values():
+def _runner_up(table: PairTable, best: MethodRow, second: MethodRow) -> list[str]:
+    """The second best, unless it is a reference and already mentioned."""
+    if second.method in table.references.values():
         return []
-    best, second = table.rows[:2]
     found = paired(best.values, second.values, table.confidence, 1 / table.num_images)
     if found is None or found.mean < ROUNDING:
         return []
     behind = points(found.mean, decimals(table.num_images)).removeprefix("+")
-    start = f"The runner-up, {second.method}, lies {behind}"
+    start = f"The runner-up, {second.method}, is {behind} points behind"
     if found.p is None:
-        return [f"{start} points behind."]
+        return [f"{start}."]
     tested = f"{_interval(found, table)}, p {_is(found.p)}"
-    return [f"{start} points behind ({tested}; not corrected, although picked by results)."]
+    return [f"{start} ({tested}; not corrected, although both were picked by their results)."]
 
 
 def _behind(table: PairTable) -> list[str]:
@@ -140,11 +209,11 @@ def _certainty(comparison: Comparison) -> str:
 def _power(table: PairTable) -> list[str]:
     digits = decimals(table.num_images)
     if len(table.rows) > 1 and table.best.accuracy.count == 1:
-        return ["With one seed no gain can be told from noise; three seeds are a beginning."]
+        return ["With one seed no gain can be told from noise; start with three seeds."]
     for word, found in table.power.items():
-        least = percent(found.gain, digits)
+        smallest = percent(found.gain, digits)
         sentence = (
-            f"With {plural(found.seeds, 'seed')} a gain under {least} points over "
+            f"With {plural(found.seeds, 'seed')} a gain under {smallest} points over "
             f"{table.references[word]} cannot be told from noise here"
         )
         if found.gain <= 0.01:
@@ -157,12 +226,15 @@ def _power(table: PairTable) -> list[str]:
 
 def _resolution(table: PairTable) -> str:
     worth = percent(1 / table.num_images, 2)
-    return f"There are {table.num_images:,} test images; one of them is worth {worth} points."
+    return (
+        f"There are {table.num_images:,} test images, so one image is {worth} points. Always "
+        f"predicting the most common class would give {with_sign(table.chance)}."
+    )
 
 
 def _interval(found: Difference, table: PairTable) -> str:
     digits = decimals(table.num_images)
-    sure = f"{100 * table.confidence:g}\u00a0%"
+    sure = f"{100 * table.confidence:g}%"
     return f"{sure} interval {points(found.low, digits)} to {points(found.high, digits)}"
 
 

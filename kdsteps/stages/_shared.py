@@ -1,4 +1,4 @@
-"""What several stages do alike: networks from entries and checkpoints, and a file's origin."""
+"""What several stages share: networks from settings and checkpoints, and provenance."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from torch import nn
 from kdsteps.data.images import ImagePart
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import judge, predict
+from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import JobSettings
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.cost import multiply_adds
+from kdsteps.study.settings import Model
 from kdsteps.training.device import keep_busy
 from kdsteps.training.loop import Fit, Resume
 
@@ -34,46 +36,52 @@ log = logging.getLogger("kdsteps")
 Entry = Mapping[str, Any]
 
 
-def prepared(job: Job, device: torch.device) -> Prepared:
-    """The dataset a job reads, on its device."""
+def prepared(job: Job[Any], device: torch.device) -> Prepared:
+    """The data set a job reads, on its device."""
     images, index, summary = (job.inputs[name] for name in ("images", "index", "summary"))
     return load_prepared(images, index, summary, device)
 
 
-def fresh_model(entry: Entry, data: Prepared) -> Chain:
-    """The network of an entry {family, options}, made for the images of a dataset."""
-    channels, size, _ = data.image_shape
-    return build_model(
-        entry["family"],
+def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
+    """The network of a model's settings, made for the images of a data set."""
+    channels, *size = data.image_shape
+    options: dict[str, Any] = dict(entry.options)
+    chain = build_model(
+        entry.family,
         num_classes=len(data.class_names),
         in_channels=channels,
         image_size=size,
-        **entry["options"],
+        will_train=will_train,
+        **options,
     )
+    for note in chain.notes:
+        log.info("%s", note)
+    return chain
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
-    """The network in a checkpoint of ours, frozen and in eval mode.
+    """The network of a kdsteps checkpoint, frozen and in eval mode.
 
     Raises:
-        KdstepsError: The file is damaged or foreign, or was made for other classes or images.
+        KdstepsError: The file is damaged, is not from kdsteps, or is for other classes or images.
     """
     weights, header = read_checkpoint(path)
     made_for = (header["num_classes"], header["image_shape"])
     found = (len(data.class_names), list(data.image_shape))
     if made_for != found:
         raise KdstepsError(
-            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data have "
-            f"{found[0]} classes of {found[1]}; train it on these data"
+            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data set has "
+            f"{found[0]} classes of {found[1]}; train it on this data set"
         )
-    entry = header["model"]
-    chain = fresh_model(dict(entry) | {"options": architecture(entry["options"])}, data)
+    family, options = header["model"]["family"], header["model"]["options"]
+    plain = Model(family=family, options=architecture(options))
+    chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
 
 
 def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
-    """Compute on no more CPU cores than a batch feeds; gives the multiply-adds of one image."""
+    """Use no more CPU cores than a batch keeps busy; return the MACs of one image."""
     cost = multiply_adds(network, torch.zeros(1, *data.image_shape, device=data.device))
     if data.device.type == "cpu":
         keep_busy(batch_size * cost)
@@ -81,26 +89,26 @@ def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
 
 
 def entry_of(path: Path) -> Entry:
-    """The entry {family, options} of the network in a checkpoint of ours."""
+    """The entry {family, options} of the network in a kdsteps checkpoint."""
     entry: Entry = read_checkpoint_header(path)["model"]
     return entry
 
 
-RESUME = Path(".kdsteps/resume")  # one file for each run that was cut off
+RESUME = Path(".kdsteps/resume")  # one file for each interrupted run
 
 
 def save_model(
-    path: Path, network: nn.Module, entry: Entry, data: Prepared, settings: Entry
+    path: Path, network: nn.Module, entry: Model, data: Prepared, settings: JobSettings
 ) -> None:
-    """The deployed weights, with all that is needed to build the network again."""
+    """Write the deployed weights with everything needed to build the network again."""
     header = {
-        "model": dict(entry),
+        "model": entry.model_dump(),
         "num_classes": len(data.class_names),
         "class_names": list(data.class_names),
         "image_shape": list(data.image_shape),
         "mean": data.mean.tolist(),
         "std": data.std.tolist(),
-        "settings": dict(settings),
+        "settings": settings.as_json(),
     }
     write_checkpoint(path, network.state_dict(), header)
 
@@ -108,43 +116,45 @@ def save_model(
 def validator(
     student: nn.Module, part: ImagePart, batch_size: int = 500
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures the student on the validation images, if there are any."""
+    """A function that evaluates the student on the validation images, if there are any."""
 
     def validate() -> dict[str, float]:
         if not len(part):
             return {}
-        found = judge(*predict(student, part.in_order(batch_size)))
-        return {"validation_accuracy": found["accuracy"], "validation_loss": found["nll"]}
+        logits, labels = predict(student, part.in_order(batch_size))
+        return {
+            "validation_accuracy": accuracy(logits, labels),
+            "validation_loss": nll(logits, labels),
+        }
 
     return validate
 
 
-def resume_file(job: Job, *modules: str) -> Resume:
-    """Where a run saves its progress: by the file it will write, with all that this depends on.
+def resume_file(job: Job[Any], *roots: str) -> Resume:
+    """Where a run saves its state: named after its result, with everything the result depends on.
 
     Args:
-        modules: Of the code that the job rests on.
+        roots: The definitions at which the code of the job begins.
     """
-    key = hashlib.sha256(
-        repr([sorted(job.settings.items()), code_identity.digest(modules)]).encode()
-    )
+    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(roots)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())
-    target = job.outputs["model"]
+    target = job.target
     place = hashlib.sha256(str(target).encode()).hexdigest()[:8]
     path = RESUME / f"{'-'.join(target.parts[-5:-1])[-100:]}-{place}.pt"
-    for torn in RESUME.glob(f".{path.name}.*.part"):  # of a run that was killed while it saved
+    for torn in RESUME.glob(f".{path.name}.*.part"):  # from a run that was killed while saving
         torn.unlink(missing_ok=True)
     return Resume(path, key.hexdigest(), job.checkpoint_seconds)
 
 
-def write_history(path: Path, fit: Fit, settings: Entry, device: torch.device) -> None:
-    write_table(path, fit.history.rows(), HISTORY, settings, provenance(device, fit.seconds))
+def write_history(path: Path, fit: Fit, settings: JobSettings, device: torch.device) -> None:
+    origin = provenance(device, fit.seconds)
+    write_table(path, fit.history.rows(), HISTORY, settings.as_json(), origin)
 
 
 def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Where numbers came from: versions, the commit of the study, the kind of device, seconds."""
+    """Where numbers come from: versions, commit of the study, device, threads and seconds."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     packages = ("torch", "torchvision", "timm")
     return {
@@ -158,7 +168,7 @@ def provenance(device: torch.device, seconds: float) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the folder the study lies in, `+` behind it where files were changed since."""
+    """The commit of the study's folder, with a `+` if files were changed since."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

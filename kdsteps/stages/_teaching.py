@@ -1,9 +1,9 @@
-"""How a stage asks a teacher: its answers to training images, kept or live."""
+"""A teacher's outputs for training images: from the cache, or computed on the fly."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,45 +17,54 @@ from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
 from kdsteps.study import registry
+from kdsteps.study.settings import ViewSettings
 from kdsteps.teachers.logit_cache import Terms, answers
 from kdsteps.teachers.logits import Kept, Live
 
-FOLDER = Path(".kdsteps/outputs")  # nothing in it is a result: it may be deleted at any time
-_RECIPE = ("crop_padding", "flip", "precision", "batch_size")
-_CODE = ("kdsteps.teachers.logit_cache", "kdsteps.teachers.frozen")
+FOLDER = Path(".kdsteps/outputs")  # a cache: it may be deleted at any time
+_CODE = (
+    "kdsteps.stages._shared:prepared",
+    "kdsteps.stages._shared:trained_model",
+    "kdsteps.stages._teaching:ask",
+    "kdsteps.teachers.frozen:frozen",
+)
 
 
 def ask(
-    job: Job,
+    job: Job[Any],
     model: str,
     teacher: Chain,
     data: Prepared,
     part: ImagePart,
-    recipe: Mapping[str, Any],
+    settings: ViewSettings,
     *,
     layers: Sequence[str] = (),
     passes: int,
 ) -> Kept | Live:
-    """What `teacher` answers to the views of `part`, from a file where that is or pays.
+    """The outputs of `teacher` for the views of `part`, cached if that saves time.
 
     Args:
-        model: The input that holds the teacher's checkpoint.
+        model: The name of the input with the teacher's checkpoint.
         teacher: Frozen.
-        recipe: With `crop_padding`, `flip`, `precision` and `batch_size`.
-        layers: Whose outputs are asked for; none: the logits.
-        passes: Over the training images that would use the file.
+        settings: How the images are shown to the teacher.
+        layers: The layers to read; none: the logits.
+        passes: Passes over the training images that would use the file.
     """
-    views = Views(recipe["crop_padding"], recipe["flip"])
-    live = Live(teacher, recipe["batch_size"], layers=layers, precision=recipe["precision"])
+    views = Views(settings.crop_padding, settings.flip)
+    live = Live(teacher, settings.batch_size, layers=layers, precision=settings.precision)
     terms = Terms(job.keep, passes, job.budget_mib)
-    path = FOLDER / f"{answers_key(job, model, data, recipe, layers)}.npy"
+    path = FOLDER / f"{answers_key(job, model, data, settings, layers)}.npy"
     return answers(path, live, part, views, terms)
 
 
 def answers_key(
-    job: Job, model: str, data: Prepared, recipe: Mapping[str, Any], layers: Sequence[str] = ()
+    job: Job[Any],
+    model: str,
+    data: Prepared,
+    settings: ViewSettings,
+    layers: Sequence[str] = (),
 ) -> str:
-    """All that a teacher's answers depend on, as one name."""
+    """A digest of everything a teacher's outputs depend on; the name of their file."""
     checkpoint = Path(job.inputs[model])
     family = read_checkpoint_header(checkpoint)["model"]["family"]
     hashes = read_table(job.inputs["index"], INDEX)["hash"].to_pylist()
@@ -63,8 +72,8 @@ def answers_key(
         "teacher": blake2b(checkpoint.read_bytes(), digest_size=20).hexdigest(),
         "images": [hashes[row] for row in data.rows("train")],
         "scaling": [data.mean.tolist(), data.std.tolist()],
-        "views": {key: recipe[key] for key in _RECIPE},
+        "views": settings.model_dump(),
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, registry.module("models", family))),
+        "code": code_identity.digest((*_CODE, registry.target("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,9 +1,9 @@
 """Plan how a student and a teacher are joined: the stones, or the pairs of layers.
 
 reads   summary    summary.json of the stage prepare: the images' shape and the classes
-        scores     scores.parquet of the stage score, where layers are chosen by their scores
-writes  plan       plan.json: each stone or pair with layers, shapes, connector or projector and
-                   why, parameters and multiply-adds; checked by a forward pass. No weights are
+        scores     scores.parquet of the stage score, if layers are selected by their scores
+writes  plan       plan.json: layers, shapes, connector or projector, parameters and MACs of each
+                   stone or pair, with the reason; checked by a forward pass. No weights are
                    needed.
 """
 
@@ -16,40 +16,43 @@ from kdsteps.files.columns import SCORES
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import BuildSettings
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.cost import multiply_adds, num_parameters
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_layers, pair_stages, plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
+from kdsteps.study.settings import BuildPairs, BuildStones, Model
 
 log = logging.getLogger("kdsteps")
 
 Rows = dict[str, dict[str, Any]]
 
 
-def run(job: Job) -> None:
+def run(job: Job[BuildSettings]) -> None:
     """Write the plan of one pair and one method."""
     import torch
 
     torch.set_num_threads(job.threads)
     summary = read_json(job.inputs["summary"])
     shape = tuple(summary["image_shape"])
-    teacher, student = (_network(job.settings[who], summary) for who in ("teacher", "student"))
+    settings = job.settings
+    teacher, student = (_network(model, summary) for model in (settings.teacher, settings.student))
     scores = _scores(job)
-    settings = job.settings["build"]
-    plan: dict[str, Any] = {"plan": job.settings["plan"], "settings": job.settings}
-    if job.settings["plan"] == "stones":
-        joints = _joints(teacher, student, settings, scores)
-        plan["stones"] = plan_stones(teacher, student, shape, joints, settings["connector"])
+    section = settings.build
+    plan: dict[str, Any] = {"plan": settings.plan, "settings": settings.as_json()}
+    if isinstance(section, BuildStones):
+        joints = _joints(teacher, student, section, scores)
+        plan["stones"] = plan_stones(teacher, student, shape, joints, section.connector)
     else:
-        layers, plan["chosen_by"] = _layers(settings, student, scores)
+        layers, plan["chosen_by"] = _layers(section, student, scores)
         plan["pairs"] = plan_pairs(
             teacher,
             student,
             shape,
-            student_layers=settings["student_layers"],
+            student_layers=section.student_layers,
             teacher_layers=layers,
-            projector=settings["projector"],
+            projector=section.projector,
         )
     for who, chain in (("teacher", teacher), ("student", student)):
         plan[who] = _described(chain, shape)
@@ -58,19 +61,19 @@ def run(job: Job) -> None:
     write_json(job.outputs["plan"], plan)
 
 
-def _network(entry: dict[str, Any], summary: dict[str, Any]) -> Chain:
-    """The network with weights as they fall: a plan asks for shapes only."""
-    channels, size, _ = summary["image_shape"]
+def _network(entry: Model, summary: dict[str, Any]) -> Chain:
+    """The network with random weights: a plan needs shapes only."""
+    channels, *size = summary["image_shape"]
     return build_model(
-        entry["family"],
+        entry.family,
         num_classes=len(summary["class_names"]),
         in_channels=channels,
         image_size=size,
-        **architecture(entry["options"]),
+        **architecture(entry.options),
     ).eval()
 
 
-def _scores(job: Job) -> Rows:
+def _scores(job: Job[BuildSettings]) -> Rows:
     if "scores" not in job.inputs:
         return {}
     rows = read_table(job.inputs["scores"], SCORES).to_pylist()
@@ -78,34 +81,34 @@ def _scores(job: Job) -> Rows:
 
 
 def _joints(
-    teacher: Chain, student: Chain, settings: dict[str, Any], scores: Rows
+    teacher: Chain, student: Chain, section: BuildStones, scores: Rows
 ) -> list[tuple[str, str]]:
-    cuts = settings["cuts"]
+    cuts = section.cuts
     if cuts == "stages":
-        return pair_stages(teacher, student, settings["num_stones"])
+        return pair_stages(teacher, student, section.num_stones)
     if cuts == "quality":
-        count = settings["num_stones"] or len(student.stages)
+        count = section.num_stones or len(student.stages)
         chosen = [choice.layer for choice in choose_layers(scores, by="quality", count=count)]
         return pair_layers(teacher, student, chosen, "build.cuts")
     return [(ours, theirs) for ours, theirs in cuts]
 
 
-def _layers(settings: dict[str, Any], student: Chain, scores: Rows) -> tuple[list[str], str]:
-    """The teacher's layers to learn from, and in words what chose them."""
-    select, count = settings["select"], settings["num_pairs"]
-    if isinstance(select, list):
-        return select, "named in params.yaml"
+def _layers(section: BuildPairs, student: Chain, scores: Rows) -> tuple[list[str], str]:
+    """The teacher's layers to learn from, and in words what selected them."""
+    select, count = section.select, section.num_pairs
+    if isinstance(select, tuple):
+        return list(select), "named in params.yaml"
     if select is None and count is None:
         chosen = [layer for layer, row in scores.items() if row["chosen"]]
-        return chosen, "as the stage score chose"
-    count = count or len(settings["student_layers"] or student.stages)
+        return chosen, "as selected by the stage score"
+    count = count or len(section.student_layers or student.stages)
     by: Criterion = select or "quality"
     chosen = [choice.layer for choice in choose_layers(scores, by=by, count=count)]
     return chosen, f"the {count} highest by {by}"
 
 
 def _described(chain: Chain, shape: Any) -> dict[str, Any]:
-    """A network in numbers, for the report."""
+    """The numbers of a network that the report shows."""
     import torch
 
     return {

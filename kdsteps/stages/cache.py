@@ -1,25 +1,28 @@
-"""Keep what a teacher gives: its features for the scores, and its answers for training.
+"""Cache a teacher's features for the scores, and its logits for training.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
 writes  features   features.parquet: a row group a layer, a row an image; float16 (D,) of each of a
                    class-balanced sample of the training images, unaugmented
+        digest     digest.json: the digest of that file
 or, by --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
-                   every view of every training image, the same whether they were kept or not.
-                   They are kept where that pays, float16, in .kdsteps/outputs/<key>.npy, which
+                   every view of every training image, whether they were cached or not. They are
+                   cached if that saves time, in float16, in .kdsteps/outputs/<key>.npy, which
                    changes no result and may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
-from kdsteps.models.adapters import places
+from kdsteps.jobs.settings import FeatureSettings, LogitSettings
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.stages._shared import prepared, trained_model
 from kdsteps.stages._teaching import answers_key, ask
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
@@ -29,23 +32,23 @@ from kdsteps.training.device import choose_device
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
-    """Write the features of every layer, or the ticket of a teacher's answers."""
+def run(job: Job[Any]) -> None:
+    """Write the features of every layer, or the ticket of a teacher's logits."""
     if "ticket" in job.outputs:
-        _keep_answers(job)
+        _cache_logits(job)
     else:
-        _keep_features(job)
+        _cache_features(job)
 
 
-def _keep_features(job: Job) -> None:
-    """Write the features of every layer, if they stay within the budget."""
-    settings = job.settings["cache"]
+def _cache_features(job: Job[FeatureSettings]) -> None:
+    """Write the features of every layer, if they fit the budget."""
+    settings = job.settings.cache
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     teacher = trained_model(job.inputs["model"], data).to(device)
     part = data.part("train")
-    index = balanced_sample(part.labels.cpu(), settings["images"], settings["seed"])
-    size = forecast_bytes(places(teacher, data.image_shape), len(index)) / 2**20
+    index = balanced_sample(part.labels.cpu(), settings.images, settings.seed)
+    size = forecast_bytes(feature_shapes(teacher, data.image_shape), len(index)) / 2**20
     log.info(
         "features of %d images at %d layers: %.0f MiB before compression, budget %d MiB",
         *(len(index), len(teacher.layers), size, job.budget_mib),
@@ -56,22 +59,22 @@ def _keep_features(job: Job) -> None:
             f"cache: {len(index)} images need {size / 1024:.2f} GiB and cache.budget_gib is "
             f"{job.budget_mib / 1024:g}; raise it, or set cache.images to {fitting}"
         )
-    write_features(job.outputs["features"], teacher, part, index, job.settings)
+    write_features(job.outputs["features"], teacher, part, index, job.settings.as_json())
 
 
-def _keep_answers(job: Job) -> None:
-    """Keep the teacher's logits where that pays, and say in the ticket which they are."""
-    recipe = job.settings["views"]
+def _cache_logits(job: Job[LogitSettings]) -> None:
+    """Cache the teacher's logits if that saves time, and identify them in the ticket."""
+    views = job.settings.views
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
     part = data.part("train")
-    ask(job, "model", teacher, data, part, recipe, passes=job.passes)
-    count = Views(recipe["crop_padding"], recipe["flip"]).count
+    ask(job, "model", teacher, data, part, views, passes=job.passes)
+    count = Views(views.crop_padding, views.flip).count
     ticket = {
-        "key": answers_key(job, "model", data, recipe),
+        "key": answers_key(job, "model", data, views),
         "shape": [len(part), count, data.num_classes],
         "dtype": "float16",
-        "settings": job.settings,
+        "settings": job.settings.as_json(),
     }
     write_json(job.outputs["ticket"], ticket)

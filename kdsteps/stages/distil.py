@@ -1,12 +1,13 @@
 """Distil one student: one pair, one method, one seed.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
-        teacher    teacher.safetensors, for methods that want a teacher
-        plan       plan.json of the stage build, for methods that want one
-        ticket     outputs_<views>.json of the stage cache, for methods that want logits: a sign
-                   that the teacher's answers were kept, where that pays
-writes  model      student.safetensors: what is deployed, after the last epoch
-        history    history.parquet: every named loss and validation measure of every epoch
+        teacher    teacher.safetensors, for methods that use a teacher
+        plan       plan.json of the stage build, for methods that use one
+        ticket     outputs_<views>.json of the stage cache, for methods that use logits: says that
+                   the teacher's logits were cached, if that saves time
+writes  model      student.safetensors: the deployed network after the last epoch
+        history    history.parquet: every loss term and validation metric of every epoch
+        digest     digest.json: digests of the other files
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from kdsteps.data.images import ImagePart
 from kdsteps.data.prepared import Prepared
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import DistilSettings
 from kdsteps.methods.base import Method, Task
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
@@ -36,94 +38,98 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.stages._teaching import ask
 from kdsteps.study import registry
+from kdsteps.study.settings import Model
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import Answers, Kept
 from kdsteps.training.device import choose_device
-from kdsteps.training.loop import Fit, Recipe
+from kdsteps.training.loop import Fit, views_of
 
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
-    """Train a student by one method and keep its last epoch."""
-    settings = job.settings
-    recipe = Recipe(**settings["distil"])
+def run(job: Job[DistilSettings]) -> None:
+    """Train a student by one method and save its last epoch."""
+    settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     teacher = _teacher(job, data)
-    torch.manual_seed(settings["seed"])
-    student = fresh_model(settings["student"], data)
+    torch.manual_seed(settings.seed)
+    student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
-    part = data.part("train", stream=recipe.streams)
+    part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)
     fit = Fit(
         method,
         part,
         recipe,
-        seed=settings["seed"],
+        seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
-        answers=_answers(job, method, data, part, recipe),
-        resume=resume_file(job, __name__, *_modules(job)),
+        answers=_answers(job, method, data, part),
+        resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
     taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
-    entry = method.deployed_entry(settings["student"], taught_by)
-    save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
+    entry = method.deployed_entry(settings.student.model_dump(), taught_by)
+    save_model(job.outputs["model"], method.deployed().plain(), Model(**entry), data, settings)
     write_history(job.outputs["history"], fit, settings, device)
     fit.forget()
 
 
-def _teacher(job: Job, data: Prepared) -> Chain | None:
+def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
     """The frozen teacher as the method needs it: folded to run faster, or as it was trained."""
     if "teacher" not in job.inputs:
         return None
     teacher = trained_model(job.inputs["teacher"], data).to(data.device)
-    as_trained = registry.load("methods", job.settings["method"]).keeps_teacher(
-        job.settings["options"]
-    )
+    method = registry.load("methods", job.settings.method)
+    as_trained = method.keeps_teacher(job.settings.options)
     return frozen(teacher, data.image_shape, fold=not as_trained)
 
 
 def _method(
-    job: Job, teacher: Chain | None, student: Chain, data: Prepared, part: ImagePart
+    job: Job[DistilSettings], teacher: Chain | None, student: Chain, data: Prepared, part: ImagePart
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
-    batch_size = job.settings["distil"]["batch_size"]
-    task = Task(data.image_shape, data.num_classes, part.labels, plan, batch_size)
-    return registry.load("methods", job.settings["method"])(
-        teacher, student, task, **job.settings["options"]
+    settings = job.settings
+    recipe = settings.distil
+    task = Task(
+        *(data.image_shape, data.num_classes, part.labels),
+        *(plan, recipe.batch_size, recipe.epochs),
     )
+    build = registry.load("methods", settings.method)
+    method: Method = build(teacher, student, task, **settings.options)
+    return method
 
 
 def _answers(
-    job: Job, method: Method, data: Prepared, part: ImagePart, recipe: Recipe
+    job: Job[DistilSettings], method: Method, data: Prepared, part: ImagePart
 ) -> Answers | None:
-    """What the teacher says of a batch, kept or live; None where the method itself asks it.
+    """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
-    Logits always come from the folded teacher, as those that the stage cache keeps. Features are
-    kept by the run itself where there is one view of each image.
+    Logits always come from the folded teacher, like those of the stage cache. Features are cached
+    by the run itself if there is one view of each image.
     """
-    if not recipe.views_alone or method.teacher is None:
+    recipe = job.settings.distil
+    views = recipe.views
+    if views is None or method.teacher is None:
         return None
-    settings = job.settings["distil"]
     if method.wants in ("logits", "blocks"):
         teacher = method.teacher
-        if method.keeps_teacher(job.settings["options"]):
+        if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
-        return ask(job, "teacher", teacher, data, part, settings, passes=recipe.epochs)
-    if not method.feature_layers or recipe.views.count > 1:
+        return ask(job, "teacher", teacher, data, part, views, passes=recipe.epochs)
+    if not method.feature_layers or views_of(recipe).count > 1:
         return None
     found = ask(
-        *(job, "teacher", method.teacher, data, part, settings),
+        *(job, "teacher", method.teacher, data, part, views),
         layers=method.feature_layers,
         passes=recipe.epochs,
     )
     return found if isinstance(found, Kept) else None
 
 
-def _modules(job: Job) -> Iterator[str]:
-    """The modules behind the names in a job's settings."""
-    yield registry.module("methods", job.settings["method"])
-    yield registry.module("models", job.settings["student"]["family"])
+def _roots(job: Job[DistilSettings]) -> Iterator[str]:
+    """The definitions behind the names in a job's settings."""
+    yield registry.target("methods", job.settings.method)
+    yield registry.target("models", job.settings.student.family)
     if "teacher" in job.inputs:
-        yield registry.module("models", entry_of(job.inputs["teacher"])["family"])
+        yield registry.target("models", entry_of(job.inputs["teacher"])["family"])

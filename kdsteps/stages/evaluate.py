@@ -1,12 +1,18 @@
-"""Measure one trained network on the test images, once.
+"""Evaluate one trained network on the test images, once, or time all networks of a pair.
 
 reads   data          images.npy, index.parquet, summary.json of the stage prepare
         model         student.safetensors or teacher.safetensors
-        teacher       predictions.parquet of the teacher, to compare with; left out for methods
+        teacher       predictions.parquet of the teacher, to compare with; missing for methods
                       without a teacher and for the teacher itself
-writes  measures      measures.json: accuracy, top-5, negative log-likelihood, calibration error,
-                      agreement with and KL to the teacher, parameters, multiply-adds, size, latency
-        predictions   predictions.parquet: a row a test image with label, prediction and logits (K,)
+writes  measures      measures.json: the metrics of the registry, among them accuracy, NLL, ECE,
+                      parameters and MACs, and the accuracy per class; null where one does not
+                      apply; whether the network diverged
+        predictions   predictions.parquet: one row per test image, with logits (K,)
+        digest        digest.json: digests of the other files (of a teacher)
+or, with --pair alone,
+reads   students      student.safetensors of one student per method, in the order of the settings
+        teacher       teacher.safetensors
+writes  latency       latency.json: latency and throughput of each deployed network
 """
 
 from __future__ import annotations
@@ -14,59 +20,86 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.metrics import compare, judge, latency, predict, size_of
+from kdsteps.evaluation.metrics import all_metrics, compute
+from kdsteps.evaluation.predictions import accuracy_per_class, predict
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import EvaluateSettings
+from kdsteps.stages._latency import time_networks
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 from kdsteps.training.device import choose_device
 
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[Any]) -> None:
+    """Write the metrics and predictions of one network, or the latency of those of a pair."""
+    if "latency" in job.outputs:
+        time_networks(job)
+    else:
+        _evaluate(job)
+
+
+def _evaluate(job: Job[EvaluateSettings]) -> None:
     """Predict every test image and write what follows from it."""
-    settings = job.settings["evaluate"]
+    section = job.settings.evaluate
     started = time.monotonic()
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
     network = trained_model(job.inputs["model"], data).to(device)
-    cost = share_cores(network, data, settings["batch_size"])
-    part = data.part("test")
-    logits, labels = predict(network, part.in_order(settings["batch_size"]))
-    measures = judge(logits, labels, settings["calibration_bins"])
-    if "teacher" in job.inputs:
-        measures |= compare(logits, _teacher_logits(job.inputs["teacher"], logits))
-    measures |= size_of(network.plain()) | {"multiply_adds": cost}
-    measures |= latency(network.plain(), data.image_shape, settings["latency_runs"])
+    share_cores(network, data, section.batch_size)
+    split = data.part("test")
+    logits, labels = predict(network, split.in_order(section.batch_size))
     rows = {
         "image": data.rows("test"),
         "label": labels.numpy(),
         "predicted": logits.argmax(dim=1).numpy(),
         "logits": list(logits.numpy()),
     }
-    write_table(job.outputs["predictions"], rows, PREDICTIONS, job.settings)
-    origin = provenance(device, time.monotonic() - started)
-    nothing = {"agreement": None, "kl_to_teacher": None}
-    content = nothing | measures | {"num_images": len(labels)}
-    write_json(job.outputs["measures"], content | {"settings": job.settings, "provenance": origin})
-    log.info("accuracy %.4f on %d test images", measures["accuracy"], len(labels))
+    write_table(job.outputs["predictions"], rows, PREDICTIONS, job.settings.as_json())
+    diverged = not bool(logits.isfinite().all())
+    metrics = all_metrics(section.metrics)
+    found: dict[str, Any] = {metric.name: None for metric in metrics if metric.source != "speed"}
+    known: dict[str, Any] = {"num_classes": logits.shape[1], "options": section.model_dump()}
+    image = torch.zeros(1, *data.image_shape, device=device)
+    found |= compute(metrics, "network", network.plain(), image, **known)
+    found |= {"accuracy_per_class": None}
+    if not diverged:
+        found |= compute(metrics, "predictions", logits, labels, **known)
+        found |= {"accuracy_per_class": accuracy_per_class(logits, labels)}
+        if "teacher" in job.inputs:
+            teacher = _teacher_logits(job.inputs["teacher"], logits)
+            found |= compute(metrics, "teacher", logits, teacher, **known)
+    content = {
+        "num_images": len(labels),
+        "diverged": diverged,
+        **found,
+        "settings": job.settings.as_json(),
+        "provenance": provenance(device, time.monotonic() - started),
+    }
+    write_json(job.outputs["measures"], content)
+    if diverged:
+        log.warning("the network diverged: its logits contain NaN or infinity")
+    else:
+        log.info("test accuracy %.4f on %d images", found["accuracy"], len(labels))
 
 
 def _teacher_logits(path: Path, logits: Tensor) -> Tensor:
-    """(N, K) as the teacher's own evaluation left them."""
+    """The teacher's logits, (N, K), from its own evaluation."""
     column = read_table(path, PREDICTIONS)["logits"]
     found = np.stack(column.to_numpy()) if len(column) else np.empty((0, 0), np.float32)
     if found.shape != tuple(logits.shape):
         raise KdstepsError(
-            f"{path}: holds predictions of shape {found.shape}, the student's are "
+            f"{path}: the teacher's logits have shape {found.shape}, the student's "
             f"{tuple(logits.shape)}; evaluate the teacher again on these data"
         )
     return torch.from_numpy(found)

@@ -1,14 +1,15 @@
-"""Say what the study found: which method won, by how much, and whether that is more than noise.
+"""Write the report: which method did best, by how much, and whether that is more than noise.
 
 reads   summaries            summary.json of every dataset
         teacher_histories, teacher_measures, teacher_predictions
                              of every teacher: history.parquet, measures.json, predictions.parquet
-        scores               scores.parquet of every teacher that was scored
-        plans                plan.json of every pair and method that has one
+        scores               scores.parquet of every teacher whose layers are scored
+        plans                plan.json of every pair and method with a plan
         histories, measures, predictions
                              of every student: history.parquet, measures.json, predictions.parquet
+        latencies            latency.json of every pair
 writes  page                 index.html, which needs no other file and no network
-        runs                 runs.parquet: a row a student
+        runs                 runs.parquet: one row per student, one column per metric
         metrics              metrics.json, for `dvc metrics`
         accuracy, curves, quality, size
                              PNG pictures of the page's main charts
@@ -19,30 +20,32 @@ writes  page                 index.html, which needs no other file and no networ
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-from kdsteps.files.columns import RUNS
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import ReportSettings
 from kdsteps.report.figures import pictures
 from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
-from kdsteps.report.results import load_results, run_rows
+from kdsteps.report.results import load_results, run_columns, run_rows
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
 
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
+def run(job: Job[ReportSettings]) -> None:
     """Compare the methods and write the report."""
-    study = job.settings["study"]
-    results = load_results(job.inputs, study)
+    study: dict[str, Any] = dict(job.settings.study)
+    results = load_results(job.lists, study)
     references = find_references(study["methods"])
     confidence = study["report"]["confidence"]
-    tables = pair_tables(results.runs, results.teachers, references, confidence)
-    write_table(job.outputs["runs"], run_rows(results), RUNS, job.settings)
-    write_json(job.outputs["metrics"], metrics(tables))
+    tables = pair_tables(results, references, confidence)
+    columns = run_columns(results.metrics)
+    write_table(job.outputs["runs"], run_rows(results), columns, job.settings.as_json())
+    write_json(job.outputs["metrics"], metrics(results, tables))
     for name, rows in plot_tables(results, tables).items():
         write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))
     for name, content in pictures(results, tables, study["report"]["title"]).items():

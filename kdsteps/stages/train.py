@@ -1,19 +1,31 @@
-"""Train one teacher on one dataset, with labels alone; with 0 epochs, take it as it is.
+"""Train one teacher on one data set with labels only; with 0 epochs, use it as is.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
-        history    history.parquet: every loss and validation measure of every epoch; of none, the
-                   validation measures alone, as epoch 0
+        history    history.parquet: every loss term and validation metric of every epoch; with 0
+                   epochs, the validation metrics only, as epoch 0
+        digest     digest.json: digests of the other files
+or, for a teacher that is trained,
+reads   data       as above
+        model      teacher.safetensors
+writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
+                   order, calibration. A teacher that fails stops the study before any student
+                   learns from it, unless `teacher_check` is `warn`.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
+from kdsteps.errors import KdstepsError
+from kdsteps.evaluation.predictions import predict
+from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import CheckSettings, TrainSettings
 from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models.memory_format import batch_format
@@ -23,44 +35,78 @@ from kdsteps.stages._shared import (
     resume_file,
     save_model,
     share_cores,
+    trained_model,
     validator,
     write_history,
 )
 from kdsteps.study import registry
+from kdsteps.teachers.checks import check_teacher, not_finite
 from kdsteps.training.device import choose_device
-from kdsteps.training.loop import Fit, Recipe
+from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
 
 
-def run(job: Job) -> None:
-    """Train a network by cross-entropy and keep its last epoch."""
-    settings = dict(job.settings["train"])
-    seed = settings.pop("seed")
+def run(job: Job[Any]) -> None:
+    """Train a teacher, or check one that is trained."""
+    if "check" in job.outputs:
+        _check(job)
+    else:
+        _train(job)
+
+
+def _train(job: Job[TrainSettings]) -> None:
+    """Train a network by cross-entropy and save its last epoch."""
+    entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
-    torch.manual_seed(seed)
-    network = fresh_model(job.settings["model"], data).to(device)
+    torch.manual_seed(recipe.seed)
+    network = fresh_model(entry, data, will_train=recipe.epochs > 0).to(device)
     data = replace(data, memory_format=batch_format(network))
-    recipe = Recipe(**settings)
     share_cores(network, data, recipe.batch_size)
-    part = data.part("train", stream=recipe.streams)
+    part = data.part("train", stream=recipe.per_image)
     task = Task(data.image_shape, len(data.class_names), part.labels)
     fit = Fit(
         Labels(None, network, task),
         part,
         recipe,
-        seed=seed,
+        seed=recipe.seed,
         validate=validator(network, data.part("validation")),
-        resume=resume_file(
-            job,
-            __name__,
-            registry.module("models", job.settings["model"]["family"]),
-        ),
+        resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
     )
     fit.run()
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
-    save_model(job.outputs["model"], network.plain(), job.settings["model"], data, job.settings)
+    save_model(job.outputs["model"], network.plain(), entry, data, job.settings)
     write_history(job.outputs["history"], fit, job.settings, device)
     fit.forget()
+
+
+def _check(job: Job[CheckSettings]) -> None:
+    """Judge a teacher by its predictions for the validation images."""
+    settings = job.settings
+    device = choose_device(job.gpus, job.threads)
+    data = prepared(job, device)
+    path = job.inputs["model"]
+    network = trained_model(path, data).to(device)
+    part = data.part("validation")
+    if not len(part):
+        log.warning("the teacher is not checked: there are no validation images")
+        write_json(job.outputs["check"], {"settings": settings.as_json(), "accuracy": None})
+        return
+    if (broken := not_finite(network.plain().state_dict())) is not None:
+        raise KdstepsError(f"{path}: the weight {broken!r} has NaN or infinity; train it again")
+    logits, labels = predict(network, part.in_order(settings.batch_size))
+    found = check_teacher(
+        logits, labels, data.class_names, expected_accuracy=settings.expected_accuracy
+    )
+    log.info("validation accuracy %s, chance %.1f %%", found.accuracy, 100 * found.chance)
+    for warning in found.warnings:
+        log.warning("the teacher %s: %s", path, warning)
+    if found.problems and settings.on_failure == "stop":
+        raise KdstepsError(
+            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to go on"
+        )
+    for problem in found.problems:
+        log.warning("the teacher %s: %s", path, problem)
+    write_json(job.outputs["check"], asdict(found) | {"settings": settings.as_json()})

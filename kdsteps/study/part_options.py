@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, crea
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
-from kdsteps.study.messages import wanted
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
@@ -84,7 +83,7 @@ class Description(BaseModel):
         target: Where the part is defined, `module:Name` or `./file.py:Name`.
         wants, plan: Of a method: what it needs of the teacher, which plan the stage `build` makes.
         core_schema: The options as pydantic's validator takes them.
-        wanted: Each option's type in words.
+        wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
         json_schema: The options as a JSON schema.
         files: Digests of the files that all this was read from, by path; none for a shipped part.
@@ -96,7 +95,7 @@ class Description(BaseModel):
     wants: str | None = None
     plan: str | None = None
     core_schema: dict[str, Any]
-    wanted: dict[str, str]
+    wanted: dict[str, str | None]
     refused: dict[str, str]
     json_schema: dict[str, Any]
     files: dict[str, str] = {}
@@ -139,10 +138,7 @@ def describe(kind: Kind, reference: str) -> Description:
             "extra_behavior": "allow" if signature.is_open else "forbid",
             "config": {"allow_inf_nan": False},
         },
-        wanted={
-            name: field.description or wanted(field.annotation, field.metadata)
-            for name, field in model.model_fields.items()
-        },
+        wanted={name: field.description for name, field in model.model_fields.items()},
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
         files={} if reference in shipped(kind) else _files(part),

@@ -16,11 +16,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import SchemaValidator, to_jsonable_python
+from pydantic_core import SchemaValidator, ValidationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study.messages import option_sentence
+from kdsteps.study.messages import sentence
 from kdsteps.study.part_cache import description
 from kdsteps.study.part_imports import NOUNS, PACKAGE, Kind, installed, load, location, shipped
 from kdsteps.study.part_options import Description
@@ -87,8 +86,9 @@ class Part:
         try:  # as JSON: lists serve as tuples there although types are strict
             found = self._validator.validate_json(text, strict=True)
         except ValidationError as error:
+            keys = self.described.wanted | dict.fromkeys(others)
             raise KdstepsError(
-                option_sentence(error, self.described.wanted, options, where, others)
+                sentence(error, options, where, lambda path: {} if path else keys)
             ) from error
         plain: dict[str, Any] = to_jsonable_python(found)
         return plain

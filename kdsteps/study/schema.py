@@ -6,14 +6,14 @@ from typing import Any
 
 from kdsteps.study import registry
 from kdsteps.study.messages import MAX_NAME
-from kdsteps.study.settings import Study
+from kdsteps.study.settings import Params
 
 Schema = dict[str, Any]
 
 
 def study_schema() -> Schema:
     """What params.yaml may say, with the options of every method, model family and kind of data."""
-    schema = Study.model_json_schema()
+    schema = Params.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     properties, required = schema["properties"], schema["required"]
     distil, train, build = (_reference(name) for name in ("Distil", "Train", "Build"))
@@ -21,7 +21,8 @@ def study_schema() -> Schema:
         (pattern,) = properties[name].pop("patternProperties")
         properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
     properties["datasets"]["additionalProperties"] = _choice("data", "kind", {})
-    own = {"train": _or_nothing(train), "checkpoint": {"type": "string"}}
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    own = {"train": _or_nothing(train)} | {name: {"type": "string"} for name in weights}
     properties["models"]["additionalProperties"] = _choice("models", "family", own)
     overrides = {"distil": _or_nothing(distil), "build": _or_nothing(build)}
     properties["methods"] |= {

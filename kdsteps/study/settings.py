@@ -1,199 +1,292 @@
-"""What params.yaml may say: one frozen model a section, unknown keys refused."""
+"""The sections of params.yaml: one frozen model each, unknown keys refused.
+
+Every training field is declared here and nowhere else; a stage receives these very objects.
+"""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+import unicodedata
+from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
 )
 
-from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study import registry
-from kdsteps.study.messages import MAX_NAME, sentence, shown
-from kdsteps.study.yaml_text import NotYaml, read_yaml
+from kdsteps.study.messages import MAX_NAME
+from kdsteps.study.run_length import in_epochs
 
-Name = Annotated[  # stands in paths
+Name = Annotated[  # becomes part of paths
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MAX_NAME)
 ]
-MAX_SEED = 2**32 - 1  # what every generator takes
+MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Entry = dict[str, Any]
-SectionT = TypeVar("SectionT", bound="Section")
-ModelT = TypeVar("ModelT", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+MAX_BATCH, MAX_EPOCHS = 1_000_000, 1_000_000  # beyond these a typing error is likely
+
+
+def _without_control_characters(text: str) -> str:
+    for character in text:
+        if unicodedata.category(character) == "Cc":
+            raise ValueError(f"has the control character {character!r}; delete it")
+    return text
+
+
+Title = Annotated[str, Field(max_length=200), AfterValidator(_without_control_characters)]
+Options = dict[str, JsonValue]
+"""Keyword arguments of a part: a method, a model family, a kind of data."""
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
 
 
 class Section(BaseModel):
-    """Frozen, and unknown keys are refused."""
+    """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @classmethod
+    def taken_from(cls, section: Section) -> Self:
+        """The fields of this class out of a section that has them all."""
+        return cls.model_construct(**{name: getattr(section, name) for name in cls.model_fields})
 
-class Pair(Section):
-    """A teacher, a student and the images both see."""
-
-    dataset: Annotated[Name, Field(description="a name under datasets")]
-    teacher: Annotated[Name, Field(description="a name under models")]
-    student: Annotated[Name, Field(description="a name under models")]
-    distil: Entry = {}  # values of the section `distil` that differ for this pair
-    build: Entry = {}  # values of the section `build` that differ for this pair
-    published: str | None = None  # published values that the report shows beside ours
+    def updated(self, changes: Section | None) -> Self:
+        """A copy with the fields that `changes`, of the same class, sets explicitly."""
+        given = changes.model_fields_set if changes is not None else set()
+        return self.model_copy(update={name: getattr(changes, name) for name in given})
 
 
 class Prepare(Section):
-    """How a dataset is split where its source does not say: the section `prepare`."""
+    """How a data set is split where its source does not say: the section `prepare`."""
 
-    validation: Share = 0.1  # of the images that are not for testing
-    test: Share = 0.2
+    validation: Fraction = 0.1  # of the images that are not for testing
+    test: Fraction = 0.2
     seed: Seed = 0
     broken: Literal["refuse", "skip"] = "refuse"  # images that cannot be read
 
 
-class Training(Section):
-    """How a network is trained; the benchmark's recipe unless told otherwise."""
+class ViewSettings(Section):
+    """What decides a teacher's logits for a training image, besides the teacher and the image.
 
-    epochs: PositiveInt = 240
-    batch_size: PositiveInt = 64
+    Random crops and flips give every image a fixed number of views. Precision and batch size count
+    because rounding depends on them.
+    """
+
+    crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
+    flip: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
+
+    @property
+    def name(self) -> str:
+        """Such as `crop4_flip_batch64`, for file names."""
+        crop = [f"crop{self.crop_padding}"] if self.crop_padding else []
+        shown = crop + ["flip"] * self.flip or ["plain"]
+        precision = [self.precision] * (self.precision != "float32")
+        return "_".join([*shown, *precision, f"batch{self.batch_size}"])
+
+
+class Training(ViewSettings):
+    """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
+
+    epochs: Annotated[int, Field(gt=0, le=MAX_EPOCHS)] = 240
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.05  # peak, after the warm-up
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 5e-4
     schedule: Literal["constant", "cosine", "onecycle", "steps"] = "steps"
-    warmup: Share = 0.0  # share of all steps; onecycle: the rising part, 0.3 if left at 0
-    milestones: tuple[PositiveInt, ...] = (150, 180, 210)  # epochs, of the schedule `steps`
+    warmup: Fraction = 0.0  # of all steps; onecycle: the rising part, 0.3 if left at 0
+    # Where the schedule `steps` lowers the rate: fractions of the run, or epochs.
+    milestones: tuple[PositiveFloat, ...] = (0.625, 0.75, 0.875)
     decay: PositiveFloat = 0.1  # factor at each milestone
-    crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
-    flip: bool = False
     randaugment: Annotated[int, Field(ge=0, le=30)] = 0  # magnitude; 0: off
-    resized_crop: Share = 0.0  # least share of the area that a random crop keeps; 0: off
+    resized_crop: Fraction = 0.0  # smallest fraction of the area that a random crop keeps; 0: off
     mixup: NonNegativeFloat = 0.0  # alpha; 0: off
     cutmix: NonNegativeFloat = 0.0  # alpha; 0: off
-    precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     checkpoint_minutes: PositiveFloat = 10.0  # between two saves to resume from
 
     @property
-    def views(self) -> str | None:
-        """How a teacher sees the training images, as a name; None if that cannot be numbered.
+    def per_image(self) -> bool:
+        """Whether images are augmented one by one, which several processes do faster."""
+        return bool(self.randaugment or self.resized_crop)
 
-        Crop and flip give every image a number of views, whatever lies beyond them a continuum.
-        Precision and batch size are part of it, for on them rests how answers are rounded.
+    @property
+    def views(self) -> ViewSettings | None:
+        """What the teacher's logits depend on; None if views cannot be numbered.
+
+        Crops and flips can be numbered; whatever goes beyond them is a continuum.
         """
-        if self.randaugment or self.resized_crop or self.mixup or self.cutmix:
+        if self.per_image or self.mixup or self.cutmix:
             return None
-        crop = [f"crop{self.crop_padding}"] if self.crop_padding else []
-        shown = crop + ["flip"] * self.flip or ["plain"]
-        precision = [self.precision] * (self.precision != "float32")
-        return "_".join([*shown, *precision, f"batch{self.batch_size}"])
+        return ViewSettings.taken_from(self)
 
-    @model_validator(mode="after")
-    def _momentum_for_nesterov(self) -> Self:
+    def milestone_epochs(self) -> list[float]:
+        """Where the rate falls, in epochs from the start."""
+        return [in_epochs(at, self.epochs) for at in self.milestones]
+
+    def problem(self) -> str | None:
+        """What does not fit together, as `key is value; what would be right`, or None."""
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
-            raise ValueError("asks for nesterov without momentum; momentum should be above 0")
-        return self
+            return "nesterov is true and momentum is 0; momentum should be above 0"
+        if self.schedule != "steps" or not self.epochs:
+            return None
+        late = [at for at in self.milestones if at >= max(1, self.epochs)]
+        if late:
+            return (
+                f"milestones has {late[0]:g} and epochs is {self.epochs}; milestones should be "
+                "below epochs, or fractions of the run such as 0.75"
+            )
+        if any(at > 1 and at % 1 for at in self.milestones):
+            return "milestones has a fraction of an epoch; use fractions of the run or whole epochs"
+        return None
 
 
 class Train(Training):
     """How every teacher is trained: the section `train`."""
 
-    epochs: NonNegativeInt = 240  # 0: taken as it is, from its `checkpoint` or `pretrained`
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = (
+        240  # 0: used as is, from its `checkpoint` or `pretrained`
+    )
     seed: Seed = 0
+    teacher_check: Literal["stop", "warn"] = "stop"  # if the trained teacher is not good enough
 
 
 class Distil(Training):
     """How every student is trained: the section `distil`."""
 
 
-class Cache(Section):
-    """What of a teacher is kept: the section `cache`."""
+class FeatureSample(Section):
+    """The images whose features are cached for the scores, balanced over the classes."""
 
-    images: PositiveInt = 5000  # whose features are kept for the scores, balanced over classes
+    images: PositiveInt = 5000
     seed: Seed = 0
+
+
+class Cache(FeatureSample):
+    """What is cached of a teacher: the section `cache`."""
+
     budget_gib: PositiveFloat = 4.0
     outputs: Literal["auto", "always", "never"] = "auto"  # the teacher's logits for training
 
 
 class ScoreSection(Section):
-    """How layers are scored and chosen: the section `score`."""
+    """How layers are scored and selected: the section `score`."""
 
     variant: Literal["intended", "as_coded"] = "intended"
     select: Score = "quality"
     num_layers: PositiveInt = 3
 
 
-class Build(Section):
+class BuildStones(Section):
+    """The keys of `build` that stepping stones use."""
+
+    cuts: Literal["stages", "quality"] | tuple[tuple[str, str], ...] = "stages"
+    num_stones: PositiveInt | None = None  # None: one for each stage
+    connector: Literal["conv_norm", "conv", "three_layer", "identity"] = "conv_norm"
+
+
+class BuildPairs(Section):
+    """The keys of `build` that pairs of layers use."""
+
+    select: Score | tuple[str, ...] | None = None  # None: as the stage `score` selected
+    num_pairs: PositiveInt | None = None  # None: one for each stage of the student
+    student_layers: tuple[str, ...] | None = None  # None: the student's stages
+    projector: Literal["conv", "three_layer"] = "conv"
+
+
+class Build(BuildStones, BuildPairs):
     """How students and teachers are joined: the section `build`."""
 
-    cuts: Literal["stages", "quality"] | tuple[tuple[str, str], ...] = "stages"  # block_kd
-    num_stones: PositiveInt | None = None  # block_kd; None: as many as there are stages
-    connector: Literal["conv_norm", "conv", "three_layer", "identity"] = "conv_norm"  # block_kd
-    select: Score | tuple[str, ...] | None = None  # feature_only; None: as the stage score chose
-    num_pairs: PositiveInt | None = None  # feature_only; None: as many as the student has stages
-    student_layers: tuple[str, ...] | None = None  # feature_only; None: the student's stages
-    projector: Literal["conv", "three_layer"] = "conv"  # feature_only
+    def of_plan(self, plan: str | None) -> BuildStones | BuildPairs:
+        """The keys that a plan, "stones" or "pairs", uses."""
+        return (BuildStones if plan == "stones" else BuildPairs).taken_from(self)
 
 
-class Evaluate(Section):
-    """What is measured of a trained network: the section `evaluate`."""
+class MetricSettings(Section):
+    """The keys of `evaluate` that metrics of predictions and networks use."""
 
     calibration_bins: PositiveInt = 15
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
+    metrics: tuple[str, ...] = ()  # your own: ./file.py:name, package.module:name, entry point
+
+
+class TimingSettings(Section):
+    """The keys of `evaluate` that the measurement of latency and throughput uses."""
+
     latency_runs: PositiveInt = 100  # single images, after a warm-up
-    batch_size: PositiveInt = 256
+    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
+    metrics: tuple[str, ...] = ()
+
+
+class Evaluate(TimingSettings, MetricSettings):
+    """What is measured of a trained network: the section `evaluate`."""
 
 
 class Report(Section):
     """What the report says: the section `report`."""
 
-    title: str = "Distillation study"
+    title: Title = "Distillation study"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
-class Study(Section):
-    """The whole of params.yaml."""
+class DatasetEntry(BaseModel):
+    """An entry of `datasets`: its kind, and the options of that kind."""
 
-    datasets: Annotated[
-        dict[Name, Entry],
-        Field(min_length=1, description="at least one entry `name: {kind: ...}`"),
-    ]
-    models: Annotated[
-        dict[Name, Entry],
-        Field(min_length=1, description="at least one entry `name: {family: ...}`"),
-    ]
-    pairs: Annotated[
-        dict[Name, Pair],
-        Field(
-            min_length=1,
-            description="at least one entry `name: {dataset: ..., teacher: ..., student: ...}`",
-        ),
-    ]
-    methods: Annotated[
-        dict[Name, Entry],
-        Field(min_length=1, description="at least one entry `name: {options}`, such as `kd: {}`"),
-    ]
-    seeds: Annotated[
-        tuple[Seed, ...],
-        Field(
-            min_length=1,
-            description=f"a list of whole numbers from 0 to {MAX_SEED}, such as [0, 1, 2]",
-        ),
-    ]
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: Annotated[str, Field(description="a kind of data, such as digits or folder")]
+
+
+class ModelEntry(BaseModel):
+    """An entry of `models`: its family, the options of that family, and how it is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None  # of the weights in the file, where several fit
+    checkpoint_prefix: str | None = None
+    expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
+    train: Train | None = None  # values of the section `train` that differ for this model
+
+
+class MethodEntry(BaseModel):
+    """An entry of `methods`: the options of a method, under its name or another one."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: str | None = None  # None: the entry's own name
+    distil: Distil | None = None  # values of the section `distil` that differ for this method
+    build: Build | None = None
+
+
+class Pair(Section):
+    """A teacher, a student and the images that both see."""
+
+    dataset: Annotated[Name, Field(description="a name under datasets")]
+    teacher: Annotated[Name, Field(description="a name under models")]
+    student: Annotated[Name, Field(description="a name under models")]
+    distil: Distil | None = None  # values of the section `distil` that differ for this pair
+    build: Build | None = None
+    published: str | None = None  # published values that the report shows beside ours
+
+
+class Params(Section):
+    """The whole of params.yaml as it is written."""
+
+    datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
+    pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
+    methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     prepare: Prepare = Prepare()
     train: Train = Train()
     cache: Cache = Cache()
@@ -203,160 +296,16 @@ class Study(Section):
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
 
-    @field_validator("methods", "datasets", "models", mode="before")
-    @classmethod
-    def _bare_names(cls, entries: Any) -> Any:
-        """`kd:` without anything behind it means all defaults."""
-        if not isinstance(entries, dict):
-            return entries
-        return {name: {} if entry is None else entry for name, entry in entries.items()}
+
+class Dataset(Section):
+    """A data set: its kind with the options of that kind."""
+
+    kind: str
+    options: Options
 
 
-_OPTIONAL = tuple(name for name, field in Study.model_fields.items() if not field.is_required())
+class Model(Section):
+    """A network: its family with the options of that family, `checkpoint` among them."""
 
-
-def load_study(path: str | Path = "params.yaml") -> Study:
-    """The study that `path` describes, checked as far as it can be without data and networks.
-
-    Raises:
-        KdstepsError: The file is missing or no YAML, or says something that cannot be.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise KdstepsError(
-            f"{path}: is not there; run kdsteps where params.yaml lies, or copy one from recipes/"
-        ) from error
-    except OSError as error:
-        raise KdstepsError(
-            f"{path}: cannot be read ({error.strerror}); give a file that you may read"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise KdstepsError(f"{path}: is no UTF-8 text; write it as a YAML file") from error
-    try:
-        content = read_yaml(text)
-    except NotYaml as error:
-        line = f" line {error.line}" if error.line else ""
-        raise KdstepsError(f"{path}:{line} is not YAML: {error.problem}") from error
-    if not isinstance(content, dict):
-        found = "empty" if content is None else shown(content)
-        raise KdstepsError(
-            f"{path}: is {found}; it should have the sections datasets, models, pairs, methods "
-            "and seeds"
-        )
-    return parse_study(content, str(path))
-
-
-def parse_study(content: dict[str, Any], where: str = "params.yaml") -> Study:
-    """The study that `content`, the parsed params.yaml, describes.
-
-    Raises:
-        KdstepsError: As `load_study`.
-    """
-    blank = {name for name in _OPTIONAL if content.get(name, ...) is None}  # `evaluate:` alone
-    study = parse(Study, {key: content[key] for key in content if key not in blank}, where)
-    _check_seeds(study, where)
-    for name, entry in study.datasets.items():
-        dataset_entry(entry, f"{where}: datasets.{name}")
-    for name, entry in study.models.items():
-        model_entry(entry, f"{where}: models.{name}")
-        merge(study.train, entry.get("train", {}), f"{where}: models.{name}.train")
-    for name, pair in study.pairs.items():
-        _check_pair(study, pair, f"{where}: pairs.{name}")
-        merge(study.distil, pair.distil, f"{where}: pairs.{name}.distil")
-        merge(study.build, pair.build, f"{where}: pairs.{name}.build")
-    for name, entry in study.methods.items():
-        spot = f"{where}: methods.{name}"
-        method_entry(name, entry, spot)
-        merge(study.distil, entry.get("distil", {}), f"{spot}.distil")
-        merge(study.build, entry.get("build", {}), f"{spot}.build")
-    return study
-
-
-def dataset_entry(entry: Entry, where: str) -> tuple[str, Entry]:
-    """The kind of data and its options, defaults filled in."""
-    return _part("data", "kind", entry, where, ())
-
-
-def model_entry(entry: Entry, where: str = "models") -> tuple[str, Entry]:
-    """The family of a model and its options, defaults filled in, `checkpoint` among them."""
-    family, options = _part("models", "family", entry, where, ("train", "checkpoint"))
-    if (checkpoint := entry.get("checkpoint")) is not None:
-        if not isinstance(checkpoint, str):
-            raise KdstepsError(f"{where}.checkpoint is {shown(checkpoint)}; it should be a path")
-        options["checkpoint"] = checkpoint
-    return family, options
-
-
-def method_entry(name: str, entry: Entry, where: str = "methods") -> tuple[str, Entry]:
-    """The method behind a name in params.yaml and its options, defaults filled in."""
-    return _part("methods", "method", {"method": name} | entry, where, ("distil", "build"))
-
-
-def merge(section: SectionT, overrides: Any, where: str) -> SectionT:
-    """`section` with some values replaced.
-
-    Raises:
-        KdstepsError: A key is unknown or a value is out of range.
-    """
-    if overrides is None:  # `distil:` with nothing behind it
-        return section
-    if not isinstance(overrides, dict):
-        keys = ", ".join(type(section).model_fields)
-        raise KdstepsError(f"{where} is {shown(overrides)}; it should have keys out of {keys}")
-    return parse(type(section), section.model_dump(mode="json") | overrides, where)
-
-
-def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
-    """`content` as a settings model, or one sentence that says what is wrong with it and where.
-
-    Args:
-        others: Keys that may stand beside those of the model, for guesses at what was meant.
-    """
-    try:
-        text = json.dumps(content, default=str)
-    except ValueError as error:
-        raise KdstepsError(f"{where}: an entry contains itself; write it out instead") from error
-    try:  # as JSON: lists may stand for tuples there although types are strict
-        return model.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        raise KdstepsError(sentence(error, model, content, where, others)) from error
-
-
-def _part(
-    kind: registry.Kind, key: str, entry: Entry, where: str, others: Sequence[str]
-) -> tuple[str, Entry]:
-    """The name of a part and its options; `others` are keys of the entry that are not its own."""
-    if key not in entry:
-        there = ", ".join(registry.names(kind))
-        raise KdstepsError(f"{where}.{key} is missing; there are {there}")
-    spot = where if where.endswith(f"methods.{entry[key]}") else f"{where}.{key}"
-    part = registry.find(kind, entry[key], spot)
-    options = {option: value for option, value in entry.items() if option not in (key, *others)}
-    return part.reference, part.parse(options, where, (key, *others))
-
-
-def _check_seeds(study: Study, where: str) -> None:
-    twice = [seed for seed, count in Counter(study.seeds).items() if count > 1]
-    if twice:
-        raise KdstepsError(f"{where}: seeds: {twice[0]} stands there twice; once would be right")
-
-
-def _check_pair(study: Study, pair: Pair, where: str) -> None:
-    for key, section in (("dataset", "datasets"), ("teacher", "models"), ("student", "models")):
-        name, there = getattr(pair, key), getattr(study, section)
-        if name not in there:
-            hint = nearest(name, there)
-            raise KdstepsError(f"{where}.{key} is {name!r}, which is not under {section}{hint}")
-    teacher = study.models[pair.teacher]
-    epochs = merge(study.train, teacher.get("train", {}), f"{where}.teacher").epochs
-    if not (epochs or teacher.get("checkpoint") or teacher.get("pretrained")):
-        raise KdstepsError(
-            f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
-            "to begin with; give it a checkpoint, or train it for an epoch or more"
-        )
-    if pair.published is not None and pair.published not in registry.published_pairs():
-        hint = nearest(pair.published, registry.published_pairs())
-        raise KdstepsError(
-            f"{where}.published is {pair.published!r}, of which no published values are known{hint}"
-        )
+    family: str
+    options: Options

@@ -1,105 +1,132 @@
-"""YAML as people write it: 5e-4 is a number, and a key that stands twice is a mistake."""
+"""YAML 1.2 as DVC reads it, with a sentence where YAML 1.1 would read a value differently."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
-# What PyYAML says of frequent mistakes, in words that say what would be right.
-_PLAIN_WORDS = {
-    r"found character '\\t' that cannot start any token": "a tab stands there; indent by spaces",
-    "mapping values are not allowed here": (
-        "a colon stands where none can; indent the line as its neighbours, or quote the text"
+MAX_CHARACTERS = 1_000_000
+MAX_VALUES = 100_000  # with every alias written out
+MAX_PLAIN = 1_000  # characters of a value without quotes
+_TAG = "tag:yaml.org,2002:"
+
+# What a reader of YAML 1.1 takes for a boolean, a number of base 60 and a number of base 8.
+_READ_DIFFERENTLY = {
+    r"(?i:yes|no|on|off)": "write true or false, or put it in quotes",
+    r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?": "put it in quotes",
+    r"[-+]?0[0-9_]+": "leave out the leading zero, or put it in quotes",
+}
+# What the parser says about common mistakes (`{}`), with what would be right.
+_ADVICE = {
+    r"'\\t'": "a tab is used for indentation; indent with spaces",
+    "mapping values are not allowed": (
+        "a second colon is not allowed here; indent the line like its neighbors, or quote the text"
     ),
-    r"could not find expected ':'": "there is no colon behind the key; write `key: value`",
-    r"expected '?<?block end>?'?,? but found .*": (
-        "the line does not fit the ones above; indent it as its neighbours, and close every bracket"
+    "could not find expected ':'": "there is no colon after the key; write `key: value`",
+    r"expected ',' or '[\]}]'": "a comma or the closing bracket is missing",
+    "<block end>": (
+        "the line does not match those above; indent it like its neighbors, and close all brackets"
     ),
-    r"expected ',' or '[\]}]',? but got .*": "a comma or the closing bracket is missing",
-    r"could not determine a constructor for the tag .*": (
-        "a tag stands there (`!...`); write the plain value"
-    ),
-    r"expected a single document .*|but found another document": (
-        "a second document begins there; leave out the line `---`"
-    ),
-    r"found undefined alias .*": "the name behind `*` is not defined above",
-    r"found unexpected end of stream": "a quote or bracket is not closed",
-    r"found character .* that cannot start any token": (
-        "a character stands there that nothing can begin with; quote the text"
-    ),
+    "tag": "{}; write the plain value, without `!`",
+    "another document": "another document begins here; leave out the line `---`",
+    "undefined alias": "{}; define it with `&` above, or write the value",
+    "unexpected end of stream": "a quote is not closed",
+    "cannot start any token": "{}; quote the text",
 }
 
 
 class NotYaml(ValueError):
-    """What is wrong in which line, and what would be right."""
+    """What is wrong, in which line if that is known, and what would be right."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
         self.problem, self.line = problem, line
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe, with the floats of YAML 1.2 (as DVC reads them), and no key twice.
-
-    Keys are texts as they stand there: `no:` and `2024:` are names like any other.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _not_yaml("a list or mapping stands where a key should be; quote it", key)
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.value in seen:
-                raise _not_yaml(f"the key {key.value!r} stands there twice; leave one of them", key)
-            seen.add(key.value)
-            key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
-
-
 def read_yaml(text: str) -> Any:
-    """The content of a YAML text.
+    """The content of a YAML text, with every key as text.
 
     Raises:
-        NotYaml: It is not YAML, or a key stands twice in one mapping.
+        NotYaml: It is not YAML, is too large, has a key twice in one mapping, or a value that
+            YAML 1.1 and 1.2 read differently.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise NotYaml(f"it has {len(text):,} characters; {MAX_CHARACTERS:,} is the limit")
+    yaml = YAML(typ="safe", pure=True)
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader, see above
-    except yaml.reader.ReaderError as error:
+        document = yaml.compose(text)
+        _check(document)
+        return None if document is None else yaml.constructor.construct_document(document)
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problem = f"the character {chr(error.character)!r} cannot stand there; delete it"
+        problem = f"the character {chr(error.character)!r} is not allowed; delete it"
         raise NotYaml(problem, line) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise NotYaml(_said(error), mark.line + 1 if mark else None) from error
+    except DuplicateKeyError as error:
+        key = re.search(r'duplicate key "(.*?)"', str(error.problem))
+        found = f"the key {key[1]!r}" if key else "a key"
+        raise NotYaml(f"{found} appears twice; delete one of them", _line(error)) from error
+    except MarkedYAMLError as error:
+        problem = str(error.problem or error.context or "it cannot be parsed")
+        advice = (said for part, said in _ADVICE.items() if re.search(part, problem))
+        raise NotYaml(
+            next(advice, "{}; correct that line").format(problem), _line(error)
+        ) from error
     except RecursionError as error:
         raise NotYaml("it is nested too deeply; close the brackets") from error
+    except NotYaml:
+        raise
+    except (ValueError, KeyError) as error:  # such as `!!int x`
+        raise NotYaml("a value does not match its tag; write it without `!!`") from error
 
 
-def _not_yaml(problem: str, node: yaml.Node) -> NotYaml:
-    return NotYaml(problem, node.start_mark.line + 1)
+def _check(document: Node | None) -> None:
+    """Refuse what is too large or ambiguous, and make every key text, as it is written."""
+    waiting = [document] if document is not None else []
+    count = 0
+    while waiting:
+        count += 1
+        if count > MAX_VALUES:
+            raise NotYaml(f"it has more than {MAX_VALUES:,} values (with aliases written out)")
+        node = waiting.pop()
+        if isinstance(node, ScalarNode):
+            _check_scalar(node)
+        elif isinstance(node, SequenceNode):
+            waiting.extend(node.value)
+        elif isinstance(node, MappingNode):
+            for key, value in node.value:
+                _make_text(key)
+                waiting.append(value)
 
 
-def _said(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or error.context or "it cannot be parsed"
-    for pattern, plain in _PLAIN_WORDS.items():
-        if re.fullmatch(pattern, problem):
-            return plain
-    return f"{problem}; mend that line"
+def _check_scalar(node: ScalarNode) -> None:
+    line = node.start_mark.line + 1
+    if node.style is not None:  # quoted
+        return
+    if len(node.value) > MAX_PLAIN:
+        found = f"{len(node.value):,} characters; {MAX_PLAIN:,} is the limit"
+        raise NotYaml(f"a value has {found}", line)
+    for pattern, advice in _READ_DIFFERENTLY.items():
+        if re.fullmatch(pattern, node.value):
+            problem = f"{node.value!r} means different things in YAML 1.1 and 1.2; {advice}"
+            raise NotYaml(problem, line)
+    if node.tag == _TAG + "timestamp":
+        node.tag = _TAG + "str"
+
+
+def _make_text(key: Node) -> None:
+    if not isinstance(key, ScalarNode):
+        problem = "a list or mapping is used as a key; put it in quotes"
+        raise NotYaml(problem, key.start_mark.line + 1)
+    if key.tag != _TAG + "merge":
+        key.tag = _TAG + "str"
+
+
+def _line(error: MarkedYAMLError) -> int | None:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else None

@@ -22,57 +22,59 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import atomic
 from kdsteps.files.columns import Columns
 from kdsteps.files.tables import open_table, whole_parquet
-from kdsteps.models.adapters import Place, places
 from kdsteps.models.chain import Chain
+from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 FEATURES: Columns = {
     "layer": pa.dictionary(pa.int16(), pa.string()),
-    "image": pa.int32(),  # place in the training part
+    "image": pa.int32(),  # number in the training split
     "label": pa.int32(),
     "features": pa.large_list(pa.float16()),  # the layer's output for this image, flattened
 }
 
-HELD_BYTES = 2**30  # of features that are in memory at once while they are written
+HELD_BYTES = 2**30  # of features in memory at once while they are written
 BATCH = 250
 
 
 def balanced_sample(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices of about `count` images, equally many of each class, ascending.
 
-    A class with fewer images than its share gives all it has.
+    A class with fewer images contributes all of them.
 
     Args:
         labels: (N,).
     """
     generator = torch.Generator().manual_seed(seed)
     classes = labels.unique()
-    share = max(1, count // len(classes))
+    per_class = max(1, count // len(classes))
     chosen = []
     for label in classes:
         members = (labels == label).nonzero()[:, 0]
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:share]])
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
     return torch.cat(chosen).sort().values
 
 
-def forecast_bytes(found: Mapping[str, Place], num_images: int) -> int:
-    """What the features of all layers take before compression."""
-    return 2 * num_images * sum(math.prod(place.shape) for place in found.values())
+def forecast_bytes(shapes: Mapping[str, FeatureShape], num_images: int) -> int:
+    """Size of the features of all layers before compression."""
+    return 2 * num_images * sum(math.prod(shape.shape) for shape in shapes.values())
 
 
 @torch.inference_mode()
 def write_features(
     path: Path, teacher: Chain, part: ImagePart, index: Tensor, settings: Mapping[str, Any]
 ) -> None:
-    """Features of every layer for the images of `index` (N,), unaugmented, teacher in eval mode.
+    """Write the features of every layer for the images of `index` (N,), without augmentation.
 
     Raises:
         KdstepsError: A feature is not finite, or too large for float16.
     """
     teacher.eval()
-    found = places(teacher, part.image_shape)
+    shapes = feature_shapes(teacher, part.image_shape)
     metadata = {
-        "kdsteps.study.settings": json.dumps(settings, sort_keys=True),
-        "kdsteps.places": json.dumps({layer: place.as_dict() for layer, place in found.items()}),
+        "kdsteps.settings": json.dumps(settings, sort_keys=True),
+        "kdsteps.feature_shapes": json.dumps(
+            {layer: shape.as_dict() for layer, shape in shapes.items()}
+        ),
     }
     schema = pa.schema(list(FEATURES.items()), metadata=metadata)
     labels = part.labels.cpu()[index].numpy()
@@ -80,7 +82,7 @@ def write_features(
         atomic(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
     ):
-        for layers in _groups(found, len(index)):
+        for layers in _groups(shapes, len(index)):
             features = _collect(teacher, part, index, layers)
             for layer in layers:
                 file.write_table(
@@ -96,8 +98,8 @@ class FeatureFile:
         self.path = path
         self._file = open_table(path, FEATURES)
         metadata = self._file.schema_arrow.metadata
-        described = json.loads(metadata[b"kdsteps.places"])
-        self.places = {layer: Place(**place) for layer, place in described.items()}
+        described = json.loads(metadata[b"kdsteps.feature_shapes"])
+        self.shapes = {layer: FeatureShape(**shape) for layer, shape in described.items()}
 
     def labels(self) -> Tensor:
         """(N,) of the sampled images."""
@@ -105,7 +107,7 @@ class FeatureFile:
 
     def chunks(self, layer: str, width: int = 2048) -> Iterator[Tensor]:
         """The features (N, D) of a layer as float32 pieces (N, at most `width`), left to right."""
-        number = list(self.places).index(layer)
+        number = list(self.shapes).index(layer)
         column = self._column(number, "features").combine_chunks()
         flat = column.flatten().to_numpy(zero_copy_only=True)  # (N * D,), float16
         features = flat.reshape(len(column), -1)
@@ -117,12 +119,12 @@ class FeatureFile:
             return self._file.read_row_group(group, columns=[name])[name]
 
 
-def _groups(found: Mapping[str, Place], num_images: int) -> Iterator[list[str]]:
-    """Layers in order, as many at a time as `HELD_BYTES` allows and at least one."""
+def _groups(shapes: Mapping[str, FeatureShape], num_images: int) -> Iterator[list[str]]:
+    """Layers in order, as many at a time as `HELD_BYTES` allows, at least one."""
     group: list[str] = []
     held = 0
-    for layer, place in found.items():
-        size = 2 * num_images * math.prod(place.shape)
+    for layer, shape in shapes.items():
+        size = 2 * num_images * math.prod(shape.shape)
         if group and held + size > HELD_BYTES:
             yield group
             group, held = [], 0
@@ -149,8 +151,8 @@ def _as_half(layer: str, features: Tensor) -> np.ndarray:
     if not half.isfinite().all():
         largest = features.abs().max().item()
         raise KdstepsError(
-            f"the teacher's layer {layer!r} gives features up to {largest:.3g}, more than float16 "
-            "holds (65504) or no number at all; train the teacher with a lower learning_rate"
+            f"the teacher's layer {layer!r} has features up to {largest:.3g}, more than float16 "
+            "holds (65504) or not a number; train the teacher with a lower learning_rate"
         )
     return half.cpu().numpy()
 

@@ -1,7 +1,8 @@
-"""The frozen teacher as it runs in training: the same answers, for less work.
+"""The frozen teacher as it runs in training: the same logits, for less work.
 
-A copy of the network whose batch normalisations are folded into the convolutions before them. It
-answers as the original does up to rounding, layer by layer; the original and its checkpoint stay.
+A copy of the network whose batch normalizations, and the normalization of its input, are folded
+into the convolutions next to them. It computes the same as the original up to rounding, layer by
+layer; the original and its checkpoint stay.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,41 +19,63 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from kdsteps.models.chain import HEAD, BlockChain, Chain
+from kdsteps.models.input import Center, InputChain, Normalize, ToFloat
 from kdsteps.models.memory_format import batch_format
 
 log = logging.getLogger("kdsteps")
 
-_ASKS_ONLY = ("__get__", "dim", "size")  # for shape and device: no use of the numbers
+_METADATA_READS = (
+    "__get__",
+    "__len__",
+    "dim",
+    "size",
+)  # of shape and device: the numbers are not used
 TOLERANCE = 1e-5  # of the largest output of a layer, between a teacher and its folded copy
 
 
 def frozen(teacher: Chain, image_shape: tuple[int, int, int], *, fold: bool = True) -> Chain:
     """A copy of `teacher` in eval mode that learns nothing, made to run fast.
 
+    Folding is checked in float64 on the CPU, since the shortened float32 of a GPU (TF32) differs by
+    more than folding does. Where a layer would change by more than rounding, nothing is folded.
+
     Args:
         image_shape: (C, H, W) of the images it will see.
-        fold: Whether batch normalisations may go into the convolutions before them. Where a
-            network's answers would change by more than rounding, they stay where they are.
+        fold: Whether normalizations may go into the convolutions next to them.
     """
-    device = next(teacher.parameters()).device
     plain = copy.deepcopy(teacher).requires_grad_(False).eval()
-    plain.to(memory_format=batch_format(plain))  # type: ignore[call-overload]
-    if not fold:
+    chosen = _folded(plain, image_shape) if fold else plain
+    chosen.to(memory_format=batch_format(chosen))  # type: ignore[call-overload]
+    return chosen
+
+
+def _folded(plain: Chain, image_shape: tuple[int, int, int]) -> Chain:
+    """A folded copy, or `plain` itself where folding is not possible."""
+    weight = next(plain.parameters())
+    exact = copy.deepcopy(plain).cpu().double()
+    images = _probe(exact, image_shape)
+    try:
+        before = _traced(exact, images)
+        pairs = _pairs(exact, images)
+        for pair in pairs:
+            _absorb(*pair)
+            _replace(exact, pair.norm, _what_follows(pair.norm))
+        input_folded = isinstance(exact, InputChain) and _fold_input(exact, images)
+        after = _traced(exact, images)
+    except RuntimeError as error:  # a network that cannot run in float64, say
+        log.info("the teacher's normalizations are not folded: %s", str(error).partition("\n")[0])
         return plain
-    images = _probe(image_shape).to(device, memory_format=batch_format(plain))
-    folded = copy.deepcopy(plain)
-    pairs = _pairs(folded, images)
-    for pair in pairs:
-        _absorb(*pair)
-        _replace(folded, pair.norm, _what_follows(pair.norm))
-    if not _same(plain.trace(images), folded.trace(images)):
-        log.info("the teacher's batch normalisations are not folded: its answers would change")
+    if not pairs and not input_folded:
         return plain
+    if not _same(before, after):
+        log.info("the teacher's normalizations are not folded: its logits would change")
+        return plain
+    folded: Chain = exact.to(device=weight.device, dtype=weight.dtype)
     return folded.requires_grad_(False).eval()
 
 
 class Pair(NamedTuple):
-    """A convolution and the batch normalisation that alone takes its output."""
+    """A convolution and the batch normalization that alone reads its output."""
 
     convolution: nn.Conv2d
     norm: nn.BatchNorm2d
@@ -60,12 +84,12 @@ class Pair(NamedTuple):
 def _pairs(chain: Chain, images: Tensor) -> list[Pair]:
     """What can be folded, found by watching one forward pass.
 
-    A pair is folded if each of the two runs once, and nothing but the norm sees what the
-    convolution gives: no other operation, no layer of the chain.
+    A pair is folded if each of the two runs once, and nothing but the norm reads the convolution's
+    output: no other operation, no layer of the chain.
     """
     watch = _Watch(chain)
-    with watch.hooked(), watch, torch.no_grad():
-        read = chain.trace(images)
+    with watch.hooked(), watch:
+        read = _traced(chain, images)
     seen = {id(output) for output in read.values()}
     pairs = []
     for norm, inputs in watch.entered.items():
@@ -80,12 +104,12 @@ def _pairs(chain: Chain, images: Tensor) -> list[Pair]:
 
 
 class _Watch(TorchFunctionMode):
-    """Who makes and who takes the outputs of convolutions while a network runs."""
+    """Which convolutions make, and which operations read, the tensors in a running network."""
 
     def __init__(self, chain: Chain) -> None:
         super().__init__()
         self.modules = list(dict.fromkeys(_modules(chain)))
-        self.made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is held: ids stay unique
+        self.made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds the tensor: ids stay unique
         self.uses: dict[int, int] = {}  # outside of norms
         self.inside_norm = False
         self.runs: dict[nn.Module, int] = {}
@@ -94,14 +118,29 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if not self.inside_norm and getattr(function, "__name__", "") not in _ASKS_ONLY:
+        if not self.inside_norm and getattr(function, "__name__", "") not in _METADATA_READS:
             for leaf in tree_leaves((args, kwargs)):
                 if id(leaf) in self.uses:
                     self.uses[id(leaf)] += 1
         return function(*args, **(kwargs or {}))
 
-    def hooked(self) -> _Hooks:
-        return _Hooks(self)
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hooks on the modules, while it lasts."""
+        handles = []
+        for module in self.modules:
+            if type(module) is nn.Conv2d:
+                hook = module.register_forward_hook(lambda m, _, output: self.note_made(m, output))
+                handles.append(hook)
+            elif _foldable(module):
+                before = module.register_forward_pre_hook(lambda m, x: self.note_entered(m, x[0]))
+                after = module.register_forward_hook(lambda *_: self.note_left())
+                handles += [before, after]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def note_made(self, module: nn.Conv2d, output: Tensor) -> None:
         self.made[id(output)] = (module, output)
@@ -116,49 +155,87 @@ class _Watch(TorchFunctionMode):
         self.inside_norm = False
 
 
-class _Hooks:
-    """The hooks of a watch, for as long as a `with` block lasts."""
-
-    def __init__(self, watch: _Watch) -> None:
-        self.watch = watch
-
-    def __enter__(self) -> None:
-        watch = self.watch
-        self.handles = []
-        for module in watch.modules:
-            if type(module) is nn.Conv2d:
-                hook = module.register_forward_hook(lambda m, _, output: watch.note_made(m, output))
-                self.handles.append(hook)
-            elif _foldable(module):
-                before = module.register_forward_pre_hook(lambda m, x: watch.note_entered(m, x[0]))
-                after = module.register_forward_hook(lambda *_: watch.note_left())
-                self.handles += [before, after]
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
 def _foldable(module: nn.Module) -> bool:
-    """A batch normalisation of torch, or timm's with an activation behind it."""
+    """A batch normalization of torch, or timm's with an activation after it."""
     known = type(module) is nn.BatchNorm2d or type(module).__name__ == "BatchNormAct2d"
     return known and getattr(module, "running_mean", None) is not None
 
 
 @torch.no_grad()
 def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Let the convolution give what the norm behind it would, computed in double precision."""
+    """Let the convolution compute what the norm after it does; in double precision."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # _foldable
-    scale = (variance.double() + norm.eps).rsqrt()  # (C,)
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    shift = -mean.double() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.double()
+    scale = (variance + norm.eps).rsqrt()  # (C,)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias
     if convolution.bias is not None:
-        shift = shift + convolution.bias.double() * scale
-    weight = convolution.weight
-    weight.copy_(weight.double() * scale[:, None, None, None])
-    convolution.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+        shift = shift + convolution.bias * scale
+    convolution.weight.mul_(scale[:, None, None, None])
+    convolution.bias = nn.Parameter(shift, requires_grad=False)
+
+
+@torch.no_grad()
+def _fold_input(chain: InputChain, images: Tensor) -> bool:
+    """Let the first convolution normalize the images; whether that is possible.
+
+    A convolution that pads with zeros pads with the mean color of the normalized images, so only
+    the scale goes into it and subtracting the mean stays: one pass over the images, that which
+    converts them to floating numbers. A convolution without padding takes both.
+    """
+    normalize, convolution = chain.normalize, _first_reader(chain, images)
+    if not isinstance(normalize, Normalize) or convolution is None:
+        return False
+    scale, shift = normalize.scale, normalize.shift  # (C,)
+    weight = convolution.weight  # (O, C, k, k)
+    if not any(convolution.padding) or convolution.padding == "valid":
+        moved = -(weight * shift[:, None, None]).sum(dim=(1, 2, 3))
+        bias = moved if convolution.bias is None else moved + convolution.bias
+        convolution.bias = nn.Parameter(bias, requires_grad=False)
+        chain.normalize = ToFloat(scale[:0])
+    else:
+        chain.normalize = Center(shift / scale)
+    weight.mul_(scale[:, None, None])
+    return True
+
+
+def _first_reader(chain: InputChain, images: Tensor) -> nn.Conv2d | None:
+    """The convolution that alone reads the normalized images, once, if there is one."""
+    readers: list[nn.Conv2d] = []
+    normalized = chain.input(images)
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0] is normalized and type(module) is nn.Conv2d:
+            readers.append(module)
+
+    inner = dict.fromkeys(_modules(chain.chain))
+    handles = [module.register_forward_pre_hook(note) for module in inner]
+    uses = _Uses(normalized)
+    try:
+        with uses:
+            chain.chain.trace(normalized, ())
+    finally:
+        for handle in handles:
+            handle.remove()
+    alone = len(readers) == 1 and uses.count == 1
+    plain = alone and readers[0].groups == 1 and readers[0].padding_mode == "zeros"
+    return readers[0] if plain else None
+
+
+class _Uses(TorchFunctionMode):
+    """How many operations read a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor, self.count = tensor, 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__name__", "") not in _METADATA_READS:
+            self.count += sum(leaf is self.tensor for leaf in tree_leaves((args, kwargs)))
+        return function(*args, **(kwargs or {}))
 
 
 def _what_follows(norm: nn.Module) -> nn.Module:
@@ -175,15 +252,23 @@ def _replace(chain: Chain, old: nn.Module, new: nn.Module) -> None:
 
 
 def _modules(chain: Chain) -> Iterator[nn.Module]:
-    """All modules, those too that only line others up and are registered nowhere."""
+    """All modules, including those that only line others up and are registered nowhere."""
     yield from chain.modules()
-    if isinstance(chain, BlockChain):
-        yield from chain.span(None, HEAD).modules()
+    inner = chain.chain if isinstance(chain, InputChain) else chain
+    if isinstance(inner, BlockChain):
+        yield from inner.span(None, HEAD).modules()
 
 
-def _probe(image_shape: tuple[int, int, int]) -> Tensor:
-    """Two images of noise, always the same."""
-    return torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+def _probe(chain: Chain, image_shape: tuple[int, int, int]) -> Tensor:
+    """Two images of noise, always the same: pixels for a chain that normalizes them itself."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *image_shape, generator=generator).double()
+    return noise * 64 + 128 if isinstance(chain, InputChain) else noise
+
+
+@torch.no_grad()
+def _traced(chain: Chain, images: Tensor) -> dict[str, Tensor]:
+    return chain.trace(images)
 
 
 def _same(outputs: dict[str, Tensor], others: dict[str, Tensor]) -> bool:

@@ -1,7 +1,7 @@
-"""Keeping a teacher's answers to every view of every training image: whether, and how.
+"""Caching a teacher's outputs for every view of every training image: whether, and how.
 
-Whether is decided by a forecast of size and time. They are written shard by shard; a killed job
-goes on where it was, and a file that bears its final name is whole.
+A forecast of size and time decides whether. Outputs are written shard by shard: a job that was
+killed resumes after its last shard, and a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from kdsteps.teachers.logits import Kept, Live, checksum, description_path, samp
 log = logging.getLogger("kdsteps")
 
 GPU_BATCH = 1024  # images at a time, where the batch size does not matter
-SHARD = 4096  # answers that a kill may cost
-TIMED = 3  # batches by which the time is forecast
+SHARD = 4096  # outputs that a kill may cost
+TIMED = 3  # batches for the forecast of the time
 
 
 @dataclass(frozen=True)
 class Terms:
-    """On what terms answers are kept.
+    """When outputs are cached.
 
     Attributes:
-        keep: "auto": where that is cheaper, "always" or "never".
-        passes: Over the training images that would use them.
-        budget_mib: That the file may take.
+        keep: "auto" (if that is cheaper), "always" or "never".
+        passes: Passes over the training images that would use the cache.
+        budget_mib: Largest size of the file.
     """
 
     keep: str
@@ -48,12 +48,12 @@ class Terms:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What keeping would cost.
+    """What a cache would cost.
 
     Attributes:
         num_images, num_views: N and V.
-        size_mib: Of the file.
-        seconds: To write it.
+        size_mib: Size of the file.
+        seconds: Time to write it.
     """
 
     num_images: int
@@ -64,26 +64,25 @@ class Forecast:
     def __str__(self) -> str:
         return (
             f"{self.num_images} images x {self.num_views} views, {_size(self.size_mib)}, "
-            f"{_duration(self.seconds)} to write, as long as the teacher takes for "
-            f"{self.num_views} passes"
+            f"{_duration(self.seconds)} to write, the time of {self.num_views} teacher passes"
         )
 
 
 def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms) -> Kept | Live:
-    """The teacher's answers: from the file if it is there or worth its making, else asked live.
+    """The teacher's outputs: from the file if it exists or is worth writing, otherwise computed.
 
     Args:
-        path: Named by all that the answers depend on.
+        path: Named after everything the outputs depend on.
         live: The frozen teacher.
         part: The training images.
-        views: What crop and flip do.
-        terms: On which they are kept.
+        views: The views that crops and flips make.
+        terms: When outputs are cached.
 
     Raises:
-        KdstepsError: The file is damaged; or it must be kept and would pass the budget.
+        KdstepsError: The file is damaged, or has to be written and exceeds the budget.
     """
     if terms.keep == "never":
-        log.info("the teacher is asked live: cache.outputs is never")
+        log.info("computing teacher logits on the fly: cache.outputs is never")
         return live
     if not path.exists():
         expected = forecast(live, part, views)
@@ -94,12 +93,12 @@ def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms)
         with _alone(path):
             if not path.exists():
                 write_answers(path, live, part, views)
-    log.info("the teacher's answers are looked up in %s", path)
+    log.info("reading teacher logits from %s", path)
     return Kept(path, live, part, views)
 
 
 def forecast(live: Live, part: ImagePart, views: Views) -> Forecast:
-    """Size and time of all answers, by a few batches."""
+    """Size and time of all outputs, estimated from a few batches."""
     size = _batch_size(live, part)
     index, view = sample_of(len(part), views.count, size)
     width = live.ask(part.take(index, views, view).images).shape[1]
@@ -112,10 +111,10 @@ def forecast(live: Live, part: ImagePart, views: Views) -> Forecast:
 
 
 def decide(expected: Forecast, terms: Terms) -> tuple[bool, str]:
-    """Whether to keep, and why.
+    """Whether to write the cache, and why.
 
     Raises:
-        KdstepsError: It is to be kept always and would pass the budget.
+        KdstepsError: It has to be written and exceeds the budget.
     """
     if expected.size_mib > terms.budget_mib:
         over = f"more than the budget of {_size(terms.budget_mib)}"
@@ -124,20 +123,20 @@ def decide(expected: Forecast, terms: Terms) -> tuple[bool, str]:
                 f"cache.outputs: always, but {expected} is {over}; raise cache.budget_gib or set "
                 "cache.outputs to auto"
             )
-        return False, f"not kept, {over}"
+        return False, f"not cached, {over}"
     if terms.keep == "always":
-        return True, "kept, for cache.outputs is always"
-    uses = f"{terms.passes} passes would use them"
+        return True, "cached, since cache.outputs is always"
+    uses = f"{terms.passes} passes would use it"
     if terms.passes <= expected.num_views:
-        return False, f"not kept, only {uses}"
-    return True, f"kept, {uses}"
+        return False, f"not cached, only {uses}"
+    return True, f"cached, {uses}"
 
 
 def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None:
-    """Write all answers, or those that an earlier job did not come to.
+    """Write all outputs, or those that an earlier job did not finish.
 
     Raises:
-        KdstepsError: An answer is not finite, or too large for float16; the disk is full.
+        KdstepsError: An output is not finite or too large for float16, or the disk is full.
     """
     part_path, progress = path.with_suffix(".npy.part"), path.with_suffix(".progress")
     index, view = sample_of(len(part), views.count)
@@ -147,7 +146,7 @@ def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None
         rows = _opened(part_path, progress, (len(part), views.count, width))
         done = _finished(progress, rows, images_each)
         if done:
-            log.info("goes on after %d of %d shards", len(done), -(-len(part) // images_each))
+            log.info("resuming after %d of %d shards", len(done), -(-len(part) // images_each))
         with progress.open("a") as noted:
             for number, images in shards(len(part), images_each):
                 if number in done:
@@ -172,20 +171,20 @@ def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None
 
 
 def _opened(path: Path, progress: Path, shape: tuple[int, ...]) -> np.memmap:
-    """The half-written array of that shape, or a fresh one whose space is taken at once."""
+    """The unfinished array of that shape, or a new one whose space is reserved at once."""
     with suppress(OSError, ValueError, EOFError):
         there = np.load(path, mmap_mode="r+", allow_pickle=False)
         if isinstance(there, np.memmap) and there.shape == shape and there.dtype == np.float16:
             return there
     progress.unlink(missing_ok=True)
     fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    with path.open("r+b") as file:  # a full disk shows here, not as a crash in the mapped memory
+    with path.open("r+b") as file:  # a full disk is noticed here and not as a crash while writing
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return fresh
 
 
 def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, int]:
-    """Checksums of the shards that an earlier job finished, by number; each is looked at again."""
+    """Verified checksums of the shards that an earlier job finished, by number."""
     noted: dict[int, int] = {}
     with suppress(FileNotFoundError):
         for line in progress.read_text().splitlines():
@@ -211,8 +210,8 @@ def _ask_all(live: Live, part: ImagePart, views: Views, images: slice) -> np.nda
     rows = torch.cat(found)
     if not rows.isfinite().all():
         raise KdstepsError(
-            "the teacher gives answers that are no numbers, or more than float16 holds (65504); "
-            "train it with a lower learning_rate"
+            "the teacher's outputs contain NaN, infinity or numbers above 65504 (the limit of "
+            "float16); check its weights, or train it with a lower learning_rate"
         )
     return rows.cpu().numpy().reshape(images.stop - images.start, views.count, -1)
 
@@ -223,7 +222,7 @@ def _batch_size(live: Live, part: ImagePart) -> int:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other job writes this file, and let none do so meanwhile."""
+    """Wait until no other job writes this file, and keep others from writing it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
-"""What a teacher answers to training images: asked live, or looked up in a file.
+"""A teacher's outputs for training images: computed on the fly, or read from a cache file.
 
-Both ways give the same numbers: live answers are rounded to float16 as kept ones are. So a file
-never changes a result, and may be deleted at any time. On a CPU this holds to the byte. What a
-network answers to an image does not depend on the images beside it, but how it is rounded may
-depend on how many they are, so all are asked in batches of one size. On a GPU it holds up to the
-rounding of its kernels, which the audit allows for.
+Both give the same numbers, because computed outputs are rounded to float16 like cached ones. So a
+cache file never changes a result and may be deleted at any time. On a CPU this holds to the byte:
+an output does not depend on the other images of a batch, but its rounding may depend on their
+number, so the teacher always runs on batches of one size. On a GPU it holds up to the rounding of
+the kernels, which the audit allows for.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from kdsteps.models.memory_format import batch_format
 
 log = logging.getLogger("kdsteps")
 
-AUDITED = 64  # pairs of image and view that are compared with the live teacher at each use
-TOLERANCE = {"float32": 2.0**-9, "bfloat16": 2.0**-5}  # of the largest number of an answer
+AUDITED = 64  # pairs of image and view that are compared with the teacher at each use
+TOLERANCE = {"float32": 2.0**-9, "bfloat16": 2.0**-5}  # of the largest number of an output
 
 
 class Answers(Protocol):
-    """Gives what the teacher says of the images of a batch, by the name of the layer."""
+    """Returns the teacher's outputs for the images of a batch, by layer."""
 
     def __call__(self, drawn: Drawn) -> dict[str, Tensor]: ...
 
 
 class Live:
-    """The teacher itself, asked about every batch."""
+    """The teacher itself, which runs on every batch."""
 
     def __init__(
         self,
@@ -51,13 +51,13 @@ class Live:
     ) -> None:
         """Args:
         teacher: Frozen, in eval mode.
-        batch_size: Images that it is asked about at a time on a CPU.
-        layers: Whose outputs are asked for; none: the logits.
+        batch_size: Images per forward pass on a CPU.
+        layers: The layers to read; none: the logits.
         precision: "float32", or "bfloat16" for autocast.
         """
         self.teacher, self.batch_size = teacher, batch_size
         self.layers, self.precision = tuple(layers), precision
-        self.format = batch_format(teacher)  # whatever that of the student's batches is
+        self.format = batch_format(teacher)  # independent of the student's
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class Live:
 
     @torch.inference_mode()
     def ask(self, images: Tensor) -> Tensor:
-        """(N, R) float16: the outputs of all layers, flattened one behind the other."""
+        """(N, R) float16: the outputs of all layers, flattened and concatenated."""
         count, size = len(images), self.batch_size
         if images.is_cuda or count == size:
             return self._rows(images)
@@ -85,26 +85,26 @@ class Live:
         return torch.cat([output.flatten(1).to(torch.float16) for output in wanted.values()], dim=1)
 
     def apart(self, rows: Tensor) -> dict[str, Tensor]:
-        """Rows (N, R) as float32 outputs by layer; tensors that autograd may keep."""
+        """Rows (N, R) as float32 outputs by layer; tensors that autograd can save."""
         pieces = rows.float().split([math.prod(shape) for shape in self.shapes.values()], dim=1)
         named = zip(self.shapes.items(), pieces, strict=True)
         return {name: piece.unflatten(1, shape) for (name, shape), piece in named}
 
 
 class Kept:
-    """Answers from a file (N images, V views, R numbers), float16, mapped from the disk."""
+    """Outputs in a file (N images, V views, R numbers), float16, memory-mapped."""
 
     def __init__(self, path: Path, live: Live, part: ImagePart, views: Views) -> None:
-        """Open a file and compare some of it with the live teacher.
+        """Open a file and compare a sample of it with the teacher.
 
         Args:
-            path: As `kdsteps.teachers.logit_cache` wrote it.
-            live: Who answered.
+            path: A file that `kdsteps.teachers.logit_cache` wrote.
+            live: The teacher whose outputs it holds.
             part: The training images.
             views: What crop and flip do.
 
         Raises:
-            KdstepsError: The file is damaged, or the teacher answers otherwise.
+            KdstepsError: The file is damaged, or the teacher's outputs differ from it.
         """
         self.path, self.live, self.part, self.views = path, live, part, views
         described = read_description(path)
@@ -134,14 +134,14 @@ class Kept:
             raise _damaged(
                 self.path,
                 f"differs from the teacher by up to {gaps.max():.3g} in {len(wrong)} of "
-                f"{len(index)} answers, first for image {int(index[first])} in view "
+                f"{len(index)} outputs, first for image {int(index[first])} in view "
                 f"{int(view[first])}",
             )
         how = "to the byte" if torch.equal(asked, kept) else "up to rounding"
-        log.info("%d kept answers compared with the teacher: equal %s", len(index), how)
+        log.info("%d cached outputs compared with the teacher: equal %s", len(index), how)
 
     def _moved(self) -> Tensor | None:
-        """All rows on a GPU that has room for them, for a look-up that waits for nothing."""
+        """All rows on the GPU if it has room for them, so that look-ups never wait for the CPU."""
         device = self.part.device
         if device.type != "cuda" or self.rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return None
@@ -149,7 +149,7 @@ class Kept:
 
 
 def sample_of(num_images: int, num_views: int, count: int = AUDITED) -> tuple[Tensor, Tensor]:
-    """Images and views (n,) that stand for all, always the same ones; first and last included."""
+    """A fixed sample of images and views, (n,) each, with the first and the last ones."""
     generator = torch.Generator().manual_seed(num_images * num_views)
     index = torch.randint(num_images, (count,), generator=generator)
     view = torch.randint(num_views, (count,), generator=generator)
@@ -158,12 +158,12 @@ def sample_of(num_images: int, num_views: int, count: int = AUDITED) -> tuple[Te
 
 
 def description_path(path: Path) -> Path:
-    """Where it is said what a file of answers holds."""
+    """The file that describes a file of outputs."""
     return path.with_suffix(".json")
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Numbers of an answer (`row`), images of a shard, and the checksum of each shard.
+    """Numbers per output (`row`), images per shard, and the checksum of each shard.
 
     Raises:
         KdstepsError: It cannot be read.
@@ -171,7 +171,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(description_path(path).read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(path, "is not described beside it") from error
+        raise _damaged(path, "has no description beside it") from error
     return found
 
 
@@ -180,7 +180,7 @@ def checksum(rows: np.ndarray) -> int:
 
 
 def shards(num_images: int, images_each: int) -> Iterator[tuple[int, slice]]:
-    """Number and images of each piece in which answers are written."""
+    """Number and images of each shard in which outputs are written."""
     for number, start in enumerate(range(0, num_images, images_each)):
         yield number, slice(start, min(start + images_each, num_images))
 
@@ -193,10 +193,11 @@ def _check_sums(path: Path, rows: np.ndarray, described: Mapping[str, Any]) -> N
 
 def _mapped(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(path, "is no whole array file") from error
+        raise _damaged(path, "is not a complete array file") from error
+    return mapped
 
 
 def _damaged(path: Path, what: str) -> KdstepsError:
-    return KdstepsError(f"{path}: {what}; delete it, and it is made again where that pays")
+    return KdstepsError(f"{path}: {what}; delete it, and it is written again if that saves time")

@@ -1,4 +1,4 @@
-"""`torch.compile` as an option that says what it gains."""
+"""`torch.compile` as an option, with its speed-up in the log."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from kdsteps.models.chain import BlockChain
 
 log = logging.getLogger("kdsteps")
 
-TIMED = 3  # steps, of which the fastest counts
+TIMED = 3  # steps; the fastest one counts
 
 
 def compile_student(method: Method, trial: Callable[[], None]) -> None:
-    """Let the student run compiled, and log what that gains.
+    """Compile the student and log the speed-up.
 
-    Where there is no compiler, or it cannot do this network, a warning says so and all stays as it
-    was. The teacher is left as it is, so that its answers stay those that are kept in files.
+    Without a compiler, or for a network that it cannot handle, a warning is logged and the network
+    runs uncompiled. The teacher is never compiled, so that its logits stay equal to cached ones.
 
     Args:
-        method: With the student inside, whose weights and batch statistics do not change.
-        trial: Does a forward and a backward pass.
+        method: Holds the student; its weights and batch statistics do not change.
+        trial: Runs a forward and a backward pass.
     """
     student = method.student
     if isinstance(student, BlockChain):
         entry = "trace"
     elif method.wants in ("nothing", "logits"):
         entry = "forward"
-    else:  # read by hooks that come and go, at each of which it would be compiled again
-        log.warning("compile: not for this network while its inner layers are read; it runs as is")
+    else:  # read by temporary hooks, each of which would compile it again
+        log.warning("compile: skipped, since inner layers of this network are read by hooks")
         return
     before = copy.deepcopy(method.state_dict())
     random = torch.get_rng_state()
@@ -48,19 +48,20 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
             "compiled in %.0f s: a forward and backward pass is %.2f times as fast",
             *(took, plain / _fastest(trial, method)),
         )
-    except Exception as error:  # whatever a compiler stumbles over, the network itself still runs
+    except Exception as error:  # whatever stops the compiler, the network itself still runs
         student.__dict__.pop(entry, None)
         reason = str(error).strip().partition("\n")[0]
-        log.warning("compile: it cannot be done here (%s); the network runs as it is", reason)
-    method.load_state_dict(before)
-    method.zero_grad(set_to_none=True)
-    torch.set_rng_state(random)
-    if device_random:
-        torch.cuda.set_rng_state_all(device_random)
+        log.warning("compile: failed (%s); the network runs uncompiled", reason)
+    finally:
+        method.load_state_dict(before)
+        method.zero_grad(set_to_none=True)
+        torch.set_rng_state(random)
+        if device_random:
+            torch.cuda.set_rng_state_all(device_random)
 
 
 def _fastest(trial: Callable[[], None], method: Method) -> float:
-    """Seconds of the fastest of a few trials, the device waited for."""
+    """Seconds of the fastest of a few trials, including the work of the device."""
     method.train()
     trial()
     found = []

@@ -1,7 +1,7 @@
-"""The training loop: any method, any network, one recipe, resumable to the byte.
+"""The training loop: any method, any network, one recipe, resumed to the byte after a kill.
 
-The loop knows no method by name. It adds up the terms of each batch, steps, and logs every term;
-nothing in a step waits for the device, so losses are read and checked once in a while only.
+The loop knows no method by name. It adds up the loss terms of each batch, takes a step and logs
+every term. Nothing in a step waits for the device: losses are checked every `CHECK_EVERY` steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,61 +24,24 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import Answers
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 
 log = logging.getLogger("kdsteps")
 
-CHECK_EVERY = 200  # steps between two looks at whether the losses are finite
+CHECK_EVERY = 200  # steps between two checks that the losses are finite
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained; the fields are those of the section `distil` of params.yaml."""
-
-    epochs: int
-    batch_size: int
-    optimizer: Literal["sgd", "adamw"]
-    learning_rate: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: Literal["constant", "cosine", "onecycle", "steps"]
-    warmup: float
-    milestones: tuple[int, ...]
-    decay: float
-    crop_padding: int
-    flip: bool
-    randaugment: int
-    resized_crop: float
-    mixup: float
-    cutmix: float
-    precision: Literal["float32", "bfloat16"]
-    compile: bool
-
-    @property
-    def views(self) -> Views:
-        return Views(self.crop_padding, self.flip)
-
-    @property
-    def streams(self) -> bool:
-        """Whether images are worked on one by one, which several processes do faster."""
-        return bool(self.randaugment or self.resized_crop)
-
-    @property
-    def views_alone(self) -> bool:
-        """Whether crop and flip are all that is done to images, so that answers can be kept."""
-        return not (self.streams or self.mixup or self.cutmix)
-
-    def distortion(self, num_classes: int) -> Distortion:
-        """What is done to the images besides crop and flip."""
-        return Distortion(num_classes, self.randaugment, self.resized_crop, self.mixup, self.cutmix)
+def views_of(recipe: Training) -> Views:
+    """The numbered views of an image that a recipe's crops and flips make."""
+    return Views(recipe.crop_padding, recipe.flip)
 
 
 @dataclass
 class History:
-    """Named numbers, one each epoch: rows of `artifacts.HISTORY`."""
+    """Named numbers, one per epoch: the rows of `files.columns.HISTORY`."""
 
     epoch: list[int] = field(default_factory=list)
     name: list[str] = field(default_factory=list)
@@ -100,12 +63,12 @@ class History:
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run keeps what it needs to go on after a kill, and how often it saves it.
+    """Where a run saves its state, and how often.
 
     Attributes:
-        path: Of the file, the same for whatever run writes the same results.
-        key: All that the run depends on; what another run left is not gone on with.
-        seconds: Between two saves.
+        path: File of the state, the same for every run that writes the same results.
+        key: Identifies everything the run depends on; a state with another key is ignored.
+        seconds: Time between two saves.
     """
 
     path: Path
@@ -114,13 +77,13 @@ class Resume:
 
 
 class Fit:
-    """One training run: what it needs in every step, and what it must remember to be resumed."""
+    """One training run: what every step needs, and the state to resume from."""
 
     def __init__(
         self,
         method: Method,
         part: ImagePart,
-        recipe: Recipe,
+        recipe: Training,
         *,
         seed: int,
         validate: Callable[[], dict[str, float]],
@@ -128,18 +91,22 @@ class Fit:
         resume: Resume | None = None,
     ) -> None:
         """Args:
-        method: With the student inside; it is trained in place, on the device it is on.
+        method: Holds the student; it is trained in place, on its device.
         part: The training images.
-        seed: Of the order and the views of the images.
-        validate: Gives measures of the student, asked after every epoch.
-        answers: Gives what the teacher says of a batch; None: the method asks it by itself.
-        resume: None: nothing is saved.
+        seed: Seed of the order and the views of the images.
+        validate: Returns metrics of the student; called after every epoch.
+        answers: Returns the teacher's outputs for a batch; None if the method runs the teacher.
+        resume: Where the state is saved; None: nowhere.
         """
         self.method, self.part, self.recipe = method, part, recipe
         self.validate, self.answers, self.resume = validate, answers, resume
         self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
-        self.distortion = recipe.distortion(method.task.num_classes)
+        self.views = views_of(recipe)
+        self.distortion = Distortion(
+            *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
+            *(recipe.mixup, recipe.cutmix),
+        )
         self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
@@ -152,7 +119,7 @@ class Fit:
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
-        """Train to the end of the recipe, from where an earlier run was cut off if there was one.
+        """Train to the end of the recipe, from the saved state of an earlier run if there is one.
 
         Raises:
             KdstepsError: A loss is not finite.
@@ -177,7 +144,7 @@ class Fit:
         return self.history
 
     def forget(self) -> None:
-        """Remove what was saved to resume from; to be called once the results are written."""
+        """Remove the saved state; call it once the results are written."""
         if self.resume is not None:
             self.resume.path.unlink(missing_ok=True)
 
@@ -186,7 +153,7 @@ class Fit:
         self._epoch_rng = self.generator.get_state()
         batches = self.part.shuffled(
             self.recipe.batch_size,
-            self.recipe.views,
+            self.views,
             self.generator,
             distortion=self.distortion,
             skip=self.step,
@@ -230,13 +197,13 @@ class Fit:
             return self.method.terms(batch)
 
     def _trial(self) -> None:
-        """Forward and backward for the first images, to see how long that takes."""
+        """One forward and backward pass over the first images, to time it."""
         index = torch.arange(min(self.recipe.batch_size, len(self.part)))
-        drawn = self.part.take(index, self.recipe.views, torch.zeros_like(index))
+        drawn = self.part.take(index, self.views, torch.zeros_like(index))
         torch.stack(list(self._terms(drawn).values())).sum().backward()
 
     def _check(self) -> None:
-        """Refuse to go on with a loss that is not finite."""
+        """Stop at a loss that is not finite."""
         if not self.losses:
             return
         losses = torch.stack(self.losses).cpu()  # (steps, terms)
@@ -264,7 +231,7 @@ class Fit:
 
     def _save_if_due(self, offset: float) -> None:
         """Args:
-        offset: Seconds of earlier runs of this one, less the time when this one began.
+        offset: Training seconds of earlier runs, minus the time at which this one began.
         """
         if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
             return
@@ -291,12 +258,12 @@ class Fit:
         }
 
     def _load(self) -> None:
-        """Take over what an earlier run saved; a state of other settings or code is left alone."""
+        """Restore the state that an earlier run saved, unless it has other settings or code."""
         state = load_state(self.resume.path) if self.resume is not None else None
         if self.resume is None or state is None:
             return
         if state["key"] != self.resume.key:
-            log.info("what an earlier run left was made otherwise: this one starts afresh")
+            log.info("ignoring the saved state: it belongs to different settings or code")
             return
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -309,9 +276,9 @@ class Fit:
         self.losses = list(state["losses"].to(self.part.device).unbind())
         self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        log.info("goes on in epoch %d, after step %d", self.epoch + 1, self.step)
+        log.info("resuming in epoch %d, after step %d", self.epoch + 1, self.step)
 
 
 def _milestones(epochs: int) -> set[int]:
-    """About ten epochs, evenly spaced, that are worth a line in a log."""
+    """About ten evenly spaced epochs, each logged with a line."""
     return {round(epochs * tenth / 10) for tenth in range(1, 11)} | {1}

@@ -1,44 +1,20 @@
-"""What turns gradients into steps: the optimizer and the learning rate of a recipe."""
+"""The optimizer and the learning-rate schedule of a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-
-class Rates(Protocol):
-    """What of a recipe an optimizer and its learning rate depend on."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def nesterov(self) -> bool: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup(self) -> float: ...
-    @property
-    def milestones(self) -> Sequence[int]: ...
-    @property
-    def decay(self) -> float: ...
+from kdsteps.study.settings import Training
 
 
-def make_optimizer(method: nn.Module, recipe: Rates) -> torch.optim.Optimizer:
-    """Over everything the method trains: the student and the method's own parts.
+def make_optimizer(method: nn.Module, recipe: Training) -> torch.optim.Optimizer:
+    """An optimizer for everything the method trains: the student and the method's own modules.
 
-    On a GPU all weights are stepped in one kernel. On a CPU that would save a thousandth of a step.
+    On a GPU one fused kernel updates all weights. On a CPU it would save a thousandth of a step.
     """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     fused = all(parameter.is_cuda for parameter in trained)
@@ -51,10 +27,10 @@ def make_optimizer(method: nn.Module, recipe: Rates) -> torch.optim.Optimizer:
 
 
 def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Do without fused steps where a gradient lies in memory otherwise than its weight.
+    """Turn fused steps off where the memory layouts of a gradient and its weight differ.
 
-    Fused kernels walk through both in one order: seen on the CPU of torch 2.13, they then step
-    every weight by another's gradient and say nothing.
+    Fused kernels read both in the same order. On the CPU of torch 2.13 they then updated weights
+    with the gradients of others, without an error.
     """
     for group in optimizer.param_groups:
         unlike = any(
@@ -66,9 +42,9 @@ def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, recipe: Rates, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, recipe: Training, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """The learning rate over all steps: a linear warm-up, then the recipe's schedule."""
+    """The learning rate of every step: a linear warm-up, then the recipe's schedule."""
     steps = recipe.epochs * steps_per_epoch
     warm = round(recipe.warmup * steps)
     if recipe.schedule == "onecycle":
@@ -77,13 +53,13 @@ def make_schedule(
             recipe.learning_rate,
             total_steps=steps + 1,
             pct_start=recipe.warmup or 0.3,
-            cycle_momentum=recipe.optimizer != "sgd",  # there the recipe says what it is
+            cycle_momentum=recipe.optimizer != "sgd",  # the recipe sets it
         )
     after: lr_scheduler.LRScheduler
     if recipe.schedule == "cosine":
         after = lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, steps - warm))
     elif recipe.schedule == "steps":
-        milestones = [epoch * steps_per_epoch - warm for epoch in recipe.milestones]
+        milestones = [round(epoch * steps_per_epoch) - warm for epoch in recipe.milestone_epochs()]
         after = lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.decay)
     else:
         after = lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)

@@ -6,7 +6,7 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
 from kdsteps.jobs.snakemake_records import check_records, forget_dead_locks, use_this_python
-from kdsteps.study.settings import load_study
+from kdsteps.study.study import load_study
 
 
 wildcard_constraints:
@@ -41,8 +41,20 @@ def outputs_of(rule):
 
 
 def inputs_of(rule):
-    """Input function: the files that a job reads, by name; a method without teacher reads none."""
-    return lambda wildcards: graph.inputs(study, rule, dict(wildcards.items()))
+    """Input function: the files that a job reads, by name.
+
+    Files whose digests are in a small file beside them are `ancient`: Snakemake compares that file
+    instead of reading large ones for every job.
+    """
+
+    def inputs(wildcards):
+        job = graph.node(study, rule, dict(wildcards.items()))
+        return {
+            name: ancient(paths) if name in job.covered else paths
+            for name, paths in job.inputs.items()
+        }
+
+    return inputs
 
 
 def settings_of(rule):
@@ -71,7 +83,9 @@ def files_written(wildcards, output):
 
 
 def named(paths):
-    return [f"{name}={path}" for name, path in paths.items()]
+    """NAME=PATH for each file; a name with several files comes once for each."""
+    lists = {name: [given] if isinstance(given, str) else given for name, given in paths.items()}
+    return [f"{name}={path}" for name, given in lists.items() for path in given]
 
 
 def reported(paths):

@@ -1,4 +1,4 @@
-# From all measures to the page that says which method won, and whether that is more than noise.
+# From all metrics to the page that says which method won, and whether that is more than noise.
 
 
 rule report:

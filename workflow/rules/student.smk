@@ -59,14 +59,14 @@ rule distil:
 
 
 rule evaluate:
-    """Measures of a student, and its predictions for every test image."""
+    """Metrics of a student, and its predictions for every test image."""
     input:
         unpack(inputs_of("evaluate")),
     output:
         **outputs_of("evaluate"),
     log:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
-    threads: all_cores()  # alone, so that latency is the network's own
+    threads: one_of_many()
     resources:
         gpu=gpu_claim,
         cores=cores_used,
@@ -76,6 +76,34 @@ rule evaluate:
         files=files,
     message:
         "evaluate {wildcards.pair} by {wildcards.method}, seed {wildcards.seed}"
+    shell:
+        r"""
+        python -m kdsteps evaluate \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
+rule evaluate_latency:
+    """Latency and throughput of every network of a pair, alone on the machine."""
+    input:
+        unpack(inputs_of("evaluate_latency")),
+    output:
+        **outputs_of("evaluate_latency"),
+    log:
+        "logs/evaluate/latency/{pair}.txt",
+    threads: all_cores()
+    resources:
+        gpu=gpu_claim,
+        cores=cores_used,
+    params:
+        settings=settings_of("evaluate_latency"),
+        code=code_of("evaluate_latency"),
+        files=files,
+    message:
+        "time the networks of {wildcards.pair}"
     shell:
         r"""
         python -m kdsteps evaluate \

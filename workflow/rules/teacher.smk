@@ -56,6 +56,34 @@ rule train:
         """
 
 
+rule train_check:
+    """Whether a teacher is good enough to learn from."""
+    input:
+        unpack(inputs_of("train_check")),
+    output:
+        **outputs_of("train_check"),
+    log:
+        "logs/train/{dataset}/{teacher}/check.txt",
+    threads: one_of_many()
+    resources:
+        gpu=gpu_claim,
+        cores=cores_used,
+    params:
+        settings=settings_of("train_check"),
+        code=code_of("train_check"),
+        files=files,
+    message:
+        "check the teacher {wildcards.teacher} on {wildcards.dataset}"
+    shell:
+        r"""
+        python -m kdsteps train \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+        """
+
+
 rule cache:
     """A teacher's features at every layer, for some images."""
     input:
@@ -147,14 +175,14 @@ rule score:
 
 
 rule evaluate_teacher:
-    """Measures of a teacher, and its predictions for every test image."""
+    """Metrics of a teacher, and its predictions for every test image."""
     input:
         unpack(inputs_of("evaluate_teacher")),
     output:
         **outputs_of("evaluate_teacher"),
     log:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
-    threads: all_cores()
+    threads: one_of_many()
     resources:
         gpu=gpu_claim,
         cores=cores_used,

@@ -1,4 +1,4 @@
-"""Real handwritten digits that come with scikit-learn: 1,797 grey images of 8 x 8."""
+"""Real handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from kdsteps.data.source import Source
 
 
 def load(*, size: Literal[8, 16, 32] = 8) -> Source:
-    """The digits, each pixel repeated until the side is `size`.
+    """The digits.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI; the test
-    part of it, as scikit-learn ships it.
+    Args:
+        size: Height and width; each pixel is repeated until the image is that large.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI; its test
+    set, which comes with scikit-learn.
     """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    grey = (digits.images * 255 / 16).round().astype(np.uint8)  # (N, 8, 8), values were 0 to 16
-    grey = grey.repeat(size // 8, axis=1).repeat(size // 8, axis=2)
+    gray = (digits.images * 255 / 16).round().astype(np.uint8)  # (N, 8, 8), values were 0 to 16
+    gray = gray.repeat(size // 8, axis=1).repeat(size // 8, axis=2)
     return Source(
-        images=grey[:, None],
+        images=gray[:, None],
         labels=digits.target.astype(np.int64),
         class_names=tuple(str(name) for name in digits.target_names),
-        split=np.full(len(grey), ""),
-        names=tuple(f"digit {row}" for row in range(len(grey))),
+        split=np.full(len(gray), ""),
+        names=tuple(f"digit {row}" for row in range(len(gray))),
     )

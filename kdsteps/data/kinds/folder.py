@@ -1,145 +1,219 @@
-"""Images in folders, one folder a class: `cat/1.png`, or `train/cat/1.png`, `test/cat/2.png`."""
+"""Images in folders, one folder per class: `cat/1.png`, or `train/cat/1.png`, `test/cat/2.png`."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import PositiveInt
 
-from kdsteps.data.decoding import Content, EncodedImages, form_of
-from kdsteps.data.source import PARTS, Source
+from kdsteps.data.decoding import Content
+from kdsteps.data.encoded import encoded_source
+from kdsteps.data.source import SPLITS, Source
+from kdsteps.data.split_lists import splits_by_list
+from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError
+from kdsteps.files.walk import Walk, is_debris
 
 log = logging.getLogger("kdsteps")
 
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 _SUFFIXES = (
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg",
     ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class, box, tab between them
 
+Row = tuple[str, Path, str]
+"""An image: its split ("" where the folders do not say), its file and its class."""
+
 
 def load(
     *,
-    path: str,
-    train: str | None = None,
-    validation: str | None = None,
-    test: str | None = None,
+    path: str | tuple[str, ...],
+    train: str | tuple[str, ...] | None = None,
+    validation: str | tuple[str, ...] | None = None,
+    test: str | tuple[str, ...] | None = None,
+    follow_links: bool = False,
     channels: Literal[1, 3] | None = None,
-    resize: PositiveInt | None = None,
-    crop: PositiveInt | None = None,
+    store: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     per_class: PositiveInt | None = None,
 ) -> Source:
     """The images under `path`, classes in alphabetical order of their folders.
 
     Args:
-        path: A folder of class folders, or of folders for parts such as train, val and test.
-        train, validation, test: Folders of the parts within `path`. Where none is given, those of
-            the usual names are taken; a part that is not there is taken from train by the section
-            `prepare`. `{train: train, test: val}` measures on what others call validation.
-        channels: 1 for grey, 3 for colour; None: grey if all images are.
-        resize: Pixels of the shorter side that images are resized to.
-        crop: Height and width of the middle that is kept.
-        per_class: At most so many images of each class in each part.
+        path: A folder of class folders, or of folders for splits such as train, val and test; or
+            a list of such folders, whose classes are joined by name.
+        train, validation, test: What belongs to each split: a folder within `path` or a list of
+            folders, or a text file with one image per line. Where none is set, folders with the
+            usual names are used. A split that is missing is taken from train, as the section
+            `prepare` says. `{train: train, test: val}` tests on what others call validation.
+        follow_links: Whether symbolic links may lead out of `path`.
+        channels: 1 for gray, 3 for color; by default gray if all images are.
+        store: Height and width that images are stored at: resized to cover it, center crop.
+        image_size: Height and width that networks see; by default all of the stored image.
+        resize: Pixels of the shorter side after resizing, or exactly [height, width].
+        crop: Height and width of the center crop after `resize`.
+        per_class: At most so many images of each class in each split.
 
     Raises:
-        KdstepsError: A folder is not there, holds no images, or a part has a class that train has
-            not.
+        KdstepsError: A folder does not exist, holds no images or links to elsewhere, or a split
+            has a class that train does not have.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise KdstepsError(f"datasets: path {path!r} is no folder; give one with a folder a class")
-    given = dict(zip(PARTS, (train, validation, test), strict=True))
-    folders = _part_folders(root, {part: name for part, name in given.items() if name is not None})
-    found = {part: _images(folder) for part, folder in folders.items()}
-    class_names = _class_names(found, folders)
-    rows = [(part, file, name) for part, files in found.items() for file, name in files]
+    roots = [_root(text) for text in ([path] if isinstance(path, str) else path)]
+    given = {
+        split: (value,) if isinstance(value, str) else value
+        for split, value in zip(SPLITS, (train, validation, test), strict=True)
+        if value is not None
+    }
+    rows = [row for root in roots for row in _rows(root, given, roots, follow_links)]
+    class_names = _class_names(rows)
     number = {name: place for place, name in enumerate(class_names)}
     labels = np.array([number[name] for _, _, name in rows], dtype=np.int64)
-    split = np.array([part for part, _, _ in rows], dtype="<U10")
-    kept = thinned(labels, split, per_class)
-    files = [rows[row][1] for row in kept]
+    split = np.array([split for split, _, _ in rows], dtype="<U10")
+    chosen = thinned(labels, split, per_class)
+    files = [rows[row][1] for row in chosen]
 
     def contents() -> Iterator[Content]:
         yield from files
 
-    return Source(
-        images=EncodedImages(contents, len(files), form_of(contents, channels, resize, crop)),
-        labels=labels[kept],
+    names = [(file.relative_to(roots[0]) if len(roots) == 1 else file).as_posix() for file in files]
+    return encoded_source(
+        contents,
+        labels=labels[chosen],
         class_names=class_names,
-        split=split[kept],
-        names=tuple(file.relative_to(root).as_posix() for file in files),
+        split=split[chosen],
+        names=names,
+        channels=channels,
+        resize=resize,
+        crop=crop,
+        store=store,
+        image_size=image_size,
     )
 
 
-def _part_folders(root: Path, given: Mapping[str, str]) -> dict[str, Path]:
-    """The folder of each part; {"": root} where the classes lie in `root` itself."""
+def _root(text: str) -> Path:
+    root = Path(text).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise KdstepsError(
+            f"datasets: path {text!r} {what}; name a folder with one folder per class"
+        )
+    return root
+
+
+def _rows(
+    root: Path, given: Mapping[str, Sequence[str]], roots: Sequence[Path], follow_links: bool
+) -> list[Row]:
+    """Every image below a root, split by split, in the order of their paths."""
+    lists = {split: names for split, names in given.items() if _are_lists(root, names)}
+    if not lists:
+        return _images(root, _split_folders(root, given), follow_links)
+    if len(lists) < len(given):
+        other = next(split for split in given if split not in lists)
+        raise KdstepsError(
+            f"datasets: {next(iter(lists))} is a list of images and {other} is not; use lists or "
+            "folders for all splits"
+        )
+    if len(roots) > 1:
+        raise KdstepsError("datasets: path: lists of images need one folder, not several")
+    rows = _images(root, {"": [root]}, follow_links)
+    return splits_by_list(rows, root, lists)
+
+
+def _are_lists(root: Path, names: Sequence[str]) -> bool:
+    return all(_within(root, name).is_file() for name in names)
+
+
+def _within(root: Path, name: str) -> Path:
+    return root / Path(name).expanduser()
+
+
+def _split_folders(root: Path, given: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    """The folders of each split; {"": [root]} where `root` itself has the class folders."""
     if given:
-        folders = {part: root / name for part, name in ({"train": "train"} | dict(given)).items()}
-        for part, folder in folders.items():
-            if not folder.is_dir():
-                raise KdstepsError(
-                    f"datasets: {part}: {folder} is no folder; give one within {root}"
-                )
-        return folders
-    entries = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
-    inside = {entry.name.lower(): entry for entry in entries if not entry.name.startswith(".")}
+        wanted = {"train": ("train",)} | dict(given)
+        for split, names in wanted.items():
+            for name in names:
+                if not _within(root, name).is_dir():
+                    raise KdstepsError(
+                        f"datasets: {split}: {_within(root, name)} is not a folder; name one "
+                        f"within {root}, or a text file with one image per line"
+                    )
+        return {split: [_within(root, name) for name in names] for split, names in wanted.items()}
+    inside = {entry.name.lower(): entry for entry in _folders_in(root)}
     found = {
-        part: inside[name]
-        for part, spellings in _SPELLINGS.items()
+        split: [inside[name]]
+        for split, spellings in SPELLINGS.items()
         for name in reversed(spellings)
         if name in inside
     }
-    # a single `train` among other folders is a class, beside cars and planes
+    # a single `train` among other folders is a class, next to cars and planes
     divided = "train" in found and (len(found) > 1 or len(inside) == 1)
-    return found if divided else {"": root}
+    return found if divided else {"": [root]}
 
 
-def _images(folder: Path) -> list[tuple[Path, str]]:
-    """Each image below `folder` with its class, in order of names."""
-    if (folder / _ANNOTATIONS).is_file():
-        return _annotated(folder)
-    found: list[tuple[Path, str]] = []
-    empty, others = [], 0
-    for entry in sorted(folder.iterdir()):
-        if not entry.is_dir() or entry.name.startswith("."):
+def _folders_in(folder: Path) -> list[Path]:
+    return [
+        entry for entry in sorted(folder.iterdir()) if not is_debris(entry.name) and entry.is_dir()
+    ]
+
+
+def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -> list[Row]:
+    """Every image of each split with its class."""
+    classes = {
+        (split, folder): [] if (folder / _ANNOTATIONS).is_file() else _folders_in(folder)
+        for split, of_split in folders.items()
+        for folder in of_split
+    }
+    walk = Walk(root, follow_links)
+    files = iter(walk.files([entry for entries in classes.values() for entry in entries]))
+    rows: list[Row] = []
+    others = 0
+    for (split, folder), entries in classes.items():
+        if (folder / _ANNOTATIONS).is_file():
+            rows += [(split, file, name) for file, name in _annotated(folder)]
             continue
-        before = len(found)
-        for place, inner, names in os.walk(entry, followlinks=True):
-            inner.sort()
-            images = [name for name in sorted(names) if name.lower().endswith(_SUFFIXES)]
-            found += [(Path(place, name), entry.name) for name in images]
-            others += len(names) - len(images)
-        if len(found) == before:
-            empty.append(entry)
-    if found and empty:
-        raise KdstepsError(
-            f"{empty[0]}: has no images; give the class some, or move the folder away"
-        )
-    if not found:
-        raise KdstepsError(
-            f"{folder}: has no images in class folders; they should lie as {folder}/cat/1.png, "
-            f"with one of the endings {', '.join(_SUFFIXES)}"
-        )
+        found = {entry: next(files) for entry in entries}
+        images = {
+            entry: [Path(file) for file in inside if file.lower().endswith(_SUFFIXES)]
+            for entry, inside in found.items()
+        }
+        others += sum(map(len, found.values())) - sum(map(len, images.values()))
+        _check_classes(folder, images)
+        rows += [(split, file, entry.name) for entry, inside in images.items() for file in inside]
     if others:
-        log.info("%s: %d files are no images by their names and were passed over", folder, others)
-    return found
+        log.info("%s: skipped %d files whose names are not those of images", root, others)
+    if walk.links:
+        what = "links to images or folders that are counted where they are"
+        log.info("%s: skipped %d %s, such as %s", root, len(walk.links), what, walk.links[0])
+    if walk.special:
+        what = "named pipes, sockets or devices"
+        log.warning("%s: skipped %d %s, such as %s", root, len(walk.special), what, walk.special[0])
+    return rows
+
+
+def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
+    """Refuse a class without images; a class folder that links to another one is none."""
+    if not any(images.values()):
+        raise KdstepsError(
+            f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, with one "
+            f"of the endings {', '.join(_SUFFIXES)}"
+        )
+    empty = [entry for entry, inside in images.items() if not inside and not entry.is_symlink()]
+    if empty:
+        raise KdstepsError(f"{empty[0]}: has no images; add some, or move the folder away")
 
 
 def _annotated(folder: Path) -> list[tuple[Path, str]]:
-    """The images of a part whose classes stand in a text file, as Tiny ImageNet's do."""
-    lines = (folder / _ANNOTATIONS).read_text().splitlines()
+    """The images of a split whose classes are in a text file, as in Tiny ImageNet."""
+    lines = (folder / _ANNOTATIONS).read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t")[:2] for line in lines if line.strip()]
     short = [number for number, row in enumerate(rows, 1) if len(row) < 2]
     if short:
@@ -150,17 +224,14 @@ def _annotated(folder: Path) -> list[tuple[Path, str]]:
     return [(folder / "images" / name, class_name) for name, class_name in rows]
 
 
-def _class_names(
-    found: Mapping[str, list[tuple[Path, str]]], folders: Mapping[str, Path]
-) -> tuple[str, ...]:
-    """The classes of the training part, which all other parts keep to."""
-    classes = {part: {name for _, name in files} for part, files in found.items()}
-    first = "train" if "train" in classes else ""
-    for part, names in classes.items():
-        strange = sorted(names - classes[first])
-        if strange:
+def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The classes of the training images, which include those of all other splits."""
+    known = {name for split, _, name in rows if split in ("", "train")}
+    for split, file, name in rows:
+        if name not in known:
             raise KdstepsError(
-                f"{folders[part]}: has a class {strange[0]!r} that {folders[first]} has not; every "
-                "part needs the same class folders (leave a part out by naming the others)"
+                f"{file}: the {split} images have a class {name!r} that the training images do not "
+                "have; every split needs the same class folders (leave a split out by naming the "
+                "others)"
             )
-    return tuple(sorted(classes[first]))
+    return tuple(sorted(known))

@@ -1,7 +1,7 @@
-"""Images in Parquet files, one row an image, as Hugging Face and many others keep them.
+"""Images in Parquet files, one image per row, as Hugging Face data sets have them.
 
 The image column holds the bytes of image files (PNG, JPEG, WebP, ...), or Hugging Face's struct of
-bytes and path. Labels are whole numbers or names. Class names stand in the schema's metadata (as
+bytes and path. Labels are whole numbers or names. Class names come from the schema's metadata (as
 Hugging Face's ClassLabel, or as a JSON list under `<label>_names`), or are the labels themselves.
 """
 
@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
-from kdsteps.data.decoding import Content, EncodedImages, form_of
-from kdsteps.data.source import PARTS, Source
+from kdsteps.data.class_labels import classes_of, label_column, numbered
+from kdsteps.data.decoding import Content
+from kdsteps.data.encoded import encoded_source
+from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.subset import matching, thinned
 from kdsteps.errors import KdstepsError, nearest
 
-_AT_A_TIME = 256  # rows whose images are held before they are decoded
+_AT_A_TIME = 256  # rows whose images are in memory before they are decoded
 
 
 def load(
@@ -35,52 +36,62 @@ def load(
     image: str = "image",
     label: str = "label",
     channels: Literal[1, 3] | None = None,
-    resize: PositiveInt | None = None,
-    crop: PositiveInt | None = None,
+    store: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     per_class: PositiveInt | None = None,
 ) -> Source:
     """The images of some Parquet files.
 
     Args:
         train, validation, test: Files, patterns such as `data/train-*.parquet`, or folders, each
-            one or a list; a part that is not given is taken from train by the section `prepare`.
-        image: Name of the column with images.
-        label: Name of the column with labels.
-        channels: 1 for grey, 3 for colour; None: grey if all images are.
-        resize: Pixels of the shorter side that images are resized to.
-        crop: Height and width of the middle that is kept.
-        per_class: At most so many images of each class in each part.
+            one or a list. A split that is missing is taken from train, as the section `prepare`
+            says.
+        image: Column with images.
+        label: Column with labels.
+        channels: 1 for gray, 3 for color; by default gray if all images are.
+        store: Height and width that images are stored at: resized to cover it, center crop.
+        image_size: Height and width that networks see; by default all of the stored image.
+        resize: Pixels of the shorter side after resizing, or exactly [height, width].
+        crop: Height and width of the center crop after `resize`.
+        per_class: At most so many images of each class in each split.
 
     Raises:
         KdstepsError: A file or column is missing, or a column has another type.
     """
-    given = dict(zip(PARTS, (train, validation, test), strict=True))
+    given = dict(zip(SPLITS, (train, validation, test), strict=True))
     files = [
-        _File(path, _open(path, image, label), part)
-        for part, patterns in given.items()
+        _File(path, _open(path, image, label), name)
+        for name, patterns in given.items()
         if patterns is not None
-        for path in matching(patterns, ".parquet", f"datasets: {part}")
+        for path in matching(patterns, ".parquet", f"datasets: {name}")
     ]
     labels, class_names = _labels(files, label)
-    parts = [file.part if validation or test else "" for file in files]
-    split = np.repeat(np.array(parts, dtype="<U10"), [len(file) for file in files])
+    splits = [file.split if validation or test else "" for file in files]
+    split = np.repeat(np.array(splits, dtype="<U10"), [len(file) for file in files])
     rows = thinned(labels, split, per_class)
     names = [f"{file.path.name} row {row}" for file in files for row in range(len(file))]
-    kept = np.zeros(len(labels), dtype=bool)
-    kept[rows] = True
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[rows] = True
 
     def contents() -> Iterator[Content]:
         start = 0
         for file in files:
-            yield from _images(file, image, kept[start : start + len(file)])
+            yield from _images(file, image, chosen[start : start + len(file)])
             start += len(file)
 
-    return Source(
-        images=EncodedImages(contents, len(rows), form_of(contents, channels, resize, crop)),
+    return encoded_source(
+        contents,
         labels=labels[rows],
         class_names=class_names,
         split=split[rows],
-        names=tuple(names[row] for row in rows),
+        names=[names[row] for row in rows],
+        channels=channels,
+        resize=resize,
+        crop=crop,
+        store=store,
+        image_size=image_size,
     )
 
 
@@ -88,7 +99,7 @@ def load(
 class _File:
     path: Path
     content: pq.ParquetFile
-    part: str
+    split: str
 
     def __len__(self) -> int:
         return int(self.content.metadata.num_rows)
@@ -100,7 +111,7 @@ def _open(path: Path, image: str, label: str) -> pq.ParquetFile:
         file = pq.ParquetFile(path, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise KdstepsError(
-            f"{path}: is no readable Parquet file ({error}); give a whole one"
+            f"{path}: is not a readable Parquet file ({error}); use a complete one"
         ) from error
     schema = file.schema_arrow
     for key, name in (("image", image), ("label", label)):
@@ -110,8 +121,8 @@ def _open(path: Path, image: str, label: str) -> pq.ParquetFile:
     kind = schema.field(image).type
     if not (_is_bytes(kind) or _is_struct(kind)):
         raise KdstepsError(
-            f"{path}: column {image!r} holds {kind}; it should hold the bytes of image files, or a "
-            "struct of bytes and path"
+            f"{path}: column {image!r} has the type {kind}; it should hold the bytes of image "
+            "files, or a struct of bytes and path (kind `table` reads lists of paths)"
         )
     return file
 
@@ -124,11 +135,11 @@ def _is_struct(kind: pa.DataType) -> bool:
     return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
-def _images(file: _File, image: str, kept: np.ndarray) -> Iterator[Content]:
-    """The images of the rows that are `kept` (rows,), before decoding."""
+def _images(file: _File, image: str, chosen: np.ndarray) -> Iterator[Content]:
+    """The images of the `chosen` rows, a mask (rows,), before decoding."""
     start = 0
     for batch in file.content.iter_batches(_AT_A_TIME, columns=[image]):
-        wanted = np.flatnonzero(kept[start : start + len(batch)])
+        wanted = np.flatnonzero(chosen[start : start + len(batch)])
         start += len(batch)
         if len(wanted):
             for value in batch.column(0).take(pa.array(wanted)).to_pylist():
@@ -136,56 +147,39 @@ def _images(file: _File, image: str, kept: np.ndarray) -> Iterator[Content]:
 
 
 def _content(value: Any, folder: Path) -> Content:
-    if not isinstance(value, dict):
-        return value
-    if value["bytes"] is not None:
-        return value["bytes"]
+    content: Content = value["bytes"] if isinstance(value, dict) else value
+    if content is not None or not isinstance(value, dict):
+        return content
     path = value.get("path")
     return None if path is None else folder / path
 
 
 def _labels(files: Sequence[_File], label: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels (N,) over all files in order, and the names of the classes."""
-    columns = [_label_column(file, label) for file in files]
+    columns = [
+        label_column(file.content.read(columns=[label])[label], label, str(file.path))
+        for file in files
+    ]
     named = [isinstance(column[0], str) for column in columns if len(column)]
     if any(named) and not all(named):
         raise KdstepsError(
-            f"{files[0].path}: column {label!r} holds names in some files, numbers in others"
+            f"{files[0].path}: column {label!r} has names in some files and numbers in others"
         )
     values = np.concatenate(columns)
     if any(named):
-        class_names, labels = np.unique(values, return_inverse=True)
-        return labels.astype(np.int64), tuple(class_names.tolist())
+        return classes_of(values)
     stated = {_stated_names(file, label): file.path for file in files} | {(): None}
     stated.pop(())
     if len(stated) > 1:
         one, other = list(stated.values())[:2]
-        raise KdstepsError(f"{one} and {other}: name the classes of {label!r} differently")
-    count = int(values.max(initial=-1)) + 1
-    names = next(iter(stated), tuple(map(str, range(count))))
-    return values.astype(np.int64), names
-
-
-def _label_column(file: _File, label: str) -> np.ndarray:
-    """Labels of one file, whole numbers or names."""
-    column = file.content.read(columns=[label])[label].combine_chunks()
-    if column.null_count:
-        row = pc.index(column.is_null(), True).as_py()
-        raise KdstepsError(f"{file.path}: row {row} has no {label!r}; every image needs a label")
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.dictionary_decode(), kind.value_type
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return np.asarray(column.cast(pa.int64()))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return np.array(column.to_pylist(), dtype=str)
-    raise KdstepsError(
-        f"{file.path}: column {label!r} holds {kind}; labels are whole numbers from 0, or names"
-    )
+        raise KdstepsError(
+            f"{one} and {other}: name the classes of {label!r} differently; use the same names"
+        )
+    return values.astype(np.int64), next(iter(stated)) if stated else numbered(values)
 
 
 def _stated_names(file: _File, label: str) -> tuple[str, ...]:
-    """Class names in the schema's metadata; none where it has none."""
+    """Class names in the schema's metadata, if there are any."""
     metadata = file.content.schema_arrow.metadata or {}
     try:
         if f"{label}_names".encode() in metadata:

@@ -11,41 +11,40 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, fx, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.chain import HEAD, Chain, Layout
+from kdsteps.models.chain import HEAD, Chain, Layout, TokenGrid
 from kdsteps.models.cut.layers import block_ends, choose_stages, spots
+from kdsteps.models.cut.layouts import layouts, token_grid
+from kdsteps.models.cut.outputs import Output, OutputRule, rule_for
 from kdsteps.models.cut.pieces import CutMap, Sizes
-from kdsteps.models.cut.probe import (
-    ImageShape,
-    layouts,
-    measure_sizes,
-    same_by_parts,
-    visit,
-)
+from kdsteps.models.cut.probe import check_logits, measure_sizes, same_in_parts, visit
 from kdsteps.models.cut.span import Piece, Span, Whole
 from kdsteps.models.cut.taps import Ending, detached, ending, tapped
-from kdsteps.models.cut.tracing import Rules, logits_of, trace_network
+from kdsteps.models.cut.tracing import ImageShape, Rules, trace_network
 from kdsteps.models.evaluating import evaluating
 
 
 class CutChain(Chain):
-    """A network of any make, cut at the ends of its blocks.
+    """Any network, cut at the ends of its blocks.
 
-    A network whose forward pass has no fixed graph has no layers; its logits are still there.
+    A network whose forward pass has no fixed graph has no layers, only logits.
 
     Args:
         network: Maps images (N, C, H, W) to logits (N, K). It is what is deployed, and its state
             dict what a checkpoint holds.
         image_shape: (C, H, W) of the images it will see.
         rules: What of it is not looked into.
-        stages: Paths of the modules that its makers name as stages; without any, stages are found
+        stages: Paths of the modules that its authors name as stages; without any, stages are found
             by the size of the maps.
+        output: Key or index of the logits, if the network returns several outputs.
+        prefix_tokens: Number of class and register tokens before those of the patches; None: as
+            the network says (`num_prefix_tokens`) or as the lengths of its sequences show.
 
     Attributes:
         network: As given.
-        note: A sentence on what is not as one would expect, such as stages that are no cuts.
 
     Raises:
-        KdstepsError: It does not run on such images.
+        KdstepsError: It does not run on such images, or its logits cannot be told from its other
+            outputs.
     """
 
     def __init__(
@@ -55,19 +54,23 @@ class CutChain(Chain):
         image_shape: ImageShape,
         rules: Rules | None = None,
         stages: Sequence[str] = (),
+        output: Output = None,
+        prefix_tokens: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.constants = nn.Module()  # tensors that the graphs hold; here they follow .to(device)
         self.layers, self.stages = (), ()
-        self.note: str | None = None
         self._layouts: dict[str, Layout] = {}
-        self._maps = _Maps(rules or Rules(), image_shape)
+        self._grids: dict[str, TokenGrid] = {}
+        self._output = rule_for(network, output)
+        self._maps = _Maps(rules or Rules(), image_shape, self._output)
+        check_logits(network, self._output, image_shape)
         with evaluating(network):
-            self._find_layers(stages, image_shape)
+            self._find_layers(stages, image_shape, prefix_tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        return logits_of(self.network(images))
+        return self._output.logits(self.network(images))
 
     def trace(
         self,
@@ -86,22 +89,26 @@ class CutChain(Chain):
         return {name: taken[name] for name in wanted} | {HEAD: logits}
 
     def span(self, start: str | None, stop: str) -> nn.Module:
-        """The part that turns the output of `start` (None: images) into that of `stop`.
+        """The blocks that turn the output of `start` (None: images) into that of `stop`.
 
-        It shares its weights with the chain and runs in the chain's mode. Where it needs a size
-        that the network reads off its images, it takes that of `image_shape`.
+        They share their weights with the chain and run in the chain's mode. Where they need a size
+        that the network reads off its images, they take that of `image_shape`.
 
         Raises:
-            ValueError: A name is not a place of this chain, or `stop` does not come after `start`.
+            ValueError: A name is not a layer of this chain, or `stop` does not come after `start`.
             KdstepsError: The chain is in training mode, and there one of the two is no cut.
         """
-        if self.place(stop) <= self.place(start):
+        if self.position(stop) <= self.position(start):
             raise ValueError(f"{stop!r} does not come after {start!r}")
         return Span(self, start, stop) if self.layers else Whole(self)
 
     def layout(self, layer: str) -> Layout:
         self._known([layer])
         return self._layouts[layer]
+
+    def token_grid(self, layer: str) -> TokenGrid | None:
+        self._known([layer])
+        return self._grids.get(layer)
 
     def last_norm(self, layer: str) -> nn.Module | None:
         self._known([layer])
@@ -111,7 +118,7 @@ class CutChain(Chain):
         return self.network
 
     def piece(self, start: str | None, stop: str) -> Piece:
-        """The graph between two places, for the mode the network is in.
+        """The graph between two layers, for the mode the network is in.
 
         Raises:
             KdstepsError: In this mode one of them is no cut.
@@ -128,51 +135,76 @@ class CutChain(Chain):
         graph, names = cut_map.piece(first, last)
         return Piece(self.network, graph, tuple(map(self._owner, names)))
 
-    def _find_layers(self, named: Sequence[str], image_shape: ImageShape) -> None:
+    def _find_layers(
+        self, named: Sequence[str], image_shape: ImageShape, prefix_tokens: int | None
+    ) -> None:
         try:
             cut_map = self._maps.of(self.network, self.constants)
         except KdstepsError as error:
-            self.note = str(error)
-            visit(self.network, [], image_shape)
+            self.notes.append(str(error))
             return
-        found = visit(self.network, spots(self.network, cut_map, named), image_shape)
+        candidates = spots(self.network, cut_map, named)
+        found, map_sizes = visit(self.network, candidates, image_shape)
         modules = dict(self.network.named_modules())
-        asked = {path: cut_map.last_cut(path) for path in named if path in modules}
-        ends = block_ends(found, set(asked.values()))
-        lies = layouts([spot.shape for spot in ends])
+        wanted = {path: cut_map.last_cut(path) for path in named if path in modules}
+        ends = block_ends(found, set(wanted.values()))
+        size = (image_shape[1], image_shape[2])
+        orders = layouts([spot.shape for spot in ends], size)
         self.layers = tuple(spot.path for spot in ends)
-        self._layouts = dict(zip(self.layers, lies, strict=True))
-        self.stages = tuple(spot.path for spot in choose_stages(ends, lies, set(asked.values())))
+        self._layouts = dict(zip(self.layers, orders, strict=True))
+        self.stages = tuple(spot.path for spot in choose_stages(ends, orders, set(wanted.values())))
         self._check(image_shape)
-        self.note = self.note or self._lost_stages(asked)
+        if not self.notes:
+            self.notes += self._lost_stages(wanted)
+        prefix = _prefix_tokens(self.network) if prefix_tokens is None else prefix_tokens
+        self._grids = {
+            spot.path: token_grid(spot.shape[1], map_sizes, size, prefix)
+            for spot in ends
+            if self._layouts[spot.path] == "tokens"
+        }
+        self._note_grids(prefix_tokens)
 
-    def _lost_stages(self, asked: Mapping[str, fx.Node | None]) -> str | None:
-        lost = [path for path, node in asked.items() if node is None]
+    def _note_grids(self, prefix_tokens: int | None) -> None:
+        """Say which token sequences are no grid, or have other prefix tokens than requested."""
+        columns = [
+            layer for layer, (_, height, width) in self._grids.items() if height > 1 and width == 1
+        ]
+        if columns:
+            self.notes.append(
+                f"models: the tokens of {_some(columns)} are no grid of patches, so a map of them "
+                "is one column; prefix_tokens says how many precede the patches"
+            )
+        other = [layer for layer, grid in self._grids.items() if grid.prefix != prefix_tokens]
+        if prefix_tokens is not None and other:
+            self.notes.append(f"models: prefix_tokens {prefix_tokens} does not fit {_some(other)}")
+
+    def _lost_stages(self, wanted: Mapping[str, fx.Node | None]) -> list[str]:
+        lost = [path for path, node in wanted.items() if node is None]
         name = type(self.network).__name__
         if not self.layers:
-            return (
-                f"models: {name} cannot be cut, for at every place several values are alive at "
-                "once; it serves with methods that look at logits alone"
-            )
+            return [
+                f"models: {name} cannot be cut, because several values are alive at once "
+                "everywhere; methods that use logits alone can use it"
+            ]
         if not lost:
-            return None
-        return (
-            f"models: {name} cannot be cut at {len(lost)} of its {len(asked)} stages "
-            f"({', '.join(lost[:3])}{', ...' if lost[3:] else ''}), where several values are alive "
-            f"at once; its default cuts are {', '.join(self.stages)}"
-        )
+            return []
+        return [
+            f"models: {name} cannot be cut at {len(lost)} of its {len(wanted)} stages "
+            f"({_some(lost)}), where several values are alive at once; its default cuts are "
+            f"{', '.join(self.stages)}"
+        ]
 
     def _check(self, image_shape: ImageShape) -> None:
-        """Cut it once in the middle; a network that then answers otherwise is not to be cut."""
+        """Cut it once in the middle; a network whose logits then differ is not to be cut."""
         if not self.layers:
             return
         middle = self.layers[len(self.layers) // 2]
         front, tail = self.front(middle), self.tail(middle)
-        if not same_by_parts(self, front, tail, image_shape):
+        if not same_in_parts(self, front, tail, image_shape):
             self.layers, self.stages = (), ()
-            self.note = (
-                f"models: {type(self.network).__name__} cannot be cut, for its parts answer "
-                "otherwise than the whole; it serves with methods that look at logits alone"
+            self.notes.append(
+                f"models: {type(self.network).__name__} cannot be cut, because its parts in a row "
+                "compute other logits than the whole; methods that use logits alone can use it"
             )
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:
@@ -189,10 +221,10 @@ class CutChain(Chain):
 
     def _known(self, names: Collection[str]) -> list[str]:
         """The names in forward order."""
-        strangers = [name for name in names if name not in self.layers]
-        if strangers:
+        unknown = [name for name in names if name not in self.layers]
+        if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, strangers))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: no layer of this network; "
                 f"it has {', '.join(self.layers) or 'none'}"
             )
         return [layer for layer in self.layers if layer in names]
@@ -201,11 +233,11 @@ class CutChain(Chain):
 class _Maps:
     """The cuts of a network in each mode, found when first needed.
 
-    They speak of its modules by path and hold none of its tensors: copies of a chain share them.
+    They name its modules by path and hold none of its tensors: copies of a chain share them.
     """
 
-    def __init__(self, rules: Rules, image_shape: ImageShape) -> None:
-        self._rules = rules
+    def __init__(self, rules: Rules, image_shape: ImageShape, output: OutputRule) -> None:
+        self._rules, self._output = rules, output
         self._image_shape = image_shape
         self._found: dict[bool, CutMap] = {}
 
@@ -214,11 +246,11 @@ class _Maps:
 
     @property
     def evaluated(self) -> CutMap:
-        """That of eval mode, which is found when a chain is made."""
+        """The cuts in eval mode, which are found when a chain is made."""
         return self._found[False]
 
     def of(self, network: nn.Module, constants: nn.Module) -> CutMap:
-        """That of the mode `network` is in; tensors that the graph holds go to `constants`."""
+        """The cuts in the mode `network` is in; tensors that the graph holds go to `constants`."""
         if network.training not in self._found:
             self._found[network.training] = self._find(network)
         cut_map = self._found[network.training]
@@ -229,9 +261,20 @@ class _Maps:
         return cut_map
 
     def _find(self, network: nn.Module) -> CutMap:
-        traced = trace_network(network, self._rules)
+        traced = trace_network(network, self._rules, self._image_shape, self._output)
 
         def measure(wanted: set[fx.Node]) -> Sizes:
             return measure_sizes(network, traced, wanted, self._image_shape)
 
         return CutMap(traced, measure)
+
+
+def _prefix_tokens(network: nn.Module) -> int | None:
+    """Number of prefix tokens as timm's networks state it."""
+    number = getattr(network, "num_prefix_tokens", None)
+    return number if isinstance(number, int) else None
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join([*names[:3], *(["..."] if names[3:] else [])])

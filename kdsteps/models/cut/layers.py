@@ -32,9 +32,9 @@ class Spot:
         path: Of the module in the network.
         module: Itself.
         node: Its output in the graph.
-        is_first: Whether its output is the first of several things that it gives.
+        is_first: Whether its output is the first of several.
         shape: Of its output, with the images' dimension.
-        is_lasting: Whether its output stays what it is, not overwritten in place later on.
+        is_lasting: Whether its output is not overwritten in place later on.
     """
 
     path: str
@@ -61,7 +61,7 @@ def spots(network: nn.Module, cut_map: CutMap, extra: Collection[str] = ()) -> l
         node = outputs.get(path)
         if node is None or path == HEAD:
             continue
-        # of modules that end at one place the innermost block: layer1.1 rather than layer1
+        # of modules with the same output the innermost block: layer1.1 rather than layer1
         outer = network.get_submodule(chosen.get(node, ""))
         if (
             node not in chosen
@@ -84,7 +84,7 @@ def block_ends(found: Sequence[Spot], wanted: Collection[fx.Node | None]) -> lis
     """The spots that are layers: the end of each block and of each run of single modules.
 
     A run is a convolution (or a linear layer) with what follows it, or a pooling; it ends at its
-    last module that does something, or at a wanted one. A pooling goes with the convolution behind.
+    last module that does something, or at a wanted one. A pooling belongs to the next convolution.
     """
     runs: list[list[Spot]] = []
     for spot in found:
@@ -146,7 +146,7 @@ def _stages_by_size(ends: Sequence[Spot], layouts: Sequence[Layout]) -> list[Spo
 def _stem(ends: Sequence[Spot]) -> list[Spot]:
     """What comes before the blocks and is a single module or called stem.
 
-    A network whose first block stands in its second half (VGG with a large classifier) is made of
+    A network whose first block is in its second half (VGG with a large classifier) is made of
     single modules: it has no stem.
     """
     first_block = next((i for i, spot in enumerate(ends) if _is_block(spot.module)), len(ends))

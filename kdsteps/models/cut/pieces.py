@@ -1,27 +1,25 @@
 """Where a traced network can be cut, and the piece between two cuts as a graph of its own.
 
-A place is a cut when its value is all that later operations need of the images. Sizes do not
+A node is a cut when its value is all that later operations need of the images. Sizes do not
 count: what a network reads off the images' shape (rows of patches, say) is the same for every batch
-of images of one size, so it is written into the piece as a number, and the batch is read anew.
+of images of one size, so it is written into the piece as a number, and the batch is read again.
+Tensors made of sizes and weights alone (rotary position embeddings) are made again in the piece.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from kdsteps.models.chain import HEAD
-from kdsteps.models.cut.tracing import Traced
-
-_SIZE_READS = {"shape", "ndim", "dtype", "device"}
-_SIZE_CALLS = {"size", "dim", "numel"}
-PROBE_BATCHES = (2, 3)
+from kdsteps.models.cut.dependence import dependence
+from kdsteps.models.cut.tracing import PROBE_BATCHES, Traced
 
 Sizes = Mapping[fx.Node, tuple[Any, ...]]
-"""What a node gives for each probe batch, if it is no tensor."""
+"""The value of a node for each probe batch, if it is no tensor."""
 
 
 class CutMap:
@@ -29,8 +27,8 @@ class CutMap:
 
     Args:
         traced: The graph.
-        measure: Gives the values of nodes for each of `PROBE_BATCHES`; called at most once, where
-            a size is needed behind a place that is else a cut.
+        measure: Returns the values of nodes for each of `PROBE_BATCHES`; called at most once,
+            where a size is needed after a node that would be a cut.
     """
 
     def __init__(self, traced: Traced, measure: Callable[[set[fx.Node]], Sizes]) -> None:
@@ -39,8 +37,9 @@ class CutMap:
         self.order = {node: index for index, node in enumerate(self.nodes)}
         self.images = next(node for node in self.nodes if node.op == "placeholder")
         self.logits: fx.Node = self.nodes[-1].args[0]
-        self.content, self.sized = _dependence(self.nodes, self.images)
+        self.content, self.sized = dependence(self.nodes, self.images)
         self._sizes: Sizes = {}
+        self._known: dict[fx.Node, bool] = {}
         self.cuts = self._find_cuts(measure)
 
     def piece(self, start: fx.Node | None, stop: fx.Node) -> tuple[fx.Graph, tuple[str, ...]]:
@@ -58,15 +57,15 @@ class CutMap:
                 copier.copy(node)
         return copier.finish(stop)
 
-    def node_of(self, place: str) -> fx.Node | None:
-        """The cut that a module of this path gives, or the logits; None if that is no cut."""
-        if place == HEAD:
+    def node_of(self, path: str) -> fx.Node | None:
+        """The cut that is the output of a module, or the logits; None if that is no cut."""
+        if path == HEAD:
             return self.logits
-        node = self.traced.outputs.get(place)
+        node = self.traced.outputs.get(path)
         return node if node in self.cuts else None
 
     def last_cut(self, path: str) -> fx.Node | None:
-        """The cut that a module gives or, where it gives several values, its last one inside."""
+        """The cut that is a module's output; where that is several values, its last one inside."""
         within = [
             node
             for inner, node in self.traced.outputs.items()
@@ -75,17 +74,27 @@ class CutMap:
         return self.node_of(path) or max(within, key=self.order.__getitem__, default=None)
 
     def last_weighted(self, network: nn.Module) -> int:
-        """Where the last operation with weights stands, the classifier: behind it is no layer."""
+        """Order of the last operation with weights, the classifier: no layer comes after it."""
         return max(self.order[node] for node in self.nodes if _has_weights(network, node))
 
     def size(self, node: fx.Node) -> Any:
-        """What `node` gives, if it is a size that can be written behind a cut (see `_fixed`)."""
+        """The value of `node`, if it is a size that can be written after a cut (see `_fixed`)."""
         return _fixed(self._sizes.get(node, (None,)))
 
-    def _find_cuts(self, measure: Callable[[set[fx.Node]], Sizes]) -> set[fx.Node]:
-        """Nodes behind which nothing else of the images is alive but sizes.
+    def _is_known(self, node: fx.Node) -> bool:
+        """Whether `node` can be written after any cut, or made again from what can."""
+        if node not in self._known:
+            made_of = [source for source in node.all_input_nodes if source in self.sized]
+            read_off = [source for source in node.all_input_nodes if source in self.content]
+            self._known[node] = self.size(node) is not None or (
+                node in self.sized and not read_off and all(map(self._is_known, made_of))
+            )
+        return self._known[node]
 
-        A size may come out of a function that was not traced, then as an item of what it gives.
+    def _find_cuts(self, measure: Callable[[set[fx.Node]], Sizes]) -> set[fx.Node]:
+        """Nodes after which nothing else of the images is alive but sizes.
+
+        A size may come out of a function that was not traced, then as an item of its output.
         """
         last_use = {
             node: max((self.order[user] for user in node.users), default=-1) for node in self.nodes
@@ -104,7 +113,7 @@ class CutMap:
                 continue
             if others and not self._sizes:
                 self._sizes = measure(self.content | self.sized)
-            if all(self.size(other) is not None for other in others):
+            if all(map(self._is_known, others)):
                 cuts.add(node)
         return cuts
 
@@ -128,11 +137,12 @@ class _Copier:
 
     def _copied(self, node: fx.Node) -> Any:
         if node not in self._copies:
-            if node in self._map.sized or node in self._map.content:
-                self._copies[node] = self._written(self._map.size(node))
+            size = self._map.size(node)
+            if size is not None:
+                self._copies[node] = self._written(size)
             elif node.op == "get_attr":
                 self._copies[node] = self._weight(str(node.target))
-            else:  # made of parameters alone: made again here
+            else:  # made of parameters and sizes alone: made again here
                 self.copy(node)
         return self._copies[node]
 
@@ -150,7 +160,7 @@ class _Copier:
 
 
 class SizeReader(fx.Interpreter):
-    """Runs a graph and notes what the wanted nodes give.
+    """Runs a graph and notes the values of the wanted nodes.
 
     Args:
         network: Holds the modules, parameters and buffers that the graph names.
@@ -175,13 +185,13 @@ class SizeReader(fx.Interpreter):
 
 
 _BATCH = object()
-"""Stands for the number of images."""
+"""In place of the number of images."""
 
 
 def _fixed(values: tuple[Any, ...]) -> Any:
     """A size as it is written into a piece: a number, `_BATCH`, or a tuple of these.
 
-    None when it is no size, or hangs on the batch in another way than being it.
+    None when it is no size, or depends on the batch in another way than being it.
     """
     first = values[0]
     if isinstance(first, (tuple, list)):
@@ -196,26 +206,7 @@ def _fixed(values: tuple[Any, ...]) -> Any:
     return _BATCH if values == PROBE_BATCHES else None
 
 
-def _dependence(nodes: Iterable[fx.Node], images: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The nodes that depend on the images' content, and those that depend on their size alone."""
-    content: set[fx.Node] = {images}
-    sized: set[fx.Node] = set()
-    for node in nodes:
-        inputs = node.all_input_nodes
-        if any(source in content for source in inputs):
-            (sized if _reads_size(node) else content).add(node)
-        elif any(source in sized for source in inputs):
-            sized.add(node)
-    return content, sized
-
-
 def _has_weights(network: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return next(network.get_submodule(str(node.target)).parameters(), None) is not None
     return any(source.op == "get_attr" for source in node.all_input_nodes)
-
-
-def _reads_size(node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _SIZE_CALLS
-    return node.op == "call_function" and node.target is getattr and node.args[1] in _SIZE_READS

@@ -1,32 +1,65 @@
-"""What one run of a network says of the places where it can be cut: shapes, and what is lasting."""
+"""What one run of a network tells about its possible cuts: shapes, and which outputs last."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.chain import Layout
 from kdsteps.models.cut.layers import Spot
-from kdsteps.models.cut.pieces import PROBE_BATCHES, SizeReader, Sizes
+from kdsteps.models.cut.outputs import OutputRule
+from kdsteps.models.cut.pieces import SizeReader, Sizes
 from kdsteps.models.cut.taps import tapped
-from kdsteps.models.cut.tracing import Traced, main_output
+from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_output, noise
 from kdsteps.models.evaluating import evaluating
 
-ImageShape = tuple[int, int, int]
 
+def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
+    """Run a network in both modes and look for its logits, which many return differently.
 
-def visit(network: nn.Module, found: Sequence[Spot], image_shape: ImageShape) -> list[Spot]:
-    """The spots with the shapes of their outputs for two images, and whether these last.
-
-    Left out are those whose output is no tensor, or has another first dimension than the images.
+    Training mode runs on copies of the buffers; a network that cannot run in it (images too small
+    for its auxiliary heads, say) fails only once it is trained.
 
     Raises:
-        KdstepsError: The network does not run on such images.
+        KdstepsError: It does not run on such images, or its logits cannot be told.
+    """
+    images = noise(network, image_shape, 2)
+    with evaluating(network):
+        logits = rule.logits(_run(network, images))
+    if logits.ndim != 2:
+        raise KdstepsError(
+            f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
+            "logits (N, K) would be right (a network of feature maps has none)"
+        )
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            returned = twin(images)
+        except Exception:  # see above
+            return
+    rule.logits(returned)
+
+
+def visit(
+    network: nn.Module, found: Sequence[Spot], image_shape: ImageShape
+) -> tuple[list[Spot], list[tuple[int, int]]]:
+    """One run of a network on two images of noise.
+
+    Args:
+        network: In eval mode.
+        found: Its possible cuts.
+        image_shape: (C, H, W).
+
+    Returns:
+        The spots with the shapes of their outputs, and whether these last; without those whose
+        output is no tensor, or has another first dimension than the images. Then the sizes of all
+        maps that its convolutions make, the largest first.
     """
     versions: dict[str, int] = {}
 
@@ -35,7 +68,7 @@ def visit(network: nn.Module, found: Sequence[Spot], image_shape: ImageShape) ->
         if isinstance(main, Tensor) and (main is not output) == spot.is_first:
             versions[spot.path] = main._version
 
-    images = _noise(network, image_shape, 2)
+    images = noise(network, image_shape, 2)
     handles = [
         spot.module.register_forward_hook(
             lambda _module, _inputs, output, spot=spot: note_version(spot, output)
@@ -43,19 +76,15 @@ def visit(network: nn.Module, found: Sequence[Spot], image_shape: ImageShape) ->
         for spot in found
     ]
     try:
-        with tapped({spot.path: spot.module for spot in found}, {}) as taken:
-            network(images)
-    # what a foreign forward makes of images that do not suit it cannot be foreseen
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise KdstepsError(
-            f"models: {type(network).__name__} does not run on images of "
-            f"{' x '.join(map(str, image_shape))} ({reason}); choose another image size or network"
-        ) from error
+        with (
+            tapped({spot.path: spot.module for spot in found}, {}) as taken,
+            _map_sizes(network) as sizes,
+        ):
+            _run(network, images)
     finally:
         for handle in handles:
             handle.remove()
-    return [
+    spots = [
         replace(
             spot,
             shape=tuple(taken[spot.path].shape),
@@ -64,12 +93,13 @@ def visit(network: nn.Module, found: Sequence[Spot], image_shape: ImageShape) ->
         for spot in found
         if spot.path in versions and len(taken[spot.path]) == len(images)
     ]
+    return spots, sorted(set(sizes), reverse=True)
 
 
 def measure_sizes(
     network: nn.Module, traced: Traced, wanted: set[fx.Node], image_shape: ImageShape
 ) -> Sizes:
-    """What the nodes give for each of the probe batches, if it is no tensor.
+    """The values of nodes for each of the probe batches, if they are no tensors.
 
     A graph of training mode may run here: on a copy, whose statistics then move instead.
     """
@@ -78,41 +108,48 @@ def measure_sizes(
     with evaluating(twin), torch.random.fork_rng(devices=[]):
         for batch in PROBE_BATCHES:
             reader = SizeReader(twin, traced, wanted)
-            reader.run(_noise(twin, image_shape, batch))
+            reader.run(noise(twin, image_shape, batch))
             found.append(reader.found)
     return {node: tuple(sizes[node] for sizes in found) for node in found[0]}
 
 
-def layouts(shapes: Sequence[tuple[int, ...]]) -> list[Layout]:
-    """How outputs of these shapes lie, images being square.
-
-    Where the channels are as many as the map is wide, the shape leaves it open, and the other maps
-    of the network decide.
-    """
-    decided = [_layout(shape) for shape in shapes]
-    usual: Layout = "map_last" if "map_last" in decided else "map"
-    return [layout or usual for layout in decided]
-
-
-def same_by_parts(
+def same_in_parts(
     network: nn.Module, front: nn.Module, tail: nn.Module, image_shape: ImageShape
 ) -> bool:
-    """Whether `tail` after `front` gives what `network` gives, on images of noise."""
-    noise = _noise(network, image_shape, 1)  # a number of images that no size was measured with
-    whole, parts = network(noise), tail(front(noise))
+    """Whether `tail` after `front` computes the same as `network`, on an image of noise."""
+    images = noise(network, image_shape, 1)  # a number of images that no size was measured with
+    whole, parts = network(images), tail(front(images))
     return torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
 
 
-def _layout(shape: tuple[int, ...]) -> Layout | None:
-    if len(shape) == 4:
-        if shape[1] == shape[2] != shape[3]:
-            return "map_last"
-        return "map" if shape[2] == shape[3] != shape[1] else None
-    return "tokens" if len(shape) == 3 else "vector"
+def _run(network: nn.Module, images: Tensor) -> Any:
+    try:
+        return network(images)
+    # what a foreign forward does to images that do not suit it cannot be foreseen
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        size = " x ".join(map(str, images.shape[1:]))
+        raise KdstepsError(
+            f"models: {type(network).__name__} does not run on images of {size} ({reason}); "
+            "choose another image size or network"
+        ) from error
 
 
-def _noise(network: nn.Module, image_shape: ImageShape, batch: int) -> Tensor:
-    """Images that differ from each other; nothing here may hang on their content."""
-    weight = next(network.parameters(), torch.zeros(()))
-    generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, *image_shape, generator=generator).to(weight.device, weight.dtype)
+@contextmanager
+def _map_sizes(network: nn.Module) -> Iterator[Collection[tuple[int, int]]]:
+    """Heights and widths of the maps that convolutions make while a network runs."""
+    sizes: list[tuple[int, int]] = []
+
+    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        sizes.append((output.shape[2], output.shape[3]))
+
+    handles = [
+        module.register_forward_hook(note)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Span(nn.Module):
-    """Turns the output of one place of a network into that of a later one.
+    """Turns the output of one layer of a network into that of a later one.
 
     It runs in the mode of its network, whatever its own: functional dropout and drop path are
-    another graph. Its parameters and modules are the network's, only those of its own part.
+    another graph. Its parameters and modules are the network's, those between the two layers.
 
     Args:
         chain: The cut network.

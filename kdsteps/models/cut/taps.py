@@ -1,4 +1,4 @@
-"""Reading inner places of a running network by hooks, which leave as soon as it has run."""
+"""Reading inner layers of a running network by hooks, which are removed once it has run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _RELUS = (nn.ReLU, nn.ReLU6)
 
 
 class Ending(NamedTuple):
-    """What stands around the activation at the end of a layer.
+    """The modules around the activation at the end of a layer.
 
     Attributes:
         relu: The ReLU the layer ends in; None if it ends in none.
-        norm: The batch normalisation whose output enters the ReLU, in a residual block that of
+        norm: The batch normalization whose output enters the ReLU, in a residual block that of
             the branch; of a pre-activation network the one the next block begins with.
     """
 
@@ -34,8 +34,8 @@ def ending(network: nn.Module, node: fx.Node) -> Ending:
         norms = [found for found in (_norm(network, n) for n in branches) if found]
         return Ending(_module(network, node), norms[0] if norms else None)
     for user in node.users:
-        norm, behind = _norm(network, user), list(user.users)
-        if norm and len(behind) == 1 and isinstance(_module(network, behind[0]), _RELUS):
+        norm, following = _norm(network, user), list(user.users)
+        if norm and len(following) == 1 and isinstance(_module(network, following[0]), _RELUS):
             return Ending(None, norm)
     return Ending(None, None)
 
@@ -89,7 +89,7 @@ def tapped(
 
 @contextmanager
 def detached(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts, what comes behind these modules sends no gradient back through them.
+    """While it lasts, what comes after these modules sends no gradient back through them.
 
     To be entered after `tapped`, which then still reads outputs that carry gradients.
     """
@@ -111,6 +111,6 @@ def _module(network: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def _norm(network: nn.Module, node: fx.Node) -> nn.Module | None:
-    """The plain batch normalisation that gives `node`; not one with an activation in it."""
+    """The plain batch normalization whose output is `node`; not one with an activation in it."""
     module = _module(network, node)
     return module if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) else None

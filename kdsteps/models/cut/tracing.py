@@ -1,16 +1,19 @@
 """What a network computes, written down as a graph: every operation once, in the order it runs.
 
-The graph of a module that is in training mode differs from that of one in eval mode (functional
-dropout, drop path), so there is one for each. Modules whose inside is not to be looked at, and
-functions that branch on sizes, are single nodes.
+The graph of a module in training mode differs from that in eval mode (functional dropout, drop
+path), so there is one for each. Modules that are not to be looked into, and functions that branch
+on sizes, are single nodes. Branches on the size of the images are followed for one size; a network
+that branches on their pixels has no graph.
 """
 
 from __future__ import annotations
 
+import builtins
 import copy
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +22,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdsteps.errors import KdstepsError
+from kdsteps.models.cut.dependence import dependence
+from kdsteps.models.cut.outputs import OutputRule, average
+from kdsteps.models.evaluating import evaluating
+
+ImageShape = tuple[int, int, int]
+PROBE_BATCHES = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ class Traced:
     Attributes:
         graph: Its first placeholder is the images, its output the logits. Parameters and buffers
             are `get_attr` nodes by their names in the network.
-        outputs: Node that a module gives, by the module's path; only modules called once.
-        firsts: Modules that give several things, of which `outputs` has the first.
+        outputs: The node of a module's output, by the module's path; only modules called once.
+        firsts: Modules that return several things, of which `outputs` has the first.
         constants: Tensors made while tracing, by the target of their `get_attr` node.
     """
 
@@ -52,59 +61,54 @@ class Traced:
     constants: dict[str, Tensor]
 
 
-def trace_network(network: nn.Module, rules: Rules) -> Traced:
-    """The graph of `network` in the mode it is in; the network itself stays as it was.
+def trace_network(
+    network: nn.Module, rules: Rules, image_shape: ImageShape, output: OutputRule
+) -> Traced:
+    """The graph of `network` in its current mode; the network itself is left unchanged.
+
+    Args:
+        network: Maps images to logits.
+        rules: What of it is not looked into.
+        image_shape: (C, H, W); decides branches on the size of the images.
+        output: Where its logits are.
 
     Raises:
         KdstepsError: Its forward pass branches on what it computes.
     """
     twin = _twin(network)
-    tracer = _Tracer(rules, "train" if network.training else "eval")
+    tracer = _Tracer(rules, network, image_shape)
     try:
         graph = tracer.trace(twin, concrete_args=_defaults(network))
-    # what a foreign forward makes of a proxy cannot be foreseen: TraceError, TypeError, ...
+    # what a foreign forward does to a proxy cannot be foreseen: TraceError, TypeError, ...
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
-            f"models: {type(network).__name__} cannot be cut, for its forward pass has no fixed "
-            f"graph ({reason}); it serves with methods that look at logits alone"
+            f"models: {type(network).__name__} cannot be cut, because its forward pass has no "
+            f"fixed graph ({reason}); methods that use logits alone can use it"
         ) from error
-    _keep_logits(graph)
+    _select_logits(graph, output)
     outputs = {path: node for path, node in tracer.outputs.items() if tracer.calls[path] == 1}
     return Traced(graph, outputs, tracer.firsts, tracer.constants)
 
 
-def logits_of(output: Any) -> Tensor:
-    """The logits (N, K) in what a network gives.
-
-    Networks with auxiliary heads (Inception, GoogLeNet) name their logits; those with a head for
-    labels and one for a distillation token (DeiT, LeViT, EfficientFormer) give both while training
-    and their mean otherwise, so the mean it is.
-
-    Raises:
-        ValueError: It is neither a tensor nor several of them.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(output, (tuple, list)) and output:
-        return torch.stack(list(output)).mean(dim=0)
-    raise ValueError(f"a network that gives {type(output).__name__} has no logits")
-
-
 def main_output(result: Any) -> Any:
-    """What a module gives, or the first of several things: features, then sizes (MViT)."""
+    """What a module returns, or the first of several things: features, then sizes (MViT)."""
     return result[0] if isinstance(result, (tuple, list)) and result else result
 
 
-class _Tracer(fx.Tracer):
-    """Notes which node each module gives, and keeps its hands off the network."""
+def noise(network: nn.Module, image_shape: ImageShape, batch: int) -> Tensor:
+    """Images that differ from each other; no result may depend on their content."""
+    weight = next(network.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand(batch, *image_shape, generator=generator).to(weight.device, weight.dtype)
 
-    def __init__(self, rules: Rules, mode: str) -> None:
+
+class _Tracer(fx.Tracer):
+    """Notes the node of each module's output, and leaves the network unchanged."""
+
+    def __init__(self, rules: Rules, network: nn.Module, image_shape: ImageShape) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=rules.functions)
-        self._mode = mode
+        self._mode = "train" if network.training else "eval"
         self._leaves: tuple[type[nn.Module], ...] = (_NormBase, *rules.modules)
         self.outputs: dict[str, fx.Node] = {}
         self.calls: dict[str, int] = {}
@@ -112,11 +116,15 @@ class _Tracer(fx.Tracer):
         self.constants: dict[str, Tensor] = {}
         self._made: dict[fx.Node, int] = {}
         self._names: dict[int, str] = {}
+        self._network, self._image_shape = network, image_shape
+        self._branches: list[_Values] = []
+        self._is_running = False  # the network, whose modules call the tracer meanwhile
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named: Iterable[tuple[str, Tensor]] = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in named}
-        return super().trace(root, concrete_args)
+        with _len_of_proxies():
+            return super().trace(root, concrete_args)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
@@ -129,22 +137,46 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
+        if self._is_running:
+            return forward(*args, **kwargs)
         path = self.path_of_module(module)
         before = len(self._made)
         result = super().call_module(module, forward, args, kwargs)
         self.calls[path] = self.calls.get(path, 0) + 1
         main = main_output(result)
-        # one that hands on what it was given, such as a drop path of rate 0, gives nothing
+        # one that returns its input, such as a drop path of rate 0, has no output of its own
         if isinstance(main, fx.Proxy) and self._made[main.node] >= before:
             self.outputs[path] = main.node
             if main is not result:
                 self.firsts.add(path)
         return result
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """A condition, where it depends on the size of the images alone and not on their number."""
+        nodes = list(self.graph.nodes)
+        images = next(node for node in nodes if node.op == "placeholder")
+        content, sized = dependence(nodes, images)
+        if obj.node in content or obj.node not in sized:
+            return super().to_bool(obj)
+        self._is_running = True
+        try:
+            found = {bool(values.of(obj.node)) for values in self._values()}
+        finally:
+            self._is_running = False
+        return found.pop() if len(found) == 1 else super().to_bool(obj)
+
+    def _values(self) -> list[_Values]:
+        if not self._branches:
+            self._branches = [
+                _Values(self._network, self.graph, self.constants, self._image_shape, batch)
+                for batch in PROBE_BATCHES
+            ]
+        return self._branches
+
     def getattr(self, attr: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
-        """Parameters and buffers as proxies that know their shape, for forwards branch on it."""
+        """Parameters and buffers as proxies that know their shape, since forwards branch on it."""
         name = self._names.get(id(value)) if isinstance(value, Tensor) else None
-        if name is None:
+        if name is None or self._is_running:
             return value
         if name not in cache:
             node = self.create_node("get_attr", name, (), {})
@@ -158,8 +190,53 @@ class _Tracer(fx.Tracer):
         if name is None:
             name = f"{self._mode}_constant_{len(self.constants)}"
             self.constants[name] = value
-            self._names[id(value)] = name  # the tensor lives on in `constants`, so does its id
+            self._names[id(value)] = name  # the tensor stays in `constants`, so its id stays valid
         return self.create_node("get_attr", name, (), {})
+
+
+@contextmanager
+def _len_of_proxies() -> Iterator[None]:
+    """Let `len(images)` be a node of the graph: as a builtin it must return a number."""
+    plain = builtins.len
+
+    def length(value: Any) -> Any:
+        traced = isinstance(value, fx.Proxy) and not isinstance(value, _Weight)
+        return value.size(0) if traced else plain(value)
+
+    builtins.len = length
+    try:
+        yield
+    finally:
+        builtins.len = plain
+
+
+class _Values(fx.Interpreter):
+    """The values of a growing graph's nodes for one batch of noise."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        graph: fx.Graph,
+        constants: dict[str, Tensor],
+        image_shape: ImageShape,
+        batch: int,
+    ) -> None:
+        twin = copy.deepcopy(network) if network.training else network
+        super().__init__(twin, garbage_collect_values=False, graph=graph)
+        self._growing, self._constants = graph, constants
+        self._twin = twin
+        self.args_iter = iter([noise(network, image_shape, batch)])
+
+    def of(self, node: fx.Node) -> Any:
+        """The value of a node; each node runs once."""
+        with evaluating(self._twin), torch.random.fork_rng(devices=[]):
+            for earlier in self._growing.nodes:
+                if earlier not in self.env:
+                    self.env[earlier] = self.run_node(earlier)
+        return self.env[node]
+
+    def fetch_attr(self, target: str) -> Any:
+        return self._constants[target] if target in self._constants else super().fetch_attr(target)
 
 
 class _Weight(fx.Proxy):
@@ -191,7 +268,7 @@ class _Weight(fx.Proxy):
 
 
 def _twin(network: nn.Module) -> nn.Module:
-    """The same modules anew with the same tensors: tracing leaves proxies in caches of a module."""
+    """Copies of the modules with the same tensors: tracing leaves proxies in a module's caches."""
     tensors: Collection[Tensor] = (*network.parameters(), *network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
@@ -202,13 +279,24 @@ def _defaults(network: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _keep_logits(graph: fx.Graph) -> None:
-    """Let the graph give the logits alone."""
+def _select_logits(graph: fx.Graph, rule: OutputRule) -> None:
+    """Let the graph return the logits alone.
+
+    Raises:
+        KdstepsError: They cannot be told from other outputs.
+    """
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    given = output.args[0]
-    if isinstance(given, fx.Node) and hasattr(given.target, "_fields"):
-        output.args = (given.args[given.target._fields.index("logits")],)
-        graph.erase_node(given)  # else it would keep the auxiliary heads alive
-    elif not isinstance(given, fx.Node):
+    returned = output.args[0]
+    if isinstance(returned, fx.Node) and hasattr(returned.target, "_fields"):  # a named tuple
+        make: Any = returned.target
+        chosen = rule.select(make(*returned.args, **returned.kwargs))
+        output.args = (chosen,)
+        graph.erase_node(returned)  # else it would keep the auxiliary heads alive
+    else:
+        chosen = rule.select(returned)
+        output.args = (chosen,)
+    if chosen is None:
+        rule.refuse("several outputs")
+    if not isinstance(chosen, fx.Node):
         with graph.inserting_before(output):
-            output.args = (graph.call_function(logits_of, (given,)),)
+            output.args = (graph.call_function(average, (chosen,)),)

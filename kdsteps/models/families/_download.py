@@ -1,4 +1,4 @@
-"""Whether pretrained weights can be fetched, known at once and not after a minute of retries."""
+"""Whether pretrained weights can be downloaded, known at once and not after minutes of retries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATIENCE_S = 4.0
 
 
 def reachable(address: str) -> bool:
-    """Whether the server of a web address answers; a proxy is trusted to know."""
+    """Whether the server of a web address accepts connections; a proxy is assumed to."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
         return True
     parts = urlsplit(address)
@@ -23,9 +23,9 @@ def reachable(address: str) -> bool:
 
 
 def no_weights(what: str, reason: object) -> str:
-    """The sentence for weights that cannot be had."""
+    """The sentence for weights that are not available."""
     first_line = str(reason).strip().partition("\n")[0]
     return (
-        f"models: the pretrained weights of {what} cannot be had ({first_line}); fetch the file "
-        "where there is a network and give it as checkpoint: PATH, without pretrained: true"
+        f"models: the pretrained weights of {what} are not available ({first_line}); download the "
+        "file elsewhere and name it as checkpoint: PATH, without pretrained: true"
     )

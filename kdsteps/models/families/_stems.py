@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 
 _KERNEL = 3
-_STEM_CONVOLUTIONS = 3  # a deep stem has three; a pooling behind more of them is not the stem's
+_STEM_CONVOLUTIONS = 3  # a deep stem has three; a pooling after more of them is not the stem's
 _POSITIONS = ("pos_embed", "pos_embedding", "relative_position", "patch_embed", "conv_proj")
 
 
@@ -17,7 +17,7 @@ _POSITIONS = ("pos_embed", "pos_embedding", "relative_position", "patch_embed", 
 def shrink_stem(network: nn.Module, where: str) -> None:
     """Let the first convolution work on every pixel: 3x3, stride 1, and no max-pooling after it.
 
-    A larger kernel keeps its centre, scaled to the spread that the fewer weights call for. Patchify
+    A larger kernel keeps its center, scaled to the spread that the fewer weights call for. Patchify
     stems (ConvNeXt) become an ordinary convolution. A network whose first convolution has stride 1
     (VGG) is small already and stays as it is. Further strides of a stem of several convolutions
     (HRNet, Inception) stay.
@@ -84,7 +84,7 @@ def first_convolution(network: nn.Module) -> nn.Conv2d:
 
 
 def _fit_kernel(weight: Tensor) -> Tensor:
-    """The centre (C, C', 3, 3) of kernels, or kernels with zeros around."""
+    """The center (C, C', 3, 3) of kernels, or kernels with zeros around."""
     missing = _KERNEL - weight.shape[-1]
     before = missing // 2 if missing > 0 else -(-missing // 2)
     return F.pad(weight, (before, missing - before) * 2)

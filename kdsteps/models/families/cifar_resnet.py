@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Activated, convolution, draw_weights, pooled, projection
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     depth: PositiveInt = 20,
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 16, 32, 64),
 ) -> CifarResNet:
@@ -32,7 +33,7 @@ def build(
         KdstepsError: The depth fits no number of blocks.
 
     Source: He et al. 2016, arXiv:1512.03385, section 4.2. As in the benchmark, a shortcut that
-    changes shape is a 1x1 convolution with batch normalisation instead of padding.
+    changes shape is a 1x1 convolution with batch normalization instead of padding.
     """
     if depth < 8 or (depth - 2) % 6:
         raise KdstepsError(
@@ -84,7 +85,8 @@ class BasicBlock(Activated):
 
     def before(self, images: Tensor) -> Tensor:
         branch = self.inner_relu(self.bn1(self.conv1(images)))
-        return self.bn2(self.conv2(branch)) + self.downsample(images)
+        output: Tensor = self.bn2(self.conv2(branch)) + self.downsample(images)
+        return output
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdsteps.models.blocks import convolution, draw_weights, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize, height_width
 
 LAST_WIDTH = 1280
 
@@ -43,7 +44,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     form: Literal["benchmark", "standard"] = "benchmark",
     width: PositiveFloat = 0.5,
 ) -> MobileNetV2:
@@ -65,7 +66,7 @@ def build(
         stem = Stage(1, max(1, int(32 * width)), 1, stride=2)
         return MobileNetV2(num_classes, in_channels, stem, stages, LAST_WIDTH, nn.ReLU, expand=True)
     stages = tuple(s._replace(width=eights(s.width * width)) for s in STANDARD)
-    large = image_size is not None and image_size > 32
+    large = image_size is not None and min(height_width(image_size)) > 32
     stem = Stage(1, eights(32 * width), 1, stride=2 if large else 1)
     last_width = eights(LAST_WIDTH * max(1.0, width))
     return MobileNetV2(num_classes, in_channels, stem, stages, last_width, nn.ReLU6, expand=False)
@@ -115,7 +116,7 @@ class MobileNetV2(BlockChain):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel by itself, narrow again; added to the input if shapes agree."""
+    """Widen, filter each channel separately, narrow again; added to the input if shapes agree."""
 
     def __init__(
         self,
@@ -140,9 +141,10 @@ class InvertedResidual(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         branch = self.conv(images)
-        return images + branch if self.residual else branch
+        output: Tensor = images + branch if self.residual else branch
+        return output
 
 
 def eights(channels: float) -> int:
-    """The multiple of 8 nearest to `channels`, 8 at least."""
+    """The multiple of 8 nearest to `channels`, at least 8."""
     return max(8, round(channels / 8) * 8)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdsteps.models.blocks import Activated, convolution, draw_weights, pooled, projection
 from kdsteps.models.chain import BlockChain
 from kdsteps.models.families.cifar_resnet import BasicBlock
+from kdsteps.models.image_size import ImageSize, height_width
 
 WIDTHS = (64, 128, 256, 512)
 REPEATS = {9: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -21,7 +22,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     depth: Literal[9, 18, 34, 50] = 9,
     stem_pool: bool | None = None,
     zero_init: bool | None = None,
@@ -30,9 +31,10 @@ def build(
 
     Args:
         depth: The number in the network's name; 50 has bottleneck blocks, the others basic ones.
-        stem_pool: Halve the map after the stem; None: from 64 pixels on.
-        zero_init: Begin with blocks that are the identity, their last norm's weight at zero;
-            None: as published, so for basic blocks and not for bottlenecks.
+        stem_pool: Halve the map after the stem; None: if the smaller side of the images has 64
+            pixels or more.
+        zero_init: Initialize blocks as the identity, with their last norm's weight at zero; None:
+            as published, so for basic blocks and not for bottlenecks.
 
     Source: He et al. 2016, arXiv:1512.03385, table 1, for the stages. ResNet-50 with this stem is
     that of megvii-research/mdistiller; 9 and 34, their first weights and the pooling at 64 pixels
@@ -40,7 +42,7 @@ def build(
     """
     bottleneck = depth == 50
     if stem_pool is None:
-        stem_pool = image_size is not None and image_size >= 64
+        stem_pool = image_size is not None and min(height_width(image_size)) >= 64
     if zero_init is None:
         zero_init = not bottleneck
     block = Bottleneck if bottleneck else BasicBlock
@@ -110,7 +112,8 @@ class Bottleneck(Activated):
     def before(self, images: Tensor) -> Tensor:
         branch = self.inner_relu(self.bn1(self.conv1(images)))
         branch = self.inner_relu(self.bn2(self.conv2(branch)))
-        return self.bn3(self.conv3(branch)) + self.shortcut(images)
+        output: Tensor = self.bn3(self.conv3(branch)) + self.shortcut(images)
+        return output
 
     def last_norm(self) -> nn.BatchNorm2d:
         return self.bn3

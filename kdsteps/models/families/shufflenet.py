@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Activated, convolution, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize
 
 REPEATS = (4, 8, 4)
 STEM_WIDTH = 24
@@ -34,7 +35,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     version: Literal[1, 2] = 2,
     size: PositiveFloat = 1.0,
 ) -> ShuffleNet:
@@ -114,7 +115,8 @@ class Grouped(Activated):
         inner = self.shuffle(self.inner_relu(self.bn1(self.conv1(images))))
         # the paper has no ReLU here, the benchmark has
         inner = self.inner_relu(self.bn2(self.conv2(inner)))
-        return self.bn3(self.conv3(inner))
+        output: Tensor = self.bn3(self.conv3(inner))
+        return output
 
 
 class GroupedBlock(Grouped):
@@ -162,11 +164,13 @@ class SplitBlock(Activated):
 
     def before(self, images: Tensor) -> Tensor:
         # what goes by left a ReLU in the block before
-        return self.shuffle(torch.cat(self.halves(images), dim=1))
+        output: Tensor = self.shuffle(torch.cat(self.halves(images), dim=1))
+        return output
 
     def forward(self, images: Tensor) -> Tensor:
         kept, taken = self.halves(images)
-        return self.shuffle(torch.cat((kept, self.relu(taken)), dim=1))
+        output: Tensor = self.shuffle(torch.cat((kept, self.relu(taken)), dim=1))
+        return output
 
     def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The half that goes by, and the other one before its last ReLU."""
@@ -202,7 +206,8 @@ class SplitDown(Activated):
         left = self.bn2(self.conv2(self.bn1(self.conv1(images))))
         right = self.inner_relu(self.bn3(self.conv3(images)))
         right = self.bn5(self.conv5(self.bn4(self.conv4(right))))
-        return self.shuffle(torch.cat((left, right), dim=1))
+        output: Tensor = self.shuffle(torch.cat((left, right), dim=1))
+        return output
 
     def last_norm(self) -> None:
         return None

@@ -10,15 +10,16 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kdsteps.models import architecture, build_model
-from kdsteps.models.adapters import Place, from_map, grid, to_map
-from kdsteps.models.chain import BlockChain, Chain, Layout
+from kdsteps.models.chain import BlockChain, Chain, Layout, TokenGrid
+from kdsteps.models.feature_shapes import FeatureShape
+from kdsteps.models.image_size import ImageSize
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     student: dict[str, Any],
     teacher: dict[str, Any],
     student_layer: str,
@@ -35,8 +36,8 @@ def build(
         teacher: Its entry.
         student_layer: Where the student is cut.
         teacher_layer: Where the teacher is cut.
-        source: The place of `student_layer`.
-        target: The place of `teacher_layer`.
+        source: The feature shape of `student_layer`, as a dictionary.
+        target: That of `teacher_layer`.
         factor: How many times narrower than the teacher the projector is inside.
         rectified: Whether the projector ends in a ReLU.
     """
@@ -50,7 +51,8 @@ def build(
         )
         for entry in (student, teacher)
     )
-    projector = Projector(Place(**source), Place(**target), factor, rectified=rectified)
+    shapes = FeatureShape(**source), FeatureShape(**target)
+    projector = Projector(*shapes, factor, rectified=rectified)
     return Reused(student_chain, student_layer, projector, teacher_chain.eval(), teacher_layer)
 
 
@@ -75,6 +77,10 @@ class Reused(BlockChain):
             "front": student.layout(student_layer),
             "projector": teacher.layout(teacher_layer),
         }
+        self._grids = {
+            "front": student.token_grid(student_layer),
+            "projector": teacher.token_grid(teacher_layer),
+        }
         was_training = student.training
         student.eval()  # a cut network names its parts by its mode, a checkpoint by this one
         self.front_part = student.front(student_layer)
@@ -85,8 +91,12 @@ class Reused(BlockChain):
         self.line_up(blocks, stages=("front", "projector"))
 
     def layout(self, layer: str) -> Layout:
-        self._refuse_strangers({layer})
+        self._check_layers({layer})
         return self._layouts[layer]
+
+    def token_grid(self, layer: str) -> TokenGrid | None:
+        self._check_layers({layer})
+        return self._grids[layer]
 
     def train(self, mode: bool = True) -> Reused:
         super().train(mode)
@@ -97,8 +107,8 @@ class Reused(BlockChain):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Reused:
         """Move what is not owned as well: a cut network's parts read constants there."""
         for chain in (*self._student, *self._teacher):
-            chain._apply(fn, recurse)
-        super()._apply(fn, recurse)
+            chain._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -106,18 +116,19 @@ class Projector(nn.Module):
     """Turn a student's last map into what a teacher's tail takes.
 
     A bottleneck of 1x1, 3x3 and 1x1 convolutions with BN and ReLU, at the smaller of the two sizes;
-    the tail's own size is reached by repeating places (nearest neighbour), which leaves a global
+    the tail's own size is reached by repeating positions (nearest neighbor), which leaves a global
     average as it is wherever the size is a multiple.
 
     Source: Chen et al. 2022, arXiv:2203.14001, and its official code. Other layouts than maps, and
     leaving out the last ReLU for teachers whose last map has negative values, are ours.
     """
 
-    def __init__(self, source: Place, target: Place, factor: int, *, rectified: bool) -> None:
+    def __init__(
+        self, source: FeatureShape, target: FeatureShape, factor: int, *, rectified: bool
+    ) -> None:
         super().__init__()
         self.source, self.target = source, target
-        here, there = grid(source), grid(target)
-        self.size = (min(here[0], there[0]), min(here[1], there[1]))
+        self.size = (min(source.height, target.height), min(source.width, target.width))
         width = max(1, target.channels // factor)
         self.body = nn.Sequential(
             nn.Conv2d(source.channels, width, 1, bias=False),
@@ -137,14 +148,15 @@ class Projector(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """The map that learns from the teacher's, with its channels: (N, C, H, W), smaller size."""
-        maps = to_map(features, self.source.layout)
+        maps = self.source.to_map(features)
         if maps.shape[2:] != self.size:
             maps = F.adaptive_avg_pool2d(maps, self.size)
-        return self.body(maps)
+        output: Tensor = self.body(maps)
+        return output
 
     def lift(self, maps: Tensor) -> Tensor:
         """A projected map in the size and layout of the teacher's layer."""
-        size = grid(self.target)
+        size = self.target.size
         if maps.shape[2:] != size:
             maps = F.interpolate(maps, size=size, mode="nearest")
-        return from_map(maps, self.target)
+        return self.target.from_map(maps)

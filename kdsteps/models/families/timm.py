@@ -1,12 +1,14 @@
-"""Any network of timm: `family: timm` with `name:` and whatever options its factory takes."""
+"""Any network of timm: `family: timm` with `name:` and the options of its factory."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
 from torch import nn
 
 from kdsteps.errors import KdstepsError
@@ -15,41 +17,54 @@ from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.tracing import Rules
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import shrink_stem
+from kdsteps.models.image_size import ImageSize, height_width
+from kdsteps.models.input import InputContract, known_interpolation
+
+_HUB, _FOLDER = ("hf-hub:", "hf_hub:"), ("local-dir:", "local_dir:")
+_BY_WINDOWS = ("Hiera", "Nest")  # their tokens are in the order of attention windows
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     name: str,
     pretrained: bool = False,
     small_stem: bool = False,
+    output: str | int | None = None,
+    prefix_tokens: NonNegativeInt | None = None,
     **options: Any,
 ) -> Chain:
     """A network of timm as a chain.
 
     Args:
         num_classes: Width of the logits. A pretrained network with another number of classes gets
-            a new classifier, as timm does; the chain's `note` says so.
+            a new classifier (`chain.new_weights`).
         in_channels: Channels of an image. Pretrained weights for three are summed or repeated, as
             timm does.
-        image_size: Height and width in pixels; handed to networks that must know it (ViT and its
-            kin). None: the size the network was made for.
-        name: As `timm.list_models()` has it, with a tag for certain weights: `resnet18.a1_in1k`.
-        pretrained: Whether to start from timm's weights, fetched from the network or its cache.
+        image_size: In pixels, one number or (height, width); passed to networks that must know it
+            (ViT, Swin and the like). None: the size the network was made for.
+        name: As `timm.list_models()` has it, with a tag for certain weights: `resnet18.a1_in1k`;
+            or `hf-hub:ORGANIZATION/NAME` or `local-dir:PATH`.
+        pretrained: Whether to start from the network's published weights, from the network or its
+            cache.
         small_stem: Whether an ImageNet network gets a stem for small images: the first convolution
-            3x3 with stride 1, no max-pooling behind it. ResNet and its kin, DenseNet, RegNet, DLA:
+            3x3 with stride 1, no max-pooling after it. ResNet and its kin, DenseNet, RegNet, DLA:
             maps four times (two times where there is no pooling) as wide; EfficientNet, MobileNet,
             GhostNet, HRNet: two times; ConvNeXt: the 4x4 patches become 3x3, maps four times as
             wide; VGG: as it is. Networks of patches and positions (ViT, Swin, MaxViT): refused,
             they take `patch_size` or `img_size`.
+        output: Key or index of the logits, if the network returns several outputs.
+        prefix_tokens: Number of class and register tokens before those of the patches; None: as the
+            network says.
         options: Of timm's factory, such as `drop_path_rate` or `patch_size`.
 
     Raises:
         KdstepsError: timm has no such network or option, it does not take such images, or its
-            weights cannot be had.
+            weights are not available.
     """
+    _check_options(name, options)
     network = _create(
         name,
         image_size,
@@ -60,37 +75,72 @@ def build(
     )
     if small_stem:
         shrink_stem(network, f"timm's {name}")
-    made_for = network.pretrained_cfg.get("input_size", (3, 224, 224))[-1]  # type: ignore[union-attr,operator]
-    size = options.get("img_size") or image_size or made_for
+    config: Any = network.pretrained_cfg
+    made_for = config.get("input_size", (3, 224, 224))[1:]
+    size = height_width(options.get("img_size") or image_size or made_for)
     chain = CutChain(
         network,
-        image_shape=(in_channels, size, size),
+        image_shape=(in_channels, *size),
         rules=_rules(),
         stages=[entry["module"] for entry in getattr(network, "feature_info", None) or ()],
+        output=output,
+        prefix_tokens=prefix_tokens,
     )
-    published = network.pretrained_cfg.get("num_classes")  # type: ignore[union-attr,operator]
-    if pretrained and published != num_classes:
-        new = f"{name} was trained for {published} classes; its classifier starts anew"
-        chain.note = f"{chain.note}; {new}" if chain.note else f"models: {new}"
+    if type(network).__name__ in _BY_WINDOWS:
+        chain.notes.append(
+            f"models: the tokens of timm's {name} are in the order of its attention windows, so "
+            "maps of its inner layers do not show the image; methods on logits are unaffected"
+        )
+    if pretrained and config.get("num_classes") != num_classes:
+        chain.new_weights = _classifier(network, config.get("classifier"))
+        chain.notes.append(
+            f"models: {name} was trained for {config.get('num_classes')} classes; "
+            f"{', '.join(chain.new_weights)} start with new weights"
+        )
     return chain
 
 
-def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
-    """The network, told the size of the images if it wants to know."""
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse options of timm that kdsteps sets itself or that leave no logits."""
+    if options.get("features_only"):
+        raise KdstepsError(
+            f"models: features_only makes timm's {name} return feature maps and no logits; leave "
+            "it out (inner layers are read by name)"
+        )
+    if "in_chans" in options:
+        raise KdstepsError(
+            f"models: in_chans of timm's {name} follows from the images; leave it out"
+        )
+
+
+def _create(name: str, image_size: ImageSize | None, **options: Any) -> nn.Module:
+    """The network, with the size of the images if it takes one."""
     import timm
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; near are {', '.join(near)}" if near else "; timm.list_models() has the names"
-        raise KdstepsError(f"models: timm has no network {name!r}{hint}")
-    sized = {} if image_size is None else {"img_size": image_size}
-    with _quick_to_fail(f"timm's {name}", fetches=options["pretrained"]):
+    _check_name(name)
+    sized = {} if image_size is None else {"img_size": _size_option(image_size)}
+    fetches = name.startswith(_HUB) or (options["pretrained"] and not name.startswith(_FOLDER))
+    with _quick_to_fail(f"timm's {name}", fetches=fetches):
         try:
             return timm.create_model(name, **sized | options)
         except TypeError as error:
             if not sized or "'img_size'" not in str(error) or "img_size" in options:
                 raise
         return timm.create_model(name, **options)
+
+
+def _check_name(name: str) -> None:
+    """Raises: KdstepsError: timm has no such network, or there is no such folder."""
+    import timm
+
+    if name.startswith(_FOLDER):
+        folder = Path(name.partition(":")[2]).expanduser()
+        if not (folder / "config.json").is_file():
+            raise KdstepsError(f"models: {name}: there is no {folder / 'config.json'}")
+    elif not name.startswith(_HUB) and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; near are {', '.join(near)}" if near else "; timm.list_models() has the names"
+        raise KdstepsError(f"models: timm has no network {name!r}{hint}")
 
 
 @contextmanager
@@ -100,7 +150,7 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
 
     offline = constants.HF_HUB_OFFLINE
     reached = not fetches or reachable(constants.ENDPOINT)
-    constants.HF_HUB_OFFLINE = offline or not reached  # then its cache is all it looks into
+    constants.HF_HUB_OFFLINE = offline or not reached  # then it looks into its cache alone
     try:
         yield
     # which errors a download or a foreign constructor raises is not for us to list
@@ -116,9 +166,42 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
+def _classifier(network: nn.Module, named: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Names of the classifier's parameters, where timm's config names its modules."""
+    modules = (named,) if isinstance(named, str) else named or ()
+    return tuple(
+        f"{path}.{name}"
+        for path in modules
+        for name, _ in network.get_submodule(path).named_parameters()
+    )
+
+
+def _size_option(size: ImageSize) -> int | tuple[int, int]:
+    """A size as timm's factories take it: a number for square images, which all of them take."""
+    height, width = height_width(size)
+    return height if height == width else (height, width)
+
+
 def _rules() -> Rules:
     """timm's own list of what tracing is not to go into."""
     from timm import layers
 
     found: Any = layers
     return Rules(tuple(found.get_notrace_modules()), tuple(found.get_notrace_functions()))
+
+
+def published_input(network: nn.Module, name: str) -> InputContract:
+    """The normalization and interpolation that timm's config of a network names.
+
+    Its crop of the center is not part of it: images are resized whole.
+    """
+    from timm import data
+
+    found: Any = data
+    config = found.resolve_model_data_config(network)
+    return InputContract(
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        None,
+        known_interpolation(config["interpolation"]),
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
@@ -14,6 +15,8 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import fit_channels, shrink_stem
+from kdsteps.models.image_size import ImageSize, as_text, height_width
+from kdsteps.models.input import InputContract, known_interpolation
 
 _MADE_FOR = 224  # pixels, height and width
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -23,55 +26,66 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     name: str,
     pretrained: bool = False,
     small_stem: bool = False,
+    prefix_tokens: NonNegativeInt | None = None,
     **options: Any,
 ) -> Chain:
     """A network of torchvision as a chain.
 
     Args:
         num_classes: Width of the logits. A pretrained network has 1,000 classes; with another
-            number its last layer starts anew, and the chain's `note` says so.
+            number its classifier has new weights (`chain.new_weights`).
         in_channels: Channels of an image; with other than three the first convolution is refitted,
             its weights summed or repeated, as timm does.
-        image_size: Height and width in pixels; handed to networks that must know it (ViT, MaxViT).
-            None: 224.
+        image_size: In pixels, one number or (height, width); passed to networks that must know it
+            (MaxViT, and ViT, which takes square images alone). None: 224.
         name: As `torchvision.models.list_models()` has it.
         pretrained: Whether to start from torchvision's default weights, fetched from the network or
             its cache.
         small_stem: Whether an ImageNet network gets a stem for small images: the first convolution
-            3x3 with stride 1, no max-pooling behind it. ResNet and its kin, DenseNet, ShuffleNet,
+            3x3 with stride 1, no max-pooling after it. ResNet and its kin, DenseNet, ShuffleNet,
             SqueezeNet, AlexNet: maps four times as wide (AlexNet eight); EfficientNet, MobileNet,
             MNASNet, RegNet: two times; ConvNeXt: the 4x4 patches become 3x3, maps four times as
             wide; VGG: as it is. ViT, Swin and MaxViT: refused.
+        prefix_tokens: Number of class and register tokens before those of the patches; None: as the
+            lengths of the token sequences show.
         options: Of torchvision's factory, such as `dropout`. Auxiliary heads (GoogLeNet,
-            Inception) are left out, since nothing would train them, unless `aux_logits` asks.
+            Inception) are left out, since nothing would train them, unless `aux_logits: true`.
 
     Raises:
         KdstepsError: torchvision has no such network or option, it does not take such images, or
-            its weights cannot be had.
+            its weights are not available.
     """
     if name in _WITH_AUXILIARY_HEADS:
         options = {"aux_logits": False, "init_weights": True} | options
-    size = image_size or _MADE_FOR
+    size = height_width(image_size or _MADE_FOR)
     network = _create(name, num_classes, _sized(name, size) | options)
-    note = _load_published(network, name, num_classes) if pretrained else None
+    new = _load_published(network, name, num_classes) if pretrained else ()
     fit_channels(network, in_channels)
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
-    chain = CutChain(network, image_shape=(in_channels, size, size))
-    if note:
-        chain.note = f"{chain.note}; {note}" if chain.note else f"models: {note}"
+    chain = CutChain(network, image_shape=(in_channels, *size), prefix_tokens=prefix_tokens)
+    if new:
+        chain.new_weights = new
+        chain.notes.append(
+            f"models: {name} was trained for other classes; {', '.join(new)} start with new weights"
+        )
     return chain
 
 
-def _sized(name: str, size: int) -> dict[str, Any]:
-    """What says the size of the images to those that must know."""
+def _sized(name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """The option that tells networks the size of the images, for those that must know."""
     if name.startswith("vit_"):
-        return {"image_size": size}
-    return {"input_size": (size, size)} if name.startswith("maxvit") else {}
+        if size[0] != size[1]:
+            raise KdstepsError(
+                f"models: torchvision's {name} takes square images alone, not {as_text(size)}; "
+                "timm's ViTs take both"
+            )
+        return {"image_size": size[0]}
+    return {"input_size": size} if name.startswith("maxvit") else {}
 
 
 def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
@@ -96,30 +110,31 @@ def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _load_published(network: nn.Module, name: str, num_classes: int) -> str | None:
-    """Load torchvision's weights but for a classifier of another width; a sentence on that."""
+def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[str, ...]:
+    """Load torchvision's weights, without a classifier of another width; the names without weights.
+
+    Raises:
+        KdstepsError: More than the classifier does not fit, such as positions of another size.
+    """
     state = _published(name)
     own = network.state_dict()
-    fitting = {key: value for key, value in state.items() if _fits(value, own.get(key))}
-    missing = [key for key in own if key not in fitting]
+    fitting = {
+        key: value for key, value in state.items() if key in own and own[key].shape == value.shape
+    }
+    missing = tuple(key for key in own if key not in fitting)
+    inner = [
+        key
+        for key in missing
+        if key in state
+        and (own[key].shape[1:] != state[key].shape[1:] or len(own[key]) != num_classes)
+    ]
+    if inner:
+        raise KdstepsError(
+            f"models: the pretrained weights of torchvision's {name} are for another image size "
+            f"({', '.join(inner[:3])} differ); image_size {_MADE_FOR} would be right"
+        )
     network.load_state_dict(fitting, strict=False)
-    classes = _num_classes(state)
-    if not missing:
-        return None
-    return (
-        f"{name} was trained for {classes} classes; {', '.join(missing)} start anew"
-        if classes != num_classes
-        else f"{name}: {', '.join(missing)} start anew, for the published weights do not fit"
-    )
-
-
-def _fits(value: Tensor, own: Tensor | None) -> bool:
-    return own is not None and own.shape == value.shape
-
-
-def _num_classes(state: dict[str, Tensor]) -> int:
-    """Width of the last weight, that of the classifier."""
-    return list(state.values())[-1].shape[0]
+    return missing
 
 
 def _published(name: str) -> dict[str, Tensor]:
@@ -137,3 +152,17 @@ def _published(name: str) -> dict[str, Tensor]:
     ) as error:  # no connection; not the right file
         raise KdstepsError(no_weights(f"torchvision's {name}", error)) from error
     return state
+
+
+def published_input(network: nn.Module, name: str) -> InputContract:
+    """The normalization and interpolation of torchvision's default weights of a network.
+
+    Their crop of the center is not part of it: images are resized whole.
+    """
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name).DEFAULT
+    preset = weights.transforms()
+    return InputContract(
+        tuple(preset.mean), tuple(preset.std), None, known_interpolation(preset.interpolation.value)
+    )

@@ -1,4 +1,4 @@
-"""VGG with batch normalisation: the small-image form of the benchmark and the classic one.
+"""VGG with batch normalization: the small-image form of the benchmark and the classic one.
 
 State-dict keys are those of the CIFAR-100 benchmark in its own form; the classic form keeps the
 names of the convolutions and has a classifier of three linear layers.
@@ -14,6 +14,7 @@ from torch import nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import draw_weights, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize, as_text, height_width
 
 WIDTHS = (64, 128, 256, 512, 512)
 REPEATS = {
@@ -29,7 +30,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     depth: Literal[8, 11, 13, 16, 19] = 8,
     form: Literal["benchmark", "classic"] = "benchmark",
     hidden: PositiveInt = 4096,
@@ -43,22 +44,23 @@ def build(
             one too, and classifies the pooled features; `classic` halves it after every stage and
             has two hidden layers.
         hidden: Width of the hidden layers; of the classic form alone.
-        dropout: Share dropped after each hidden layer in training; of the classic form alone.
+        dropout: Fraction dropped after each hidden layer in training; of the classic form alone.
 
     Raises:
         KdstepsError: The images are too small to be halved as often.
 
     Source: Simonyan and Zisserman 2015, arXiv:1409.1556, table 1. The benchmark form is that of
     megvii-research/mdistiller; the classic form at 32 pixels, its features pooled to a single
-    place, that of Cooper et al. 2025, arXiv:2511.14981.
+    position, that of Cooper et al. 2025, arXiv:2511.14981.
     """
     classic = form == "classic"
-    halved_last = classic or (image_size is not None and image_size >= 64)
-    least = 32 if classic else 8
-    if image_size is not None and image_size < least:
+    side = None if image_size is None else min(height_width(image_size))
+    halved_last = classic or (side is not None and side >= 64)
+    smallest = 32 if classic else 8
+    if image_size is not None and side is not None and side < smallest:
         raise KdstepsError(
-            f"models: image_size {image_size} is too small for vgg in its {form} form, "
-            f"which takes {least} pixels or more"
+            f"models: image_size {as_text(image_size)} is too small for vgg in its {form} form, "
+            f"which takes {smallest} pixels or more"
         )
     classifier = Classifier(hidden, dropout) if classic else None
     return Vgg(num_classes, in_channels, REPEATS[depth], halved_last, classifier)

@@ -14,9 +14,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.chain import BlockChain
+from kdsteps.models.chain import BlockChain, TokenGrid
+from kdsteps.models.image_size import ImageSize, as_text, height_width
 
-GRID = 8  # patches to a side, where nothing else is asked
+GRID = 8  # patches to a side by default
 NUM_CUTS = 4
 
 
@@ -24,7 +25,7 @@ def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     patch: PositiveInt | None = None,
     width: PositiveInt = 192,
     depth: PositiveInt = 8,
@@ -33,22 +34,22 @@ def build(
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     zero_head: bool = True,
 ) -> VisionTransformer:
-    """A vision transformer for square images of one size.
+    """A vision transformer for images of one size.
 
     Args:
-        patch: Side of a patch in pixels; None: what comes nearest to 8 x 8 patches, 4 pixels of
-            32 and 8 of 64.
+        patch: Side of a patch in pixels; None: the side that comes nearest to 8 x 8 patches,
+            4 pixels for images of 32 and 8 for 64.
         width: Features of a token.
         depth: Encoder blocks.
         heads: Attention heads, a divisor of the width.
         mlp: Hidden features of a block's two-layer part.
-        dropout: Share dropped in training after the positions are added and after each part of a
+        dropout: Fraction dropped in training after the positions are added and after each part of a
             block.
-        zero_head: Begin with a classifier of zeros, so that all classes start alike.
+        zero_head: Initialize the classifier with zeros, so that all classes start alike.
 
     Raises:
         KdstepsError: No image size is known, the patches do not tile it, or the heads do not
-            share the width evenly.
+            divide the width.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; sizes, the mean over all tokens
     with the class token among them, and the classifier of zeros as in Cooper et al. 2025,
@@ -56,26 +57,31 @@ def build(
     """
     if image_size is None:
         raise KdstepsError("models: vit needs to know image_size, which is not given")
+    height, width_px = height_width(image_size)
     if patch is None:
-        patch = nearest_patch(image_size)
-    if image_size % patch:
+        patch = nearest_patch(height, width_px)
+    if height % patch or width_px % patch:
         raise KdstepsError(
-            f"models: patch {patch} of vit does not tile images of {image_size} pixels; "
-            f"{nearest_patch(image_size)} would"
+            f"models: patch {patch} of vit does not tile images of {as_text(image_size)} pixels; "
+            f"{nearest_patch(height, width_px)} would"
         )
     if width % heads:
         raise KdstepsError(
             f"models: {heads} heads of vit do not share width {width} evenly; take a divisor of it"
         )
-    stem = PatchEmbedding(in_channels, image_size, patch, width)
+    stem = PatchEmbedding(in_channels, (height, width_px), patch, width)
     blocks = [EncoderBlock(width, heads, mlp, dropout) for _ in range(depth)]
     return VisionTransformer(num_classes, stem, blocks, dropout, zero_head=zero_head)
 
 
-def nearest_patch(image_size: int) -> int:
-    """The patch that tiles the image in about 8 x 8 pieces; the smaller one of two."""
-    sides = [side for side in range(1, image_size + 1) if image_size % side == 0]
-    return min(sides, key=lambda side: abs(side - image_size / GRID))
+def nearest_patch(height: int, width: int) -> int:
+    """The side of the square patch that tiles the image in about 8 x 8 patches; the smaller of two.
+
+    Where height and width differ, in about 64 patches.
+    """
+    common = math.gcd(height, width)
+    sides = [side for side in range(1, common + 1) if common % side == 0]
+    return min(sides, key=lambda side: abs(side - math.sqrt(height * width) / GRID))
 
 
 class VisionTransformer(BlockChain):
@@ -108,17 +114,23 @@ class VisionTransformer(BlockChain):
         line["blocks.0"] = nn.Sequential(self.positions, blocks[0])
         line |= {"pool": nn.Sequential(self.norm, TokenMean()), "head": self.head}
         ends = sorted({math.ceil(len(blocks) * n / NUM_CUTS) - 1 for n in range(1, NUM_CUTS + 1)})
-        self.line_up(line, stages=tuple(f"blocks.{end}" for end in ends), inner="tokens")
+        self.line_up(
+            line, stages=tuple(f"blocks.{end}" for end in ends), inner="tokens", grid=stem.grid
+        )
 
 
 class PatchEmbedding(nn.Module):
     """Images (N, C, H, W) to tokens (N, 1 + patches, D), the class token first."""
 
-    def __init__(self, in_channels: int, image_size: int, patch: int, width: int) -> None:
+    def __init__(
+        self, in_channels: int, image_size: tuple[int, int], patch: int, width: int
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         self.width = width
-        self.num_tokens = 1 + (image_size // patch) ** 2
+        height, width_px = image_size
+        self.grid = TokenGrid(1, height // patch, width_px // patch)
+        self.num_tokens = self.grid.prefix + self.grid.height * self.grid.width
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.conv = nn.Conv2d(in_channels, width, patch, stride=patch)
         fan_in = in_channels * patch**2
@@ -127,9 +139,12 @@ class PatchEmbedding(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[2:] != (self.image_size, self.image_size):
-            size = f"{images.shape[2]} x {images.shape[3]}"
-            raise ValueError(f"images are {size}, this network takes {self.image_size} squared")
+        if tuple(images.shape[2:]) != self.image_size:
+            size, own = (
+                f"{images.shape[2]} x {images.shape[3]}",
+                " x ".join(map(str, self.image_size)),
+            )
+            raise ValueError(f"images are {size}, this network takes {own}")
         patches = self.conv(images).flatten(2).transpose(1, 2)  # (N, patches, D)
         return torch.cat((self.class_token.expand(len(images), -1, -1), patches), dim=1)
 
@@ -143,11 +158,12 @@ class Positions(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.dropout(tokens + self.table)
+        output: Tensor = self.dropout(tokens + self.table)
+        return output
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and a two-layer part, each on normalised tokens and added to its input."""
+    """Self-attention and a two-layer part, each on normalized tokens and added to its input."""
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
         super().__init__()
@@ -162,7 +178,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
-        return tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        output: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        return output
 
 
 class Attention(nn.Module):
@@ -178,7 +195,8 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, D / heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, T, D / heads)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        output: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return output
 
 
 class TokenMean(nn.Module):
@@ -189,7 +207,7 @@ class TokenMean(nn.Module):
 
 
 def draw_linear(network: nn.Module) -> None:
-    """Draw every linear layer evenly from a range set by its width on both sides, biases at zero.
+    """Draw every linear layer uniformly from a range set by its two widths, with zero biases.
 
     Source: Glorot and Bengio 2010, section 4.2.1.
     """

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Preactivated, convolution, draw_weights, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.image_size import ImageSize
 
 
 def build(
     *,
     num_classes: int,
     in_channels: int,
-    image_size: int | None,
+    image_size: ImageSize | None,
     depth: PositiveInt = 16,
     width: PositiveInt = 2,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -30,7 +31,7 @@ def build(
     Args:
         depth: Layers with weights, 6 n + 4 for n blocks a stage.
         width: Times 16, 32 and 64 channels.
-        dropout: Share of a block's inner features dropped in training.
+        dropout: Fraction of a block's inner features dropped in training.
 
     Raises:
         KdstepsError: The depth fits no number of blocks.
@@ -47,7 +48,7 @@ def build(
 class WideResNet(BlockChain):
     """Layers: `stem`, `block1.0` … `block3.<n-1>`, `pool`.
 
-    The last batch normalisation and ReLU belong to `pool`: a stage ends in a sum, and the next
+    The last batch normalization and ReLU belong to `pool`: a stage ends in a sum, and the next
     block begins with its own norm.
     """
 
@@ -77,7 +78,7 @@ class WideResNet(BlockChain):
 class WideBlock(Preactivated):
     """Norm, ReLU and convolution twice, beside a shortcut.
 
-    Where the shape changes, the shortcut too starts from the normalised input.
+    Where the shape changes, the shortcut too starts from the normalized input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
@@ -101,7 +102,8 @@ class WideBlock(Preactivated):
         activated = self.relu(normed)
         branch = self.dropout(self.inner_relu(self.bn2(self.conv1(activated))))
         shortcut = images if self.convShortcut is None else self.convShortcut(activated)
-        return shortcut + self.conv2(branch)
+        output: Tensor = shortcut + self.conv2(branch)
+        return output
 
 
 class LastNorm(Preactivated):
@@ -117,4 +119,5 @@ class LastNorm(Preactivated):
         return self.norm
 
     def go_on(self, images: Tensor, normed: Tensor) -> Tensor:
-        return self.pool(self.relu(normed))
+        output: Tensor = self.pool(self.relu(normed))
+        return output

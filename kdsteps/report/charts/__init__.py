@@ -1,1 +1,1 @@
-"""The report's charts: each module turns tables into Altair charts and knows no files."""
+"""The report's charts: each module turns tables into Altair charts and reads no files."""

@@ -1,4 +1,4 @@
-"""Every run's accuracy, and how far methods lie from the references."""
+"""Test accuracy of every run, and differences between methods and the references."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import altair as alt
 import pandas as pd
 
 from kdsteps.report.charts.theme import LIGHT, Chart
-from kdsteps.report.formats import decimals, percent, points
+from kdsteps.report.formats import decimals, percent, points, with_sign
 from kdsteps.report.tables import MethodRow, PairTable
 
-ROW = 30  # pixels a method
+ROW = 30  # pixels per method
 
 
 def strip(table: PairTable, width: int) -> Chart:
-    """Every run as a point, one row a method: mean, spread, and the teacher as a dashed line."""
+    """One point per run, one row per method; mean, spread, and the teacher as a dashed line."""
     digits = decimals(table.num_images)
     runs = pd.DataFrame(
         [
@@ -21,7 +21,7 @@ def strip(table: PairTable, width: int) -> Chart:
                 "method": row.method,
                 "accuracy": 100 * value,
                 "role": _role(row, table),
-                "label": f"{row.method}, seed {seed}: {percent(value, digits)} %",
+                "label": f"{row.method}, seed {seed}: {with_sign(value, digits)}",
             }
             for row in table.rows
             for seed, value in sorted(row.values.items())
@@ -31,20 +31,20 @@ def strip(table: PairTable, width: int) -> Chart:
     y = alt.Y("method:N", sort=list(means["method"]), title=None, axis=_NAMES)
     axis = alt.Axis(tickCount=max(4, width // 75))
     x = alt.X("accuracy:Q", title="test accuracy, %", scale=_domain(table), axis=axis)
-    colour = alt.Color("role:N", scale=_ROLES, legend=None)
+    color = alt.Color("role:N", scale=_ROLES, legend=None)
     layers = [
         alt.Chart(means)
         .mark_rule(strokeWidth=9, opacity=0.16, strokeCap="round")
-        .encode(y=y, x=alt.X("low:Q", scale=_domain(table)), x2="high:Q", color=colour),
+        .encode(y=y, x=alt.X("low:Q", scale=_domain(table)), x2="high:Q", color=color),
         alt.Chart(means)
         .mark_tick(thickness=2, size=20, aria=False)
-        .encode(y=y, x=alt.X("mean:Q", scale=_domain(table)), color=colour),
+        .encode(y=y, x=alt.X("mean:Q", scale=_domain(table)), color=color),
         alt.Chart(runs)
         .mark_circle(size=46, opacity=0.75)
-        .encode(y=y, x=x, color=colour, description="label"),
+        .encode(y=y, x=x, color=color, description="label"),
         alt.Chart(means)
         .mark_text(align="left", fontSize=12)
-        .encode(y=y, x=alt.value(width + 10), text="text:N", color=colour),
+        .encode(y=y, x=alt.value(width + 10), text="text:N", color=color),
     ]
     chart = alt.layer(*layers, *_teacher(table, width))
     return chart.properties(width=width, height=ROW * len(table.rows))
@@ -88,14 +88,14 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
         title=f"difference to {table.references[reference]}, points",
         scale=alt.Scale(zero=True, nice=True, padding=6),
     )
-    colour = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
+    color = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
     zero = alt.Chart(pd.DataFrame([{"zero": 0}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
     layers = [
         zero.encode(x="zero:Q"),
-        data.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=colour),
-        data.mark_circle(size=70, opacity=1).encode(y=y, x=x, color=colour, description="label"),
+        data.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=color),
+        data.mark_circle(size=70, opacity=1).encode(y=y, x=x, color=color, description="label"),
         data.mark_text(align="left", fontSize=12).encode(
-            y=y, x=alt.value(width + 8), text="text:N", color=colour
+            y=y, x=alt.value(width + 8), text="text:N", color=color
         ),
     ]
     return alt.layer(*layers).properties(width=width, height=ROW * len(rows))

@@ -1,52 +1,51 @@
-"""Accuracy against what a network costs: its size, its arithmetic, its time for one image."""
+"""Accuracy against the cost of the deployed network: parameters, MACs, latency."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import altair as alt
 import pandas as pd
 
+from kdsteps.evaluation.metrics import Metric
 from kdsteps.report.charts.theme import LIGHT, Chart, log_ticks
-from kdsteps.report.formats import count, percent
-from kdsteps.report.tables import PairTable
+from kdsteps.report.formats import heading, value_of, with_sign
+from kdsteps.report.tables import MethodRow, PairTable
 
-COSTS = {
-    "parameters": "parameters",
-    "multiply_adds": "multiply-adds for one image",
-    "latency_ms": "time for one image, ms",
-}
 HEIGHT = 180
+_LETTER, _LINE = 6, 13  # pixels of a letter and of a line of names
+_SHIFTS = (0, _LINE, -_LINE)  # of a name, downwards
 _FAR = 5  # costs that differ by more are shown on a logarithmic scale
 
 
-def against(tables: Sequence[PairTable], runs: pd.DataFrame, cost: str, width: int) -> Chart | None:
-    """Mean accuracy of every student, and of the teachers, over one cost.
+def against(tables: Sequence[PairTable], metric: Metric, width: int) -> Chart | None:
+    """Mean accuracy of every student, and of the teachers, over one metric of cost.
 
     Args:
         tables: Of all pairs that share their images.
-        cost: A key of `COSTS`.
     """
-    rows = [row for table in tables for row in _rows(table, runs, cost) if row["cost"] > 0]
+    rows = [row for table in tables for row in _rows(table, metric) if row["cost"] > 0]
     if not rows:
         return None
-    data = pd.DataFrame(rows).drop_duplicates(["label"])
+    data = pd.DataFrame(rows).drop_duplicates(["pair", "name"])  # a teacher of several pairs: once
     costs = data["cost"]
     far = costs.max() / costs.min() > _FAR
     low, high = (costs.min() / 2, costs.max() * 2) if far else (0.0, 1.2 * costs.max())
     scale = alt.Scale(type="log" if far else "linear", domain=[low, high], nice=False)
-    axis = alt.Axis(format="~g" if cost == "latency_ms" else "~s", tickCount=4, grid=False)
+    axis = alt.Axis(format="~s" if metric.unit == "count" else "~g", tickCount=4, grid=False)
     if far:
         axis.values = log_ticks(low, high)
-    x = alt.X("cost:Q", title=COSTS[cost], scale=scale, axis=axis)
+    x = alt.X("cost:Q", title=heading(metric), scale=scale, axis=axis)
     y = alt.Y(
         "accuracy:Q",
         title="test accuracy, %",
         scale=alt.Scale(zero=False, padding=12),
         axis=alt.Axis(tickCount=5),
     )
-    colour = alt.Color(
+    color = alt.Color(
         "role:N",
         legend=None,
         scale=alt.Scale(
@@ -61,44 +60,81 @@ def against(tables: Sequence[PairTable], runs: pd.DataFrame, cost: str, width: i
     )
     base = alt.Chart(data)
     points = base.mark_point(filled=True, size=64, opacity=0.85).encode(
-        x=x, y=y, color=colour, shape=shape, description="label"
+        x=x, y=y, color=color, shape=shape, description="label"
     )
-    named = data[data["role"] != "other"].assign(
-        left=lambda t: t["cost"] > (costs.min() * costs.max()) ** 0.5
-    )
+    places = _label_places(data, low, high, far=far, width=width)
     names = [
-        alt.Chart(named[named["left"] == left])
-        .mark_text(align="right" if left else "left", dx=-9 if left else 9, fontSize=11)
-        .encode(x=x, y=y, text="name:N", color=colour)
-        for left in (True, False)
+        alt.Chart(group)
+        .mark_text(align="right" if left else "left", dx=-9 if left else 9, dy=dy, fontSize=11)
+        .encode(x=x, y=y, text="name:N", color=color)
+        for left, dy in product((True, False), _SHIFTS)
+        if len(group := places[(places["left"] == left) & (places["dy"] == dy)])
     ]
     return alt.layer(points, *names).properties(width=width, height=HEIGHT)
 
 
-def _rows(table: PairTable, runs: pd.DataFrame, cost: str) -> list[dict[str, Any]]:
-    price = float(
-        runs.loc[runs["pair"] == table.pair, cost].median()
-    )  # one network for all methods
-    found: list[dict[str, Any]] = [
-        {
-            "name": f"{table.student_name}, {row.method}",
-            "role": "best" if row is table.best else "other",
-            "cost": price,
-            "accuracy": 100 * row.accuracy.mean,
-            "label": f"{table.pair}, {row.method}: {percent(row.accuracy.mean)} %, {count(price)}",
-        }
-        for row in table.rows
-        if pd.notna(price)
-    ]
-    if table.teacher is not None and pd.notna(table.teacher[cost]):
+def _label_places(
+    data: pd.DataFrame, low: float, high: float, *, far: bool, width: int
+) -> pd.DataFrame:
+    """Where the names of teachers and best methods go: `left` of the point or not, `dy` below it.
+
+    A name that fits nowhere without covering another one is left out; the tooltip has it.
+    """
+    warp = math.log if far else float
+    span = warp(high) - (warp(low) if low > 0 else 0.0)
+    top, range_ = data["accuracy"].max(), max(1e-9, data["accuracy"].max() - data["accuracy"].min())
+    boxes: list[tuple[float, float, float]] = []  # left end, right end, vertical center, in pixels
+    rows = []
+    for row in (
+        data[data["role"] != "other"].sort_values("role", ascending=False).to_dict("records")
+    ):
+        x = width * (warp(row["cost"]) - (warp(low) if low > 0 else 0.0)) / span
+        y = HEIGHT * (top - row["accuracy"]) / range_
+        length, left = _LETTER * len(row["name"]) + 9, x > width / 2
+        ends = (x - length, x) if left else (x, x + length)
+        for dy in _SHIFTS:
+            box = (*ends, y + dy)
+            if not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+                rows.append(row | {"left": left, "dy": dy})
+                break
+    return pd.DataFrame(rows, columns=[*data.columns, "left", "dy"])
+
+
+def _overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < _LINE
+
+
+def _rows(table: PairTable, metric: Metric) -> list[dict[str, Any]]:
+    found = [_student(table, row, metric) for row in table.rows if metric.name in row.metrics]
+    if table.teacher is not None and pd.notna(table.teacher.get(metric.name)):
+        accuracy, cost = table.teacher["accuracy"], float(table.teacher[metric.name])
         found.append(
             {
+                "pair": "",
                 "name": table.teacher_name,
                 "role": "teacher",
-                "cost": float(table.teacher[cost]),
-                "accuracy": 100 * table.teacher["accuracy"],
-                "label": f"teacher {table.teacher_name}: {percent(table.teacher['accuracy'])} %, "
-                f"{count(table.teacher[cost])}",
+                "cost": cost,
+                "accuracy": 100 * accuracy,
+                "label": f"teacher {table.teacher_name}: {_words(accuracy, metric, cost)}",
             }
         )
     return found
+
+
+def _student(table: PairTable, row: MethodRow, metric: Metric) -> dict[str, Any]:
+    """One method at the cost of the network that it deploys."""
+    cost = row.metrics[metric.name].mean
+    return {
+        "pair": table.pair,
+        "name": f"{table.student_name}, {row.method}",
+        "role": "best" if row is table.best else "other",
+        "cost": cost,
+        "accuracy": 100 * row.accuracy.mean,
+        "label": f"{table.pair}, {row.method}: {_words(row.accuracy.mean, metric, cost)}",
+    }
+
+
+def _words(accuracy: float, metric: Metric, cost: float) -> str:
+    """`93.1%, latency, ms: 0.26`."""
+    return f"{with_sign(accuracy)}, {heading(metric)}: {value_of(metric, cost)}"

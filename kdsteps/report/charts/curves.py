@@ -1,4 +1,4 @@
-"""How students learned: validation accuracy and every named loss over the epochs."""
+"""Validation accuracy and every loss term over the epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ABRUPT = 30  # losses that fall further than this are shown on a logarithmic sc
 
 
 def thinned(curves: pd.DataFrame, points: int) -> pd.DataFrame:
-    """About `points` of the epochs, evenly spaced, the first and the last among them."""
+    """About `points` epochs, evenly spaced, including the first and the last."""
     epochs = sorted(curves["epoch"].unique())
     if len(epochs) <= points:
         return curves
@@ -30,12 +30,12 @@ def validation(
     domain: Sequence[float],
     width: int,
 ) -> Chart | None:
-    """Validation accuracy of one method, a line a seed, before the means of the references.
+    """Validation accuracy of one method, one line per seed, with the means of the references.
 
     Args:
         curves: Of one pair.
-        references: Methods to compare with by eye: the first as a line, the second dashed.
-        domain: Lowest and highest accuracy shown, as shares, one for all methods.
+        references: Methods to compare with: the first as a solid line, the second dashed.
+        domain: Lowest and highest accuracy shown, as fractions, the same for all methods.
     """
     rows = curves[curves["name"] == "validation_accuracy"].assign(
         percent=lambda t: 100 * t["value"]
@@ -72,7 +72,7 @@ def validation(
 
 
 def validation_domain(curves: pd.DataFrame) -> tuple[float, float]:
-    """From where it gets interesting to the top: the first epochs of most runs lie below."""
+    """The range of accuracies to show: without the lowest 5%, which are first epochs mostly."""
     values = curves.loc[curves["name"] == "validation_accuracy", "value"].dropna()
     if values.empty:
         return 0.0, 1.0
@@ -82,7 +82,7 @@ def validation_domain(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def losses(curves: pd.DataFrame, width: int) -> Chart | None:
-    """Every named loss of one method on one pair: a line a loss, thin ones for the seeds."""
+    """Every loss term of one method on one pair: thick lines for means, thin ones for seeds."""
     rows = curves[~curves["name"].isin(NOT_LOSSES)]
     rows = rows[rows["value"].map(pd.notna)]
     if rows.empty:
@@ -95,10 +95,10 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
     scale = alt.Scale(type="log", nice=False) if wide else alt.Scale(zero=True)
     axis = alt.Axis(values=log_ticks(low, high), format="~g") if wide else alt.Axis(tickCount=4)
     y = alt.Y("value:Q", title=None, scale=scale, axis=axis)
-    colours = [SERIES[place % len(SERIES)] for place in range(len(names))]
-    colour = alt.Color(
+    colors = [SERIES[place % len(SERIES)] for place in range(len(names))]
+    color = alt.Color(
         "name:N",
-        scale=alt.Scale(domain=names, range=colours),
+        scale=alt.Scale(domain=names, range=colors),
         legend=alt.Legend(columns=2, labelLimit=90, symbolType="stroke", symbolOpacity=1),
     )
     means = rows.groupby(["name", "epoch"], sort=False, as_index=False)["value"].mean()
@@ -106,10 +106,10 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
     layers = [
         alt.Chart(rows)
         .mark_line(strokeWidth=0.8, opacity=0.35)
-        .encode(x=x, y=y, color=colour, detail="seed:N", description="label"),
+        .encode(x=x, y=y, color=color, detail="seed:N", description="label"),
         alt.Chart(means)
         .mark_line(strokeWidth=2)
-        .encode(x=x, y=y, color=colour, description="label"),
+        .encode(x=x, y=y, color=color, description="label"),
     ]
     return alt.layer(*layers).properties(width=width, height=HEIGHT)
 

@@ -1,4 +1,4 @@
-"""What each layer of a teacher is worth, over its depth, and which layers were chosen."""
+"""Scores of a teacher's layers over their depth, and which layers were chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy of students that learned from one layer each, over what that layer is worth."""
+"""Accuracy of students that learned from one layer each, over a score of that layer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import pandas as pd
 
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import LIGHT, Chart
-from kdsteps.report.formats import percent
+from kdsteps.report.formats import with_sign
 
 HEIGHT = 180
 
 
 def scatter(points: pd.DataFrame, score: str, width: int) -> Chart:
-    """One point a layer.
+    """One point per layer.
 
     Args:
-        points: layer, accuracy as a share, and the column `score`.
+        points: layer, accuracy as a fraction, and the column `score`.
         score: A key of `charts.layers.SCORES`.
     """
     rows = points.assign(
         percent=100 * points["accuracy"],
         label=[
-            f"{layer}: {percent(accuracy)} %, {value:.3f}"
+            f"{layer}: {with_sign(accuracy)}, {value:.3f}"
             for layer, accuracy, value in zip(
                 points["layer"], points["accuracy"], points[score], strict=True
             )

@@ -1,7 +1,7 @@
-"""How charts look, and how they become SVG inside the page or PNG beside it.
+"""The look of charts, and their conversion to SVG inside the page or PNG beside it.
 
-A chart is drawn once in the light colours. In the page each colour becomes a CSS variable, so that
-the same drawing serves light and dark; nothing in it refers to anything outside the page.
+A chart is drawn once in the light colors. In the page each color becomes a CSS variable, so the
+same drawing works in light and dark mode; it refers to nothing outside the page.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ DARK = {
 }
 SERIES = [LIGHT[f"series{number}"] for number in range(1, 9)]
 
-WIDE, NARROW, SMALL = 780, 195, 200  # of the plot, in pixels; labels come on top
-FONT = "Liberation Sans"  # vl-convert brings it along, so that no machine has to have it
+WIDE, NARROW, SMALL = 780, 195, 200  # of the plot without labels, in pixels
+FONT = "Liberation Sans"  # comes with vl-convert, so it need not be installed
 
 _AXIS = {
     "labelColor": LIGHT["muted"],
@@ -114,13 +114,13 @@ Chart = alt.LayerChart | alt.Chart | alt.FacetChart
 def picture(
     name: str, alternative: str, draw: Callable[[int], Chart], *, small: bool = False
 ) -> Markup:
-    """A chart for the page: drawn wide and narrow, of which the page shows the one that fits.
+    """A chart for the page: drawn wide and narrow, and the page shows the one that fits.
 
     Args:
-        name: Of its own on the page, for the parts inside it.
-        alternative: What a reader hears who does not see it.
-        draw: Gives the chart for a width in pixels.
-        small: One of several that stand side by side, drawn once.
+        name: Unique on the page; prefixes the ids inside the drawing.
+        alternative: Text for screen readers.
+        draw: Returns the chart for a width in pixels.
+        small: One of several side by side, drawn once.
     """
     if small:
         return Markup('<div class="plot">{}</div>').format(_svg(draw(SMALL), name, alternative))
@@ -132,8 +132,10 @@ def picture(
 
 
 def png(charts: Sequence[Chart], title: str, *, columns: int = 1) -> bytes:
-    """Charts side by side on one picture for slides, in the light colours."""
-    parts = [_spec(chart) for chart in charts]  # joined by hand: Altair copies each one many times
+    """Charts side by side in one picture for slides, in the light colors."""
+    parts = [
+        _spec(chart) for chart in charts
+    ]  # concatenated here: Altair copies each one many times
     datasets: dict[str, Any] = {}
     for part in parts:
         datasets |= part.pop("datasets", {})
@@ -153,14 +155,14 @@ def png(charts: Sequence[Chart], title: str, *, columns: int = 1) -> bytes:
 
 
 def note(text: str, width: int = WIDE) -> Chart:
-    """A chart that says in words why there is nothing to draw."""
+    """A chart with a text instead: why there is nothing to draw."""
     words = alt.Chart(pd.DataFrame([{"text": text}])).mark_text(fontSize=13, align="left")
     placed = words.encode(text="text:N", x=alt.value(0), y=alt.value(20))
     return alt.layer(placed).properties(width=width, height=60)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Where a logarithmic axis is labelled: powers of ten, or 1, 2, 5 on a short one."""
+    """Labels of a logarithmic axis: powers of ten, or also 2 and 5 times these on a short one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 100 else (1,)
     ticks = [step * 10.0**power for power in decades for step in steps]
@@ -168,13 +170,13 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def whole_ticks(low: int, high: int, most: int = 5) -> list[int]:
-    """Whole numbers to label an axis with, evenly spaced, at most `most` of them and the last."""
+    """Evenly spaced whole numbers to label an axis: about `most`, including the last."""
     step = max(1, math.ceil((high - low) / most))
     return list(range(high, low - 1, -step))[::-1]
 
 
 def _spec(chart: Chart) -> dict[str, Any]:
-    spec = chart.to_dict(validate=False)  # the drawing itself refuses what is no Vega-Lite
+    spec = chart.to_dict(validate=False)  # vl-convert rejects invalid Vega-Lite
     spec["config"] = _CONFIG
     return spec
 
@@ -194,12 +196,12 @@ def _svg(chart: Chart, name: str, alternative: str) -> Markup:
     body = re.sub(_UNSEEN, "", body)
     body = re.sub(r' (?:d|transform|x2|y2)="[^"]*"', _tenths, body)
     body = body.replace(f'font-family="{FONT}"', "")
-    for token, colour in LIGHT.items():
-        body = body.replace(f'"{colour}"', f'"var(--{token})"')
+    for token, color in LIGHT.items():
+        body = body.replace(f'"{color}"', f'"var(--{token})"')
     return Markup(head + body)
 
 
-# What a drawing carries for programs that change it; without it a page is half as large.
+# Attributes for programs that edit the drawing; without them a page is half as large.
 _UNSEEN = re.compile(
     r'<path [^>]*\bd="(?:M0,0h0v0h0Z)?"[^>]*/>'
     r'| (?:class|role|aria-roledescription|aria-hidden|pointer-events)="[^"]*"'
@@ -208,12 +210,12 @@ _UNSEEN = re.compile(
 
 
 def _tenths(attribute: re.Match[str]) -> str:
-    """Coordinates to a tenth of a pixel, which is all one sees: half the bytes."""
+    """Round coordinates to a tenth of a pixel, which halves the bytes and cannot be seen."""
     return re.sub(r"(\d\.\d)\d+", r"\1", attribute.group())
 
 
 def _numbered(name: str) -> Callable[[re.Match[str]], str]:
-    """Numbers that vl-convert counts over a whole process, counted for one chart instead."""
+    """Number ids per chart; vl-convert numbers them per process."""
     seen: dict[str, str] = {}
     slug = re.sub(r"\W+", "-", name)
     return lambda match: seen.setdefault(match.group(), f"{slug}-{match.group(1)}{len(seen)}")

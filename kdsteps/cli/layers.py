@@ -1,13 +1,12 @@
-"""The commands that look around and write nothing: `layers` and `schema`."""
+"""`kdsteps layers`: where a network can be cut."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study.settings import load_study, model_entry
+from kdsteps.study.settings import Model, ModelEntry
+from kdsteps.study.study import load_study, parse, resolve_model
 
 
 def show_layers(given: argparse.Namespace) -> None:
@@ -15,36 +14,30 @@ def show_layers(given: argparse.Namespace) -> None:
     from kdsteps.models import architecture, build_model
     from kdsteps.models.listing import list_layers, render_layers
 
-    family, options = _model(given)
+    model = _model(given)
     channels, height, width = _image_shape(given.image)
     chain = build_model(
-        family,
+        model.family,
         num_classes=given.classes,
         in_channels=channels,
-        image_size=height,
-        **architecture(options),
+        image_size=(height, width),
+        **architecture(model.options),
     )
     rows = list_layers(chain, (channels, height, width))
-    print(render_layers(rows, getattr(chain, "note", None)))
+    print(render_layers(rows, chain.notes))
 
 
-def show_schema(given: argparse.Namespace) -> None:
-    """Print the JSON schema of params.yaml."""
-    from kdsteps.study.schema import study_schema
-
-    print(json.dumps(study_schema(), indent=2))
-
-
-def _model(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Family and options of the network that is meant."""
+def _model(given: argparse.Namespace) -> Model:
+    """The network that the command line names."""
     family, colon, name = given.model.partition(":")
     if colon:
-        return model_entry({"family": family} | ({"name": name} if name else {}), given.model)
+        content = {"family": family} | ({"name": name} if name else {})
+        return resolve_model(parse(ModelEntry, content, given.model), given.model)
     study = load_study(given.params)
     if family not in study.models:
         hint = nearest(family, study.models)
         raise KdstepsError(f"{given.params}: {family!r} is not under models{hint}")
-    return model_entry(study.models[family], f"{given.params}: models.{family}")
+    return study.models[family]
 
 
 def _image_shape(text: str) -> tuple[int, int, int]:

@@ -1,0 +1,88 @@
+"""What planning a large study costs: 20 pairs x 18 methods x 5 seeds, 3,742 jobs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from _finished import PROGRAMS, call, finish, write_study
+from _timing import Row, table
+
+from kdsteps.jobs import code_identity, graph
+from kdsteps.study import registry
+from kdsteps.study.study import Study, parse_study
+
+_PAIRS, _SEEDS = 20, 5
+_LIMIT_S, _LIMIT_MIB, _OWN_LIMIT_S = 12, 350, 2
+
+
+def rows() -> Iterator[Row]:
+    """Measure everything this module knows."""
+    yield _own()
+    if shutil.which("snakemake", path=PROGRAMS) is None:
+        yield Row("snakemake -n, a large study", "-", None, "not installed here", "<= 12 s", None)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        study = write_study(Path(folder), _content())
+        yield _row("`snakemake -n`", Path(folder), study, "snakemake", "-n", "--quiet")
+        finish(Path(folder), study)
+        yield _row("`snakemake` with nothing to do", Path(folder), study, "snakemake")
+
+
+def _own() -> Row:
+    """Processor seconds of everything that the Snakefile calls, for every job."""
+    started = time.process_time()
+    study = parse_study(_content())
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            node = graph.node(study, rule, names)
+            assert node.text and node.covered is not None
+            code_identity.code(study, rule, names)
+    spent = time.process_time() - started
+    return Row(
+        f"kdsteps' own functions for {_count(study):,} jobs",
+        "-",
+        None,
+        f"{spent:.1f} s of a processor",
+        f"<= {_OWN_LIMIT_S} s",
+        spent <= _OWN_LIMIT_S,
+    )
+
+
+def _row(what: str, folder: Path, study: Study, *command: str) -> Row:
+    cost = call(folder, *command)
+    return Row(
+        f"{what}, {_count(study):,} jobs",
+        "-",
+        None,
+        f"{cost.processor_s:.1f} s of a processor, {cost.peak_mib:.0f} MiB",
+        f"<= {_LIMIT_S} s and {_LIMIT_MIB} MiB",
+        cost.processor_s <= _LIMIT_S and cost.peak_mib <= _LIMIT_MIB,
+    )
+
+
+def _count(study: Study) -> int:
+    return sum(len(graph.jobs(study, rule)) for rule in graph.OUTPUTS)
+
+
+def _content() -> dict[str, Any]:
+    pairs = {
+        f"pair{number}": {"dataset": "digits", "teacher": f"teacher{number}", "student": "small"}
+        for number in range(_PAIRS)
+    }
+    teachers = {pair["teacher"]: {"family": "cifar_resnet", "depth": 14} for pair in pairs.values()}
+    return {
+        "datasets": {"digits": {"kind": "digits", "size": 8}},
+        "models": teachers | {"small": {"family": "cifar_resnet", "depth": 8}},
+        "pairs": pairs,
+        "methods": {name: {} for name in registry.names("methods")},
+        "seeds": list(range(_SEEDS)),
+    }
+
+
+if __name__ == "__main__":
+    print(table(rows()))

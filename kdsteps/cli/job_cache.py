@@ -1,0 +1,61 @@
+"""The command `jobcache`: how large the job cache is, and making it smaller."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import defaultdict
+from typing import Any
+
+from kdsteps.jobs import cache
+
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+
+
+def add_command(commands: Any) -> None:
+    """Add `jobcache` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "jobcache",
+        help="show how large the job cache is, or make it smaller",
+        description="Show how many results the job cache holds. They are copies: without them a "
+        "job that was done before is done again. The folder is .jobcache, or KDSTEPS_JOB_CACHE.",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_size,
+        metavar="SIZE",
+        help="delete the results that were not used for longest until the rest fits, as in 5GiB",
+    )
+    parser.set_defaults(run=show_job_cache)
+
+
+def show_job_cache(given: argparse.Namespace) -> None:
+    """Print the number and size of cached results by stage, after deleting some if told to."""
+    if given.limit is not None:
+        removed = cache.shrink(given.limit)
+        freed = sum(result.size for result in removed)
+        print(f"deleted {len(removed)} results, {in_words(freed)}")
+    results = cache.cached_results()
+    stages: dict[str, list[int]] = defaultdict(list)
+    for result in results:
+        stages[result.stage].append(result.size)
+    for stage, sizes in sorted(stages.items()):
+        print(f"{stage:10} {len(sizes):6} results {in_words(sum(sizes)):>10}")
+    total = in_words(sum(result.size for result in results))
+    print(f"{cache.job_cache()}: {len(results)} results, {total}")
+
+
+def in_words(size: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if size >= _UNITS[unit.upper()]:
+            return f"{size / _UNITS[unit.upper()]:.1f} {unit}"
+    return f"{size} B"
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"is {text!r}; a size such as 500MiB or 5GiB is expected")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

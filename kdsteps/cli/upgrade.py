@@ -1,0 +1,148 @@
+"""The commands `stale` and `accept`: what a new version or new settings make stale."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.jobs import graph
+from kdsteps.jobs.upgrades import Status, accept, rewrite_records, statuses
+from kdsteps.study.study import Study, load_study
+
+NAMES = ("dataset", "teacher", "pair", "method", "seed")
+
+
+def add_commands(commands: Any) -> None:
+    """Add `stale` and `accept` to the commands of `kdsteps`."""
+    stale = commands.add_parser(
+        "stale",
+        help="list the results that are stale, and why",
+        description="List the results that would be made again, and why. Nothing is changed.",
+    )
+    stale.set_defaults(run=show_stale)
+    stale.add_argument("--jobs", action="store_true", help="name every job")
+    taking = commands.add_parser(
+        "accept",
+        help="take results of an earlier version as they are",
+        description="Take results as they are where only the code changed. They are listed in "
+        "results/accepted.json and in the report. Where settings or inputs changed, the job runs.",
+    )
+    taking.set_defaults(run=accept_results)
+    for parser in (stale, taking):
+        parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+        parser.add_argument("--stage", action="append", default=[], help="only this one (all)")
+        for name in NAMES:
+            parser.add_argument(f"--{name}", help="only jobs of this one (all)")
+
+
+def show_stale(given: argparse.Namespace) -> None:
+    """Print stale results by stage and reason."""
+    study = load_study(given.params)
+    _check_options(study, given)
+    found = [status for status in statuses(study) if _chosen(given, status)]
+    stale = [status for status in found if status.stale]
+    if given.jobs:
+        for status in stale:
+            print(f"{_label(status)}: {_why(status)}")
+    else:
+        _print_groups(stale)
+    print(f"{len(found) - len(stale)} of {len(found)} results are up to date.")
+    count = sum(status.reason == "code" and status.rule != "report" for status in stale)
+    if count:
+        print(
+            f"`kdsteps accept` takes {count} as they are, since only code changed; snakemake makes "
+            "the rest again."
+        )
+
+
+def accept_results(given: argparse.Namespace) -> None:
+    """Accept what only other code made, and write the report again if all else is up to date."""
+    study = load_study(given.params)
+    _check_options(study, given)
+    done = accept(study, lambda status: _chosen(given, status))
+    for status in done.refused:
+        print(f"not accepted: {_label(status)}: {status.why}")
+    if done.refused and not done.taken:
+        raise KdstepsError(
+            f"nothing is accepted: {len(done.refused)} results are stale for other reasons than "
+            "code; run snakemake to make them again"
+        )
+    counts = Counter(status.rule for status in done.taken)
+    said = ", ".join(f"{count} {rule}" for rule, count in counts.items())
+    for status in done.lacking:
+        print(f"making what an earlier version did not: {_label(status)}")
+        _make(study, status)
+    print(f"accepted as is: {said or 'nothing, no result is stale because of code alone'}")
+    _write_report(given)
+
+
+def _make(study: Study, status: Status) -> None:
+    """Run one job here, as Snakemake would, and let Snakemake know of it."""
+    from kdsteps.cli.main import main
+
+    read = {} if status.rule == "report" else graph.inputs(study, status.rule, status.names)
+    written = graph.outputs(status.rule, status.names)
+    command = [
+        *(graph.stage_of(status.rule), "--settings", status.settings, "--code", status.code),
+        *("--inputs", *(f"{name}={path}" for name, path in read.items())),
+        *("--outputs", *(f"{name}={path}" for name, path in written.items())),
+    ]
+    if main(command):
+        raise KdstepsError(f"{status.rule} failed, see above; the results before it are accepted")
+    rewrite_records(status)
+
+
+def _write_report(given: argparse.Namespace) -> None:
+    """Write the report again where it is all that is stale, so that it says what was accepted."""
+    study = load_study(given.params)
+    found = statuses(study)
+    (report,) = [status for status in found if status.rule == "report"]
+    others = [status for status in found if status.rule != "report"]
+    if (given.stage and "report" not in given.stage) or any(status.stale for status in others):
+        return
+    if report.reason not in ("current", "missing", "unknown"):
+        print("writing the report again")
+        _make(study, report)
+
+
+def _check_options(study: Study, given: argparse.Namespace) -> None:
+    """Refuse stages and names that the study does not have."""
+    known = {"stage": list(graph.STAGES)} | {
+        name: sorted({job[name] for job in _all_names(study) if name in job}) for name in NAMES
+    }
+    for name, choices in known.items():
+        value = getattr(given, name)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None and each not in choices:
+                hint = nearest(each, choices)
+                raise KdstepsError(f"--{name}: {each!r} is not in this study{hint}")
+
+
+def _all_names(study: Study) -> list[graph.Names]:
+    return [names for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
+
+
+def _chosen(given: argparse.Namespace, status: Status) -> bool:
+    """Whether the options of a command mean a job."""
+    if given.stage and graph.stage_of(status.rule) not in given.stage:
+        return False
+    wanted = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
+    return wanted.items() <= status.names.items()
+
+
+def _label(status: Status) -> str:
+    return " ".join([status.rule, *status.names.values()])
+
+
+def _why(status: Status) -> str:
+    return status.why or f"follows {', '.join(status.follows)}"
+
+
+def _print_groups(stale: Iterable[Status]) -> None:
+    groups = Counter((status.rule, _why(status)) for status in stale)
+    width = max((len(rule) for rule, _ in groups), default=0)
+    for (rule, why), count in groups.items():
+        print(f"{rule:{width}}  {count:5}  {why}")

@@ -1,0 +1,105 @@
+"""How fast a network is: single images on one core, and batches on all cores that they keep busy.
+
+Only forward passes are timed. Measure with nothing else running on the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdsteps.models.cost import multiply_adds
+from kdsteps.models.evaluating import evaluating
+from kdsteps.training.device import keep_busy
+
+_MIN_PASSES, _MAX_PASSES = 3, 50  # of batches
+_BATCH_SECONDS = 1.0  # after which no further batch is timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock times of a network's forward passes.
+
+    Attributes:
+        image_ms: Of single images, milliseconds each.
+        batch_ms: Of whole batches.
+        batch_size: Images in a batch.
+        threads: CPU threads that computed the batches.
+    """
+
+    image_ms: tuple[float, ...]
+    batch_ms: tuple[float, ...]
+    batch_size: int
+    threads: int
+
+
+def time_network(
+    network: nn.Module, image_shape: tuple[int, int, int], *, runs: int, batch_size: int
+) -> Timing:
+    """Time a network on its device.
+
+    On a CPU a single image is computed on one core: more would mostly wait for each other. A batch
+    uses as many of the current threads as it keeps busy. The number of threads is restored.
+
+    Args:
+        image_shape: (C, H, W).
+        runs: Single images that are timed, after a warm-up.
+        batch_size: Images in a batch.
+    """
+    device = next(network.parameters()).device
+    image = torch.zeros(1, *image_shape, device=device)
+    batch = torch.zeros(batch_size, *image_shape, device=device)
+    threads = torch.get_num_threads()
+    try:
+        with evaluating(network):
+            torch.set_num_threads(1)
+            image_ms = _times(network, image, warmup=max(3, runs // 10), runs=runs)
+            torch.set_num_threads(threads)
+            if device.type == "cpu":
+                keep_busy(batch_size * multiply_adds(network, image))
+            batch_ms = _times(network, batch, warmup=1, runs=_MAX_PASSES, seconds=_BATCH_SECONDS)
+            return Timing(image_ms, batch_ms, batch_size, torch.get_num_threads())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def latency_ms(timing: Timing) -> float:
+    """Median time of a single image in milliseconds."""
+    return float(np.median(timing.image_ms))
+
+
+def latency_p90_ms(timing: Timing) -> float:
+    """90th percentile of the time of a single image in milliseconds."""
+    return float(np.percentile(timing.image_ms, 90))
+
+
+def images_per_second(timing: Timing) -> float:
+    """Throughput: the batch size over the median time of a batch."""
+    return 1000 * timing.batch_size / float(np.median(timing.batch_ms))
+
+
+def _times(
+    network: nn.Module, images: Tensor, *, warmup: int, runs: int, seconds: float = math.inf
+) -> tuple[float, ...]:
+    """Milliseconds of forward passes after a warm-up, at most `runs`, fewer once `seconds` pass."""
+    took: list[float] = []
+    for _ in range(warmup):
+        _pass(network, images)
+    while len(took) < runs and (len(took) < _MIN_PASSES or sum(took) < 1000 * seconds):
+        took.append(_pass(network, images))
+    return tuple(took)
+
+
+@torch.inference_mode()
+def _pass(network: nn.Module, images: Tensor) -> float:
+    """Milliseconds of one forward pass."""
+    start = time.perf_counter()
+    network(images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return 1000 * (time.perf_counter() - start)

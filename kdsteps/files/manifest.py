@@ -1,0 +1,159 @@
+"""Which files a data set is made of, and one digest that changes when any of them does.
+
+Without torch, pandas or NumPy: it is part of planning. Published data sets (`digits`,
+`torchvision`) are known by their names, so none of their files is read here.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.input_digests import (
+    combined,
+    content_hashes,
+    dvc_hash,
+    file_digest,
+    files_below,
+    folder_digest,
+    list_digest,
+)
+from kdsteps.files.walk import is_debris
+
+_PUBLISHED = ("digits", "torchvision")
+_SPLITS = ("train", "validation", "test")
+
+
+def source_digest(kind: str, options: Mapping[str, Any]) -> str:
+    """A digest of the images that a data set reads: of their names and contents.
+
+    It depends on nothing else, so it is the same on every machine that has the same images, and
+    with `.dvc` files that track them, even on one that does not have them.
+
+    Args:
+        kind: Of data.
+        options: Of that kind, defaults included.
+
+    Returns:
+        A text without spaces; "" if the images are missing and no `.dvc` file tracks them, so that
+        nothing can be said.
+
+    Raises:
+        KdstepsError: A file or folder cannot be read, or a link leads out of a folder.
+    """
+    if kind in _PUBLISHED:
+        return kind
+    if kind == "table":
+        return _table_digest(Path(options["path"]).expanduser(), options.get("image", "path"))
+    follow = bool(options.get("follow_links", kind != "folder"))
+    digests = [
+        folder_digest(path, follow_links=follow) if _is_folder(path) else file_digest(path)
+        for path in _paths(kind, options)
+    ]
+    return combined(digests) if digests and all(digests) else ""
+
+
+def source_state(kind: str, options: Mapping[str, Any]) -> str:
+    """Names, sizes and times of the files of a data set: whether it changed on this machine."""
+    if kind in _PUBLISHED:
+        return kind
+    paths = list(_paths(kind, options))
+    files = [str(path) for path in paths if path.is_file()]
+    follow = bool(options.get("follow_links", kind != "folder"))
+    for path in paths:
+        if path.is_dir():
+            files += files_below(path, follow_links=follow).values()
+    if kind == "table":
+        files += _listed(paths[0], options.get("image", "path")).values() if files else []
+    states = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
+    return repr([(name, found.st_size, found.st_mtime_ns) for name, found in states])
+
+
+def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
+    """The files and folders that the options of a data set name."""
+    if kind == "parquet":
+        for split in _SPLITS:
+            for pattern in _texts(options.get(split)):
+                yield from _matching(Path(pattern).expanduser())
+        return
+    roots = [Path(text).expanduser() for text in _texts(options.get("path"))]
+    yield from roots
+    if kind == "table":
+        return
+    if kind == "folder":  # lists of images may be outside of the folder
+        for text in (text for split in _SPLITS for text in _texts(options.get(split))):
+            path = Path(text).expanduser()
+            if path.is_absolute() and not any(path.is_relative_to(root) for root in roots):
+                yield path
+        return
+    for name, value in options.items():  # of somebody's own kind: whatever exists
+        for text in _texts(value):
+            if name != "path" and os.path.exists(path := Path(text).expanduser()):
+                yield path
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return (
+        [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
+    )
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or (dvc_hash(path) or "").endswith(".dir")
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files of a pattern, those among them that only a `.dvc` file knows; or a folder."""
+    if pattern.is_dir() or dvc_hash(pattern) is not None:
+        return [pattern]
+    there = set(glob(str(pattern))) | {name[:-4] for name in glob(f"{pattern}.dvc")}
+    found = sorted(Path(name) for name in there if not is_debris(Path(name).name))
+    return found or [pattern]
+
+
+def _table_digest(table: Path, column: str) -> str:
+    """The digest of a list and of the images that it names."""
+    own = file_digest(table)
+    if not own or not table.is_file():
+        return ""
+    listed = _listed(table, column)
+    folders = {
+        folder: dvc_hash(Path(folder)) for folder in set(map(os.path.dirname, listed.values()))
+    }
+    untracked = {
+        name: file for name, file in listed.items() if folders[os.path.dirname(file)] is None
+    }
+    hashes = content_hashes(untracked, table.with_name(f"{table.name} images"))
+    if untracked and not any(hashes.values()):
+        return ""
+    tracked = sorted({found for found in folders.values() if found is not None})
+    return combined([own, *tracked, list_digest(hashes)])
+
+
+def _listed(table: Path, column: str) -> dict[str, str]:
+    """The images that a list names, as it names them."""
+    try:
+        if table.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            names = pq.read_table(table, columns=[column])[column].to_pylist()
+        else:
+            with table.open(encoding="utf-8-sig", newline="") as lines:
+                first = lines.readline()
+                lines.seek(0)
+                rows = csv.DictReader(lines, delimiter=max("\t,;", key=first.count))
+                names = [row[column] for row in rows]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        reason = f"no column {column!r}" if isinstance(error, KeyError) else str(error)
+        raise KdstepsError(
+            f"{table}: cannot be read as a list of images ({' '.join(reason.split())}); write it "
+            "again"
+        ) from error
+    return {name: str(table.parent / Path(name).expanduser()) for name in names if name}

@@ -1,0 +1,111 @@
+"""Results that were made by other code and accepted as they are: results/accepted.json.
+
+The file is in git beside the numbers that it is about. An entry holds for the very file that was
+accepted: when a job runs again, its result is no longer an accepted one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.text import read_json, write_json
+
+ACCEPTED = Path("results/accepted.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One accepted result.
+
+    Attributes:
+        rule: Whose job made it.
+        digest: Of the file that stands for it.
+        made_with: The digest of the code that made it.
+        accepted_for: The digest of the code that it was accepted for.
+        settings: A digest of the settings that it was accepted for.
+        carried: A digest of the settings that its files carry, in words of their time.
+        date: On which it was accepted, as 2026-01-31.
+    """
+
+    rule: str
+    digest: str
+    made_with: str
+    accepted_for: str
+    settings: str
+    carried: str
+    date: str
+
+
+def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
+    """The accepted results that are still there, by the file that stands for each.
+
+    Raises:
+        KdstepsError: The list is damaged.
+    """
+    if not Path(path).is_file():
+        return {}
+    try:
+        entries = {name: Entry(**entry) for name, entry in read_json(path)["results"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise KdstepsError(
+            f"{path}: is not a list of accepted results ({error}); restore it from git or delete it"
+        ) from error
+    return {name: entry for name, entry in entries.items() if file_digest(name) == entry.digest}
+
+
+def write_accepted(entries: Mapping[str, Entry]) -> None:
+    """Write the list; without entries there is none."""
+    if not entries:
+        ACCEPTED.unlink(missing_ok=True)
+        return
+    content = {name: asdict(entry) for name, entry in sorted(entries.items())}
+    write_json(ACCEPTED, {"results": content})
+
+
+def accepted_lines(path: str | Path) -> list[str]:
+    """What was accepted, for people: `1 train, 38 distil on 2026-01-31`, a line a day."""
+    days: dict[str, Counter[str]] = {}
+    for entry in read_accepted(path).values():
+        days.setdefault(entry.date, Counter())[entry.rule] += 1
+    return [
+        f"{', '.join(f'{count} {rule}' for rule, count in counts.items())} on {day}"
+        for day, counts in sorted(days.items())
+    ]
+
+
+def entry_for(entries: Mapping[str, Entry], outputs: Iterable[str], settings: str) -> Entry | None:
+    """The entry of the result in some files, if it was accepted for these settings."""
+    found = (entries[path] for path in outputs if path in entries)
+    return next((entry for entry in found if entry.settings == text_digest(settings)), None)
+
+
+def witness(outputs: Iterable[str]) -> str:
+    """The file that stands for a job's result: the smallest that has its settings in it."""
+
+    def order(path: str) -> tuple[bool, int, str]:
+        return (Path(path).suffix not in (".json", ".parquet"), Path(path).stat().st_size, path)
+
+    return min(outputs, key=order)
+
+
+def file_digest(path: str | Path) -> str:
+    """Of a file's content; empty if it is not there."""
+    file = Path(path)
+    return blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else ""
+
+
+def text_digest(text: str) -> str:
+    """Of settings as the one text that a job has."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def settings_digest(settings: Any) -> str:
+    """Of settings that a file carries."""
+    return text_digest(json.dumps(settings, sort_keys=True))

@@ -1,0 +1,58 @@
+"""Settings that earlier versions recorded, said as today's version says them.
+
+Only `kdsteps stale` and `kdsteps accept` use this: what a job is made with is never translated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Section = Mapping[str, Any]
+
+NO_LONGER_RECORDED: dict[str, Callable[[Section], bool]] = {
+    # Since 9ae8822 a job's settings have only what its own recipe reads.
+    "milestones": lambda recorded: recorded.get("schedule") != "steps",
+    "decay": lambda recorded: recorded.get("schedule") != "steps",
+    "momentum": lambda recorded: recorded.get("optimizer") != "sgd",
+    "nesterov": lambda recorded: recorded.get("optimizer") != "sgd",
+    # Latency has a stage of its own.
+    "latency_runs": lambda recorded: True,
+}
+"""Keys that an earlier version recorded, and where they decided nothing."""
+
+
+def as_today(recorded: Any, wanted: Any) -> Any:
+    """Recorded settings in today's terms; they equal `wanted` if they mean the same.
+
+    Args:
+        recorded: The settings, or a section of them, as an earlier version wrote them.
+        wanted: The same as today's version writes them.
+    """
+    if not (isinstance(recorded, dict) and isinstance(wanted, dict)):
+        return recorded
+    found = {
+        key: as_today(value, wanted.get(key))
+        for key, value in recorded.items()
+        if key in wanted or not _decided_nothing(key, recorded)
+    }
+    if _same_milestones(recorded, wanted):
+        found["milestones"] = wanted["milestones"]
+    return found
+
+
+def _decided_nothing(key: str, recorded: Section) -> bool:
+    return key in NO_LONGER_RECORDED and NO_LONGER_RECORDED[key](recorded)
+
+
+def _same_milestones(recorded: Section, wanted: Section) -> bool:
+    """Whether milestones in epochs (9ae8822) are those in fractions of the run (since then)."""
+    before, now = recorded.get("milestones"), wanted.get("milestones")
+    if not before or not now or recorded.get("epochs") != wanted.get("epochs"):
+        return False
+    if recorded.get("schedule") == wanted.get("schedule") != "steps":
+        return True
+    epochs = [at * wanted["epochs"] if at < 1 else at for at in now]
+    return len(before) == len(epochs) and all(
+        abs(one - other) < 1e-6 for one, other in zip(before, epochs, strict=True)
+    )

@@ -1,0 +1,297 @@
+"""Digests of definitions by content: each one's normal form, with the digests of what it uses.
+
+A definition is known by what it does and not by its name or module, so moving or renaming one
+changes nothing. Definitions that use each other in a circle are told apart by what they contain:
+each round replaces the links inside the circle by the digests of the round before.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import cast
+
+from kdsteps.jobs.identity.normal_form import Writer
+from kdsteps.jobs.identity.references import Members, Piece
+from kdsteps.jobs.identity.sources import (
+    EFFECTS,
+    EVERYTHING,
+    Definition,
+    External,
+    Imported,
+    Module,
+    Source,
+    Sources,
+)
+
+SETTINGS = ("kdsteps.study.settings", "kdsteps.jobs.settings")
+_PURE = ("abc", "contextlib", "dataclasses", "enum", "functools", "pydantic", "torch", "typing")
+
+
+@dataclass(eq=False)
+class _Node:
+    """A definition with its normal form, and what is found out about it.
+
+    Attributes:
+        pieces: Its normal form.
+        modules: Followed modules that it uses.
+        digest: Of all that it does; empty until that is known.
+        reached: Followed modules that it and all that it uses are in.
+    """
+
+    pieces: list[Piece]
+    modules: set[Source]
+    digest: str = ""
+    reached: frozenset[Source] = frozenset()
+    order: int = -1
+    lowest: int = -1
+    links: Iterator[Definition] = field(default_factory=lambda: iter(()))
+
+
+class Code:
+    """The code of the package, and of the user, as digests.
+
+    Args:
+        package: The folder of the package.
+    """
+
+    def __init__(self, package: Path) -> None:
+        self._sources = Sources(package)
+        self._package = package
+        self._nodes: dict[Definition, _Node] = {}
+        self._folders: dict[Path, list[str]] = {}
+
+    def digest(self, roots: Iterable[str]) -> str:
+        """A digest of some roots and of all that they use.
+
+        Args:
+            roots: `package.module:Name`, `./file.py:Name`, or a module for all that it defines.
+
+        Raises:
+            ValueError: There is no such module or name.
+        """
+        digests: set[str] = set()
+        reached: set[Source] = set()
+        for root in roots:
+            if (definition := self._root(root)) is None:
+                digests.add(_installed(root))
+                continue
+            node = self._digested(definition)
+            digests.add(node.digest)
+            reached |= node.reached
+        lines = [*sorted(digests), *sorted(self._effects(reached)), *self._data_files(reached)]
+        return _hash("\n".join(lines))
+
+    def sources(self, root: str) -> set[Path]:
+        """The files in which a root and all that it uses are defined."""
+        definition = self._root(root)
+        reached = self._digested(definition).reached if definition is not None else ()
+        return {source.file for source in reached}
+
+    def _root(self, root: str) -> Definition | None:
+        """What a root names; None if it belongs to an installed library."""
+        module, _, name = root.partition(":")
+        if module.endswith(".py"):
+            file = Path(module)
+            source = self._sources.file(file) if file.is_file() else None
+        else:
+            found = self._sources.module(module)
+            if not module.startswith("kdsteps.") and found is None:
+                return None
+            source = found if isinstance(found, Source) else None
+        if source is None:
+            raise ValueError(f"code identity: there is no module {module}")
+        if not name:
+            return Definition(source, EVERYTHING)
+        target = self._sources.lookup(source, name.partition(".")[0])
+        if isinstance(target, Definition):
+            return target
+        if isinstance(target, External):
+            return None
+        raise ValueError(f"code identity: {module} does not define {name!r}")
+
+    def _effects(self, reached: set[Source]) -> set[str]:
+        """Digests of the statements that act when used modules are imported.
+
+        A user's module may be imported for its effects alone, so what it imports counts as well.
+        """
+        digests: set[str] = set()
+        waiting, seen = list(reached), set(reached)
+        while waiting:
+            source = waiting.pop()
+            nearby = set() if source.own else self._imports(source)
+            if self._acting(source):
+                node = self._digested(Definition(source, EFFECTS))
+                digests.add(node.digest)
+                nearby |= node.reached
+            waiting += nearby - seen
+            seen |= nearby
+        reached |= seen
+        return digests
+
+    def _acting(self, source: Source) -> bool:
+        return bool(source.effects or self._registered(source))
+
+    def _imports(self, source: Source) -> set[Source]:
+        bindings = [each for found in source.names.values() for each in found]
+        imported = [each for each in bindings if isinstance(each, Imported)]
+        targets = [self._sources.target(each, source) for each in imported]
+        found = {each.source for each in targets if isinstance(each, Module | Definition)}
+        modules = [self._sources.module(each.module, source) for each in imported]
+        return found | {each for each in modules if isinstance(each, Source)}
+
+    def _registered(self, source: Source) -> list[Definition]:
+        """Definitions of a user's module that a decorator may make known somewhere."""
+        if source.own:
+            return []
+        writer = Writer(self._sources, source, "", {})
+        found = []
+        for node in source.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            for decorator in node.decorator_list:
+                called = decorator.func if isinstance(decorator, ast.Call) else decorator
+                target = writer.chain(called)[0]
+                outside = isinstance(target, External) and target.name.split(".")[0] not in _PURE
+                if outside or isinstance(target, Definition):
+                    found.append(Definition(source, node.name))
+        return found
+
+    def _data_files(self, reached: set[Source]) -> list[str]:
+        """Files without code in the folders of the used modules of the package."""
+        folders = {source.file.parent for source in reached if source.own} - {self._package}
+        return sorted({line for folder in folders for line in self._contents(folder)})
+
+    def _contents(self, folder: Path) -> list[str]:
+        if folder not in self._folders:
+            self._folders[folder] = [
+                f"{file.relative_to(folder)} {_hash(file.read_bytes())}"
+                for file in folder.rglob("*")
+                if file.suffix not in (".py", ".pyc") and file.is_file()
+            ]
+        return self._folders[folder]
+
+    @cached_property
+    def _members(self) -> Members:
+        """Methods and properties of settings classes, by name: they may compute."""
+        found: Members = {}
+        for module in SETTINGS:
+            source = self._sources.settings_source(module)
+            if source is None:
+                continue
+            for node in source.body:
+                for member in node.body if isinstance(node, ast.ClassDef) else []:
+                    if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                        name = f"{cast(ast.ClassDef, node).name}.{member.name}"
+                        source.names[name] = [member]
+                        found.setdefault(member.name, []).append(Definition(source, name))
+        return found
+
+    def _digested(self, start: Definition) -> _Node:
+        """A definition's digest, after those of all that it uses (Tarjan's components)."""
+        node = self._node(start)
+        if node.digest:
+            return node
+        count, stack = 0, [start]
+        path = [start]
+        node.order = node.lowest = count
+        while path:
+            definition = path[-1]
+            node = self._nodes[definition]
+            for link in node.links:
+                other = self._node(link)
+                if other.digest:
+                    continue
+                if other.order < 0:
+                    count += 1
+                    other.order = other.lowest = count
+                    stack.append(link)
+                    path.append(link)
+                    break
+                node.lowest = min(node.lowest, other.order)
+            else:
+                path.pop()
+                if path:
+                    above = self._nodes[path[-1]]
+                    above.lowest = min(above.lowest, node.lowest)
+                if node.lowest == node.order:
+                    first = stack.index(definition)
+                    self._close(stack[first:])
+                    del stack[first:]
+        return self._nodes[start]
+
+    def _close(self, circle: list[Definition]) -> None:
+        """Give digests to definitions that use each other, or to one."""
+        nodes = {definition: self._nodes[definition] for definition in circle}
+        reached = {definition.source for definition in circle}
+        for node in nodes.values():
+            reached |= node.modules
+            for link in _links(node.pieces):
+                reached |= self._nodes[link].reached
+        shared = frozenset(reached)
+        inside = dict.fromkeys(circle, "circle")
+        kinds = 0
+        while kinds != (kinds := len(set(inside.values()))) or "circle" in inside.values():
+            inside = {
+                definition: _hash(self._text(node.pieces, inside))
+                for definition, node in nodes.items()
+            }
+        together = "".join(sorted(inside.values()))
+        for definition, node in nodes.items():
+            node.digest, node.reached = _hash(inside[definition] + together), shared
+
+    def _text(self, pieces: Iterable[Piece], inside: Mapping[Definition, str]) -> str:
+        """A normal form with digests for its links; `inside` has those of its circle."""
+        return "".join(
+            piece
+            if isinstance(piece, str)
+            else f"<{inside.get(piece) or self._nodes[piece].digest}>"
+            for piece in pieces
+        )
+
+    def _node(self, definition: Definition) -> _Node:
+        if definition not in self._nodes:
+            pieces, modules = self._written(definition)
+            node = self._nodes[definition] = _Node(pieces, modules)
+            node.links = _links(pieces)
+        return self._nodes[definition]
+
+    def _written(self, definition: Definition) -> tuple[list[Piece], set[Source]]:
+        source, name = definition
+        if name == EVERYTHING:
+            pieces: list[Piece] = []
+            for inner in sorted(source.names):
+                if isinstance(self._sources.lookup(source, inner), Definition) and "." not in inner:
+                    pieces += [inner, Definition(source, inner)]
+            return pieces, set()
+        writer = Writer(self._sources, source, name, self._members)
+        if name == EFFECTS:
+            writer.statements(source.effects)
+            return [*writer.pieces, *self._registered(source)], writer.modules
+        for binding in source.names[name]:
+            if isinstance(binding, Imported):
+                writer._target(writer._imported(binding))
+            else:
+                writer.statements([binding])
+        return writer.pieces, writer.modules
+
+
+def _links(pieces: Iterable[Piece]) -> Iterator[Definition]:
+    return (piece for piece in pieces if isinstance(piece, Definition))
+
+
+def _hash(content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+def _installed(root: str) -> str:
+    """A root inside an installed library: its name and the version of the library."""
+    top = root.partition(":")[0].partition(".")[0]
+    owners = packages_distributions().get(top, [])
+    return " ".join([root, *(f"{owner}=={version(owner)}" for owner in owners)])

@@ -1,0 +1,300 @@
+"""Python files as code identity sees them: found without importing, parsed once, names resolved.
+
+Followed are the modules of the package, except the rooms that decide no number, and the user's own
+files outside site-packages and the standard library. Everything else is external and counts by the
+name it is used under.
+"""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+NEUTRAL = frozenset({"errors", "files", "study", "jobs", "cli"})
+"""Rooms that decide no number: what they hand on is in a job's settings or its files."""
+
+COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+EVERYTHING = "*"  # the name of all definitions of a module together
+EFFECTS = "<effects>"  # the name of the statements of a module that define nothing
+
+
+class Definition(NamedTuple):
+    """Something a followed module defines under a name."""
+
+    source: Source
+    name: str
+
+
+class Module(NamedTuple):
+    """A followed module, as an object."""
+
+    source: Source
+
+
+class Neutral(NamedTuple):
+    """Something of a neutral room; `module` is its dotted name if it is a module."""
+
+    module: str
+
+
+class External(NamedTuple):
+    """Something of a library, by its dotted name."""
+
+    name: str
+
+
+Target = Definition | Module | Neutral | External
+
+
+class Imported(NamedTuple):
+    """What an import statement binds: a module, or a name of one."""
+
+    module: str
+    name: str | None
+
+
+@dataclass(eq=False)
+class Source:
+    """One parsed file.
+
+    Attributes:
+        file: Where it is.
+        name: Its dotted name; empty for a file that is given by its path.
+        own: Whether it belongs to the package.
+        body: Its statements.
+        names: What binds each name of the module: imports, and statements of `body`.
+        stars: Modules imported by `from ... import *`.
+        effects: Statements that do more than define names.
+    """
+
+    file: Path
+    name: str
+    own: bool
+    body: list[ast.stmt]
+    names: dict[str, list[Imported | ast.stmt]] = field(default_factory=dict)
+    stars: list[str] = field(default_factory=list)
+    effects: list[ast.stmt] = field(default_factory=list)
+    resolved: dict[str, Target | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for statement in self.body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                for name, imported in self.imported(statement):
+                    if name == "*":
+                        self.stars.append(imported.module)
+                    else:
+                        self.names.setdefault(name, []).append(imported)
+            elif not _for_types_or_scripts(statement):
+                for name in _bound(statement):
+                    self.names.setdefault(name, []).append(statement)
+                if _acts(statement):
+                    self.effects.append(statement)
+
+    def imported(self, statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Imported]]:
+        """The names that an import statement binds, with what each stands for."""
+        for alias in statement.names:
+            if isinstance(statement, ast.ImportFrom):
+                module = self._absolute(statement)
+                yield alias.asname or alias.name, Imported(module, alias.name)
+            elif alias.asname:
+                yield alias.asname, Imported(alias.name, None)
+            else:
+                top = alias.name.partition(".")[0]
+                yield top, Imported(top, None)
+
+    def _absolute(self, statement: ast.ImportFrom) -> str:
+        if not statement.level:
+            return statement.module or ""
+        parts = self.name.split(".")
+        if self.file.name != "__init__.py":
+            parts.pop()
+        parts = parts[: len(parts) - statement.level + 1]
+        return ".".join([*parts, statement.module] if statement.module else parts)
+
+
+class Sources:
+    """Every file that was looked at, by module and by path."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = package
+        self._modules: dict[tuple[str, Path | None], Source | Neutral | None] = {}
+        self._files: dict[Path, Source] = {}
+
+    def file(self, path: Path) -> Source:
+        """A file of the user, given by its path."""
+        return self._read(path.resolve(), "", own=False)
+
+    def module(self, name: str, importer: Source | None = None) -> Source | Neutral | None:
+        """A module as `importer` would find it; None if it is external."""
+        inside = name == "kdsteps" or name.startswith("kdsteps.")
+        if not inside and importer is not None and importer.own:
+            return None
+        beside = importer.file.parent if importer and not importer.name else None
+        key = (name, None if inside else beside)
+        if key not in self._modules:
+            self._modules[key] = self._own(name) if inside else self._users(name, beside)
+        return self._modules[key]
+
+    def settings_source(self, name: str) -> Source | None:
+        """A module of a neutral room, read all the same."""
+        file = _module_file(self.package.joinpath(*name.split(".")[1:]))
+        return self._read(file, name, own=True) if file else None
+
+    def lookup(self, source: Source, name: str) -> Target | None:
+        """What a name of a module stands for; None if the module does not bind it."""
+        if name not in source.resolved:
+            source.resolved[name] = None  # a circle of imports ends here
+            source.resolved[name] = self._lookup(source, name)
+        return source.resolved[name]
+
+    def target(self, imported: Imported, importer: Source) -> Target:
+        """What an import statement of `importer` binds."""
+        if imported.name is not None:
+            return self.member(imported.module, imported.name, importer)
+        found = self.module(imported.module, importer)
+        if isinstance(found, Source):
+            return Module(found)
+        return External(imported.module) if found is None else found
+
+    def member(self, module: str, name: str, importer: Source) -> Target:
+        """What `module.name` stands for: a definition, a re-exported one, or a submodule."""
+        found, dotted = self.module(module, importer), f"{module}.{name}"
+        if isinstance(found, Neutral):
+            return Neutral(dotted if _module_file(self._path(dotted)) else "")
+        if found is None:
+            return External(dotted)
+        if (target := self.lookup(found, name)) is not None:
+            return target
+        inner = self.module(dotted, importer)
+        if inner is not None:
+            return Module(inner) if isinstance(inner, Source) else inner
+        return (
+            Definition(found, "__getattr__") if "__getattr__" in found.names else External(dotted)
+        )
+
+    def _lookup(self, source: Source, name: str) -> Target | None:
+        bindings = source.names.get(name)
+        if bindings is None:
+            for star in source.stars:
+                if isinstance(found := self.module(star, source), Source):
+                    target = self.lookup(found, name)
+                    if target is not None:
+                        return target
+            return None
+        (first, *others) = bindings
+        if isinstance(first, Imported) and not others:
+            return self.target(first, source)
+        return Definition(source, name)
+
+    def _own(self, name: str) -> Source | Neutral | None:
+        if name.split(".")[1:2] and name.split(".")[1] in NEUTRAL:
+            return Neutral(name)
+        file = _module_file(self._path(name))
+        return self._read(file, name, own=True) if file else None
+
+    def _path(self, name: str) -> Path:
+        return self.package.joinpath(*name.split(".")[1:])
+
+    def _users(self, name: str, beside: Path | None) -> Source | None:
+        """A module outside the package: beside the importer, in the study, or installed."""
+        top, *rest = name.split(".")
+        folders = [folder for folder in (beside, Path.cwd()) if folder is not None]
+        for folder in folders:
+            if file := _module_file(folder.joinpath(top, *rest)):
+                return self._read(file.resolve(), name, own=False)
+        try:
+            spec = find_spec(top)
+        except (ImportError, ValueError):
+            return None
+        for location in (spec and spec.submodule_search_locations) or ():
+            file = _module_file(Path(location, *rest)) if rest else Path(location, "__init__.py")
+            if file and file.is_file() and not is_installed(file):
+                return self._read(file.resolve(), name, own=False)
+        if spec is None or rest or spec.origin is None or not spec.origin.endswith(".py"):
+            return None
+        file = Path(spec.origin)
+        return None if is_installed(file) else self._read(file.resolve(), name, own=False)
+
+    def _read(self, file: Path, name: str, *, own: bool) -> Source:
+        if file not in self._files:
+            self._files[file] = Source(file, name, own, ast.parse(file.read_bytes()).body)
+        return self._files[file]
+
+
+_INSTALLED = tuple(
+    Path(path).resolve()
+    for key, path in sysconfig.get_paths().items()
+    if key in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file belongs to an installed library or to Python itself."""
+    file = file.resolve()
+    return bool({"site-packages", "dist-packages"} & set(file.parts)) or any(
+        file.is_relative_to(folder) for folder in _INSTALLED
+    )
+
+
+def _module_file(base: Path) -> Path | None:
+    candidates = (base.with_name(f"{base.name}.py"), base / "__init__.py")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _for_types_or_scripts(statement: ast.stmt) -> bool:
+    """`if TYPE_CHECKING:` and `if __name__ == "__main__":`, which do nothing in a job."""
+    if not isinstance(statement, ast.If) or statement.orelse:
+        return False
+    test = statement.test
+    if isinstance(test, ast.Compare):
+        return isinstance(test.left, ast.Name) and test.left.id == "__name__"
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    """The names of the module that a statement binds, in the order in which it does."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    found: dict[str, None] = {}
+    waiting: list[ast.AST] = [statement]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found[node.name] = None
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found[node.id] = None
+        elif isinstance(node, ast.alias):
+            found[node.asname or node.name.partition(".")[0]] = None
+        elif isinstance(node, COMPREHENSIONS | ast.Lambda):
+            continue
+        waiting.extend(reversed(list(ast.iter_child_nodes(node))))
+    return list(found)
+
+
+def _acts(statement: ast.stmt) -> bool:
+    """Whether a statement of a module does more than bind names: registers, sets, prints."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return False
+    if isinstance(statement, ast.Expr):
+        return not isinstance(statement.value, ast.Constant)
+    if isinstance(statement, ast.Assign | ast.AugAssign | ast.AnnAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return any(
+            isinstance(node, ast.Attribute | ast.Subscript)
+            for target in targets
+            for node in ast.walk(target)
+        )
+    if isinstance(statement, ast.If | ast.Try):
+        inner = [*statement.body, *statement.orelse]
+        if isinstance(statement, ast.Try):
+            inner += [*statement.finalbody]
+            inner += [line for handler in statement.handlers for line in handler.body]
+        return any(_acts(line) for line in inner)
+    return not isinstance(statement, ast.Import | ast.ImportFrom | ast.Pass | ast.Global)

@@ -1,0 +1,142 @@
+"""The settings of a job of each rule: exactly the values that it reads, and nothing else.
+
+As JSON they are the job's argument, the reason to run it again and part of the key of its result,
+so a value that is not in them cannot make a job run again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import JsonValue, NonNegativeInt, PositiveInt
+
+from kdsteps.study.settings import (
+    BuildPairs,
+    BuildStones,
+    Dataset,
+    Distil,
+    FeatureSample,
+    MetricSettings,
+    Model,
+    Options,
+    Prepare,
+    ScoreSection,
+    Section,
+    TimingSettings,
+    Train,
+    ViewSettings,
+)
+
+_WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
+
+
+class JobSettings(Section):
+    """What one job reads."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what changes no result of the job."""
+        content = self.model_dump(mode="json")
+        for section in content.values():
+            if isinstance(section, dict):
+                for name in _WITHOUT_EFFECT:
+                    section.pop(name, None)
+        return content
+
+    def as_text(self) -> str:
+        """The JSON text that decides whether a job runs again."""
+        return json.dumps(self.as_json(), sort_keys=True)
+
+
+class PrepareSettings(JobSettings, Dataset):
+    """The data set and how it is split."""
+
+    prepare: Prepare
+
+
+class TrainSettings(JobSettings):
+    """A teacher and how it is trained."""
+
+    model: Model
+    train: Train
+
+
+class CheckSettings(JobSettings):
+    """What a teacher has to pass before students learn from it."""
+
+    on_failure: Literal["stop", "warn"]
+    expected_accuracy: float | None
+    batch_size: PositiveInt
+
+
+class FeatureSettings(JobSettings):
+    """Which images' features are cached."""
+
+    cache: FeatureSample
+
+
+class LogitSettings(JobSettings):
+    """The views of the training images for which a teacher's logits are cached."""
+
+    views: ViewSettings
+
+
+class ScoreSettings(JobSettings):
+    """How layers are scored and selected."""
+
+    score: ScoreSection
+
+
+class BuildSettings(JobSettings):
+    """How two networks are joined."""
+
+    plan: Literal["stones", "pairs"]
+    teacher: Model
+    student: Model
+    build: BuildStones | BuildPairs
+
+
+class DistilSettings(JobSettings):
+    """One run: a student, a method, a recipe and a seed."""
+
+    student: Model
+    method: str
+    options: Options
+    distil: Distil
+    seed: NonNegativeInt
+
+
+class EvaluateSettings(JobSettings):
+    """How a network is measured."""
+
+    evaluate: MetricSettings
+
+
+class LatencySettings(JobSettings):
+    """How the networks of a pair are timed: one student for each of the methods."""
+
+    evaluate: TimingSettings
+    methods: tuple[str, ...]
+
+
+class ReportSettings(JobSettings):
+    """The study as `parse_study` reads it."""
+
+    study: dict[str, JsonValue]
+
+
+SETTINGS: dict[str, type[JobSettings]] = {
+    "prepare": PrepareSettings,
+    "train": TrainSettings,
+    "train_check": CheckSettings,
+    "cache": FeatureSettings,
+    "cache_outputs": LogitSettings,
+    "score": ScoreSettings,
+    "build": BuildSettings,
+    "distil": DistilSettings,
+    "evaluate": EvaluateSettings,
+    "evaluate_teacher": EvaluateSettings,
+    "evaluate_latency": LatencySettings,
+    "report": ReportSettings,
+}
+"""The settings of each rule."""

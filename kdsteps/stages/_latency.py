@@ -1,0 +1,94 @@
+"""Latency and throughput of all networks of a pair, one after the other in one process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdsteps.evaluation.metrics import Metric, all_metrics, compute
+from kdsteps.evaluation.speed import time_network
+from kdsteps.files.checkpoints import read_checkpoint
+from kdsteps.files.text import write_json
+from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import LatencySettings
+from kdsteps.models import architecture, build_model
+from kdsteps.models.checkpoints import load_weights
+from kdsteps.stages._shared import provenance
+from kdsteps.study.settings import TimingSettings
+from kdsteps.training.device import choose_device
+
+log = logging.getLogger("kdsteps")
+
+
+def time_networks(job: Job[LatencySettings]) -> None:
+    """Time the teacher and one student of each method; equal architectures are timed once."""
+    section = job.settings.evaluate
+    started = time.monotonic()
+    device = choose_device(job.gpus, job.threads)
+    metrics = all_metrics(section.metrics)
+    paths = dict(zip(job.settings.methods, job.lists["students"], strict=True))
+    if "teacher" in job.inputs:
+        paths[_TEACHER] = job.inputs["teacher"]
+    known: dict[str, dict[str, Any]] = {}
+    timed = {}
+    for name, path in paths.items():
+        weights, header = read_checkpoint(path)
+        key = _architecture(header)
+        if key not in known:
+            known[key] = _time(path, weights, header, device, metrics, section)
+        timed[name] = known[key]
+    content = {
+        "teacher": timed.pop(_TEACHER, None),
+        "students": timed,
+        "batch_size": section.throughput_batch,
+        "settings": job.settings.as_json(),
+        "provenance": provenance(device, time.monotonic() - started),
+    }
+    write_json(job.outputs["latency"], content)
+    log.info("timed %d networks of %d architectures", len(paths), len(known))
+
+
+_TEACHER = ""  # cannot be the name of a method
+
+
+def _architecture(header: Mapping[str, Any]) -> str:
+    """What decides how fast a network is: its entry without weights, classes and image shape."""
+    entry = header["model"]
+    shape = [header["num_classes"], header["image_shape"]]
+    return json.dumps([entry["family"], architecture(entry["options"]), shape], sort_keys=True)
+
+
+def _time(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    header: Mapping[str, Any],
+    device: torch.device,
+    metrics: Sequence[Metric],
+    section: TimingSettings,
+) -> dict[str, Any]:
+    """The metrics of speed of one network, and the threads that computed its batches."""
+    entry, shape = header["model"], tuple(header["image_shape"])
+    network = build_model(
+        entry["family"],
+        num_classes=header["num_classes"],
+        in_channels=shape[0],
+        image_size=shape[1],
+        **architecture(entry["options"]),
+    )
+    load_weights(network.plain(), weights, where=str(path))
+    timing = time_network(
+        network.plain().to(device),
+        shape,
+        runs=section.latency_runs,
+        batch_size=section.throughput_batch,
+    )
+    found = compute(
+        metrics, "speed", timing, num_classes=header["num_classes"], options=section.model_dump()
+    )
+    return {**found, "threads": timing.threads}

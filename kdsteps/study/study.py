@@ -1,0 +1,315 @@
+"""A study: params.yaml read once, checked, and resolved into typed settings with all defaults."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel
+from pydantic_core import ValidationError
+
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.study import registry
+from kdsteps.study.messages import sentence, shown
+from kdsteps.study.part_options import FILLED_IN
+from kdsteps.study.settings import (
+    MAX_SEED,
+    Build,
+    Dataset,
+    Distil,
+    MethodEntry,
+    Model,
+    ModelEntry,
+    Options,
+    Pair,
+    Params,
+    Train,
+    Training,
+)
+from kdsteps.study.yaml_text import NotYaml, read_yaml
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+_REQUIRED = {
+    "datasets": "at least one entry `name: {kind: ...}`",
+    "models": "at least one entry `name: {family: ...}`",
+    "pairs": "at least one entry `name: {dataset: ..., teacher: ..., student: ...}`",
+    "methods": "at least one entry `name: {options}`, such as `kd: {}`",
+    "seeds": f"a list of whole numbers from 0 to {MAX_SEED}, such as [0, 1, 2]",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of `methods` with what the method needs of a teacher.
+
+    Attributes:
+        method: The part: a shipped name, or a reference to the user's code.
+        options: All of them, defaults filled in.
+        wants: "nothing", "logits", "blocks" or "layers".
+        plan: "stones", "pairs" or None.
+        distil, build: What differs for this method.
+    """
+
+    method: str
+    options: Options
+    wants: str
+    plan: str | None
+    distil: Distil | None
+    build: Build | None
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything that params.yaml describes, parsed and resolved once.
+
+    Attributes:
+        params: The file as written, with the defaults of its sections.
+        datasets, models, trainings, methods: By name, options and overrides resolved; `trainings`
+            has the section `train` of each model.
+    """
+
+    params: Params
+    datasets: dict[str, Dataset]
+    models: dict[str, Model]
+    trainings: dict[str, Train]
+    methods: dict[str, Method]
+    _distil: dict[tuple[str, str], Distil] = field(default_factory=dict)
+    _build: dict[tuple[str, str], Build] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> dict[str, Pair]:
+        return self.params.pairs
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.params.seeds
+
+    def distil(self, pair: str, method: str) -> Distil:
+        """The section `distil` of one pair and method: a method's values win over a pair's."""
+        if (pair, method) not in self._distil:
+            of_pair = self.params.distil.updated(self.pairs[pair].distil)
+            self._distil[pair, method] = of_pair.updated(self.methods[method].distil)
+        return self._distil[pair, method]
+
+    def build(self, pair: str, method: str) -> Build:
+        """The section `build` of one pair and method, in the same way."""
+        if (pair, method) not in self._build:
+            of_pair = self.params.build.updated(self.pairs[pair].build)
+            self._build[pair, method] = of_pair.updated(self.methods[method].build)
+        return self._build[pair, method]
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """The study as JSON that `parse_study` reads: its entries, and its sections in full."""
+        sections = {
+            name: getattr(self.params, name).model_dump(mode="json")
+            for name, info in Params.model_fields.items()
+            if not info.is_required()
+        }
+        return self.params.model_dump(mode="json", exclude_unset=True) | sections
+
+
+def load_study(path: str | Path = "params.yaml") -> Study:
+    """The study that `path` describes, checked as far as possible without data and networks.
+
+    Raises:
+        KdstepsError: The file is missing, is not YAML, or has a value that cannot be.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise KdstepsError(
+            f"{path}: not found; run kdsteps where params.yaml is, or copy one from recipes/"
+        ) from error
+    except OSError as error:
+        raise KdstepsError(
+            f"{path}: cannot be read ({error.strerror}); give a file that you may read"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise KdstepsError(f"{path}: is not valid UTF-8; save it as a UTF-8 text file") from error
+    try:
+        content = read_yaml(text)
+    except NotYaml as error:
+        line = f" line {error.line}" if error.line else ""
+        raise KdstepsError(f"{path}:{line} is not valid YAML: {error.problem}") from error
+    if not isinstance(content, dict):
+        found = "empty" if content is None else shown(content)
+        raise KdstepsError(
+            f"{path}: is {found}; it should have the sections {', '.join(_REQUIRED)}"
+        )
+    return parse_study(content, str(path))
+
+
+def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study:
+    """The study that `content`, the parsed params.yaml, describes.
+
+    Raises:
+        KdstepsError: As `load_study`.
+    """
+    for name, example in _REQUIRED.items():
+        if not content.get(name):
+            found = "missing" if name not in content else shown(content[name])
+            raise KdstepsError(f"{where}: {name} is {found}; it should be {example}")
+    params = parse(Params, _filled(content), where)
+    twice = [seed for seed, count in Counter(params.seeds).items() if count > 1]
+    if twice:
+        raise KdstepsError(f"{where}: seeds: {twice[0]} appears twice; delete one of them")
+    study = Study(
+        params,
+        datasets={
+            name: Dataset.model_construct(
+                kind=entry.kind,
+                options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
+            )
+            for name, entry in params.datasets.items()
+        },
+        models={
+            name: resolve_model(entry, f"{where}: models.{name}")
+            for name, entry in params.models.items()
+        },
+        trainings={
+            name: params.train.updated(entry.train) for name, entry in params.models.items()
+        },
+        methods={
+            name: resolve_method(name, entry, f"{where}: methods.{name}")
+            for name, entry in params.methods.items()
+        },
+    )
+    _check_training(study, where)
+    for name, pair in study.pairs.items():
+        _check_pair(study, pair, f"{where}: pairs.{name}")
+    return study
+
+
+def resolve_model(entry: ModelEntry, where: str) -> Model:
+    """The network of an entry of `models`, with the defaults of its family."""
+    for name in FILLED_IN["models"]:
+        if name in (entry.model_extra or {}):
+            raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
+    _, options = _part("models", entry.family, entry, where, "family")
+    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+    options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
+    return Model.model_construct(family=entry.family, options=options)
+
+
+def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
+    """The method of an entry of `methods`, with its defaults."""
+    method = entry.method or name
+    key = None if entry.method is None else "method"
+    part, options = _part("methods", method, entry, where, key)
+    assert part.wants is not None, "every method says what it wants"
+    return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
+
+
+def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
+    """`content` as a settings model, or one sentence about what is wrong with it and where.
+
+    Args:
+        others: Keys that are allowed beside those of the model, for guesses at what was meant.
+    """
+    try:  # as JSON, where lists pass for tuples although types are strict
+        return model.model_validate_json(json.dumps(content, default=str), strict=True)
+    except ValidationError as error:
+        raise KdstepsError(
+            sentence(error, content, where, lambda path: _fields(model, path, others))
+        ) from error
+
+
+def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` where `evaluate:` or `kd:` with nothing after it means all defaults."""
+    optional = {name for name, info in Params.model_fields.items() if not info.is_required()}
+    filled = {
+        name: value for name, value in content.items() if value is not None or name not in optional
+    }
+    for name in ("datasets", "models", "pairs", "methods"):
+        if isinstance(entries := filled[name], dict):
+            filled[name] = {key: {} if entry is None else entry for key, entry in entries.items()}
+    return filled
+
+
+def _part(
+    kind: registry.Kind, reference: str, entry: BaseModel, where: str, key: str | None
+) -> tuple[registry.Part, Options]:
+    """A part and its options, defaults filled in; `key` is the key of the entry that names it."""
+    part = registry.find(kind, reference, f"{where}.{key}" if key else where)
+    return part, part.parse(entry.model_extra or {}, where, list(type(entry).model_fields))
+
+
+def _fields(
+    model: type[BaseModel], path: Sequence[str], others: Sequence[str]
+) -> dict[str, str | None]:
+    """The keys of a settings model at a path of settings with their descriptions.
+
+    Args:
+        others: Keys that are allowed beside those of the model.
+    """
+    kind: type[BaseModel] | None = model
+    for part in path:
+        if kind is not None and part in kind.model_fields:
+            kind = _model_in(kind.model_fields[part].annotation)
+    found: dict[str, str | None] = dict.fromkeys([] if path else others)
+    if kind is not None:
+        found = {name: info.description for name, info in kind.model_fields.items()} | found
+    return found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings model in an annotation such as `Distil | None` or `dict[Name, Pair]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (_model_in(argument) for argument in get_args(annotation))
+    return next((kind for kind in inner if kind is not None), None)
+
+
+def _check_training(study: Study, where: str) -> None:
+    """Settings of training that do not fit together, in every section and combination."""
+    spots: dict[str, Training | None]
+    for name, section in study.trainings.items():
+        own = study.params.models[name].train
+        spots = {"train": study.params.train, f"models.{name}.train": own}
+        _check_section(section, spots, where)
+    for name, pair in study.pairs.items():
+        for method, entry in study.methods.items():
+            spots = {
+                "distil": study.params.distil,
+                f"pairs.{name}.distil": pair.distil,
+                f"methods.{method}.distil": entry.distil,
+            }
+            _check_section(study.distil(name, method), spots, where)
+
+
+def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
+    """Raise a sentence about a section if its values do not fit together.
+
+    Args:
+        spots: Where its values come from; the last place that has some is named.
+    """
+    if problem := section.problem():
+        spot = [name for name, given in spots.items() if given is not None][-1]
+        raise KdstepsError(f"{where}: {spot}: {problem}")
+
+
+def _check_pair(study: Study, pair: Pair, where: str) -> None:
+    for key, section in (("dataset", "datasets"), ("teacher", "models"), ("student", "models")):
+        name, there = getattr(pair, key), getattr(study, section)
+        if name not in there:
+            raise KdstepsError(
+                f"{where}.{key} is {name!r}, which is not under {section}{nearest(name, there)}"
+            )
+    teacher = study.models[pair.teacher].options
+    has_weights = teacher.get("checkpoint") or teacher.get("pretrained")
+    if not (study.trainings[pair.teacher].epochs or has_weights):
+        raise KdstepsError(
+            f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
+            "to begin with; give it a checkpoint, or train it for one epoch or more"
+        )
+    if pair.published is not None and pair.published not in registry.published_pairs():
+        hint = nearest(pair.published, registry.published_pairs())
+        raise KdstepsError(
+            f"{where}.published is {pair.published!r}, of which no published values are known{hint}"
+        )

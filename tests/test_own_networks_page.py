@@ -1,0 +1,45 @@
+"""Every example of docs/own-networks.md works as written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdsteps.models import architecture, build_model
+from kdsteps.study.settings import ModelEntry
+from kdsteps.study.study import resolve_model
+
+PAGE = (Path(__file__).parents[1] / "docs/own-networks.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+ENTRIES: dict[str, Any] = {
+    name: entry
+    for block in blocks("yaml")
+    for name, entry in yaml.safe_load(block)["models"].items()
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_builds_the_network_it_names(name):
+    model = resolve_model(ModelEntry.model_validate(ENTRIES[name]), name)
+    options = architecture(model.options)
+    chain = build_model(model.family, num_classes=10, image_size=(32, 32), **options)
+    assert chain.layers
+    assert not chain.notes
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_an_example_in_python_runs(number, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[number]
+    exec(compile(code, "own-networks.md", "exec"), {"__name__": "example"})
+    printed = re.findall(r"print\(.*\)  # (.*)", code)
+    assert capsys.readouterr().out.splitlines() == printed

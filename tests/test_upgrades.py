@@ -1,0 +1,464 @@
+"""Upgrades: which results are stale and why, and taking those over that only other code made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from _study import REPOSITORY, TINY
+from _study import Study as Folder
+
+from kdsteps.cli.main import main
+from kdsteps.cli.verify import verify
+from kdsteps.errors import KdstepsError
+from kdsteps.files.checkpoints import write_checkpoint
+from kdsteps.files.tables import write_table
+from kdsteps.files.text import write_bytes, write_json, write_text
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
+from kdsteps.jobs.earlier_settings import as_today
+from kdsteps.jobs.recorded import checksum, record_of
+from kdsteps.jobs.upgrades import accept, rewrite_records, statuses
+from kdsteps.study.study import Study, load_study
+
+OLD = "0123456789abcdef"  # a digest of code that is not today's
+ROUND_ONE = "9ae8822"
+
+
+def flat(inputs: dict[str, Any]) -> list[str]:
+    return sorted(
+        p for paths in inputs.values() for p in (paths if isinstance(paths, list) else [paths])
+    )
+
+
+def write_result(path: str, settings: str) -> None:
+    """A small file of the right format that carries settings."""
+    carried, suffix = json.loads(settings), Path(path).suffix
+    if suffix == ".json":
+        write_json(path, {"settings": carried, "path": path})
+    elif suffix == ".parquet":
+        write_table(path, {}, {}, carried, {"path": path})
+    elif suffix == ".safetensors":
+        write_checkpoint(path, {}, {"settings": carried, "path": path})
+    else:
+        write_bytes(path, path.encode())
+
+
+def write_record(path: str, settings: str, code: str, inputs: list[str], **more: Any) -> None:
+    """Snakemake's record of a file."""
+    content = {
+        "rule": "x",
+        "params": sorted([repr(settings), repr(code)]),
+        "input": inputs,
+        "input_checksums": {each: checksum(each) for each in inputs if Path(each).is_file()},
+        "code": "the text of the rule's command",
+        "shellcmd": "what ran",
+        "record_format_version": 6,
+    }
+    file = Path(".snakemake/metadata", urlsafe_b64encode(path.encode()).decode())
+    write_text(file, json.dumps(content | more))
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A finished study, as if made by other code."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    study = load_study()
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            for path in graph.outputs(rule, names).values():
+                write_result(path, graph.settings_text(study, rule, names))
+                os.utime(path, (1000, 1000))
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            remake_records(study, rule, names, OLD)
+    return study
+
+
+def remake_records(study: Study, rule: str, names: graph.Names, code: str, **more: Any) -> None:
+    settings = graph.settings_text(study, rule, names)
+    inputs = flat(graph.inputs(study, rule, names))
+    for path in graph.outputs(rule, names).values():
+        write_record(path, settings, code, inputs, **more)
+
+
+def changed_params(**sections: Any) -> Study:
+    Path("params.yaml").write_text(yaml.safe_dump(TINY | sections))
+    return load_study()
+
+
+def reasons(study: Study, **options: Any) -> dict[str, str]:
+    """Why each job is stale, by its name."""
+    return {
+        " ".join([each.rule, *each.names.values()]): each.why or f"follows {each.follows}"
+        for each in statuses(study)
+        if each.stale
+    }
+
+
+def everything(status: Any) -> bool:
+    return True
+
+
+KD, REPORT = "distil pair kd 0", "report"
+HISTORY = "results/distil/pair/kd/0/history.parquet"
+
+
+def test_results_of_other_code_are_stale_because_of_it(study: Study):
+    assert set(reasons(study).values()) == {"code changed"}
+
+
+def test_accepted_results_are_up_to_date_and_listed_with_the_code_that_made_them(study: Study):
+    done = accept(study, everything)
+    assert done.refused == []
+    assert set(reasons(study)) == {REPORT}
+    entry = read_accepted()[HISTORY]
+    assert entry.made_with == OLD
+    assert entry.accepted_for == code_identity.code(
+        study, "distil", {"pair": "pair", "method": "kd", "seed": "0"}
+    )
+    (line,) = accepted_lines(ACCEPTED)
+    assert "3 distil" in line and "1 train" in line
+
+
+def test_what_snakemake_compares_is_todays_after_accepting_and_what_ran_stays(study: Study):
+    before = record_of(HISTORY)
+    accept(study, everything)
+    after = record_of(HISTORY)
+    assert before is not None and after is not None
+    assert after.code != OLD and after.settings == before.settings
+    assert after.content["code"] is None
+    assert after.content["shellcmd"] == "what ran"
+    assert after.checksums == before.checksums
+
+
+def test_changed_settings_are_named_and_refused(study: Study):
+    study = changed_params(methods={**TINY["methods"], "kd": {"temperature": 2.0}})
+    assert (
+        "options.temperature: 4.0, params.yaml says options.temperature: 2.0" in reasons(study)[KD]
+    )
+    done = accept(study, everything)
+    assert [status.names["method"] for status in done.refused] == ["kd"]
+    record = record_of(HISTORY)
+    assert record is not None and record.code == OLD
+    assert HISTORY not in read_accepted()
+
+
+def test_changed_inputs_are_named_and_refused(study: Study):
+    teacher = "results/train/digits/big/teacher.safetensors"
+    accept(study, everything)
+    write_checkpoint(teacher, {}, {"settings": {}, "other": True})
+    found = reasons(study)
+    assert found[KD] == f"an input changed: {teacher}"
+    assert "distil pair labels 0" not in found
+    assert {status.rule for status in accept(study, everything).refused} >= {"distil", "cache"}
+
+
+def test_a_result_whose_file_and_record_disagree_is_refused(study: Study):
+    write_result(HISTORY, json.dumps({"options": {"temperature": 9}}))
+    (refused,) = accept(study, everything).refused
+    assert HISTORY in refused.why
+
+
+def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study):
+    Path(HISTORY).unlink()
+    name = urlsafe_b64encode(b"results/distil/pair/labels/0/history.parquet").decode()
+    write_text(Path(".snakemake/incomplete", name), "{}")
+    for record in Path(".snakemake/metadata").iterdir():
+        if b"results/build" in urlsafe_b64decode(record.name):
+            record.unlink()
+    found = reasons(study)
+    assert found[KD] == "missing"
+    assert "stopped" in found["distil pair labels 0"]
+    assert "no record" in found["build pair feature_only"]
+
+
+def test_what_reads_stale_results_follows_them(study: Study):
+    accept(study, everything)
+    study = changed_params(train=TINY["train"] | {"epochs": 2})
+    found = reasons(study)
+    assert "train.epochs: 1" in found["train digits big"]
+    assert found[KD] == "follows ['cache_outputs', 'train', 'train_check']"
+    assert "distil pair labels 0" not in found
+
+
+def test_a_job_that_reads_other_files_than_before_can_be_accepted(study: Study):
+    names = {"pair": "pair", "method": "labels", "seed": "0"}
+    code = code_identity.code(study, "distil", names)
+    inputs = flat(graph.inputs(study, "distil", names))
+    for path in graph.outputs("distil", names).values():
+        write_record(path, graph.settings_text(study, "distil", names), code, inputs[:1])
+    assert reasons(study)["distil pair labels 0"] == "reads other files"
+    accept(study, everything)
+    record = record_of("results/distil/pair/labels/0/history.parquet")
+    assert record is not None and record.inputs == inputs
+    assert record.checksums == {path: checksum(path) for path in inputs}
+
+
+def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study):
+    accept(study, everything)
+    assert HISTORY in read_accepted()
+    write_table(HISTORY, {}, {}, {"made": "again"}, {})
+    assert HISTORY not in read_accepted()
+
+
+def test_accepting_after_two_upgrades_keeps_the_code_that_made_the_result(study: Study):
+    accept(study, everything)
+    for record in Path(".snakemake/metadata").iterdir():
+        content = json.loads(record.read_text())
+        content["params"] = [
+            re.sub("'[0-9a-f]{16}'", "'fedcba9876543210'", p) for p in content["params"]
+        ]
+        record.write_text(json.dumps(content))
+    assert accept(study, everything).refused == []
+    assert read_accepted()[HISTORY].made_with == OLD
+
+
+def test_records_that_are_links_into_a_store_are_replaced_and_not_written_through(study: Study):
+    name = urlsafe_b64encode(HISTORY.encode()).decode()
+    record, store = Path(".snakemake/metadata", name), Path("store")
+    os.replace(record, store)
+    record.symlink_to(store.absolute())
+    before = store.read_bytes()
+    accept(study, everything)
+    assert store.read_bytes() == before
+    assert not record.is_symlink()
+
+
+def test_nothing_is_accepted_while_snakemake_runs(study: Study):
+    write_text(Path(".snakemake/locks/0.input.lock"), HISTORY)
+    with pytest.raises(KdstepsError, match=r"Snakemake is running.*--unlock"):
+        accept(study, everything)
+
+
+def test_dvc_records_accepted_results_and_refuses_them_after_a_change(study: Study):
+    accept(study, everything)
+    assert verify(study, "distil") == 3
+    student = HISTORY.replace("history.parquet", "student.safetensors")
+    write_checkpoint(student, {}, {"settings": {"method": "another"}})
+    with pytest.raises(KdstepsError, match=r"student.safetensors: was made with"):
+        verify(study, "distil")
+
+
+def test_dvc_takes_accepted_files_whose_settings_are_in_words_of_their_time(study: Study):
+    """As if 9ae8822 had recorded a value that no job reads."""
+    for rule in ("evaluate_teacher", "evaluate"):
+        for names in graph.jobs(study, rule):
+            older = json.dumps({"evaluate": study.params.evaluate.model_dump(), "latency_runs": 5})
+            for path in graph.outputs(rule, names).values():
+                write_result(path, older)
+                write_record(path, older, OLD, flat(graph.inputs(study, rule, names)))
+    with pytest.raises(KdstepsError, match="latency_runs"):
+        verify(study, "evaluate")
+    accept(study, everything)
+    assert verify(study, "evaluate") == 4
+    changed = changed_params(evaluate={"batch_size": 3})
+    with pytest.raises(KdstepsError, match="batch_size: 3"):
+        verify(changed, "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        (["--stage", "train"], {"train", "train_check"}),
+        (["--stage", "evaluate"], {"evaluate", "evaluate_teacher"}),
+        (["--method", "kd"], {"distil", "evaluate"}),
+        (["--pair", "pair", "--method", "feature_only"], {"build", "distil", "evaluate"}),
+        (
+            ["--dataset", "digits", "--teacher", "big"],
+            {"train", "train_check", "cache", "cache_outputs", "score", "evaluate_teacher"},
+        ),
+    ],
+)
+def test_the_options_of_accept_choose_jobs(study: Study, options: list[str], rules: set[str]):
+    assert main(["accept", *options]) == 0
+    assert {entry.rule for entry in read_accepted().values()} == rules
+
+
+def test_names_that_the_study_does_not_have_are_refused(
+    study: Study, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["accept", "--method", "kdd"]) == 2
+    assert "--method: 'kdd' is not in this study; did you mean 'kd'?" in capsys.readouterr().err
+    assert main(["stale", "--stage", "trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_stale_counts_by_stage_and_reason(study: Study, capsys: pytest.CaptureFixture[str]):
+    changed_params(methods={**TINY["methods"], "kd": {"temperature": 2.0}})
+    assert main(["stale"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"distil +2  code changed", shown)
+    assert re.search(r"distil +1  settings changed: made with options.temperature: 4.0", shown)
+    assert "kdsteps accept" in shown
+    assert main(["stale", "--jobs", "--stage", "distil"]) == 0
+    assert "distil pair kd 0: settings changed" in capsys.readouterr().out
+
+
+def test_accepting_where_settings_alone_changed_is_an_error(
+    study: Study, capsys: pytest.CaptureFixture[str]
+):
+    changed_params(methods={**TINY["methods"], "kd": {"temperature": 2.0}})
+    assert main(["accept", "--method", "kd", "--stage", "distil"]) == 2
+    shown = capsys.readouterr()
+    assert "options.temperature: 4.0" in shown.out
+    assert "run snakemake" in shown.err
+
+
+def test_a_file_of_digests_that_an_earlier_version_did_not_write_is_added(study: Study):
+    digest = Path("results/train/digits/big/digest.json")
+    before = digest.read_bytes()
+    digest.unlink()
+    record = Path(".snakemake/metadata", urlsafe_b64encode(str(digest).encode()).decode())
+    record.unlink()
+    assert set(reasons(study).values()) == {"code changed"}
+    accept(study, everything)
+    assert set(reasons(study)) == {REPORT}
+    assert json.loads(digest.read_bytes()).keys() == {"teacher.safetensors", "history.parquet"}
+    assert digest.read_bytes() != before
+    assert digest.stat().st_mtime == 1000
+    assert record.exists()
+
+
+# Settings that an earlier version wrote
+
+STEPS = {"schedule": "steps", "epochs": 240, "optimizer": "sgd", "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted"),
+    [
+        (STEPS | {"milestones": [150, 180, 210]}, STEPS | {"milestones": [0.625, 0.75, 0.875]}),
+        (STEPS | {"milestones": [150, 180]}, STEPS | {"milestones": [0.625, 180.0]}),
+        ({"schedule": "cosine", "milestones": [150], "decay": 0.1}, {"schedule": "cosine"}),
+        ({"optimizer": "adamw", "momentum": 0.9, "nesterov": False}, {"optimizer": "adamw"}),
+        (
+            {"schedule": "cosine", "epochs": 3, "milestones": [150, 180, 210]},
+            {"schedule": "cosine", "epochs": 3, "milestones": [0.625, 0.75, 0.875]},
+        ),
+        ({"batch_size": 4, "latency_runs": 100}, {"batch_size": 4}),
+    ],
+)
+def test_settings_that_mean_the_same_are_taken_for_the_same(
+    recorded: dict[str, Any], wanted: dict[str, Any]
+):
+    assert as_today({"distil": recorded, "seed": 0}, {"distil": wanted, "seed": 0}) == {
+        "distil": wanted,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("recorded", "wanted"),
+    [
+        (STEPS | {"milestones": [150, 180, 210]}, STEPS | {"milestones": [0.5, 0.75, 0.875]}),
+        (STEPS | {"milestones": [150, 180, 210]}, STEPS | {"milestones": [0.625, 0.75]}),
+        (
+            STEPS | {"milestones": [150], "epochs": 200},
+            STEPS | {"milestones": [0.625], "epochs": 240},
+        ),
+        (STEPS | {"decay": 0.1}, STEPS),
+        (STEPS | {"nesterov": True}, STEPS),
+        (STEPS, STEPS | {"flip": False}),
+        (STEPS, STEPS | {"momentum": 0.8}),
+    ],
+)
+def test_settings_that_mean_something_else_stay_different(
+    recorded: dict[str, Any], wanted: dict[str, Any]
+):
+    assert as_today({"distil": recorded}, {"distil": wanted}) != {"distil": wanted}
+
+
+# With the real tools
+
+UNTRAINED = {"train": TINY["train"] | {"teacher_check": "warn"}}  # one epoch does not teach much
+
+
+def edit(folder: Path, module: str, old: str, new: str) -> None:
+    file = folder / "kdsteps" / module
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+def kdsteps(study: Folder, *arguments: str) -> str:
+    return study.run(["python", "-m", "kdsteps", *arguments])
+
+
+def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_job(study: Study):
+    check = Path("results/train/digits/big/check.json")
+    check.unlink()
+    done = accept(study, everything)
+    assert [status.rule for status in done.lacking] == ["train_check"]
+    assert done.refused == []
+    check.write_text("{}")
+    rewrite_records(done.lacking[0])
+    assert set(reasons(study)) == {REPORT}
+
+
+@pytest.mark.slow
+@pytest.mark.stories
+def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Path):
+    methods = {"labels": {}, "kd": {}}
+    study = Folder.new(tmp_path / "study", TINY | UNTRAINED | {"methods": methods})
+    study.snakemake()
+    study.dvc("repro")
+    study.commit()
+    study.executed()
+    edit(study.path, "training/loop.py", 'log.info("', 'log.info("! ')
+    assert "up to date" in kdsteps(study, "stale")
+    assert study.planned() == {}
+    edit(study.path, "methods/kd.py", "temperature**2", "2 * temperature")
+    assert "distil      1  code changed" in kdsteps(study, "stale")
+    assert study.planned() == {"distil": 1, "evaluate": 1, "report": 1}
+    assert "accepted as is: 1 distil" in kdsteps(study, "accept")
+    assert study.planned() == {}
+    page = (study.path / "results/report/index.html").read_text()
+    assert "accepted as is: 1 distil" in page
+    study.executed()
+    study.dvc("repro")
+    assert study.executed() == {}
+    assert "up to date" in study.dvc("status")
+    study.change(methods={"labels": {}, "kd": {"temperature": 2.0}})
+    assert study.planned() == {"distil": 1, "evaluate": 1, "report": 1}
+    study.snakemake()
+    assert "accepted as is" not in (study.path / "results/report/index.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.stories
+def test_results_of_the_first_round_are_taken_over(tmp_path: Path):
+    known = subprocess.run(
+        ["git", "cat-file", "-e", f"{ROUND_ONE}^{{commit}}"], cwd=REPOSITORY, capture_output=True
+    )
+    if known.returncode:
+        pytest.skip(f"the history does not reach back to {ROUND_ONE}")
+    old = tmp_path / "old"
+    old.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", ROUND_ONE], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    subprocess.run(["tar", "-x", "-C", old], input=archive.stdout, check=True)
+    methods = {"labels": {}, "kd": {}, "feature_only": {}}
+    steps = {"epochs": 8, "schedule": "steps", "milestones": [5, 6, 7]}
+    params = TINY | {"methods": methods, "distil": TINY["distil"] | steps}
+    (old / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    Folder(old).run(["snakemake", "--cores", "2", "--resources", "gpu=1"], PYTHONPATH=str(old))
+    study = Folder.new(tmp_path / "study", params | UNTRAINED)
+    for name in ("results", ".snakemake", "logs"):
+        subprocess.run(["cp", "-a", old / name, study.path], check=True)
+    students = study.bytes_of("results/distil/**/student.safetensors")
+    said = kdsteps(study, "accept")
+    assert not {"train", "distil"} & set(study.planned()), said
+    study.snakemake()
+    assert study.planned() == {}
+    assert study.bytes_of("results/distil/**/student.safetensors") == students
+    study.dvc("repro")
+    assert study.bytes_of("results/distil/**/student.safetensors") == students
