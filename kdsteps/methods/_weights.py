@@ -37,7 +37,7 @@ class Weighted(Method):
 
 
 class WarmUp(Weighted):
-    """A method whose own loss grows to its weight at the beginning of training.
+    """A method whose loss grows to its full weight at the beginning of training.
 
     `warmup` is a fraction of the run, or from 1 on a number of epochs. The default is 20 of the 240
     epochs of the CIFAR-100 benchmark.

@@ -35,7 +35,7 @@ class FeatureOnly(Method):
     same, weighted image by image by SemCKD's attention.
 
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    behind the last layer sees labels; `classifier_after`: when feature learning ends and the
+    after the last layer sees labels; `classifier_after`: when feature learning ends and the
     layers after the detach point are trained alone, as a fraction of the run or, from 1 on, a
     number of epochs (0: both at once, as in the paper).
 
