@@ -101,7 +101,7 @@ _REPORTED = {
     "teacher_checks": ("train_check", "check"),
     "teacher_measures": ("evaluate_teacher", "measures"),
     "teacher_predictions": ("evaluate_teacher", "predictions"),
-    "scores": ("score", "scores"),
+    "layer_scores": ("score", "scores"),
     "plans": ("build", "plan"),
     "histories": ("distil", "history"),
     "measures": ("evaluate", "measures"),

@@ -81,7 +81,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         speeds=speeds,
         curves=curves,
         teacher_curves=teacher_curves,
-        scores=_scores(inputs["scores"]),
+        scores=_scores(inputs["layer_scores"]),
         plans={
             (names["pair"], names["method"]): read_json(path)
             for path, names in _named(inputs["plans"], "build", "plan")

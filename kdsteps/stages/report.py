@@ -3,7 +3,7 @@
 reads   summaries            summary.json of every dataset
         teacher_histories, teacher_measures, teacher_predictions
                              of every teacher: history.parquet, measures.json, predictions.parquet
-        scores               scores.parquet of every teacher whose layers are scored
+        layer_scores         scores.parquet of every teacher whose layers are scored
         plans                plan.json of every pair and method with a plan
         histories, measures, predictions
                              of every student: history.parquet, measures.json, predictions.parquet
