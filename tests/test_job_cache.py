@@ -89,7 +89,8 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "latency"}]
+    "changed",
+    [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "evaluate_latency"}],
 )
 def test_jobs_of_unknown_code_with_large_files_or_of_this_machine_alone_are_not_cached(
     changed: dict[str, Any],
