@@ -221,7 +221,7 @@ def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     ask("x" * 5000)
-    ask("x" * 5000, stage="train")
+    ask("x" * 5000, rule="train")
     assert main(["jobcache"]) == 0
     shown = capsys.readouterr().out
     assert "distil" in shown and "train" in shown and "2 results" in shown
