@@ -140,7 +140,7 @@ def test_standardized_dkd_does_not_see_the_scale_of_the_teachers_logits():
 
 
 def test_attention_refuses_a_batch_it_was_not_made_for():
-    with pytest.raises(ValueError, match=f"{BATCH_SIZE + 1} images, and attention made for"):
+    with pytest.raises(ValueError, match=f"{BATCH_SIZE + 1} images, and attention for"):
         make("semckd").terms(batch_of(count=BATCH_SIZE + 1))
 
 

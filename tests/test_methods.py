@@ -27,6 +27,7 @@ from _networks import ENTRIES, NUM_CLASSES, build, teacher_of
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
+from kdsteps.methods.base import Batch, Method
 from kdsteps.study import registry
 
 METHODS = registry.names("methods")
@@ -148,18 +149,34 @@ def test_with_cached_logits_block_kd_runs_the_blocks_behind_its_stones_alone():
     assert not calls
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_mixed_images_teach_the_shares_of_their_classes(name):
+ONE_CLASS = {"dkd": {}, "loca": {}, "crd": {}, "block_kd": {"distance": "dkd"}}
+"""Methods whose loss is defined for images of one class, with the options that make it so."""
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if ONE_CLASS.get(name) != {}])
+def test_mixed_images_teach_the_fractions_of_their_classes(name):
     batch = batch_of()
     hard = replace(batch, shares=F.one_hot(batch.labels, NUM_CLASSES).float())
     mixed = replace(batch, shares=hard.shares.roll(1, dims=0).lerp(hard.shares, 0.7))
-    as_labels, as_shares, of_mixed = (
+    as_labels, as_fractions, of_mixed = (
         {term: value.item() for term, value in terms_of(make(name), given).items()}
         for given in (batch, hard, mixed)
     )
-    assert as_shares == {term: pytest.approx(value) for term, value in as_labels.items()}
+    assert as_fractions == {term: pytest.approx(value) for term, value in as_labels.items()}
+    expected = cross_entropy_of(make(name), mixed)
     if as_labels.get("labels"):
-        assert of_mixed["labels"] != pytest.approx(as_labels["labels"])
+        weight = as_labels["labels"] / cross_entropy_of(make(name), batch)
+        assert of_mixed["labels"] == pytest.approx(weight * expected, rel=1e-4)
+    for term in of_mixed.keys() - {"labels", "stones_labels"}:
+        assert of_mixed[term] == pytest.approx(as_labels[term])  # it does not read the classes
+
+
+@pytest.mark.parametrize("name", ONE_CLASS)
+def test_a_loss_for_images_of_one_class_refuses_mixed_ones(name):
+    batch = batch_of()
+    mixed = replace(batch, shares=F.one_hot(batch.labels, NUM_CLASSES).float())
+    with pytest.raises(KdstepsError, match=rf"methods.{name}.*mixup and cutmix .* set both to 0"):
+        make(name, **ONE_CLASS[name]).terms(mixed)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -238,3 +255,8 @@ def tensors(state: dict[str, Any]) -> list[Tensor]:
 
 def copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def cross_entropy_of(method: Method, batch: Batch) -> float:
+    """Of the student's logits in training mode, with the batch's targets."""
+    return F.cross_entropy(method.student(batch.images), batch.targets).item()

@@ -77,5 +77,8 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         method = registry.target("methods", entry.method)
         if rule == "distil" or (rule == "evaluate" and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy a network of its own
+    if graph.stage_of(rule) in ("evaluate", "report"):
+        for reference in study.params.evaluate.metrics:
+            yield registry.target("metrics", reference)
     for model in models:
         yield registry.target("models", study.models[model].family)

@@ -1,31 +1,47 @@
-"""What methods check before they train: class counts, and layers named in params.yaml."""
+"""Checks of methods: numbers of classes, layers named in params.yaml, images of one class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.methods.base import Task
+from kdsteps.methods.base import Batch, Task
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.plans.stones import thinned
 
 
 def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
-    """Refuse a teacher of other classes where logits are compared class by class.
+    """Refuse a teacher with other classes where logits are compared class by class.
 
     Raises:
-        KdstepsError: The teacher's last layer has another width than the study has classes.
+        KdstepsError: The width of the teacher's last layer differs from the study's classes.
     """
     count = None if teacher is None else class_count(teacher)
     if count is not None and count != task.num_classes:
         raise KdstepsError(
-            f"methods.{method}: the teacher knows {count} classes and the study has "
-            f"{task.num_classes}; of the methods that learn from logits only uld takes both"
+            f"methods.{method}: the teacher has {count} classes and the study has "
+            f"{task.num_classes}; among the methods that learn from logits, only uld accepts this"
         )
 
 
+def single_labels(batch: Batch, method: str) -> Tensor:
+    """The labels (N,) of a batch for a loss that is defined for one class for each image.
+
+    Raises:
+        KdstepsError: Images were mixed, so that they have fractions of several classes.
+    """
+    if batch.shares is not None:
+        raise KdstepsError(
+            f"methods.{method}: is defined for images of one class, and mixup and cutmix mix "
+            "classes; set both to 0 in the method's `distil`, or use kd, lskd or dist"
+        )
+    return batch.labels
+
+
 def class_count(chain: Chain) -> int | None:
-    """How many logits a network gives, read off its head; None where the head does not say."""
+    """The number of logits, read from a network's head; None where that is not possible."""
     last = chain.layers[-1] if chain.layers else None
     widths = [
         getattr(module, "out_features", getattr(module, "out_channels", None))
@@ -42,7 +58,7 @@ def layer_of(chain: Chain, name: str | None, default: str, who: str, method: str
         name: The option's value; None where it is not set.
         default: A layer of the chain.
         who: "student" or "teacher", for the message.
-        method: Under which name params.yaml knows the method.
+        method: Its name, for the message.
 
     Raises:
         KdstepsError: The network has no such layer.
@@ -64,9 +80,9 @@ def layer_pairs(
 ) -> list[tuple[str, str]]:
     """Which student layer learns from which teacher layer, in forward order.
 
-    A side whose layers are not named gives its stages. The longer of two sides of stages is thinned
-    out evenly; beside layers that are named, stages are thinned out or repeated until there is one
-    for each. The last always meets the last.
+    A side without named layers uses its stages. The longer of two lists of stages is thinned out
+    evenly; where the other side is named, stages are thinned out or repeated to match it. The last
+    layers are always paired.
 
     Raises:
         KdstepsError: A named layer does not exist, or both lists are named and differ in length.
@@ -76,7 +92,7 @@ def layer_pairs(
     if student_layers and teacher_layers and len(ours) != len(theirs):
         raise KdstepsError(
             f"methods.{method}: student_layers has {len(ours)} names and teacher_layers "
-            f"{len(theirs)}; they are paired in order and must be equally many"
+            f"{len(theirs)}; they are paired in order, so both need the same number"
         )
     named = [side for side, names in ((ours, student_layers), (theirs, teacher_layers)) if names]
     count = len(named[0]) if named else min(len(ours), len(theirs))

@@ -1,4 +1,4 @@
-"""Distances between logits by name: what a method may use in place of the plain KL divergence."""
+"""Losses between logits by name, for methods that take one as an option."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdsteps.methods.lskd import lskd_loss
 
 Distance = Literal["kd", "lskd", "dkd", "dist"]
 LogitDistance = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From the student's logits (N, K), the teacher's (N, K) and the labels (N,) to a scalar."""
+"""A scalar from the student's logits (N, K), the teacher's (N, K) and the labels (N,)."""
 
 _TEMPERATURES: dict[Distance, float] = {"kd": 4.0, "lskd": 2.0, "dkd": 4.0, "dist": 4.0}
 
@@ -28,7 +28,7 @@ def logit_distance(name: Distance, temperature: float | None = None) -> LogitDis
         temperature: Above 0; None for the method's own.
 
     Raises:
-        ValueError: There is no such distance.
+        ValueError: There is no loss of this name.
     """
     if name not in get_args(Distance):
         raise ValueError(f"no distance {name!r}; there are {', '.join(get_args(Distance))}")

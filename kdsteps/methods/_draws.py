@@ -1,4 +1,4 @@
-"""Random draws of a method that go on unchanged after a kill."""
+"""Random draws that continue unchanged when a run is resumed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kdsteps.errors import KdstepsError
 
 
 class Draws(nn.Module):
-    """One fresh generator for each step, from a seed and the number of the step.
+    """A new generator for each step, seeded by a seed and the number of the step.
 
-    The seed is drawn from torch's global generator at construction; seed and step travel in the
-    state dict, so that a resumed run draws what it would have drawn.
+    The seed is drawn from torch's global generator at construction; seed and step are
+    part of the state dict, so a resumed run draws what it would have drawn.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Draws(nn.Module):
 
 
 class Sampler(nn.Module):
-    """Draws, for images of the training part, a positive and negatives of other classes."""
+    """Draw a positive and negatives of other classes for training images."""
 
     labels: Tensor
     by_class: Tensor
@@ -41,18 +41,18 @@ class Sampler(nn.Module):
 
     def __init__(self, labels: Tensor, num_classes: int) -> None:
         """Args:
-        labels: (M,) class numbers of the training part.
+        labels: (M,) class numbers of the training images.
         num_classes: K.
 
         Raises:
-            KdstepsError: All images are of one class, so that there are no negatives.
+            KdstepsError: All images are of one class, so there are no negatives.
         """
         super().__init__()
         labels = labels.long().cpu()
         counts = torch.bincount(labels, minlength=num_classes)  # (K,)
         if counts.max() == len(labels):
             raise KdstepsError(
-                "methods.crd: all training images are of one class; it needs images of others"
+                "methods.crd: all training images are of one class; it needs at least two classes"
             )
         self.draws = Draws()
         # not saved: they follow from the labels

@@ -1,4 +1,4 @@
-"""Distances between features of one shape: maps (N, C, H, W), tokens (N, T, D), vectors (N, D)."""
+"""Losses between features of one shape: maps (N, C, H, W), tokens (N, T, D), vectors (N, D)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def huber_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def distribution_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared error, and that of the batch's geometry and of each channel's mean and spread.
+    """Mean squared errors of the features, the batch's geometry, channel means and channel spreads.
 
     Geometry is the (N, N) matrix of cosines between images. All terms have weight 1.
 
     Source: ours, after the "distribution-aware alignment" of the abstract of arXiv:2511.14981,
-    which gives no formula.
+    which has no formula.
     """
     geometry = F.mse_loss(_cosines(ours), _cosines(theirs))
-    places = tuple(dim for dim in range(ours.ndim) if dim != _channels(ours))
-    mean = F.mse_loss(ours.mean(dim=places), theirs.mean(dim=places))
-    spread = F.mse_loss(_spread(ours, places), _spread(theirs, places))
+    positions = tuple(dim for dim in range(ours.ndim) if dim != _channels(ours))
+    mean = F.mse_loss(ours.mean(dim=positions), theirs.mean(dim=positions))
+    spread = F.mse_loss(_spread(ours, positions), _spread(theirs, positions))
     return F.mse_loss(ours, theirs) + geometry + mean + spread
 
 
@@ -49,7 +49,7 @@ BY_IMAGE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def feature_distance(name: FeatureDistance, ours: Tensor, theirs: Tensor) -> Tensor:
-    """A distance by name, averaged over the images of the batch: a scalar."""
+    """A loss by name, averaged over the images of the batch: a scalar."""
     if name == "distribution":
         return distribution_distance(ours, theirs)
     return BY_IMAGE[name](ours, theirs).mean()
@@ -62,10 +62,10 @@ def _cosines(features: Tensor) -> Tensor:
 
 
 def _channels(features: Tensor) -> int:
-    """Which dimension counts channels: the last of tokens and vectors, the second of maps."""
+    """The dimension of the channels: the last for tokens and vectors, the second for maps."""
     return 1 if features.ndim == 4 else features.ndim - 1
 
 
-def _spread(features: Tensor, places: tuple[int, ...]) -> Tensor:
-    """Standard deviation of each channel; the small number keeps its gradient finite at zero."""
-    return (features.var(dim=places, correction=0) + 1e-8).sqrt()
+def _spread(features: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Standard deviation of each channel; the small number makes its gradient finite at zero."""
+    return (features.var(dim=positions, correction=0) + 1e-8).sqrt()

@@ -1,4 +1,4 @@
-"""What methods that read inner layers share: their losses on logits, and which layers they read."""
+"""Base classes of methods that read inner layers: which layers, and losses on logits beside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods that compare logits share."""
+"""The base class of methods that compare logits."""
 
 from __future__ import annotations
 

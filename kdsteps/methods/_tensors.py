@@ -1,4 +1,4 @@
-"""What several losses do to their tensors: checks of shape, precision, safe unit vectors."""
+"""Tensor helpers of the losses: precision, shape checks, unit vectors, resizing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALLEST_NORM = 1e-12
 def full_precision(loss: Callable[P, Result]) -> Callable[P, Result]:
     """Compute `loss` outside autocast, its half-precision tensors widened to float32.
 
-    Sums over classes, images and places lose too many digits in 16 bits; float64 stays float64.
+    Sums over classes, images and positions lose too many digits in 16 bits; float64 stays float64.
     """
 
     @wraps(loss)
@@ -91,21 +91,21 @@ class _Divergence(torch.autograd.Function):
 
 
 def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Raise ValueError where the shapes differ, which broadcasting would otherwise hide."""
+    """Raise ValueError if the shapes differ, which broadcasting would hide."""
     if student.shape != teacher.shape:
         shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         raise ValueError(f"student and teacher {what} differ in shape: {shapes}")
 
 
 def same_images(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Raise ValueError where student and teacher come from batches of different size."""
+    """Raise ValueError if student and teacher have different numbers of images."""
     if len(student) != len(teacher):
         shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         raise ValueError(f"student and teacher {what} are of different images: {shapes}")
 
 
 def one_label_each(logits: Tensor, labels: Tensor) -> None:
-    """Raise ValueError where logits (N, K) and labels (N,) do not belong together."""
+    """Raise ValueError where logits (N, K) and labels (N,) do not match."""
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"logits (N, K) and labels (N,) do not fit: {shapes}")
@@ -115,8 +115,8 @@ def one_label_each(logits: Tensor, labels: Tensor) -> None:
 def unit(vectors: Tensor, dim: int) -> Tensor:
     """Vectors along `dim` divided by their L2 norm; zero vectors stay zero and get no gradient.
 
-    A zero vector has no direction. Divided by a small constant instead, as is usual, it would get a
-    gradient of that constant's inverse, which one dead feature map is enough to meet.
+    A zero vector has no direction. Dividing it by a small constant, as is usual, would give it a
+    gradient as large as the inverse of that constant; a single dead feature map is enough.
     """
     norm = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     scaled = vectors / norm.clamp(min=SMALLEST_NORM)
@@ -124,14 +124,14 @@ def unit(vectors: Tensor, dim: int) -> Tensor:
 
 
 def to_smaller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two batches of maps (N, C, H, W), the larger one averaged down to the other's sides."""
+    """Two batches of maps (N, C, H, W), the larger one averaged down to the size of the other."""
     height = min(first.shape[2], second.shape[2])
     width = min(first.shape[3], second.shape[3])
     return to_size(first, height, width), to_size(second, height, width)
 
 
 def to_size(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps averaged down to (N, C, height, width); as they are where they have that size."""
+    """Maps averaged down to (N, C, height, width); unchanged if they have that size."""
     if maps.shape[2:] == (height, width):
         return maps
     return F.adaptive_avg_pool2d(maps, (height, width))

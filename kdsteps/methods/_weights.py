@@ -1,4 +1,4 @@
-"""Options that many methods share: the weights of their losses, and a warm-up of one of them."""
+"""Options common to many methods: the weights of their losses, and a warm-up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdsteps.models.chain import Chain
 
 
 class Weighted(Method):
-    """A method that adds a weighted loss of its own to weighted cross-entropy."""
+    """A method with a weighted loss beside weighted cross-entropy."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Weighted(Method):
         self.weight, self.labels_weight = weight, labels_weight
 
     def scale(self, epoch: int) -> float:
-        """The weight of the method's own loss in an epoch, counted from 0."""
+        """The weight of the method's loss in an epoch, counted from 0."""
         return self.weight
 
     def labels_term(self, batch: Batch, logits: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Weighted(Method):
 
 
 class WarmUp(Weighted):
-    """A method whose own loss grows to its weight at the beginning of training.
+    """A method whose loss grows to its full weight at the beginning of training.
 
     `warmup` is a fraction of the run, or from 1 on a number of epochs. The default is 20 of the 240
     epochs of the CIFAR-100 benchmark.

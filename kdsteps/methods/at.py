@@ -23,11 +23,11 @@ def at_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             averaged down to the smaller.
 
     Returns:
-        Scalar, averaged over images and places. The paper writes an unsquared distance; this is the
-        mean square of the authors' code, for which the usual weight of 1000 is meant.
+        Scalar, averaged over images and positions. The paper has an unsquared distance; this is the
+        mean square of the authors' code, for which the usual weight is 1000.
 
     Raises:
-        ValueError: The maps are not of equally many images.
+        ValueError: The numbers of images differ.
 
     Source: Zagoruyko and Komodakis 2017, arXiv:1612.03928.
     """
@@ -37,7 +37,7 @@ def at_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def attention(maps: Tensor) -> Tensor:
-    """The mean square over channels at each place, (N, H W), at unit length for each image."""
+    """The mean square over channels at each position, (N, H W), at unit length."""
     return unit(maps.square().mean(dim=1).flatten(1), dim=1)
 
 

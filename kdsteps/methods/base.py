@@ -1,4 +1,4 @@
-"""What every method is: named losses of a batch, over a student and a teacher that stays."""
+"""The base class of every method: named losses of a batch, a student and a frozen teacher."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from kdsteps.models.chain import HEAD, Chain
 from kdsteps.study.run_length import in_epochs
 
 Wants = Literal["nothing", "logits", "blocks", "layers"]
-"""What a method needs of the teacher: nothing; its logits (live or cached); these, and its blocks
-for features of the student's; or what its inner layers give for the images."""
+"""What a method needs of the teacher: nothing; its logits (live or cached); logits, and its blocks
+for the student's features; or the outputs of its inner layers."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images on their way through one training step.
+    """The images of one training step.
 
     Attributes:
-        images: (N, C, H, W), augmented and normalised.
+        images: (N, C, H, W), augmented and normalized.
         labels: (N,) class numbers.
-        index: (N,) which image of the training part each one is.
-        view: (N,) which of the augmentation's views each one shows; zeros without augmentation.
+        index: (N,) the number of each training image.
+        view: (N,) the augmented view of each image; zeros without augmentation.
         epoch: Of the training run, from 0.
         teacher_logits: (N, K) of these views if they were cached, else None.
-        shares: (N, K) of each class in each image where images were mixed, else None.
+        shares: (N, K), the fraction of each class in each image if images were mixed, else None.
         teacher_features: The teacher's outputs for these views by layer, if they were cached.
     """
 
@@ -45,20 +45,20 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """What cross-entropy shall teach: class numbers (N,) or, of mixed images, shares (N, K)."""
+        """The targets of cross-entropy: class numbers (N,), or fractions (N, K) of mixed images."""
         return self.labels if self.shares is None else self.shares
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method may know of the study besides teacher and student.
+    """What a method knows of the study besides teacher and student.
 
     Attributes:
         image_shape: (C, H, W) of the images that enter the networks.
         num_classes: K.
-        labels: (N,) class numbers of the whole training part, by `Batch.index`.
-        plan: What the stage `build` decided for this pair and method, as it stands in plan.json.
-        batch_size: Most images in a batch of the training run.
+        labels: (N,) class numbers of all training images, by `Batch.index`.
+        plan: What the stage `build` decided for this pair and method, as in plan.json.
+        batch_size: Of the training run; no batch is larger.
         epochs: Of the training run.
     """
 
@@ -71,17 +71,17 @@ class Task:
 
 
 class Method(nn.Module, ABC):
-    """A way to teach a student: its own trainable parts and, for each batch, named losses.
+    """A way to teach a student: trainable modules and, for each batch, named losses.
 
     The student is a submodule; the teacher is not, so that no optimizer and no state dict of the
     method ever holds a teacher's weight. Options are keyword-only arguments of the subclass: they
-    are what may stand under the method's name in params.yaml.
+    are the keys under the method's name in params.yaml.
 
     Attributes:
         wants: What the method needs of the teacher.
-        plan: Which kind of plan the stage `build` makes for it, if any.
-        feature_layers: The teacher's layers that it reads by `teacher_features` and, besides them,
-            nothing of the teacher; what these give for the images can be cached.
+        plan: The kind of plan that the stage `build` makes for it, if any.
+        feature_layers: The teacher's layers read by `teacher_features`, if nothing else of the
+            teacher is used; their outputs can be cached.
     """
 
     wants: ClassVar[Wants] = "nothing"
@@ -116,10 +116,10 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
-        """Whether it needs the teacher's modules as they were trained, not folded for speed.
+        """Whether it needs the teacher's modules as trained, not folded for speed.
 
         Args:
-            options: The method's own.
+            options: The method's.
         """
         return False
 
@@ -130,14 +130,14 @@ class Method(nn.Module, ABC):
     def deployed(self) -> Chain:
         """The network to evaluate, save and deploy: the student, unless a method adds to it.
 
-        It shares its weights with the student in training.
+        Its weights are those of the student in training.
         """
         return self.student
 
     def deployed_entry(
         self, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
     ) -> Mapping[str, Any]:
-        """The entry {family, options} by which the deployed network is built again.
+        """The entry {family, options} from which the deployed network can be rebuilt.
 
         Args:
             student: The student's entry.
@@ -146,7 +146,7 @@ class Method(nn.Module, ABC):
         return student
 
     def train(self, mode: bool = True) -> Method:
-        """Set the mode of all that learns; the teacher is in eval mode from the start and stays."""
+        """Set the mode of what is trained; the teacher is always in eval mode."""
         super().train(mode)
         return self
 
@@ -157,36 +157,36 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def teacher_logits(self, batch: Batch) -> Tensor:
-        """(N, K): looked up where they were cached, else from the live teacher.
+        """(N, K), cached if possible, else computed by the teacher.
 
-        Live logits are rounded to float16 and back as the cached ones are, so that a run gives the
-        same student whether its teacher was cached or not.
+        Computed logits are rounded to float16 and back like cached ones, so that a run has the same
+        result with and without a cache.
         """
         if batch.teacher_logits is not None:
             return batch.teacher_logits.to(batch.images.dtype)
-        assert self.teacher is not None, f"{type(self).__name__} wants a teacher"
+        assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
         return rounded(self.teacher(batch.images))
 
     @torch.no_grad()
     def teacher_trace(
         self, batch: Batch, layers: Collection[str], *, before_activation: bool = False
     ) -> dict[str, Tensor]:
-        """The teacher's outputs after `layers`, and its logits under `head`, rounded as above."""
-        assert self.teacher is not None, f"{type(self).__name__} wants a teacher"
+        """The teacher's outputs of `layers`, and its logits under `head`, rounded as above."""
+        assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
         outputs = self.teacher.trace(batch.images, layers, before_activation=before_activation)
         return outputs | {HEAD: rounded(outputs[HEAD])}
 
     @torch.no_grad()
     def teacher_features(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's outputs after `feature_layers`, cached or live, rounded to float16."""
+        """The teacher's outputs of `feature_layers`, cached or computed, rounded to float16."""
         dtype = batch.images.dtype
         if batch.teacher_features is not None:
             return {name: value.to(dtype) for name, value in batch.teacher_features.items()}
-        assert self.teacher is not None, f"{type(self).__name__} wants a teacher"
+        assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
         outputs = self.teacher.trace(batch.images, self.feature_layers)
         return {name: outputs[name].to(torch.float16).to(dtype) for name in self.feature_layers}
 
 
 def rounded(logits: Tensor) -> Tensor:
-    """`logits` as the teacher cache keeps them: float16, in their former type again."""
+    """`logits` as the logit cache stores them: rounded to float16, in their original type."""
     return logits.to(torch.float16).to(logits.dtype)

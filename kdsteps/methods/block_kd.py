@@ -1,4 +1,4 @@
-"""Block-wise logit distillation: the student is taught by its own stepping stones."""
+"""Block-wise logit distillation: the student learns from its own stepping stones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._checks import same_classes
+from kdsteps.methods._checks import same_classes, single_labels
 from kdsteps.methods._distances import logit_distance
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import HEAD, Chain
@@ -19,12 +19,12 @@ from kdsteps.plans.stones import Stones
 
 
 def weigh_stones(rule: str | tuple[float, ...], count: int) -> list[float]:
-    """The weight of each stone, shallow to deep: `halving` gives 1/2^(n-i), `equal` 1, or a list.
+    """The weight of each stone, shallow to deep: `halving` is 1/2^(n-i), `equal` is 1, or a list.
 
     Raises:
         KdstepsError: A list of another length than there are stones.
 
-    Source: the halving, arXiv:2411.01547 as summarised; the others are options of ours.
+    Source: arXiv:2411.01547 for halving, from a summary; the others are our options.
     """
     if rule == "halving":
         return [2.0 ** -(count - number) for number in range(1, count + 1)]
@@ -42,7 +42,7 @@ class BlockKD(Method):
     """Labels, teacher and the stones' ensemble, for the student and for every stone.
 
     L = alpha L_task + beta L_distill + gamma L_cross (equation 5), where L_task and L_distill sum
-    over the student (weight 1) and the stones (their weights), and L_cross draws the student and
+    over the student (weight 1) and the stones (their weights), and L_cross pulls the student and
     the stones to the mean of the stones' logits (equation 4). The teacher's blocks inside a stone
     are frozen; gradients pass through them to the connectors and to the student's first blocks.
 
@@ -51,9 +51,9 @@ class BlockKD(Method):
     without gradient (`detach_ensemble`); whether the stone weights also hold in the cross term
     (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
     teacher's batch normalisation inside stones (`norm`); the distance d^L (`distance`). Ours alone:
-    `stones_per_step`, k stones drawn at random in each step, their weights scaled by n/k so that
-    the weighted sums keep their expectation. The stones' places and connectors are decided by the
-    stage `build`.
+    `stones_per_step`: k stones, drawn at random in each step, their weights scaled by n/k so that
+    the expectation of the weighted sums is the same. The stage `build` decides where the stones are
+    cut and which connectors they have.
 
     Source: Yu et al. 2024, arXiv:2411.01547, equations 2 to 6.
     """
@@ -81,9 +81,10 @@ class BlockKD(Method):
     ) -> None:
         super().__init__(teacher, student, task)
         same_classes(teacher, task, "block_kd")
-        assert teacher is not None and task.plan is not None, "block_kd wants a teacher and a plan"
+        assert teacher is not None and task.plan is not None, "block_kd needs a teacher and a plan"
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.distance = logit_distance(distance, temperature)
+        self.any_images = distance != "dkd"
         self.stones = Stones(teacher, task.plan["stones"], norm=norm)
         self.weights = weigh_stones(stone_weights, len(self.stones.connectors))
         self.detach_ensemble, self.weigh_cross = detach_ensemble, weigh_cross
@@ -93,7 +94,7 @@ class BlockKD(Method):
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
-        return options.get("norm") == "batch"  # whose norms are then asked for batch statistics
+        return options.get("norm") == "batch"  # batch statistics need its norms
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.stones.student_layers)
@@ -101,7 +102,8 @@ class BlockKD(Method):
         stones = self.stones(traced, drawn)
         scale = len(self.weights) / len(drawn)
         weights = [scale * self.weights[number] for number in drawn]
-        student, teacher, labels = traced[HEAD], self.teacher_logits(batch), batch.labels
+        student, teacher = traced[HEAD], self.teacher_logits(batch)
+        labels = batch.labels if self.any_images else single_labels(batch, "block_kd.distance")
         ensemble = torch.stack(stones).mean(dim=0)
         if self.detach_ensemble:
             ensemble = ensemble.detach()
@@ -128,7 +130,7 @@ class BlockKD(Method):
         return terms
 
     def _drawn(self) -> list[int]:
-        """Numbers of the stones that run in this step, ascending."""
+        """The numbers of the stones of this step, ascending."""
         count = len(self.weights)
         if self.per_step == count:
             return list(range(count))

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: tell one's own image among thousands by its features."""
+"""Contrastive representation distillation: find an image among thousands by its features."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._draws import Sampler
 from kdsteps.methods._features import OneLayer, Outputs, features, pooled_layer
 from kdsteps.methods._tensors import full_precision, same_shape, unit
 from kdsteps.methods.base import Batch
 from kdsteps.models.feature_shapes import feature_shapes
 
-NOISE_FLOOR = 1e-7  # added to the chance of noise in the denominators
+NOISE_FLOOR = 1e-7  # added to the probability of noise in the denominators
 
 
 class Contrast(nn.Module):
-    """The contrastive loss with its memories: one embedding of each training image for each side.
+    """The contrastive loss with its memories: an embedding of each training image for each side.
 
-    A student's embedding is compared with the teacher's memories of the same image and of others,
-    and a teacher's with the student's memories. The first call fixes the two normalisers.
+    The student's embedding is compared with the teacher's memories of the same image and of others,
+    and the teacher's with the student's memories. The first call fixes the two normalizers.
 
     Attributes:
-        student_memory, teacher_memory: (M, D), rows of unit length once they were met.
+        student_memory, teacher_memory: (M, D), rows of unit length after their first batch.
         student_scale, teacher_scale: ln Z of either side; NaN until the first call.
 
     Source: Tian et al. 2020, arXiv:1910.10699, and its official code.
@@ -49,7 +50,7 @@ class Contrast(nn.Module):
         student_memory: (M, D), copied.
         teacher_memory: (M, D), copied.
         temperature: Above 0.
-        momentum: 0 to 1; share of the old memory that is kept when an image is met again.
+        momentum: 0 to 1; fraction of the old memory that remains in each update.
         """
         super().__init__()
         same_shape(student_memory, teacher_memory, "memories")
@@ -61,12 +62,12 @@ class Contrast(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, own: Tensor, rows: Tensor) -> Tensor:
-        """The loss of one batch; in training mode the memories of its images move afterwards.
+        """The loss of one batch; in training mode the memories of its images are updated after it.
 
         Args:
             student: (N, D), the student's embeddings, of any length.
             teacher: (N, D), the teacher's embeddings, of any length.
-            own: (N,) which image of the training part each one is.
+            own: (N,) the number of each training image.
             rows: (N, 1 + m) memories to compare with: a positive, then m negatives.
 
         Returns:
@@ -95,7 +96,7 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def _fix_scales(self, ours: Tensor, theirs: Tensor) -> None:
-        """Set both normalisers by the first batch; without waiting for the device."""
+        """Set both normalizers from the first batch, without waiting for the device."""
         for scale, exponents in ((self.student_scale, ours), (self.teacher_scale, theirs)):
             mean = exponents.flatten().logsumexp(dim=0) - math.log(exponents.numel())
             scale.copy_(
@@ -113,7 +114,7 @@ class CRD(OneLayer):
 
     The positive of an image is the image itself (`exact`) or a random one of its class (`relax`).
     Negatives are drawn with replacement from all images of other classes, where the published code
-    draws without as long as there are enough: each draw is of the same noise, and costs no sorting.
+    draws without: the noise is the same, and there is nothing to sort.
 
     Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
     """
@@ -149,6 +150,7 @@ class CRD(OneLayer):
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
+        single_labels(batch, self.name)  # a mixed image is no image of the memories
         rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
         student, teacher = self.student_projector(student), self.teacher_projector(teacher)
         loss: Tensor = self.contrast(student, teacher, batch.index, rows)
@@ -158,20 +160,20 @@ class CRD(OneLayer):
 def similarities(embeddings: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
     """Inner products (N, R) of embeddings (N, D) with the rows (N, R) of a memory (M, D).
 
-    With all M at once where that is less work than to fetch each row: fetching 16,385 of 50,000
+    With all M at once where that is less work than fetching each row: fetching 16,385 of 50,000
     rows for 64 images moves a gigabyte for a product of a few milliseconds.
     """
     if len(memory) <= 8 * rows.shape[1]:
-        kept = memory.clone()  # the backward pass needs it as it was before it moved
-        return (embeddings @ kept.T).gather(1, rows)
+        before = memory.clone()  # the backward pass needs it as it was before the update
+        return (embeddings @ before.T).gather(1, rows)
     return (memory[rows] @ embeddings[:, :, None])[:, :, 0]
 
 
 def _noise_contrast(logs: Tensor, count: int) -> Tensor:
-    """The loss of telling the positive from m draws of the noise.
+    """The loss of distinguishing the positive from m draws of the noise.
 
     Args:
-        logs: (N, 1 + m), logarithms of the normalised ratios, the positive's in column 0.
+        logs: (N, 1 + m), logarithms of the normalized ratios, the positive's in column 0.
         count: M.
     """
     noise = (logs.shape[1] - 1) / count
@@ -182,6 +184,6 @@ def _noise_contrast(logs: Tensor, count: int) -> Tensor:
 
 
 def _first_memory(count: int, width: int) -> Tensor:
-    """Uniform in ±1/sqrt(width/3), so that rows have about unit length."""
+    """Uniform in ±1/sqrt(width/3), so rows have about unit length."""
     bound = (width / 3) ** -0.5
     return torch.empty(count, width).uniform_(-bound, bound)

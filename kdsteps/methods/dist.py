@@ -30,8 +30,8 @@ def dist_loss(
         temperature: Above 0.
 
     Returns:
-        Scalar, 0 to 2 times (beta + gamma) and the squared temperature. Where a side is constant,
-        the correlation counts as 0 and gives no gradient.
+        Scalar, 0 to 2 times (beta + gamma) and the squared temperature. If a side is constant,
+        the correlation is 0 and has no gradient.
 
     Raises:
         ValueError: The shapes differ.
@@ -76,5 +76,5 @@ def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
     second = second - second.mean(dim=dim, keepdim=True)
     norms = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
     correlation = (first * second).sum(dim=dim) / (norms + NORM_FLOOR)
-    # below the floor the gradient is that of the floor, up to 1e8: noise, not knowledge
+    # below the floor the gradient is that of the floor, up to 1e8, which is noise
     return torch.where(norms > NORM_FLOOR, correlation, correlation.detach())

@@ -1,4 +1,4 @@
-"""Decoupled distillation: the label's probability and the other classes' ranking, weighed apart."""
+"""Decoupled distillation: separate weights for the label and the other classes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._logits import LogitMethod
 from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods._weights import WarmUp
@@ -24,10 +25,10 @@ def dkd_loss(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """How far the student is from the teacher on the label and, apart, among the other classes.
+    """Divergence from the teacher on the label and, separately, among the other classes.
 
-    For each image `kd` is the first part plus (1 - p) times the second, p the teacher's probability
-    of the label; here beta stands in place of 1 - p. The label's column is left out rather than
+    For each image, `kd` is the first term plus (1 - p) times the second, where p is the teacher's
+    probability of the label; here beta replaces 1 - p. The label's column is left out rather than
     masked with a large negative number, which is exact in every precision.
 
     Args:
@@ -79,7 +80,8 @@ class DKD(WarmUp, LogitMethod):
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         if self.standardize:
             student, teacher = standardized(student), standardized(teacher)
-        return dkd_loss(student, teacher, batch.labels, self.alpha, self.beta, self.temperature)
+        labels = single_labels(batch, self.name)
+        return dkd_loss(student, teacher, labels, self.alpha, self.beta, self.temperature)
 
 
 def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

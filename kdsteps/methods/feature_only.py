@@ -20,22 +20,22 @@ from kdsteps.plans.layer_pairs import matched
 
 
 class FeatureOnly(Method):
-    """Each chosen layer of the student mimics a teacher's; labels stop at the detach point.
+    """Selected student layers mimic layers of the teacher; labels stop at the detach point.
 
     L_feat = mean over pairs of d(P(s), t) reaches the backbone. The output of the last distilled
-    student layer is detached, and what lies behind it is trained by cross-entropy at the same
-    time. The teacher's layers are those that the stage `score` chose by the knowledge-quality
-    metric, unless params.yaml names others (section `build`).
+    student layer is detached, and the layers behind it are trained with cross-entropy at the
+    same time. The teacher's layers are those that the stage `score` selected by knowledge
+    quality, unless params.yaml names others (section `build`).
 
     Larger maps are pooled to the size of the smaller. Tokens are transposed, never viewed, into
-    (channel, token): the authors' path for stored features views them, which scrambles a ViT's.
+    (channel, token): the authors' code for stored features views them, which scrambles a ViT's.
 
-    `mapping`: pairs as planned; every student layer with every teacher layer, each pair with a
-    projector of its own, averaged over all pairs (the authors' sum is J times as large); or the
-    same, weighed image by image by SemCKD's attention.
+    `mapping`: pairs as planned; every student layer with every teacher layer, each pair with its
+    own projector, averaged over all pairs (the authors' sum is J times as large); or the
+    same, weighted image by image by SemCKD's attention.
 
     Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    behind the last layer sees labels; `classifier_after`: when feature learning ends and the
+    after the last layer sees labels; `classifier_after`: when feature learning ends and the
     layers after the detach point are trained alone, as a fraction of the run or, from 1 on, a
     number of epochs (0: both at once, as in the paper).
 
@@ -59,13 +59,13 @@ class FeatureOnly(Method):
     ) -> None:
         super().__init__(teacher, student, task)
         assert teacher is not None and task.plan is not None, (
-            "feature_only wants a teacher and a plan"
+            "feature_only needs a teacher and a plan"
         )
         pairs = task.plan["pairs"]
         if mapping == "attention" and distance == "distribution":
             raise KdstepsError(
-                "methods.feature_only: mapping attention weighs images one by one and distance "
-                "distribution has one value a batch; mse, cosine or huber would be right"
+                "methods.feature_only: mapping attention weights images one by one, and distance "
+                "distribution has one value for a batch; mse, cosine or huber would be right"
             )
         self.weight, self.distance = weight, distance
         self.classifier_after = self.epochs_of("classifier_after", classifier_after)
@@ -120,7 +120,7 @@ class FeatureOnly(Method):
         theirs: int,
         projector: nn.Module,
     ) -> tuple[Tensor, Tensor]:
-        """Projected features and target of one link, brought to one shape."""
+        """Projected features and target of one link, in one shape."""
         source, target = self._compared(ours, theirs)
         features = self.student_shapes[ours].pool_to(traced[self.student_layers[ours]], source)
         goal = self.teacher_shapes[theirs].pool_to(targets[self.teacher_layers[theirs]], target)

@@ -20,7 +20,7 @@ def fitnet_loss(projected: Tensor, teacher_map: Tensor) -> Tensor:
     """The mean squared difference of two maps of one shape.
 
     Args:
-        projected: (N, C, H, W), the student's map brought to the teacher's shape.
+        projected: (N, C, H, W), the student's map, projected to the teacher's shape.
         teacher_map: (N, C, H, W).
 
     Returns:
@@ -41,7 +41,7 @@ class FitNet(OneLayer):
     The layers are the second stages unless they are named.
 
     Source: Romero et al. 2015, arXiv:1412.6550, in the form of the CIFAR-100 benchmark: hint and
-    labels together, in one stage, with weight 100.
+    labels together, with weight 100.
     """
 
     term = "hint"
@@ -64,11 +64,11 @@ class FitNet(OneLayer):
 
 
 class Regressor(nn.Module):
-    """The projector of the benchmark: a convolution that changes the size too, BN and ReLU.
+    """The projector of the benchmark: a convolution that also changes the size, BN and ReLU.
 
     1x1 for equal sizes, 3x3 with stride 2 for half the size, transposed 4x4 with stride 2 for
-    double, and as large a kernel as it takes for sizes between the same and double. Other sizes,
-    which the benchmark has not, are averaged down to the smaller beforehand, on either side.
+    double, and a kernel of the right size for sizes between equal and double. Other sizes,
+    which the benchmark does not have, are averaged down to the smaller one first.
 
     Source: Tian et al. 2020, official code of arXiv:1910.10699.
     """
@@ -85,7 +85,7 @@ class Regressor(nn.Module):
 
 
 def _resizing(source: FeatureShape, target: FeatureShape) -> tuple[tuple[int, int], nn.Module]:
-    """The size that maps are brought to first, and the convolution to the target's size."""
+    """The size to average maps to first, and the convolution to the target's size."""
     size, channels = (source.height, source.width), (source.channels, target.channels)
     sides = ((source.height, target.height), (source.width, target.width))
     if all(ours == 2 * theirs for ours, theirs in sides):

@@ -1,4 +1,4 @@
-"""Knowledge distillation as it began: the student matches the teacher's softened predictions."""
+"""Knowledge distillation in its first form: match the teacher's softened predictions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kdsteps.methods.base import Batch
 
 @double_precision
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """How far the student's softened predictions lie from the teacher's.
+    """KL divergence between temperature-softened teacher and student predictions.
 
-    Scaled by the squared temperature, so that gradients keep their size when it changes.
+    Scaled by the squared temperature so that gradient magnitudes do not depend on it.
 
     Args:
         student_logits: (N, K).
         teacher_logits: (N, K), of the same images and classes.
-        temperature: Above 0; at 1 predictions are left as they are.
+        temperature: Above 0; 1 leaves the predictions unchanged.
 
     Returns:
         Scalar in nats, averaged over the N images.

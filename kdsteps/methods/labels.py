@@ -1,4 +1,4 @@
-"""No teacher: the baseline that every other method has to beat."""
+"""Cross-entropy without a teacher: the baseline for every other method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoCa: where the teacher is wrong, put the label first before the student listens."""
+"""LoCa: correct the teacher's wrong predictions by the label before distilling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdsteps.methods._checks import single_labels
 from kdsteps.methods._tensors import double_precision, kl_divergence, one_label_each, same_shape
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import KD
@@ -22,14 +23,14 @@ def loca_loss(
     alpha: float,
     temperature: float,
 ) -> Tensor:
-    """The distance of `kd` to a teacher whose wrong predictions are calibrated by the label.
+    """The loss of `kd` with a teacher whose wrong predictions are calibrated by the label.
 
     Args:
         student_logits: (N, K).
         teacher_logits: (N, K), of the same images and classes.
         labels: (N,) class numbers.
-        alpha: Above 0, at most 1; the label's probability ends 1 - alpha above the class that the
-            teacher took it for. Towards 0 the target becomes the label alone.
+        alpha: Above 0, at most 1; the label's probability becomes 1 - alpha larger than that of
+            the predicted class. Towards 0 the target becomes the label alone.
         temperature: Above 0.
 
     Returns:
@@ -38,9 +39,9 @@ def loca_loss(
     Raises:
         ValueError: The shapes differ.
 
-    Source: Yang, Wu and Yang 2024, arXiv:2409.04778, read in secondary sources, which leave the
-    temperature of the calibration open: here it is that of the loss, because then the very
-    distribution which the student sees puts the label first.
+    Source: Yang, Wu and Yang 2024, arXiv:2409.04778, read in secondary sources, which do not
+    state the temperature of the calibration: here it is that of the loss, so that the label comes
+    first in the distribution that the student sees.
     """
     same_shape(student_logits, teacher_logits, "logits")
     one_label_each(student_logits, labels)
@@ -54,8 +55,8 @@ def loca_loss(
 def calibrated(probabilities: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Probabilities (N, K) in which the label leads by 1 - alpha wherever another class led.
 
-    All other classes are scaled by one factor, so that their ratios stay. Images on which the label
-    leads already are left as they are.
+    All other classes are scaled by one factor, which preserves their ratios. Images on which the
+    label leads already are unchanged.
     """
     label = probabilities.gather(1, labels[:, None])  # (N, 1)
     most, predicted = probabilities.max(dim=1, keepdim=True)
@@ -79,4 +80,5 @@ class LoCa(KD):
         self.alpha = alpha
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return loca_loss(student, teacher, batch.labels, self.alpha, self.temperature)
+        labels = single_labels(batch, self.name)
+        return loca_loss(student, teacher, labels, self.alpha, self.temperature)

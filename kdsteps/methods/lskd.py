@@ -19,8 +19,8 @@ SPREAD_FLOOR = 1e-7  # added to the standard deviation
 def standardized(logits: Tensor) -> Tensor:
     """Logits (N, K) of each image at mean 0 and standard deviation 1 (K - 1 in its denominator).
 
-    An image whose logits are all alike gives zeros and gets no gradient, which would be of the
-    order of 1e7: a student with a zero-initialised head starts there.
+    An image whose logits are all equal becomes zeros without a gradient, which would be of the
+    order of 1e7: a student with a zero-initialized head starts there.
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread = centred.std(dim=1, keepdim=True)
@@ -30,14 +30,14 @@ def standardized(logits: Tensor) -> Tensor:
 
 @double_precision
 def lskd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """The distance of `kd` between logits standardized image by image.
+    """The loss of `kd` between logits standardized image by image.
 
     Unchanged when the student's logits are scaled or shifted, image by image.
 
     Args:
         student_logits: (N, K), K at least 2.
         teacher_logits: (N, K), of the same images and classes.
-        temperature: Above 0; since standardized logits are bounded, it bounds how peaked the
+        temperature: Above 0; since standardized logits are bounded, it limits how peaked the
             targets can be.
 
     Returns:

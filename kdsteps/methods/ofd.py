@@ -1,4 +1,4 @@
-"""OFD: the teacher's responses before the ReLU, negative ones only as far as they matter."""
+"""OFD: the teacher's responses before the ReLU, negative ones only down to a margin."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kdsteps.methods._tensors import full_precision, same_shape, to_smaller
 from kdsteps.methods.base import Batch
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
-RARELY_NEGATIVE = 1e-3  # share of negative responses below which their mean is not estimated
+RARELY_NEGATIVE = 1e-3  # fraction of negative responses below which their mean is not estimated
 
 
 @full_precision
 def ofd_loss(student_map: Tensor, teacher_map: Tensor, margin: Tensor | float) -> Tensor:
     """The squared difference to the teacher, where the student is not already on its safe side.
 
-    A negative response of the teacher only says that the student's shall be at most the margin, and
-    nothing at all where the student's is lower than that already.
+    Where the teacher's response is negative, the student's only has to be at most the margin;
+    nothing is lost where it is lower.
 
     Args:
-        student_map: (N, C, H, W), brought to the teacher's shape, before the ReLU.
+        student_map: (N, C, H, W), projected to the teacher's shape, before the ReLU.
         teacher_map: (N, C, H, W), before the ReLU.
         margin: Of each channel, (C,) or (1, C, 1, 1), or one for all; at most 0.
 
     Returns:
-        Scalar, summed over channels and places, averaged over the N images.
+        Scalar, summed over channels and positions, averaged over the N images.
 
     Raises:
         ValueError: The shapes differ.
@@ -52,9 +52,9 @@ def ofd_loss(student_map: Tensor, teacher_map: Tensor, margin: Tensor | float) -
 class OFD(LayerPairs):
     """Labels and the responses before the ReLU at the end of all stages, the deepest weighted most.
 
-    The margin of a channel is the mean of its negative responses: from the batch normalisation in
+    The margin of a channel is the mean of its negative responses: from the batch normalization in
     front of the ReLU where there is one, as published; elsewhere, as in a vision transformer, from
-    the negative responses of the batch itself, which is what the former stands for.
+    the negative responses of the batch, which the former estimates.
 
     Source: Heo et al. 2019, arXiv:1904.01866, and its official code.
     """
@@ -106,15 +106,15 @@ class Match(nn.Module):
 
 @torch.no_grad()
 def margins(scale: Tensor, shift: Tensor) -> Tensor:
-    """Expected negative responses (C,) behind a batch normalisation with `scale` and `shift` (C,).
+    """Expected negative responses (C,) after a batch normalization with `scale` and `shift` (C,).
 
-    Its channels are taken for normal; where hardly a response is negative, three standard
-    deviations below 0 stand in.
+    Assumes normally distributed channels; where hardly a response is negative, the result is three
+    standard deviations below 0.
     """
     spread, mean = scale.double().abs(), shift.double()
     height = mean / spread.clamp(min=1e-12)
     density = (-height.square() / 2).exp() / math.sqrt(2 * math.pi)
-    negative = torch.special.ndtr(-height)  # share of negative responses
+    negative = torch.special.ndtr(-height)  # fraction of negative responses
     expected = mean - spread * density / negative.clamp(min=RARELY_NEGATIVE)
     return torch.where(negative > RARELY_NEGATIVE, expected, -3 * spread).to(scale.dtype)
 

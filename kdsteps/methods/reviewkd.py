@@ -1,4 +1,4 @@
-"""ReviewKD: a teacher's stage is matched by all that the student knows there and deeper."""
+"""ReviewKD: a stage of the teacher is matched by the student's stage and deeper ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hcl_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Hierarchical context loss: mean squared differences of two maps and of their pyramids.
 
     Args:
-        student_map: (N, C, H, W), fused and brought to the teacher's shape.
+        student_map: (N, C, H, W), fused and projected to the teacher's shape.
         teacher_map: (N, C, H, W).
 
     Returns:
@@ -96,7 +96,7 @@ class ReviewKD(WarmUp, LayerPairs):
 
 
 class Review(nn.Module):
-    """Fuse a student's maps, the deepest first, and bring each to its teacher's shape."""
+    """Fuse a student's maps, the deepest first, and project each to its teacher's shape."""
 
     def __init__(
         self, sources: Sequence[FeatureShape], targets: Sequence[FeatureShape], max_width: int
@@ -124,7 +124,7 @@ class Review(nn.Module):
 
 
 class Fusion(nn.Module):
-    """One level: the student's map, gated together with what comes from the deeper level."""
+    """One level: the student's map, gated together with the fused map of the deeper level."""
 
     def __init__(self, channels: int, width: int, target: FeatureShape, *, fuses: bool) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Fusion(nn.Module):
         """The map for the teacher, and the fused one for the next level."""
         fused = self.narrow(maps)
         if self.gates is not None:
-            assert residual is not None, "the deepest level alone has nothing to fuse"
+            assert residual is not None, "only the deepest level has nothing to fuse"
             deeper = F.interpolate(residual, size=fused.shape[2:], mode="nearest")
             gates = self.gates(torch.cat([fused, deeper], dim=1)).sigmoid()  # (N, 2, H, W)
             fused = fused * gates[:, :1] + deeper * gates[:, 1:]
@@ -152,5 +152,5 @@ def _normed(convolution: nn.Conv2d) -> nn.Module:
 
 
 def _dot(vectors: Tensor) -> Tensor:
-    """Features (N, D) as a map of one place, (N, D, 1, 1)."""
+    """Features (N, D) as maps of one position, (N, D, 1, 1)."""
     return vectors[:, :, None, None]

@@ -1,4 +1,4 @@
-"""Relational distillation: keep the distances and angles between the images of a batch."""
+"""Relational distillation: preserve the distances and angles between the images of a batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdsteps.methods._tensors import full_precision, same_images, unit
 from kdsteps.methods.base import Batch
 
 SQUARE_FLOOR = 1e-12
-CHUNK_ELEMENTS = 2**24  # cosines or differences held at once: 64 MiB in float32
+CHUNK_ELEMENTS = 2**24  # cosines or differences in memory at once: 64 MiB in float32
 
 
 @full_precision
@@ -35,7 +35,7 @@ def rkd_loss(
 
     Returns:
         Scalar; a Huber loss with its corner at 1, averaged over all N^2 distances and all N^3
-        angles, those from an image to itself among them.
+        angles, including those from an image to itself.
 
     Raises:
         ValueError: The features are not (N, D) and (N, …) of equally many images.
@@ -86,7 +86,7 @@ class RKD(OneLayer):
 def relative_distances(vectors: Tensor) -> Tensor:
     """Euclidean distances (N, N) in units of the mean over pairs of different images."""
     count = len(vectors)
-    centred = vectors - vectors.mean(dim=0).detach()  # distances stay, rounding errors shrink
+    centred = vectors - vectors.mean(dim=0).detach()  # same distances, smaller rounding errors
     squares = centred.square().sum(dim=1)
     products = centred @ centred.T
     apart = (squares[:, None] + squares - 2 * products).clamp(min=SQUARE_FLOOR).sqrt()
@@ -97,7 +97,7 @@ def relative_distances(vectors: Tensor) -> Tensor:
 def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over (N, N, N) cosines, a chunk of corners at a time where they are many.
 
-    With more than one chunk the cosines are computed again in the backward pass instead of kept.
+    With more than one chunk the cosines are computed again in the backward pass, not stored.
     """
     count = len(student)
     width = max(student.shape[1], teacher.shape[1], count)

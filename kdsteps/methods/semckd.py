@@ -1,4 +1,4 @@
-"""SemCKD: each student layer learns from all of the teacher, by as much as attention says."""
+"""SemCKD: each student layer learns from all teacher layers, weighted by attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 @full_precision
 def semckd_loss(attention: Tensor, distances: Tensor) -> Tensor:
-    """Distances between student and teacher layers, weighed by attention.
+    """Distances between student and teacher layers, weighted by attention.
 
     Args:
         attention: (N, student layers, teacher layers), summing to 1 over the teacher's.
@@ -44,7 +44,7 @@ class SemCKD(FeatureMethod):
     """Labels, kd, and all stages of the teacher for each stage of the student.
 
     Queries and keys are read from an image's similarities to the others of its batch, so the width
-    of the attention is the batch size; a smaller batch is filled up with zeros.
+    of the attention is the batch size; a smaller batch is padded with zeros.
 
     The weight multiplies the gradient of the student alone; projectors and attention follow the
     plain loss. In the official code it multiplies theirs as well: with 400, a learning rate of 0.05
@@ -92,7 +92,7 @@ class SemCKD(FeatureMethod):
         return loss + ((self.weight - 1) * loss).detach()  # the weighted value, for the log
 
     def scale(self, epoch: int) -> float:
-        return 1.0  # the weight is in the gradients that `loss` gives the student
+        return 1.0  # `loss` has weighted the student's gradients already
 
     def _distances(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
         """Mean squared differences of each image's maps, (N, student layers, teacher layers)."""
@@ -109,7 +109,7 @@ class SemCKD(FeatureMethod):
 
 
 class Attention(nn.Module):
-    """How much each student layer shall listen to each teacher layer, image by image."""
+    """The weight of each teacher layer for each student layer, image by image."""
 
     def __init__(self, num_student: int, num_teacher: int, batch_size: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Attention(nn.Module):
 def _similarities(output: Tensor, batch_size: int) -> Tensor:
     """Inner products of each image's output with those of the batch, (N, batch_size)."""
     if len(output) > batch_size:
-        raise ValueError(f"a batch of {len(output)} images, and attention made for {batch_size}")
+        raise ValueError(f"a batch of {len(output)} images, and attention for {batch_size}")
     flat = output.flatten(1)
     return F.pad(flat @ flat.T, (0, batch_size - len(output)))
 
@@ -155,7 +155,7 @@ def amplified(features: Tensor, factor: float) -> Tensor:
 
 
 def _smaller(source: FeatureShape, target: FeatureShape) -> FeatureShape:
-    """Where the two are compared: as a map of the teacher's channels and the smaller size."""
+    """The shape for comparison: a map with the teacher's channels and the smaller size."""
     height, width = min(source.height, target.height), min(source.width, target.width)
     return FeatureShape("map", target.channels, height, width)
 

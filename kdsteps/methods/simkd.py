@@ -1,4 +1,4 @@
-"""SimKD: copy the teacher's last map and keep the teacher's own classifier."""
+"""SimKD: match the teacher's last map and reuse the teacher's classifier."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kdsteps.models.feature_shapes import feature_shapes
 
 
 class SimKD(OneLayer):
-    """The teacher's last map, matched by a projector that is deployed with the teacher's tail.
+    """The teacher's last map, matched through a projector that is deployed with the teacher's tail.
 
-    What is deployed is the student up to its last map, the projector, and the frozen blocks of the
-    teacher after its last map; the student's own classifier is never trained. The last map is the
-    last layer that is not pooled yet, unless layers are named. The projector ends in a ReLU where
-    the teacher's map has no negative value.
+    The deployed network is the student up to its last map, the projector, and the frozen blocks of
+    the teacher after its last map; the student's classifier is never trained. The last map is the
+    last layer that is not pooled yet, unless layers are named. The projector ends in a ReLU if the
+    teacher's map has no negative value.
 
-    Source: Chen et al. 2022, arXiv:2203.14001; defaults of its official code, in which neither
-    labels nor logits are learned from.
+    Source: Chen et al. 2022, arXiv:2203.14001; defaults of its official code, which uses
+    neither labels nor logits.
     """
 
     term = "map"
@@ -49,7 +49,7 @@ class SimKD(OneLayer):
         self.target = feature_shapes(self.teacher, shape)[self.teacher_layer]
         self.rectified = _never_negative(self.teacher, self.teacher_layer, shape)
         self.projector = Projector(self.source, self.target, factor, rectified=self.rectified)
-        # past nn.Module's registration, like the teacher it belongs to
+        # not registered, like the teacher it belongs to
         self.__dict__["tail"] = self.teacher.tail(self.teacher_layer)
 
     @staticmethod
@@ -59,7 +59,7 @@ class SimKD(OneLayer):
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
-        return True  # it deploys its tail, with the names of its weights
+        return True  # the deployed tail has the names of its weights
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         ours = self.student.trace(batch.images, self.student_layers)
@@ -88,7 +88,7 @@ class SimKD(OneLayer):
         self, student: Mapping[str, Any], teacher: Mapping[str, Any] | None
     ) -> Mapping[str, Any]:
         if teacher is None:
-            raise ValueError("simkd deploys a part of the teacher and was given no entry of it")
+            raise ValueError("simkd deploys blocks of the teacher and got no entry for it")
         return {
             "family": "simkd",
             "options": {
@@ -106,7 +106,7 @@ class SimKD(OneLayer):
 
 @torch.no_grad()
 def _never_negative(chain: Chain, layer: str, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the output of `layer` has no negative value, tried on noise."""
+    """Whether the output of `layer` has no negative value, tested on noise."""
     first = next(chain.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(8, *image_shape, generator=generator).to(first.device, first.dtype)

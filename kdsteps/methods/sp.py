@@ -15,7 +15,7 @@ from kdsteps.models.chain import Chain
 
 @full_precision
 def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """How differently student and teacher see the images of a batch resemble each other.
+    """Difference of the similarities between the images of a batch, for student and teacher.
 
     Args:
         student_map: (N, …), any layout.
@@ -25,7 +25,7 @@ def sp_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         Scalar, the mean square over all N x N pairs of images.
 
     Raises:
-        ValueError: The maps are not of equally many images.
+        ValueError: The numbers of images differ.
 
     Source: Tung and Mori 2019, arXiv:1907.09682.
     """

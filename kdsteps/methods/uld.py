@@ -1,4 +1,4 @@
-"""ULD: learn how peaked the teacher's predictions are, from a teacher of other classes too."""
+"""ULD: learn how peaked the teacher's predictions are, even from a teacher with other classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from kdsteps.methods.base import Batch
 
 @double_precision
 def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """How far apart the sorted probabilities of student and teacher lie, rank by rank.
+    """Difference between the sorted probabilities of student and teacher, rank by rank.
 
-    Which class has which rank does not enter: it is the same for every order of the classes on
-    either side. It must run beside labels, and where the classes are the same `kd` says more.
+    The order of the classes does not matter on either side. It needs labels beside it, and with
+    the same classes `kd` carries more information.
 
     Args:
         student_logits: (N, K).
@@ -29,10 +29,10 @@ def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float)
         Scalar, 0 to 2, averaged over the N images.
 
     Raises:
-        ValueError: The logits are not of equally many images.
+        ValueError: The numbers of images differ.
 
-    Source: Boizard et al. 2024, arXiv:2402.12030; there for the tokens of an answer, here each
-    image is one position.
+    Source: Boizard et al. 2024, arXiv:2402.12030; there for tokens of text, here each image is
+    one position.
     """
     same_images(student_logits, teacher_logits, "logits")
     student = F.softmax(student_logits / temperature, dim=1).sort(dim=1, descending=True).values

@@ -217,7 +217,9 @@ def _method_base() -> type:
 
 
 def _check(kind: Kind, reference: str, value: Any) -> None:
-    """Refuse what cannot serve as a part of this kind."""
+    """Refuse what cannot serve as a part of this kind; metrics are checked by their table."""
+    if kind == "metrics":
+        return
     if kind != "methods":
         if not callable(value):
             raise KdstepsError(
