@@ -243,7 +243,7 @@ SOMETHING = [
     ),
     Edit(
         "the base class of methods",
-        replaced(BASE, "return self.student(batch.images)", "return -self.student(batch.images)"),
+        substituted(BASE, r"logits\.to\(torch\.float16\)", "logits.to(torch.bfloat16)"),
         ("distil .*", "train .*"),
     ),
     Edit(

@@ -89,7 +89,8 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "latency"}]
+    "changed",
+    [{"code": None}, {"rule": "prepare"}, {"rule": "cache"}, {"rule": "evaluate_latency"}],
 )
 def test_jobs_of_unknown_code_with_large_files_or_of_this_machine_alone_are_not_cached(
     changed: dict[str, Any],
@@ -220,7 +221,7 @@ def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
     ask("x" * 5000)
-    ask("x" * 5000, stage="train")
+    ask("x" * 5000, rule="train")
     assert main(["jobcache"]) == 0
     shown = capsys.readouterr().out
     assert "distil" in shown and "train" in shown and "2 results" in shown

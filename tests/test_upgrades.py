@@ -392,6 +392,7 @@ def test_a_warm_up_in_epochs_is_compared_with_one_in_fractions(
 
 # With the real tools
 
+KD_JOBS = {"distil": 1, "evaluate": 1, "evaluate_latency": 1, "report": 1}
 UNTRAINED = {"train": TINY["train"] | {"teacher_check": "warn"}}  # one epoch does not teach much
 
 
@@ -430,7 +431,7 @@ def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Pa
     assert study.planned() == {}
     edit(study.path, "methods/kd.py", "temperature**2", "2 * temperature")
     assert re.search(r"distil +1  code changed", kdsteps(study, "stale"))
-    assert study.planned() == {"distil": 1, "evaluate": 1, "report": 1}
+    assert study.planned() == KD_JOBS
     assert "accepted as is: 1 distil" in kdsteps(study, "accept")
     assert study.planned() == {}
     page = (study.path / "results/report/index.html").read_text()
@@ -440,7 +441,7 @@ def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Pa
     assert study.executed() == {}
     assert "up to date" in study.dvc("status")
     study.change(methods={"labels": {}, "kd": {"temperature": 2.0}})
-    assert study.planned() == {"distil": 1, "evaluate": 1, "report": 1}
+    assert study.planned() == KD_JOBS
     study.snakemake()
     assert "accepted as is" not in (study.path / "results/report/index.html").read_text()
 
