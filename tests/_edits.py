@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 from _study import TINY
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
-from kdsteps.study import registry
 from kdsteps.study.study import Study, parse_study
 
 PACKAGE = Path(code_identity.__file__).parents[1]
@@ -164,13 +162,12 @@ NOTHING = [
         substituted("models/families/mobilenet.py", r"\breturn\b", "return not"),
     ),
     Edit("a comment", substituted(KD, r"^    same_shape\(", "    # a remark\n    same_shape(")),
-    Edit("layout", substituted(KD, r"^    return (.*)$", r"    return (\n        \1\n    )")),
+    Edit("layout", substituted(KD, r"temperature\*\*2", "(\n        temperature\n    )  **  2")),
     Edit(
         "renamed local variables",
         several(
-            substituted(KD, r"\bstudent = F", "ours = F"),
-            substituted(KD, r"kl_div\(student", "kl_div(ours"),
             substituted("training/optimizers.py", r"\btrained\b", "learned"),
+            substituted("data/views.py", r"\bpadded\b", "wider"),
         ),
     ),
     Edit("messages of assertions", substituted(BASE, r'(assert [^,\n]+, )f"', r'\1f"! ')),
@@ -194,7 +191,11 @@ SOMETHING = [
         replaced(KD, "temperature**2", "2"),
         ("distil .* (block_)?kd .*",),
     ),
-    Edit("a default of kd", replaced(KD, "= 4.0", "= 4.5"), ("distil .* kd .*",)),
+    Edit(
+        "a default of kd",
+        substituted(KD, r"([^_]weight: .*) = 0\.9", r"\1 = 0.8"),
+        ("distil .* kd .*",),
+    ),
     Edit(
         "a constant of a shared module",
         substituted("methods/_tensors.py", "1e-12", "1e-11"),
@@ -218,7 +219,7 @@ SOMETHING = [
     Edit(
         "a network that one pair uses",
         substituted("models/families/vgg.py", r"(nn\.ReLU\()", r"nn.GELU("),
-        ("distil vgg .*", "evaluate vgg .*", "build vgg .*"),
+        ("(distil|evaluate|evaluate_latency|build) vgg.*",),
     ),
     Edit(
         "how images are augmented",
@@ -237,8 +238,8 @@ SOMETHING = [
     ),
     Edit(
         "the formula of a metric",
-        replaced("evaluation/metrics.py", "right - confidence", "confidence - right"),
-        ("(train|evaluate|evaluate_teacher|distil) .*",),
+        replaced("evaluation/predictions.py", "correct - confidence", "confidence - correct"),
+        ("(evaluate|evaluate_teacher|evaluate_latency|report) .*",),
     ),
     Edit(
         "the base class of methods",
@@ -268,25 +269,12 @@ def copied_package() -> Iterator[Path]:
 
 def job_digests(package: Path = PACKAGE, study: Study | None = None) -> dict[str, str]:
     """The digest of the code of every job of a study, with the package in that folder."""
-    study = study or parse_study(STUDY)
-    code = Code(package)
-    _forget()
-    try:
-        with mock.patch.object(registry, "_PACKAGE", package):
-            return {
-                f"{rule} {' '.join(names.values())}": code.digest(
-                    tuple(code_identity.roots(study, rule, names))
-                )
-                for rule in graph.OUTPUTS
-                for names in graph.jobs(study, rule)
-            }
-    finally:
-        _forget()
-
-
-def _forget() -> None:
-    for function in (registry.target, registry.options, registry.trait):
-        function.cache_clear()
+    study, code = study or parse_study(STUDY), Code(package)
+    return {
+        f"{rule} {' '.join(names.values())}": code.digest(code_identity.roots(study, rule, names))
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(study, rule)
+    }
 
 
 def changed_jobs(edit: Edit, before: dict[str, str]) -> set[str]:

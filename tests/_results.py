@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ TERMS = {
 }
 
 
-def make_study(seeds: int = 3, methods: tuple[str, ...] = tuple(GAINS), **more: Any) -> Study:
+PAIR = {"dataset": "digits", "teacher": "resnet20", "student": "resnet8"}
+
+
+def make_study(
+    seeds: int = 3, methods: Mapping[str, Any] | tuple[str, ...] = tuple(GAINS), **more: Any
+) -> Study:
     return parse_study(
         {
             "datasets": {"digits": {"kind": "digits", "size": 16}},
@@ -33,14 +39,10 @@ def make_study(seeds: int = 3, methods: tuple[str, ...] = tuple(GAINS), **more: 
                 "resnet20": {"family": "cifar_resnet", "depth": 20},
                 "resnet8": {"family": "cifar_resnet", "depth": 8, "widths": [4, 4, 8, 16]},
             },
-            "pairs": {
-                "resnet20-resnet8": {
-                    "dataset": "digits",
-                    "teacher": "resnet20",
-                    "student": "resnet8",
-                }
-            },
-            "methods": {name: {} for name in methods},
+            "pairs": {"resnet20-resnet8": PAIR},
+            "methods": dict(methods)
+            if isinstance(methods, Mapping)
+            else {name: {} for name in methods},
             "seeds": list(range(seeds)),
             "report": {"title": "Digits: a small ResNet learns from a larger one"},
         }
@@ -75,19 +77,19 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
 
 
 def make_sweep(seeds: int = 5) -> Study:
-    """A study with one student per teacher layer, to be taught by that layer alone."""
+    """A study with one student per teacher layer, which learns from that layer alone."""
     methods: dict[str, Any] = {"labels": {}, "feature_only": {}}  # the latter has layers scored
     for layer in LAYERS[1:]:
         methods[f"from_{layer}"] = {"method": "feature_only", "build": {"select": [layer]}}
-    content = make_study().model_dump(mode="json")
-    return parse_study(content | {"methods": methods, "seeds": list(range(seeds))})
+    return make_study(seeds, methods)
 
 
 def report_job(root: Path, study: Study) -> Job:
     inputs = graph.inputs(study, "report", {})
     return Job(
         settings=graph.settings(study, "report", {}),
-        inputs={name: [root / path for path in paths] for name, paths in inputs.items()},
+        inputs={},
+        lists={name: [root / path for path in paths] for name, paths in inputs.items()},
         outputs={name: root / path for name, path in graph.outputs("report", {}).items()},
     )
 

@@ -175,8 +175,8 @@ def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data have 10 classes of "
-        "[1, 8, 8]; train it on these data"
+        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data set has 10 classes of "
+        "[1, 8, 8]; train it on this data set"
     )
 
 
@@ -506,7 +506,7 @@ def test_more_gpus_than_there_are_fall_back_to_the_cpu_and_say_so(folder):
     environment = {"CUDA_VISIBLE_DEVICES": ""}
     done = command(folder, "evaluate", *TEACHER, "--gpus", "8", environment=environment)
     assert done.returncode == 0, done.stderr
-    assert "; 8 GPUs asked for, none there" in done.stderr.splitlines()[0]
+    assert "; 8 GPUs requested, none available" in done.stderr.splitlines()[0]
     assert (folder / "results/evaluate/teachers/digits/big/measures.json").exists()
 
 
@@ -517,14 +517,14 @@ def test_fewer_gpus_than_asked_for_are_used_and_said(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "kdsteps"):
         assert choose_device(gpus=8, threads=1).type == "cuda"
         assert choose_device(gpus=1, threads=1).type == "cuda"
-    assert caplog.messages == ["on a GPU; 8 GPUs asked for, 1 there", "on a GPU"]
+    assert caplog.messages == ["on a GPU; 8 GPUs requested, 1 available", "on a GPU"]
 
 
 def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
     write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
     assert main(["cache", *TEACHER]) == 0
     assert refused("score", *TEACHER) == (
-        "score.num_layers is 50, and the teacher has 5 layers; it should be 5 or fewer"
+        "score.num_layers is 50, and the teacher has 5 layers; it should be at most 5"
     )
 
 

@@ -38,7 +38,7 @@ def test_features_read_back_are_those_of_the_teacher_in_float16(written):
     path, index = written
     file = FeatureFile(path)
     part = images()
-    traced = teacher().trace(part.normalised(part.images[index]))
+    traced = teacher().trace(part.normalized(part.images[index]))
     assert list(file.shapes) == list(teacher().layers)
     assert torch.equal(file.labels(), part.labels[index])
     for layer in file.shapes:

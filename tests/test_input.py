@@ -49,7 +49,7 @@ def test_normalizing_gives_the_bytes_of_the_data_set(memory_format):
     images = pixels().contiguous(memory_format=memory_format)
     part = ImagePart(images, torch.zeros(4), mean, std, memory_format=memory_format)
     normalized = Normalize(mean, std)(images)
-    assert torch.equal(normalized, part.normalised(images))
+    assert torch.equal(normalized, part.normalized(images))
     assert normalized.is_contiguous(memory_format=memory_format)
     assert torch.equal(Normalize(mean, std)(images.float()), normalized)
     by_hand = (images.double() / 255 - mean[:, None, None]) / std[:, None, None]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from _commands import STUDY
+from _commands import write_study
 from torch import Tensor, nn
 
+from kdsteps.cli.main import main
 from kdsteps.data.images import ImagePart
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation import metrics
@@ -35,10 +35,9 @@ from kdsteps.evaluation.speed import (
 )
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
-from kdsteps.jobs import graph
-from kdsteps.jobs.job import Job
+from kdsteps.jobs import code_identity, graph
 from kdsteps.report.results import run_columns
-from kdsteps.study.settings import parse_study
+from kdsteps.study.study import load_study
 from kdsteps.training.device import WORK_OF_A_CORE, keep_busy
 
 OPTIONS = {"calibration_bins": 15}
@@ -167,12 +166,12 @@ def test_a_metric_of_a_file_joins_the_registry(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("./mine.py:brierr", r"no 'brierr'; did you mean 'brier'"),
-        ("./other.py:brier", r"other\.py: there is no such file"),
-        ("no_such_package.metrics:brier", r"no module 'no_such_package\.metrics'"),
-        ("brier", r"no installed package has such an entry point in kdsteps\.metrics"),
+        ("./mine.py:brierr", r"no metric 'brierr'; did you mean 'brier'"),
+        ("./other.py:brier", r"no file '\./other\.py'"),
+        ("no_such_package.metrics:brier", r"no module 'no_such_package'"),
+        ("brier", r"there is no metric 'brier'"),
         ("./mine.py:accuracy", r"already a metric 'accuracy'"),
-        ("./mine.py:number", r"is int, not a function"),
+        ("./mine.py:number", r"is a int; a metric is a function"),
     ],
 )
 def test_a_wrong_reference_to_a_metric_is_one_sentence(reference, words, tmp_path, monkeypatch):
@@ -202,27 +201,42 @@ def test_a_metric_is_one_entry_and_found_in_every_result(where, tmp_path, monkey
     if where == "registry":
         monkeypatch.setattr(metrics, "METRICS", all_metrics(references))
         references = []
-    study = parse_study(
-        STUDY | {"methods": {"labels": {}}, "seeds": [0], "evaluate": {"metrics": references}}
-    )
-    for rule in ("prepare", "distil", "evaluate", "evaluate_latency", "report"):
-        (names,) = graph.jobs(study, rule)
-        job = Job(
-            settings=graph.settings(study, rule, names),
-            inputs=graph.inputs(study, rule, names),
-            outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
-        )
-        import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run(job)
-        if rule == "evaluate":
-            measured = read_json(job.outputs["measures"])["brier"]
+    write_study(tmp_path, methods={"labels": {}}, seeds=[0], evaluate={"metrics": references})
+    run = ["--pair", "pair", "--method", "labels", "--seed", "0"]
+    assert main(["prepare", "--dataset", "digits"]) == 0
+    assert main(["distil", *run]) == 0
+    assert main(["evaluate", *run]) == 0
+    assert main(["evaluate", "--pair", "pair"]) == 0
+    assert main(["report"]) == 0
+    names = {"pair": "pair", "method": "labels", "seed": "0"}
+    results = graph.outputs("report")
+    measured = read_json(graph.outputs("evaluate", names)["measures"])["brier"]
     assert 0 < measured < 2
-    runs = read_table(job.outputs["runs"], run_columns(all_metrics(references)))
+    runs = read_table(results["runs"], run_columns(all_metrics(references)))
     assert runs["brier"].to_pylist() == [measured]
-    page = job.outputs["page"].read_text()
+    page = Path(results["page"]).read_text()
     assert ">Brier score" in page
     assert "Squared error of probabilities. Lower is better." in page
     assert f">{measured:.3f}<" in page
-    assert read_json(job.outputs["metrics"])["pair"]["methods"]["labels"]["brier"] == measured
+    assert read_json(results["metrics"])["pair"]["methods"]["labels"]["brier"] == measured
+
+
+def test_a_metric_that_cannot_be_loaded_is_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_study(tmp_path, evaluate={"metrics": ["./mine.py:brier"]})
+    with pytest.raises(KdstepsError, match=r"evaluate\.metrics: .*\./mine\.py"):
+        load_study(path)
+
+
+def test_the_file_of_a_metric_counts_as_code_of_the_jobs_that_use_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER)
+    study = load_study(write_study(tmp_path, evaluate={"metrics": ["./mine.py:brier"]}))
+    run = {"pair": "pair", "method": "labels", "seed": "0"}
+    using = {"evaluate": run, "evaluate_latency": {"pair": "pair"}, "report": {}}
+    for rule, names in (using | {"distil": run}).items():
+        used = "./mine.py:brier" in set(code_identity.roots(study, rule, names))
+        assert used == (rule in using), rule
 
 
 def test_size_counts_shared_weights_once_and_buffers_only_in_memory():

@@ -13,7 +13,6 @@ from _pictures import as_bytes, color, prepared, write_folder
 
 from kdsteps.data.kinds import folder, parquet, table, torchvision
 from kdsteps.study import registry
-from kdsteps.study.settings import dataset_entry
 
 TEXT = (Path(__file__).parents[1] / "docs" / "own-images.md").read_text()
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
@@ -47,7 +46,9 @@ def images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "entry"), ENTRIES)
 def test_an_example_is_prepared(images, tmp_path, name, entry):
-    data, summary = prepared(tmp_path / "out", *dataset_entry(entry, name))
+    kind = registry.find("data", entry["kind"], name)
+    options = kind.parse({key: value for key, value in entry.items() if key != "kind"}, name)
+    data, summary = prepared(tmp_path / "out", entry["kind"], options)
     size = entry.get("image_size", entry["store"])
     assert data.image_shape == (3, size, size)
     assert data.num_classes == 2
@@ -70,4 +71,5 @@ def test_every_option_of_a_kind_is_described(kind):
     described = kind.load.__doc__.partition("Args:")[2].partition("Raises:")[0]
     names = re.findall(r"^        (\w[\w, ]*): [A-Z0-9]", described, re.MULTILINE)
     known = {name for line in names for name in line.split(", ")}
-    assert known == set(registry.options("data", kind.__name__.rpartition(".")[2]).model_fields)
+    options = registry.find("data", kind.__name__.rpartition(".")[2], "datasets").json_schema
+    assert known == set(options["properties"])

@@ -28,7 +28,10 @@ ENTRIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_an_entry_builds_the_network_it_names(name):
+def test_an_entry_builds_the_network_it_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (file,) = [code for code in blocks("python") if code.startswith("# networks.py")]
+    Path("networks.py").write_text(file)
     model = resolve_model(ModelEntry.model_validate(ENTRIES[name]), name)
     options = architecture(model.options)
     chain = build_model(model.family, num_classes=10, image_size=(32, 32), **options)

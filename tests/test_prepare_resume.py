@@ -25,11 +25,12 @@ import json, sys, time
 from pathlib import Path
 from kdsteps.data import image_store, storing
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
 image_store.SAVE_SECONDS, storing._CHUNK = 0, {chunk}
 add = image_store.ImageStore.add
 image_store.ImageStore.add = lambda *args: (add(*args), time.sleep(0.03))
-settings, outputs = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+settings, outputs = PrepareSettings.model_validate_json(sys.argv[1]), json.loads(sys.argv[2])
 run(Job(settings, {{}}, {{name: Path(path) for name, path in outputs.items()}}))
 """
 
@@ -45,7 +46,7 @@ def options(tmp_path):
 
 def killed(out: Path, options: dict, lines: int) -> None:
     """Prepare into `out` in a process that is killed once its journal has so many lines."""
-    settings = json.dumps(settings_of("folder", options, broken="skip"))
+    settings = settings_of("folder", options, broken="skip").as_text()
     outputs = json.dumps({name: str(out / file) for name, file in FILES.items()})
     journal = out / ".images.npy.unfinished.jsonl"
     code = SLOW.format(chunk=CHUNK)

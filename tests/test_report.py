@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from _results import GAINS, make_results, make_study, make_sweep, report_job
+from _results import GAINS, PAIR, make_results, make_study, make_sweep, report_job
 from scipy import stats
 
 from kdsteps.errors import KdstepsError
@@ -29,7 +29,6 @@ from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import PairTable, find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
-from kdsteps.study.study import parse_study
 
 REPOSITORY = Path(__file__).parent.parent
 SIMKD = {"labels": 0.0, "kd": 0.01, "simkd": 0.03}
@@ -158,7 +157,7 @@ def test_diverged_runs_leave_a_report_with_all_others(tmp_path, lost):
     job = make_results(tmp_path, make_study(seeds=2, methods=("labels", "kd")))
     names = ("accuracy", "top5_accuracy", "nll", "ece", "agreement", "kl_to_teacher")
     nothing = dict.fromkeys((*names, "accuracy_per_class")) | {"diverged": True}
-    for path in job.inputs["measures"]:
+    for path in job.lists["measures"]:
         if any(f"/{run}/" in str(path) for run in lost):
             write_json(path, read_json(path) | nothing)
     report.run(job)
@@ -290,9 +289,9 @@ def test_a_study_without_any_teacher_has_a_report(tmp_path):
 def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path):
     study = make_study(report={"title": "<script>alert(1)</script>"})
     job = make_results(tmp_path, study)
-    for path in job.inputs["measures"]:
+    for path in job.lists["measures"]:
         write_json(path, read_json(path) | {"top5_accuracy": None, "size_mib": None})
-    for path in job.inputs["histories"]:
+    for path in job.lists["histories"]:
         rows = read_table(path, HISTORY).to_pandas()
         rows = rows[~rows["name"].str.startswith("validation")]
         rows.loc[rows.index[0], "value"] = float("nan")
@@ -310,12 +309,8 @@ def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path
 
 @pytest.mark.slow
 def test_published_values_stand_beside_ours(tmp_path):
-    pair = make_study().pairs["resnet20-resnet8"].model_dump() | {
-        "published": "resnet32x4-resnet8x4"
-    }
-    study = make_study(
-        methods=("labels", "kd"), pairs={"named": pair, "other": pair | {"published": None}}
-    )
+    named = PAIR | {"published": "resnet32x4-resnet8x4"}
+    study = make_study(methods=("labels", "kd"), pairs={"named": named, "other": PAIR})
     job = make_results(tmp_path, study)
     report.run(job)
     text = text_of(job.outputs["page"].read_text())
@@ -408,8 +403,8 @@ def test_references_are_found_behind_other_names():
 
 
 def test_a_stone_starts_as_the_student_and_ends_as_the_teacher(finished):
-    study = finished.settings["study"]
-    plan = load_results(finished.inputs, study).plans["resnet20-resnet8", "block_kd"]
+    study = finished.settings.study
+    plan = load_results(finished.lists, study).plans["resnet20-resnet8", "block_kd"]
     bars = drawing(plan, "resnet20", "resnet8").bars
     assert [bar.name for bar in bars] == ["resnet20", "N1", "N2", "N3", "resnet8"]
     assert [len(bar.tail) for bar in bars] == [11, 7, 4, 1, 0]
@@ -421,7 +416,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
     study = make_sweep()
     gains = {name: 0.02 * place for place, name in enumerate(study.methods)}
     job = make_results(tmp_path, study, {name: gain - 0.15 for name, gain in gains.items()})
-    results = load_results(job.inputs, job.settings["study"])
+    results = load_results(job.lists, job.settings.study)
     table = pair_tables(results, {"labels": "labels"}, 0.95)[0]
     found = find_sweep(table, results.plans, results.scores, ["quality", "information"])
     assert len(found.points) == 9
@@ -431,7 +426,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
 
 
 def test_two_layers_are_no_sweep(finished):
-    results = load_results(finished.inputs, finished.settings["study"])
+    results = load_results(finished.lists, finished.settings.study)
     table = pair_tables(results, {}, 0.95)[0]
     assert find_sweep(table, results.plans, results.scores, ["quality"]) is None
 
@@ -454,7 +449,7 @@ def test_published_table_holds_what_was_transcribed():
 
 
 def test_published_rows_find_the_method_behind_a_name(finished):
-    results = load_results(finished.inputs, finished.settings["study"])
+    results = load_results(finished.lists, finished.settings.study)
     table = pair_tables(results, {}, 0.95)[0]
     rows = published_rows(
         "vgg13-vgg8", table, {name: {} for name in GAINS} | {"kd": {"method": "dkd"}}
@@ -466,10 +461,8 @@ def test_published_rows_find_the_method_behind_a_name(finished):
 
 
 def test_an_unknown_published_pair_is_told_when_params_are_read():
-    content = make_study().model_dump(mode="json")
-    content["pairs"]["resnet20-resnet8"]["published"] = "resnet32x4-resnet8x5"
     with pytest.raises(KdstepsError, match=r"published is .* did you mean 'resnet32x4-resnet8x4'"):
-        parse_study(content)
+        make_study(pairs={"pair": PAIR | {"published": "resnet32x4-resnet8x5"}})
 
 
 def test_a_result_says_by_its_path_what_it_is():
@@ -481,19 +474,19 @@ def test_a_result_says_by_its_path_what_it_is():
 
 def test_measures_without_accuracy_are_told_by_their_path(tmp_path):
     job = make_results(tmp_path, make_study(seeds=1, methods=("labels", "kd")))
-    path = job.inputs["measures"][0]
+    path = job.lists["measures"][0]
     write_json(path, {"num_images": 3, "provenance": {}})
     with pytest.raises(KdstepsError, match=r"measures\.json: has no 'accuracy'"):
-        load_results(job.inputs, job.settings["study"])
+        load_results(job.lists, job.settings.study)
 
 
 def test_a_missing_result_is_told_by_its_path(tmp_path):
     study = make_study(seeds=1, methods=("labels", "kd"))
     make_results(tmp_path, study)
     job = report_job(tmp_path, study)
-    job.inputs["histories"][0].unlink()
+    job.lists["histories"][0].unlink()
     with pytest.raises(KdstepsError, match=r"history\.parquet"):
-        load_results(job.inputs, job.settings["study"])
+        load_results(job.lists, job.settings.study)
 
 
 def test_numbers_are_written_as_a_reader_expects():

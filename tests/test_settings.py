@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
+from kdsteps.study import registry
 from kdsteps.study.messages import shown
-from kdsteps.study.settings import Distil, Training
+from kdsteps.study.settings import Distil, Params, Section, Training
 from kdsteps.study.study import load_study, parse_study
 
 NAN = float("nan")
@@ -272,13 +273,15 @@ def test_a_folder_in_place_of_the_study_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["__init__", "model_validate", "model_validate_json"])
-def test_to_load_and_plan_the_shipped_study_each_entry_is_validated_at_most_twice(monkeypatch, way):
+def test_to_load_and_plan_the_shipped_study_its_file_is_validated_once(monkeypatch, way):
     validated = []
     real = vars(BaseModel)[way]
     function = getattr(real, "__func__", real)
 
     def counted(first, *arguments, **options):
-        validated.append(first)
+        kind = first if isinstance(first, type) else type(first)
+        if issubclass(kind, Section):
+            validated.append(kind)
         return function(first, *arguments, **options)
 
     monkeypatch.setattr(BaseModel, way, classmethod(counted) if function is not real else counted)
@@ -286,6 +289,17 @@ def test_to_load_and_plan_the_shipped_study_each_entry_is_validated_at_most_twic
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             graph.settings_text(study, rule, names)
-    entries = sum(len(getattr(study, name)) for name in ("datasets", "models", "methods"))
-    # the whole file once, and the options of each entry
-    assert len(validated) == (1 + entries if way == "model_validate_json" else 0)
+    assert validated == ([Params] if way == "model_validate_json" else [])
+
+
+def test_to_load_and_plan_a_study_the_options_of_each_entry_are_validated_once(monkeypatch):
+    validated = []
+    parse = registry.Part.parse
+
+    def counted(part, *arguments, **options):
+        validated.append(part)
+        return parse(part, *arguments, **options)
+
+    monkeypatch.setattr(registry.Part, "parse", counted)
+    every_setting(STUDY)
+    assert len(validated) == sum(len(STUDY[name]) for name in ("datasets", "models", "methods"))

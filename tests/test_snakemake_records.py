@@ -118,7 +118,7 @@ def test_files_are_verified_against_the_settings_of_their_jobs(folder: Path):
     study = parse_study({**TINY, "methods": {"feature_only": {}}})
     names = {"pair": "pair", "method": "feature_only"}
     path = graph.outputs("build", names)["plan"]
-    with pytest.raises(KdstepsError, match=re.escape(f"{path}: is not there; run snakemake")):
+    with pytest.raises(KdstepsError, match=re.escape(f"{path}: not found; run snakemake")):
         verify(study, "build")
     settings = json.loads(graph.settings_text(study, "build", names))
     write_json(path, {"settings": settings})

@@ -157,7 +157,7 @@ def test_a_change_reaches_exactly_the_jobs_that_depend_on_it(
 
 def test_two_values_that_change_places_are_noticed(study: Study):
     study.change(distil=TINY["distil"] | {"learning_rate": 5e-4, "weight_decay": 0.05})
-    assert study.planned() == Counter(ALL_RUNS)
+    assert study.planned() == Counter(ALL_RUNS | {"evaluate_latency": 1})
 
 
 def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_training(study: Study):
@@ -170,7 +170,8 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     study.snakemake()
     said = study.executed()
     assert set(said) == KD
-    assert all("copied from .jobcache" in text for name, text in said.items() if name != "report")
+    anew = {"report", "evaluate/latency/pair"}  # the latter depends on the machine
+    assert {name for name, text in said.items() if "copied from .jobcache" not in text} == anew
     assert study.bytes_of(STUDENTS) == before
 
 

@@ -270,8 +270,9 @@ def _by_name(given: argparse.Namespace) -> _Call:
     inputs = _inputs(node)
     lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
     read = {name: paths[0] for name, paths in inputs.items() if name not in lists}
-    if rule == "distil" and not read.get("ticket", Path(".")).is_file():
-        read.pop("ticket", None)  # a run started by hand works without cached logits
+    for name in {"ticket", "check"} & read.keys():
+        if not read[name].is_file():
+            del read[name]  # a job started by hand works without cached logits and checks
     return _Call(
         rule=rule,
         settings=node.settings,

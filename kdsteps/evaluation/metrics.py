@@ -20,10 +20,14 @@ from typing import Any, Literal
 
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation import predictions, size, speed
-from kdsteps.evaluation._references import load_reference
+from kdsteps.study import registry
 
+Function = Callable[..., float | None]
 Source = Literal["predictions", "teacher", "network", "speed"]
 Direction = Literal["higher", "lower"]
+
+
+_FIELDS = "kdsteps_metric"  # attribute of a decorated function
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Metric:
     """
 
     name: str
-    function: Callable[..., float | None]
+    function: Function
     source: Source = "predictions"
     label: str = ""
     unit: str = ""
@@ -213,7 +217,7 @@ def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
     """
     found = list(METRICS)
     for reference in references:
-        own = _as_metric(load_reference(reference, "kdsteps.metrics"), reference)
+        own = _as_metric(registry.load("metrics", reference), reference)
         if own.name in {there.name for there in found}:
             raise KdstepsError(
                 f"evaluate.metrics: {reference}: there is already a metric {own.name!r}; "
@@ -223,14 +227,15 @@ def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def metric(**fields: Any) -> Callable[[Callable[..., float | None]], Metric]:
-    """Decorate a function to make it a metric; keywords are the attributes of `Metric`.
+def metric(**fields: Any) -> Callable[[Function], Function]:
+    """Decorate a function to describe its metric; keywords are the attributes of `Metric`.
 
-    The name is the function's unless `name` is given.
+    Without a `name`, `label` or `explanation`, the function's name and docstring serve.
     """
 
-    def decorate(function: Callable[..., float | None]) -> Metric:
-        return _described(function, **fields)
+    def decorate(function: Function) -> Function:
+        vars(function)[_FIELDS] = fields
+        return function
 
     return decorate
 
@@ -256,28 +261,15 @@ def compute(
     }
 
 
-def _described(function: Callable[..., float | None], **fields: Any) -> Metric:
-    """A metric from its function, with defaults from the function's name and docstring."""
-    name = str(fields.pop("name", function.__name__))
-    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-    return Metric(
-        name,
-        function,
-        **{"label": name.replace("_", " "), "explanation": summary} | fields,
-    )
-
-
-def _as_metric(found: object, reference: str) -> Metric:
-    if not isinstance(found, Metric):
-        if not callable(found):
-            raise KdstepsError(
-                f"evaluate.metrics: {reference} is {type(found).__name__}, not a function; name a "
-                "function of logits and labels that returns a number"
-            )
-        found = _described(found)
-    if not found.name.isidentifier():
+def _as_metric(function: Any, reference: str) -> Metric:
+    """The metric of a function, with the words of its decorator, its name and its docstring."""
+    fields = dict(getattr(function, _FIELDS, {}))
+    name = str(fields.pop("name", getattr(function, "__name__", reference.rpartition(":")[2])))
+    if not name.isidentifier():
         raise KdstepsError(
-            f"evaluate.metrics: {reference}: the name {found.name!r} cannot be a column; use "
-            "letters, digits and underscores"
+            f"evaluate.metrics: {reference}: the name {name!r} cannot be a column; use letters, "
+            "digits and underscores"
         )
-    return found
+    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+    words: dict[str, Any] = {"label": name.replace("_", " "), "explanation": summary}
+    return Metric(name, function, **words | fields)

@@ -56,6 +56,9 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     yield f"kdsteps.stages.{_ENTRIES.get(rule, f'{rule}:run')}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
+    if rule.startswith("evaluate"):
+        for metric in study.params.evaluate.metrics:
+            yield registry.target("metrics", metric)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if rule == "evaluate_latency":
         pair = study.pairs[names["pair"]]
@@ -74,5 +77,8 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         method = registry.target("methods", entry.method)
         if rule == "distil" or (rule == "evaluate" and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy a network of its own
+    if graph.stage_of(rule) in ("evaluate", "report"):
+        for reference in study.params.evaluate.metrics:
+            yield registry.target("metrics", reference)
     for model in models:
         yield registry.target("models", study.models[model].family)

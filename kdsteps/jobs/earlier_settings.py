@@ -38,6 +38,10 @@ def as_today(recorded: Any, wanted: Any) -> Any:
     }
     if _same_milestones(recorded, wanted):
         found["milestones"] = wanted["milestones"]
+    if _same_warm_up(recorded, wanted):
+        options = dict(found["options"])
+        del options["warmup_epochs"]
+        found["options"] = options | {"warmup": wanted["options"]["warmup"]}
     return found
 
 
@@ -52,7 +56,21 @@ def _same_milestones(recorded: Section, wanted: Section) -> bool:
         return False
     if recorded.get("schedule") == wanted.get("schedule") != "steps":
         return True
-    epochs = [at * wanted["epochs"] if at < 1 else at for at in now]
-    return len(before) == len(epochs) and all(
-        abs(one - other) < 1e-6 for one, other in zip(before, epochs, strict=True)
+    return len(before) == len(now) and all(
+        _same_time(epochs, at, wanted["epochs"]) for epochs, at in zip(before, now, strict=True)
     )
+
+
+def _same_warm_up(recorded: Section, wanted: Section) -> bool:
+    """Whether a method's warm-up in epochs (9ae8822) is that in a fraction of the run."""
+    before, now = recorded.get("options"), wanted.get("options")
+    if not isinstance(before, dict) or not isinstance(now, dict) or "distil" not in wanted:
+        return False
+    if "warmup_epochs" not in before or "warmup" not in now:
+        return False
+    return _same_time(before["warmup_epochs"], now["warmup"], wanted["distil"]["epochs"])
+
+
+def _same_time(epochs: float, at: float, run: int) -> bool:
+    """Whether a number of epochs is the time `at`, a fraction of the run or a number of epochs."""
+    return abs(epochs - (at * run if at < 1 else at)) < 1e-6

@@ -168,15 +168,17 @@ def _settings_changed(record: Record, wanted: str) -> str:
 def _changed_input(record: Record, status: Status) -> str:
     """An input whose content is not what was read; empty if there is none.
 
-    As Snakemake does, an input that is older than the result is not looked at, nor a large one of
-    which only the file of digests beside it was recorded.
+    As in Snakemake, an input that is older than the result is not compared, nor one whose digest is
+    in another input.
     """
     made = min(Path(path).stat().st_mtime for path in status.written)
+    compared = set(status.inputs) - status.covered
+    if sorted(record.inputs) != status.inputs:  # recorded before these digests were written
+        compared |= record.checksums.keys() & status.covered
     for path in sorted(set(record.inputs) & set(status.inputs)):
         file = Path(path)
-        known = path in record.checksums or path not in status.covered
         newer = file.is_file() and file.stat().st_mtime > made
-        if known and newer and record.checksums.get(path) != checksum(path):
+        if newer and path in compared and record.checksums.get(path) != checksum(path):
             return path
     return ""
 

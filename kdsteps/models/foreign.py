@@ -12,7 +12,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.evaluating import evaluating
-from kdsteps.models.image_size import height_width
+from kdsteps.models.image_size import height_width, plain_size
 from kdsteps.study.part_options import signature_of
 
 
@@ -25,7 +25,7 @@ def build_foreign(
         factory: A function or class; a `Chain` that it returns is used as it is.
         name: As params.yaml has it, for messages.
         given: `num_classes`, `in_channels` and `image_size`, passed as far as the signature names
-            them.
+            them; the size as one number for square images, else as (height, width).
         options: The factory's own, from params.yaml.
 
     Raises:
@@ -33,6 +33,8 @@ def build_foreign(
             or has another number of classes.
     """
     taken = signature_of("models", factory).parameters
+    size = None if given["image_size"] is None else plain_size(given["image_size"])
+    given = {**given, "image_size": size}
     try:
         network = factory(**{key: given[key] for key in given if key in taken}, **options)
     except KdstepsError:
@@ -48,9 +50,9 @@ def build_foreign(
         raise KdstepsError(
             f"models: {name} returns a {type(network).__name__}; it should return an nn.Module"
         )
-    if given["image_size"] is None:
+    if size is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; pass one")
-    shape = (given["in_channels"], *height_width(given["image_size"]))
+    shape = (given["in_channels"], *height_width(size))
     chain = CutChain(network, image_shape=shape)
     _check_logits(chain, name, shape, given["num_classes"])
     return chain

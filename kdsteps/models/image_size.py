@@ -20,6 +20,12 @@ def height_width(size: ImageSize) -> tuple[int, int]:
     return height, width
 
 
+def plain_size(size: ImageSize) -> int | tuple[int, int]:
+    """One number for square images, which every library takes, else (height, width)."""
+    height, width = height_width(size)
+    return height if height == width else (height, width)
+
+
 def as_text(size: ImageSize) -> str:
     """`32` for square images, else `16 x 32`: height before width."""
     height, width = height_width(size)

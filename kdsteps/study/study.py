@@ -180,6 +180,8 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
             for name, entry in params.methods.items()
         },
     )
+    for reference in params.evaluate.metrics:
+        registry.find("metrics", reference, f"{where}: evaluate.metrics")
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")

@@ -51,12 +51,13 @@ def frozen(teacher: Chain, image_shape: tuple[int, int, int], *, fold: bool = Tr
 
 def _folded(plain: Chain, image_shape: tuple[int, int, int]) -> Chain:
     """A folded copy, or `plain` itself where folding is not possible."""
+    if not isinstance(plain, InputChain) and not any(map(_foldable, _modules(plain))):
+        return plain
     weight = next(plain.parameters())
     exact = copy.deepcopy(plain).cpu().double()
     images = _probe(exact, image_shape)
     try:
-        before = _traced(exact, images)
-        pairs = _pairs(exact, images)
+        pairs, before = _pairs(exact, images)
         for pair in pairs:
             _absorb(*pair)
             _replace(exact, pair.norm, _what_follows(pair.norm))
@@ -81,8 +82,8 @@ class Pair(NamedTuple):
     norm: nn.BatchNorm2d
 
 
-def _pairs(chain: Chain, images: Tensor) -> list[Pair]:
-    """What can be folded, found by watching one forward pass.
+def _pairs(chain: Chain, images: Tensor) -> tuple[list[Pair], dict[str, Tensor]]:
+    """What can be folded, found by watching one forward pass, and the outputs of that pass.
 
     A pair is folded if each of the two runs once, and nothing but the norm reads the convolution's
     output: no other operation, no layer of the chain.
@@ -100,7 +101,7 @@ def _pairs(chain: Chain, images: Tensor) -> list[Pair]:
         alone = not watch.uses[id(value)] and id(value) not in seen
         if alone and watch.runs[convolution] == 1:
             pairs.append(Pair(convolution, norm))
-    return pairs
+    return pairs, read
 
 
 class _Watch(TorchFunctionMode):

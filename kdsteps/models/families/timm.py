@@ -17,7 +17,7 @@ from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.tracing import Rules
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._stems import shrink_stem
-from kdsteps.models.image_size import ImageSize, height_width
+from kdsteps.models.image_size import ImageSize, height_width, plain_size
 from kdsteps.models.input import InputContract, known_interpolation
 
 _HUB, _FOLDER = ("hf-hub:", "hf_hub:"), ("local-dir:", "local_dir:")
@@ -118,7 +118,7 @@ def _create(name: str, image_size: ImageSize | None, **options: Any) -> nn.Modul
     import timm
 
     _check_name(name)
-    sized = {} if image_size is None else {"img_size": _size_option(image_size)}
+    sized = {} if image_size is None else {"img_size": plain_size(image_size)}
     fetches = name.startswith(_HUB) or (options["pretrained"] and not name.startswith(_FOLDER))
     with _quick_to_fail(f"timm's {name}", fetches=fetches):
         try:
@@ -174,12 +174,6 @@ def _classifier(network: nn.Module, named: str | tuple[str, ...] | None) -> tupl
         for path in modules
         for name, _ in network.get_submodule(path).named_parameters()
     )
-
-
-def _size_option(size: ImageSize) -> int | tuple[int, int]:
-    """A size as timm's factories take it: a number for square images, which all of them take."""
-    height, width = height_width(size)
-    return height if height == width else (height, width)
 
 
 def _rules() -> Rules:
