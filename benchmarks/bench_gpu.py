@@ -21,13 +21,13 @@ from bench_step import _BATCH, _CLASSES, _RECIPE, _SHAPE, _network, _task
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.methods.kd import KD
 from kdsteps.models import Chain
 from kdsteps.models.cost import multiply_adds
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.logit_cache import Terms, answers
-from kdsteps.teachers.logits import Live
+from kdsteps.teachers.logit_cache import Terms, teacher_outputs
+from kdsteps.teachers.logits import LiveTeacher
 from kdsteps.training.loop import Fit, views_of
 
 _IMAGES, _PADDING, _MATRIX = 50_000, 4, 8192
@@ -83,7 +83,7 @@ def _ours(
     """A run that is ready for its first epoch, and the seconds that keeping the answers took."""
     device = next(teacher.parameters()).device
     half = torch.full((_SHAPE[0],), 0.5)
-    part = ImagePart(
+    part = ImageSplit(
         pixels.to(device), labels.to(device), half, half, memory_format=torch.channels_last
     )
     on_gpu = device.type == "cuda"
@@ -95,12 +95,14 @@ def _ours(
         compile=on_gpu,
     )
     fast = frozen(teacher, _SHAPE)
-    live = Live(fast, _BATCH, precision=recipe.precision)
+    live = LiveTeacher(fast, _BATCH, precision=recipe.precision)
     started = time.perf_counter()
-    kept = answers(folder / "key.npy", live, part, views_of(recipe), Terms("always", 0, 8192))
+    kept = teacher_outputs(
+        folder / "key.npy", live, part, views_of(recipe), Terms("always", 0, 8192)
+    )
     writing = time.perf_counter() - started
     method = KD(fast, _network(8), _task()).to(device)
-    fit = Fit(method, part, recipe, seed=0, validate=dict, answers=kept)
+    fit = Fit(method, part, recipe, seed=0, validate=dict, teacher=kept)
     if recipe.compile:
         from kdsteps.training.compilation import compile_student
 

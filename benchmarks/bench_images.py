@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.images import ImageSplit, Views
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.stages.prepare import run
@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
 
 
 def _against_loader(images: Tensor, labels: Tensor, device: torch.device) -> Row:
-    part = ImagePart(images.to(device), labels.to(device), torch.tensor(_MEAN), torch.tensor(_STD))
+    part = ImageSplit(images.to(device), labels.to(device), torch.tensor(_MEAN), torch.tensor(_STD))
     generator = torch.Generator().manual_seed(0)
 
     def ours() -> None:

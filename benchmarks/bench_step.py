@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from _timing import Row, table
 from torch import Tensor, nn
 
-from kdsteps.data.images import Drawn, ImagePart, Views
+from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.methods.base import Method, Task
 from kdsteps.methods.block_kd import BlockKD
 from kdsteps.methods.kd import KD
@@ -28,8 +28,8 @@ from kdsteps.models import Chain, build_model
 from kdsteps.plans.stones import pair_stages, plan_stones
 from kdsteps.study.settings import Distil
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.logit_cache import Terms, answers
-from kdsteps.teachers.logits import Answers, Live
+from kdsteps.teachers.logit_cache import Terms, teacher_outputs
+from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.loop import Fit
 
 _SHAPE, _CLASSES, _BATCH, _IMAGES = (3, 32, 32), 100, 64, 256
@@ -55,17 +55,19 @@ def _rows() -> Iterator[Row]:
     part = _images(torch.channels_last)
     teacher = _network(32).requires_grad_(False).eval()
     fast = frozen(teacher, _SHAPE)
-    live = Live(fast, _BATCH)
+    live = LiveTeacher(fast, _BATCH)
     with tempfile.TemporaryDirectory() as folder:
         # one view of each image: what a look-up costs does not depend on how many there are
-        cached = answers(Path(folder, "key.npy"), live, part, Views(), Terms("always", 0, 1024))
+        cached = teacher_outputs(
+            Path(folder, "key.npy"), live, part, Views(), Terms("always", 0, 1024)
+        )
         yield from _logits(teacher, fast, part, live, cached)
         yield from _stones(fast, part, cached)
     yield from _student(part)
 
 
 def _logits(
-    teacher: Chain, fast: Chain, part: ImagePart, live: Live, cached: Answers
+    teacher: Chain, fast: Chain, part: ImageSplit, live: LiveTeacher, cached: TeacherOutputs
 ) -> Iterator[Row]:
     taken = in_turn(
         {
@@ -90,7 +92,7 @@ def _logits(
     yield Row("KD step, live teacher", against, gain, detail, ">= 1.2 times faster", gain >= 1.2)
 
 
-def _stones(fast: Chain, part: ImagePart, cached: Answers) -> Iterator[Row]:
+def _stones(fast: Chain, part: ImageSplit, cached: TeacherOutputs) -> Iterator[Row]:
     taken = in_turn(
         {
             "merged": _step(_block_kd(fast), part, cached),
@@ -122,7 +124,7 @@ def _stones(fast: Chain, part: ImagePart, cached: Answers) -> Iterator[Row]:
     yield Row("Block-KD step, stones merged", "a KD step", multiple, times, "no target", None)
 
 
-def _student(part: ImagePart) -> Iterator[Row]:
+def _student(part: ImageSplit) -> Iterator[Row]:
     half = replace(_RECIPE, precision="bfloat16")
     contiguous = _images(torch.contiguous_format)
     taken = in_turn(
@@ -168,12 +170,12 @@ def _network(depth: int) -> Chain:
     )
 
 
-def _images(memory_format: torch.memory_format) -> ImagePart:
+def _images(memory_format: torch.memory_format) -> ImageSplit:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (_IMAGES, *_SHAPE), dtype=torch.uint8, generator=generator)
     half = torch.full((_SHAPE[0],), 0.5)
     labels = torch.arange(_IMAGES) % _CLASSES
-    return ImagePart(pixels, labels, half, half, memory_format=memory_format)
+    return ImageSplit(pixels, labels, half, half, memory_format=memory_format)
 
 
 def _task(plan: dict[str, object] | None = None) -> Task:
@@ -181,15 +183,17 @@ def _task(plan: dict[str, object] | None = None) -> Task:
     return Task(_SHAPE, _CLASSES, labels, plan, _BATCH)
 
 
-def _step(method: Method, part: ImagePart, given: Answers | None, recipe: Distil = _RECIPE) -> Step:
+def _step(
+    method: Method, part: ImageSplit, given: TeacherOutputs | None, recipe: Distil = _RECIPE
+) -> Step:
     """A step of the training loop as it stands."""
-    fit = Fit(method, part, recipe, seed=0, validate=dict, answers=given)
+    fit = Fit(method, part, recipe, seed=0, validate=dict, teacher=given)
     method.train()
     batches = itertools.cycle(list(_drawn(part)))
     return lambda: fit._step(next(batches))
 
 
-def _drawn(part: ImagePart) -> Iterator[Drawn]:
+def _drawn(part: ImageSplit) -> Iterator[ImageBatch]:
     return part.shuffled(_BATCH, Views(), torch.Generator().manual_seed(0))
 
 

@@ -10,12 +10,12 @@ from _methods import class_of, plan_of
 from _networks import IMAGE_SHAPE, NUM_CLASSES, network, teacher_of
 from torch import Tensor
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.methods.base import Method, Task
 from kdsteps.models.chain import Chain
 from kdsteps.study.settings import Distil
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.logits import Answers
+from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.loop import Fit, Resume
 
 NUM_IMAGES = 24
@@ -29,13 +29,13 @@ RECIPE = Distil(
 )
 
 
-def images(count: int = NUM_IMAGES, seed: int = 0) -> ImagePart:
+def images(count: int = NUM_IMAGES, seed: int = 0) -> ImageSplit:
     """A part of noise, its batches as a network of convolutions likes them."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, *IMAGE_SHAPE), dtype=torch.uint8, generator=generator)
     labels = torch.arange(count) % NUM_CLASSES
     half = torch.full((IMAGE_SHAPE[0],), 0.5)
-    return ImagePart(pixels, labels, half, half, memory_format=torch.channels_last)
+    return ImageSplit(pixels, labels, half, half, memory_format=torch.channels_last)
 
 
 def frozen_teacher() -> Chain:
@@ -56,7 +56,7 @@ def fit_of(
     name: str = "kd",
     *,
     seed: int = 0,
-    answers: Answers | None = None,
+    outputs: TeacherOutputs | None = None,
     state: Path | None = None,
     key: str = "",
     seconds: float = 0.0,
@@ -72,7 +72,7 @@ def fit_of(
         RECIPE.model_copy(update=recipe),
         seed=seed,
         validate=dict,
-        answers=answers,
+        teacher=outputs,
         resume=None if state is None else Resume(state, key, seconds),
     )
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from kdsteps.data.augmentation import Distortion
-from kdsteps.data.images import ImagePart, Views
-from kdsteps.data.streaming import StreamedPart
+from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.images import ImageSplit, Views
+from kdsteps.data.streaming import StreamedSplit
 
 MEAN, STD = torch.full((3,), 0.5), torch.full((3,), 0.25)
-PIXELS = [Distortion(randaugment=9), Distortion(resized_crop=0.3)]
+PIXELS = [Augmentation(randaugment=9), Augmentation(resized_crop=0.3)]
 
 
 def noise(count: int, side: int = 8) -> torch.Tensor:
@@ -19,24 +19,24 @@ def noise(count: int, side: int = 8) -> torch.Tensor:
     return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def resident(count: int = 12) -> ImagePart:
-    return ImagePart(noise(count), torch.arange(count) % 4, MEAN, STD)
+def resident(count: int = 12) -> ImageSplit:
+    return ImageSplit(noise(count), torch.arange(count) % 4, MEAN, STD)
 
 
-def streamed(tmp_path, count: int = 12, workers: int = 0) -> StreamedPart:
+def streamed(tmp_path, count: int = 12, workers: int = 0) -> StreamedSplit:
     """The same images, at every second row of a store on the disk."""
     store = np.zeros((2 * count, 3, 8, 8), np.uint8)
     store[::2] = noise(count).numpy()
     np.save(tmp_path / "images.npy", store)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     rows = np.arange(0, 2 * count, 2)
-    return StreamedPart(mapped, rows, torch.arange(count) % 4, MEAN, STD, workers=workers)
+    return StreamedSplit(mapped, rows, torch.arange(count) % 4, MEAN, STD, workers=workers)
 
 
-def epoch(part: ImagePart, distortion: Distortion, seed: int = 0, skip: int = 0) -> list:
+def epoch(part: ImageSplit, augmentation: Augmentation, seed: int = 0, skip: int = 0) -> list:
     generator = torch.Generator().manual_seed(seed)
     views = Views(1, True)
-    return list(part.shuffled(4, views, generator, distortion=distortion, skip=skip))
+    return list(part.shuffled(4, views, generator, augmentation=augmentation, skip=skip))
 
 
 def same(ours: list, theirs: list) -> bool:
@@ -49,15 +49,15 @@ def same(ours: list, theirs: list) -> bool:
 
 
 @pytest.mark.parametrize(
-    "distortion", [Distortion(), *PIXELS, Distortion(num_classes=4, mixup=1.0)]
+    "augmentation", [Augmentation(), *PIXELS, Augmentation(num_classes=4, mixup=1.0)]
 )
-def test_a_streamed_part_gives_the_batches_of_a_resident_one(tmp_path, distortion):
-    assert same(epoch(streamed(tmp_path), distortion), epoch(resident(), distortion))
+def test_a_streamed_part_gives_the_batches_of_a_resident_one(tmp_path, augmentation):
+    assert same(epoch(streamed(tmp_path), augmentation), epoch(resident(), augmentation))
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    distortion = Distortion(randaugment=9)
-    assert same(epoch(streamed(tmp_path, workers=2), distortion), epoch(resident(), distortion))
+    augmentation = Augmentation(randaugment=9)
+    assert same(epoch(streamed(tmp_path, workers=2), augmentation), epoch(resident(), augmentation))
 
 
 def test_a_streamed_part_gives_its_images_in_order_and_by_index(tmp_path):
@@ -71,23 +71,23 @@ def test_a_streamed_part_gives_its_images_in_order_and_by_index(tmp_path):
 
 def test_streaming_leaves_the_global_random_state_alone(tmp_path):
     before = torch.get_rng_state()
-    epoch(streamed(tmp_path), Distortion(randaugment=9, resized_crop=0.5))
+    epoch(streamed(tmp_path), Augmentation(randaugment=9, resized_crop=0.5))
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("distortion", PIXELS)
-def test_distorted_batches_hang_on_the_seed_and_nothing_else(distortion):
-    first = epoch(resident(), distortion)
+@pytest.mark.parametrize("augmentation", PIXELS)
+def test_distorted_batches_hang_on_the_seed_and_nothing_else(augmentation):
+    first = epoch(resident(), augmentation)
     torch.manual_seed(1234)
-    assert same(first, epoch(resident(), distortion))
-    assert not same(first, epoch(resident(), distortion, seed=1))
-    assert same(first[1:], epoch(resident(), distortion, skip=1))
+    assert same(first, epoch(resident(), augmentation))
+    assert not same(first, epoch(resident(), augmentation, seed=1))
+    assert same(first[1:], epoch(resident(), augmentation, skip=1))
 
 
-@pytest.mark.parametrize("distortion", PIXELS)
-def test_distorting_changes_pixels_and_neither_shape_nor_type(distortion):
+@pytest.mark.parametrize("augmentation", PIXELS)
+def test_distorting_changes_pixels_and_neither_shape_nor_type(augmentation):
     images = noise(6)
-    changed = distortion.pixels(images, torch.arange(6), seed=3)
+    changed = augmentation.pixels(images, torch.arange(6), seed=3)
     assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
     assert not torch.equal(changed, images)
 
@@ -96,10 +96,10 @@ def test_a_crop_of_random_size_reaches_the_border_that_networks_do_not_see():
     """Stored images are black outside of the center, which alone is seen without augmentation."""
     images = torch.zeros(64, 3, 12, 12, dtype=torch.uint8)
     images[:, :, 2:10, 2:10] = 200
-    part = ImagePart(images, torch.zeros(64, dtype=torch.int64), MEAN, STD, size=(8, 8))
+    part = ImageSplit(images, torch.zeros(64, dtype=torch.int64), MEAN, STD, size=(8, 8))
     plain = next(part.shuffled(64, Views(), torch.Generator()))
     cropped = next(
-        part.shuffled(64, Views(), torch.Generator(), distortion=Distortion(resized_crop=0.3))
+        part.shuffled(64, Views(), torch.Generator(), augmentation=Augmentation(resized_crop=0.3))
     )
     assert plain.images.shape == cropped.images.shape == (64, 3, 8, 8)
     assert plain.images.min() > 0 > cropped.images.min()
@@ -107,7 +107,7 @@ def test_a_crop_of_random_size_reaches_the_border_that_networks_do_not_see():
 
 def test_gray_images_can_be_distorted():
     gray = noise(4)[:, :1]
-    changed = Distortion(randaugment=9, resized_crop=0.5).pixels(gray, torch.arange(4), seed=0)
+    changed = Augmentation(randaugment=9, resized_crop=0.5).pixels(gray, torch.arange(4), seed=0)
     assert changed.shape == gray.shape
 
 
@@ -115,7 +115,9 @@ def test_gray_images_can_be_distorted():
 def test_targets_say_how_much_of_each_image_is_seen(kind):
     """Four images of one color each: the mean of a mixed one tells what it was made of."""
     images = torch.arange(4.0)[:, None, None, None].expand(4, 1, 16, 16)
-    mixed, targets = Distortion(num_classes=4, **{kind: 1.0}).mixed(images, torch.arange(4), seed=5)
+    mixed, targets = Augmentation(num_classes=4, **{kind: 1.0}).mixed(
+        images, torch.arange(4), seed=5
+    )
     assert torch.allclose(targets.sum(dim=1), torch.ones(4))
     assert (targets < 1).any()
     assert torch.allclose(mixed.mean(dim=(1, 2, 3)), targets @ torch.arange(4.0), atol=1e-5)
@@ -123,16 +125,16 @@ def test_targets_say_how_much_of_each_image_is_seen(kind):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_label_stays_what_its_image_mostly_shows(seed):
-    distortion = Distortion(num_classes=3, mixup=0.5, cutmix=1.0)
+    augmentation = Augmentation(num_classes=3, mixup=0.5, cutmix=1.0)
     labels = torch.tensor([0, 1, 2, 1])
-    _, targets = distortion.mixed(torch.rand(4, 1, 8, 8), labels, seed)
+    _, targets = augmentation.mixed(torch.rand(4, 1, 8, 8), labels, seed)
     assert torch.equal(targets.argmax(dim=1), labels)
 
 
 def test_mixup_and_cutmix_take_turns():
-    distortion = Distortion(num_classes=2, mixup=1.0, cutmix=1.0)
+    augmentation = Augmentation(num_classes=2, mixup=1.0, cutmix=1.0)
     images = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 1, 8, 8)
-    mixed = [distortion.mixed(images, torch.arange(2), seed)[0] for seed in range(40)]
+    mixed = [augmentation.mixed(images, torch.arange(2), seed)[0] for seed in range(40)]
     patched = [set(batch.unique().tolist()) <= {0.0, 1.0} for batch in mixed]
     assert 8 < sum(patched) < 32
 
@@ -143,12 +145,12 @@ def test_without_mixing_the_targets_are_the_labels():
 
 
 def test_only_what_is_switched_on_counts_as_active():
-    assert not Distortion(num_classes=10).active
-    assert Distortion(randaugment=1).active
-    assert Distortion(num_classes=10, cutmix=0.5).active
-    assert not Distortion(num_classes=10, cutmix=0.5).changes_pixels
+    assert not Augmentation(num_classes=10).active
+    assert Augmentation(randaugment=1).active
+    assert Augmentation(num_classes=10, cutmix=0.5).active
+    assert not Augmentation(num_classes=10, cutmix=0.5).changes_pixels
 
 
 def test_mixing_without_the_number_of_classes_is_refused():
     with pytest.raises(ValueError, match="num_classes"):
-        Distortion(mixup=0.2)
+        Augmentation(mixup=0.2)

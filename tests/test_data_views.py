@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as vision
 
-from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.images import ImageSplit, Views
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -18,10 +18,10 @@ def noise(count: int, channels: int = 3, height: int = 5, width: int = 4) -> tor
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def part(images: torch.Tensor, **options: object) -> ImagePart:
+def part(images: torch.Tensor, **options: object) -> ImageSplit:
     channels = images.shape[1]
     labels = torch.arange(len(images)) % 3
-    return ImagePart(images, labels, MEAN[:channels], STD[:channels], **options)
+    return ImageSplit(images, labels, MEAN[:channels], STD[:channels], **options)
 
 
 def by_torchvision(
@@ -167,8 +167,8 @@ def test_a_seed_decides_order_and_views():
 def test_a_gpu_makes_the_same_batches_as_a_cpu():
     images, views = noise(12), Views(2, True)
     labels = torch.arange(12)
-    here = ImagePart(images, labels, MEAN, STD)
-    there = ImagePart(images.cuda(), labels.cuda(), MEAN, STD)
+    here = ImageSplit(images, labels, MEAN, STD)
+    there = ImageSplit(images.cuda(), labels.cuda(), MEAN, STD)
     seeds = (torch.Generator().manual_seed(1) for _ in range(2))
     ours, theirs = (
         list(p.shuffled(4, views, s)) for p, s in zip((here, there), seeds, strict=True)

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.feature_shapes import feature_shapes
@@ -20,10 +20,10 @@ def teacher():
     return build_model("cifar_resnet", num_classes=3, in_channels=1, image_size=8, **options).eval()
 
 
-def images(count: int = 30) -> ImagePart:
+def images(count: int = 30) -> ImageSplit:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return ImagePart(pixels, torch.arange(count) % 3, torch.tensor([0.5]), torch.tensor([0.25]))
+    return ImageSplit(pixels, torch.arange(count) % 3, torch.tensor([0.5]), torch.tensor([0.25]))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from _networks import network
 from torch import Tensor, nn
 from torchvision.io import decode_image
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -47,7 +47,7 @@ def fed(kind: str, contract: InputContract = CONTRACT) -> InputChain:
 def test_normalizing_gives_the_bytes_of_the_data_set(memory_format):
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
     images = pixels().contiguous(memory_format=memory_format)
-    part = ImagePart(images, torch.zeros(4), mean, std, memory_format=memory_format)
+    part = ImageSplit(images, torch.zeros(4), mean, std, memory_format=memory_format)
     normalized = Normalize(mean, std)(images)
     assert torch.equal(normalized, part.normalized(images))
     assert normalized.is_contiguous(memory_format=memory_format)

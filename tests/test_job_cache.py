@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(text: str = "student", **changed: Any) -> str | None:
+def run_job(text: str = "student", **changed: Any) -> str | None:
     """The output of a job, made as `text` unless it was remembered; None where it was not made."""
     job: dict[str, Any] = {
         "rule": "distil",
@@ -47,8 +47,8 @@ def ask(text: str = "student", **changed: Any) -> str | None:
 
 
 def test_the_same_job_gives_the_first_result_again():
-    assert ask("first") == "first"
-    assert ask("second") == "first"
+    assert run_job("first") == "first"
+    assert run_job("second") == "first"
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,16 @@ def test_the_same_job_gives_the_first_result_again():
     ],
 )
 def test_another_job_is_not_taken_for_it(changed: dict[str, Any]):
-    ask("first")
-    assert ask("second", **changed) == "second"
+    run_job("first")
+    assert run_job("second", **changed) == "second"
 
 
 def test_inputs_count_by_content_and_not_by_name_or_age(folder: Path):
-    ask("first")
+    run_job("first")
     shutil.copyfile("teacher", "moved")
-    assert ask("second", inputs={"data": "data", "teacher": "moved"}) == "first"
+    assert run_job("second", inputs={"data": "data", "teacher": "moved"}) == "first"
     (folder / "teacher").write_text("other weights")
-    assert ask("third") == "third"
+    assert run_job("third") == "third"
 
 
 def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
@@ -82,10 +82,10 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
         "settings": {"model": {"options": options}},
         "inputs": {"data": "data"},
     }
-    assert ask("first", **job) == "first"
-    assert ask("second", **job) == "first"
+    assert run_job("first", **job) == "first"
+    assert run_job("second", **job) == "first"
     (folder / "teacher").write_text("other weights")
-    assert ask("third", **job) == "third"
+    assert run_job("third", **job) == "third"
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_a_checkpoint_that_the_settings_name_counts_by_content(folder: Path):
 def test_jobs_of_unknown_code_with_large_files_or_of_this_machine_alone_are_not_cached(
     changed: dict[str, Any],
 ):
-    ask("first", **changed)
-    assert ask("second", **changed) == "second"
+    run_job("first", **changed)
+    assert run_job("second", **changed) == "second"
 
 
 def test_results_are_copies_so_that_either_side_may_be_deleted_or_changed(folder: Path):
-    ask("first")
+    run_job("first")
     Path("results/model").write_text("spoilt")
-    assert ask("second") == "first"
+    assert run_job("second") == "first"
     shutil.rmtree(folder / ".jobcache")
     assert Path("results/model").read_text() == "first"
-    assert ask("third") == "third"
+    assert run_job("third") == "third"
 
 
 def test_a_job_that_fails_leaves_nothing_to_remember():
@@ -120,16 +120,16 @@ def test_a_job_that_fails_leaves_nothing_to_remember():
 
 
 def test_a_result_that_is_not_whole_is_made_again(folder: Path):
-    ask("first")
+    run_job("first")
     next((folder / ".jobcache").rglob("history")).unlink()
-    assert ask("second") == "second"
+    assert run_job("second") == "second"
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ):
     (folder / ".jobcache").write_text("a file where the folder should be")
-    assert ask("first") == "first"
+    assert run_job("first") == "first"
     assert "not cached" in caplog.text
 
 
@@ -155,26 +155,26 @@ def entry(folder: Path) -> Path:
 def test_a_damaged_or_edited_result_is_dropped_and_made_again(
     folder: Path, caplog: pytest.LogCaptureFixture, text: str
 ):
-    ask("first")
+    run_job("first")
     (entry(folder) / "model").write_text(text)
-    assert ask("second") == "second"
+    assert run_job("second") == "second"
     assert "damaged (model" in caplog.text
     caplog.clear()
-    assert ask("third") == "second"
+    assert run_job("third") == "second"
     assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rule": "distil", "files": {}}', None])
 def test_an_entry_that_does_not_say_what_it_holds_is_made_again(folder: Path, content: str | None):
-    ask("first")
+    run_job("first")
     contents = entry(folder) / "contents.json"
     contents.unlink() if content is None else contents.write_text(content)
-    assert ask("second") == "second"
-    assert ask("third") == "second"
+    assert run_job("second") == "second"
+    assert run_job("third") == "second"
 
 
 def test_a_damaged_result_leaves_what_is_there_until_the_job_is_done(folder: Path):
-    ask("first")
+    run_job("first")
     (entry(folder) / "history").write_text("damaged")
     outputs = {"model": Path("results/model"), "history": Path("results/history")}
     job = {"rule": "distil", "settings": {"learning_rate": 0.05, "weight_decay": 0.01}}
@@ -187,24 +187,24 @@ def test_a_damaged_result_leaves_what_is_there_until_the_job_is_done(folder: Pat
 
 def test_the_results_that_were_not_used_for_longest_are_deleted_first(folder: Path):
     for number in range(3):
-        ask(f"{number}" * 1000, code=f"c0de{number}")
+        run_job(f"{number}" * 1000, code=f"c0de{number}")
         newest = max(job_cache().glob("*/*"), key=lambda result: result.stat().st_mtime_ns)
         for file in newest.iterdir():
             os.utime(file, (1000 + number, 1000 + number))
-    assert ask("again", code="c0de0")[0] == "0"  # used now
+    assert run_job("again", code="c0de0")[0] == "0"  # used now
     removed = shrink(sum(result.size for result in cached_results()) - 1)
     assert len(removed) == 1
-    assert ask("new", code="c0de0")[0] == "0"
-    assert ask("new", code="c0de2")[0] == "2"
-    assert ask("new", code="c0de1") == "new"
+    assert run_job("new", code="c0de0")[0] == "0"
+    assert run_job("new", code="c0de2")[0] == "2"
+    assert run_job("new", code="c0de1") == "new"
 
 
 def test_nothing_is_deleted_within_the_limit_and_everything_at_0(folder: Path):
-    ask("first")
+    run_job("first")
     assert shrink(10**6) == []
     assert len(shrink(0)) == 1
     assert cached_results() == []
-    assert ask("second") == "second"
+    assert run_job("second") == "second"
 
 
 def test_what_a_killed_job_left_is_deleted_a_day_later(folder: Path):
@@ -220,8 +220,8 @@ def test_what_a_killed_job_left_is_deleted_a_day_later(folder: Path):
 def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    ask("x" * 5000)
-    ask("x" * 5000, rule="train")
+    run_job("x" * 5000)
+    run_job("x" * 5000, rule="train")
     assert main(["jobcache"]) == 0
     shown = capsys.readouterr().out
     assert "distil" in shown and "train" in shown and "2 results" in shown

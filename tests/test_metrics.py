@@ -11,7 +11,7 @@ from _commands import write_study
 from torch import Tensor, nn
 
 from kdsteps.cli.main import main
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation import metrics
 from kdsteps.evaluation.metrics import METRICS, Metric, all_metrics, compute
@@ -184,7 +184,7 @@ def test_a_wrong_reference_to_a_metric_is_one_sentence(reference, words, tmp_pat
 def test_predictions_are_made_in_order_and_in_eval_mode():
     images = torch.arange(7, dtype=torch.uint8)[:, None, None, None]
     labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
-    part = ImagePart(images, labels, torch.zeros(1), torch.ones(1))
+    part = ImageSplit(images, labels, torch.zeros(1), torch.ones(1))
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train()
     logits, found = predict(network, part.in_order(3))
     assert torch.allclose(logits[:, 0], torch.arange(7) / 255)

@@ -22,7 +22,7 @@ from kdsteps.data.prepared import load_prepared
 from kdsteps.data.source import Source
 from kdsteps.data.splitting import complete_split, duplicates
 from kdsteps.data.storing import Survey, decoded
-from kdsteps.data.streaming import StreamedPart
+from kdsteps.data.streaming import StreamedSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import write_array
 from kdsteps.files.columns import INDEX
@@ -373,7 +373,7 @@ def test_a_part_too_large_for_the_device_streams_and_gives_the_same(files, monke
     small = data.part("train")
     monkeypatch.setattr(prepared_module, "RESIDENT_BYTES", 100)
     large = data.part("train")
-    assert isinstance(large, StreamedPart)
+    assert isinstance(large, StreamedSplit)
     for ours, theirs in zip(small.in_order(4), large.in_order(4), strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.labels, theirs.labels)

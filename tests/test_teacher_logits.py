@@ -44,8 +44,15 @@ from kdsteps.stages.prepare import run as run_prepare
 from kdsteps.stages.train import run as run_train
 from kdsteps.study.settings import Distil, Model, Prepare, Train, ViewSettings
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.logit_cache import Forecast, Terms, answers, decide, forecast, write_answers
-from kdsteps.teachers.logits import Kept, Live, description_path
+from kdsteps.teachers.logit_cache import (
+    Forecast,
+    Terms,
+    decide,
+    forecast,
+    teacher_outputs,
+    write_outputs,
+)
+from kdsteps.teachers.logits import CachedOutputs, LiveTeacher, description_path
 from kdsteps.training.loop import views_of
 
 VIEWS = views_of(RECIPE)
@@ -59,13 +66,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "outputs" / "key.npy"
 
 
-def live_of(teacher: Chain | None = None, batch_size: int = BATCH, **options: Any) -> Live:
-    return Live(teacher or frozen_teacher(), batch_size, **options)
+def live_of(teacher: Chain | None = None, batch_size: int = BATCH, **options: Any) -> LiveTeacher:
+    return LiveTeacher(teacher or frozen_teacher(), batch_size, **options)
 
 
-def kept(path: Path, live: Live | None = None, views: Views = VIEWS, terms: Terms = ALWAYS) -> Kept:
-    found = answers(path, live or live_of(), images(), views, terms)
-    assert isinstance(found, Kept)
+def kept(
+    path: Path, live: LiveTeacher | None = None, views: Views = VIEWS, terms: Terms = ALWAYS
+) -> CachedOutputs:
+    found = teacher_outputs(path, live or live_of(), images(), views, terms)
+    assert isinstance(found, CachedOutputs)
     return found
 
 
@@ -105,7 +114,7 @@ def test_a_student_taught_by_kept_logits_is_the_one_taught_live(path, name):
     teacher = frozen_teacher()
     students = []
     for given in (kept(path, live_of(teacher)), live_of(teacher), None):
-        fit = fit_of(name, teacher=teacher, answers=given)
+        fit = fit_of(name, teacher=teacher, outputs=given)
         fit.run()
         students.append(weights(fit))
     assert same_bytes(students[0], students[1])
@@ -121,7 +130,7 @@ def test_unrounded_answers_teach_the_same_up_to_the_rounding(path):
 
     histories = []
     for given in (kept(path, live_of(teacher)), exact):
-        fit = fit_of("kd", teacher=teacher, answers=given)
+        fit = fit_of("kd", teacher=teacher, outputs=given)
         fit.run()
         histories.append((fit.history.of("kd"), weights(fit)))
     assert histories[0][0] == pytest.approx(histories[1][0], rel=1e-3)
@@ -135,7 +144,7 @@ def test_a_student_taught_by_kept_features_is_the_one_taught_live(path):
     plain = {"crop_padding": 0, "flip": False}
     students = []
     for given in (kept(path, live_of(teacher, layers=layers), Views()), None):
-        fit = fit_of("feature_only", teacher=teacher, answers=given, **plain)
+        fit = fit_of("feature_only", teacher=teacher, outputs=given, **plain)
         fit.run()
         students.append(weights(fit))
     assert same_bytes(*students)
@@ -146,28 +155,28 @@ def test_with_kept_logits_the_teacher_is_not_run(path):
     looked_up = kept(path, live_of(teacher))
     calls: list[int] = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    fit_of("kd", teacher=teacher, answers=looked_up).run()
+    fit_of("kd", teacher=teacher, outputs=looked_up).run()
     assert not calls
 
 
-class Dying(Live):
+class Dying(LiveTeacher):
     """A teacher that is killed, with the process, after some batches."""
 
     left = 0
 
-    def ask(self, pictures: Tensor) -> Tensor:
+    def compute(self, pictures: Tensor) -> Tensor:
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
         return super().ask(pictures)
 
 
-class Counting(Live):
+class Counting(LiveTeacher):
     """A teacher that counts how often it is asked."""
 
     asked = 0
 
-    def ask(self, pictures: Tensor) -> Tensor:
+    def compute(self, pictures: Tensor) -> Tensor:
         self.asked += 1
         return super().ask(pictures)
 
@@ -189,7 +198,7 @@ import test_teacher_logits as here
 keeping.SHARD = 4 * here.COUNT
 dying = here.Dying(here.frozen_teacher(), here.BATCH)
 dying.left = int(sys.argv[2])
-keeping.write_answers(Path(sys.argv[1]), dying, here.images(), here.VIEWS)
+keeping.write_outputs(Path(sys.argv[1]), dying, here.images(), here.VIEWS)
 """
 
 
@@ -213,10 +222,10 @@ def test_writing_that_was_killed_goes_on_after_its_last_shard(path, small_shards
     assert not path.exists()
     assert len(path.with_suffix(".progress").read_text().splitlines()) == 3
     live = Counting(frozen_teacher(), BATCH)
-    write_answers(path, live, images(), VIEWS)
+    write_outputs(path, live, images(), VIEWS)
     assert live.asked == 1 + 3 * 9  # a look at the width, and the shards that are left
     alone = path.with_name("alone.npy")
-    write_answers(alone, live_of(), images(), VIEWS)
+    write_outputs(alone, live_of(), images(), VIEWS)
     assert path.read_bytes() == alone.read_bytes()
     assert description_path(path).read_bytes() == description_path(alone).read_bytes()
     assert sorted(file.suffix for file in path.parent.iterdir()) == [
@@ -230,7 +239,7 @@ def test_writing_that_was_killed_goes_on_after_its_last_shard(path, small_shards
 def test_a_half_written_shard_and_a_torn_note_are_written_again(path, small_shards):
     live = live_of()
     path.parent.mkdir()
-    write_answers(path, live, images(), VIEWS)
+    write_outputs(path, live, images(), VIEWS)
     whole = path.read_bytes()
     sums = json.loads(description_path(path).read_text())["checksums"]
     half = bytearray(whole)
@@ -240,7 +249,7 @@ def test_a_half_written_shard_and_a_torn_note_are_written_again(path, small_shar
     path.with_suffix(".progress").write_text("".join(notes) + "0 1")
     path.unlink()
     counting = Counting(frozen_teacher(), BATCH)
-    write_answers(path, counting, images(), VIEWS)
+    write_outputs(path, counting, images(), VIEWS)
     assert path.read_bytes() == whole
     assert counting.asked == 1 + 2 * 9  # a look, the shard that changed, that of the torn note
 
@@ -283,7 +292,7 @@ def test_the_answers_of_another_teacher_are_refused(path):
 def test_the_answers_to_other_images_are_refused(path):
     kept(path)
     with pytest.raises(KdstepsError, match="differs from the teacher"):
-        answers(path, live_of(), images(seed=1), VIEWS, ALWAYS)
+        teacher_outputs(path, live_of(), images(seed=1), VIEWS, ALWAYS)
 
 
 def test_answers_that_are_no_numbers_are_not_kept(path):
@@ -331,10 +340,10 @@ def test_the_forecast_knows_the_size_before_anything_is_written(path):
 def test_never_means_that_not_even_a_file_that_is_there_is_used(path, caplog):
     caplog.set_level(logging.INFO, "kdsteps")
     live = live_of()
-    assert answers(path, live, images(), VIEWS, NEVER) is live
+    assert teacher_outputs(path, live, images(), VIEWS, NEVER) is live
     assert not path.exists()
     kept(path)
-    assert answers(path, live, images(), VIEWS, NEVER) is live
+    assert teacher_outputs(path, live, images(), VIEWS, NEVER) is live
     assert "asked live" in caplog.text
 
 
@@ -342,7 +351,7 @@ def test_the_log_says_what_was_decided_and_why(path, caplog):
     caplog.set_level(logging.INFO, "kdsteps")
     few = Terms("auto", COUNT, 100)
     live = live_of()
-    assert answers(path, live, images(), VIEWS, few) is live
+    assert teacher_outputs(path, live, images(), VIEWS, few) is live
     assert "24 images x 18 views" in caplog.text
     assert "not kept, only 18 passes would use them" in caplog.text
     kept(path, terms=AUTO)
@@ -353,8 +362,8 @@ def test_the_log_says_what_was_decided_and_why(path, caplog):
 def test_while_answers_are_written_no_other_job_can_write_them(path):
     locked = []
 
-    class Watching(Live):
-        def ask(self, pictures: Tensor) -> Tensor:
+    class Watching(LiveTeacher):
+        def compute(self, pictures: Tensor) -> Tensor:
             if path.with_suffix(".npy.part").exists():
                 with path.with_suffix(".lock").open("w") as lock:
                     try:

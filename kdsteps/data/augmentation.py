@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Distortion:
+class Augmentation:
     """Augmentation of a batch of training images after crop and flip; all of it off by default.
 
     Attributes:
@@ -127,7 +127,7 @@ class Distortion:
         return images, own.roll(1, dims=0).lerp(own, fraction)
 
 
-NO_DISTORTION = Distortion()
+NO_AUGMENTATION = Augmentation()
 
 
 def _image_seed(seed: int, number: int) -> int:

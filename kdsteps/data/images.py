@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdsteps.data.augmentation import NO_DISTORTION, Distortion
+from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.views import Views
 
-__all__ = ["Drawn", "ImagePart", "Views"]
+__all__ = ["ImageBatch", "ImageSplit", "Views"]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ImageBatch:
     """One batch of images.
 
     Attributes:
@@ -47,7 +47,7 @@ class Order:
     seed: int
 
 
-class ImagePart:
+class ImageSplit:
     """One split of a data set, all of it on the device as uint8."""
 
     def __init__(
@@ -98,15 +98,15 @@ class ImagePart:
             return floats
         return floats.mul_(self._scale).sub_(self._shift)
 
-    def take(self, index: Tensor, views: Views, view: Tensor) -> Drawn:
+    def take(self, index: Tensor, views: Views, view: Tensor) -> ImageBatch:
         """The images of `index` (N,) as `view` (N,) has them."""
-        return self._made(Order(index, view, 0), views, NO_DISTORTION)
+        return self._made(Order(index, view, 0), views, NO_AUGMENTATION)
 
-    def in_order(self, batch_size: int) -> Iterator[Drawn]:
+    def in_order(self, batch_size: int) -> Iterator[ImageBatch]:
         """All images once, without augmentation."""
         zeros = torch.zeros(len(self), dtype=torch.int64)
         orders = _orders(torch.arange(len(self)), zeros, batch_size, 0)
-        return self._batches(orders, Views(), NO_DISTORTION)
+        return self._batches(orders, Views(), NO_AUGMENTATION)
 
     def shuffled(
         self,
@@ -114,9 +114,9 @@ class ImagePart:
         views: Views,
         generator: torch.Generator,
         *,
-        distortion: Distortion = NO_DISTORTION,
+        augmentation: Augmentation = NO_AUGMENTATION,
         skip: int = 0,
-    ) -> Iterator[Drawn]:
+    ) -> Iterator[ImageBatch]:
         """All images once, in random order, each in a random view.
 
         A smaller last batch is left out, unless it is the only one: batch statistics of a few
@@ -126,7 +126,7 @@ class ImagePart:
             batch_size: Images per batch.
             views: Of crop and flip.
             generator: On the CPU; what is drawn from it does not depend on `skip`.
-            distortion: Augmentation beyond crop and flip.
+            augmentation: Augmentation beyond crop and flip.
             skip: Batches to pass over without making them, to go on after a kill.
         """
         order = torch.randperm(len(self), generator=generator)
@@ -135,28 +135,28 @@ class ImagePart:
         if len(self) >= batch_size:
             order = order[: len(self) // batch_size * batch_size]
         orders = _orders(order, drawn[: len(order)], batch_size, seed)
-        return self._batches(orders[skip:], views, distortion)
+        return self._batches(orders[skip:], views, augmentation)
 
     def _batches(
-        self, orders: list[Order], views: Views, distortion: Distortion
-    ) -> Iterator[Drawn]:
+        self, orders: list[Order], views: Views, augmentation: Augmentation
+    ) -> Iterator[ImageBatch]:
         for order in _moved(orders, self.device):
-            yield self._made(order, views, distortion)
+            yield self._made(order, views, augmentation)
 
-    def _made(self, order: Order, views: Views, distortion: Distortion) -> Drawn:
+    def _made(self, order: Order, views: Views, augmentation: Augmentation) -> ImageBatch:
         index, view = order.index.to(self.device), order.view.to(self.device)
-        window = distortion.window(self.stored_size, self.size)
+        window = augmentation.window(self.stored_size, self.size)
         shown = views.show(self.images, view, index, window)
-        shown = distortion.pixels(shown, order.index, order.seed, self.size)
-        return self._finished(shown, index, view, order.seed, distortion)
+        shown = augmentation.pixels(shown, order.index, order.seed, self.size)
+        return self._finished(shown, index, view, order.seed, augmentation)
 
     def _finished(
-        self, shown: Tensor, index: Tensor, view: Tensor, seed: int, distortion: Distortion
-    ) -> Drawn:
+        self, shown: Tensor, index: Tensor, view: Tensor, seed: int, augmentation: Augmentation
+    ) -> ImageBatch:
         """A batch from its pixels (N, C, h, w), uint8 on the device."""
         labels = self.labels[index]
-        images, targets = distortion.mixed(self.normalized(shown), labels, seed)
-        return Drawn(images, labels, index, view, targets)
+        images, targets = augmentation.mixed(self.normalized(shown), labels, seed)
+        return ImageBatch(images, labels, index, view, targets)
 
     def _prepare_scaling(self, mean: Tensor, std: Tensor) -> None:
         """Normalization is x scale - shift; for channels-last, the same repeated along a row."""

@@ -13,9 +13,9 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
 from kdsteps.data.hashes import Hashes
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.data.source import SPLITS
-from kdsteps.data.streaming import StreamedPart
+from kdsteps.data.streaming import StreamedSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array
 from kdsteps.files.columns import INDEX
@@ -73,13 +73,13 @@ class Prepared:
             raise ValueError(f"there is no split {part!r}")
         return np.flatnonzero(self.split == part)
 
-    def part(self, name: str, *, stream: bool = False) -> ImagePart:
+    def part(self, name: str, *, stream: bool = False) -> ImageSplit:
         """The images of one split; number i in it is image `rows(name)[i]`.
 
         Args:
             name: "train", "validation" or "test".
             stream: Whether worker processes make the batches even where the split fits on the
-                device: for `Distortion.changes_pixels`, which changes images one by one.
+                device: for `Augmentation.changes_pixels`, which changes images one by one.
 
         Raises:
             KdstepsError: An image is damaged; of streamed images, this shows once they are read.
@@ -88,7 +88,7 @@ class Prepared:
         labels = torch.from_numpy(self.labels[rows]).to(self.device)
         size = self.image_shape[1], self.image_shape[2]
         if stream or len(rows) * math.prod(self.images.shape[1:]) > _room(self.device):
-            return StreamedPart(
+            return StreamedSplit(
                 self.images,
                 rows,
                 labels,
@@ -103,7 +103,7 @@ class Prepared:
         if (damaged := self.hashes.damaged(pixels, rows)) is not None:
             raise self.hashes.refuse(damaged)
         images = torch.from_numpy(pixels).to(self.device)
-        return ImagePart(
+        return ImageSplit(
             images, labels, self.mean, self.std, size=size, memory_format=self.memory_format
         )
 

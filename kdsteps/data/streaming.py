@@ -2,7 +2,7 @@
 
 The store is the array that `prepare` wrote, mapped from the disk: images are decoded and resized
 once and not in every epoch, which is what makes epochs of large images slow. It needs disk space,
-one byte per pixel and channel. Whatever is random (crop, flip, `Distortion`) happens on the fly.
+one byte per pixel and channel. Whatever is random (crop, flip, `Augmentation`) happens on the fly.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdsteps.data.augmentation import Distortion
+from kdsteps.data.augmentation import Augmentation
 from kdsteps.data.hashes import Hashes
-from kdsteps.data.images import Drawn, ImagePart, Order
+from kdsteps.data.images import ImageBatch, ImageSplit, Order
 from kdsteps.data.views import Views
 
 
-class StreamedPart(ImagePart):
-    """One split of a data set on the disk; its batches are those of `ImagePart`."""
+class StreamedSplit(ImageSplit):
+    """One split of a data set on the disk; its batches are those of `ImageSplit`."""
 
     def __init__(
         self,
@@ -61,28 +61,30 @@ class StreamedPart(ImagePart):
         return self.store.shape[1], *self.size
 
     def _batches(
-        self, orders: list[Order], views: Views, distortion: Distortion
-    ) -> Iterator[Drawn]:
+        self, orders: list[Order], views: Views, augmentation: Augmentation
+    ) -> Iterator[ImageBatch]:
         loader = DataLoader(
-            _Batches(self, orders, views, distortion),
+            _Batches(self, orders, views, augmentation),
             batch_size=None,  # an item is already a batch
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global one is not used
         )
         for order, (shown, damaged) in zip(orders, loader, strict=True):
-            yield self._placed(order, shown, damaged, distortion)
+            yield self._placed(order, shown, damaged, augmentation)
 
-    def _made(self, order: Order, views: Views, distortion: Distortion) -> Drawn:
-        shown, damaged = _Batches(self, [order], views, distortion)[0]
-        return self._placed(order, shown, damaged, distortion)
+    def _made(self, order: Order, views: Views, augmentation: Augmentation) -> ImageBatch:
+        shown, damaged = _Batches(self, [order], views, augmentation)[0]
+        return self._placed(order, shown, damaged, augmentation)
 
-    def _placed(self, order: Order, shown: Tensor, damaged: int, distortion: Distortion) -> Drawn:
+    def _placed(
+        self, order: Order, shown: Tensor, damaged: int, augmentation: Augmentation
+    ) -> ImageBatch:
         if self.hashes is not None and damaged >= 0:
             raise self.hashes.refuse(damaged)
         index, view = order.index.to(self.device), order.view.to(self.device)
         shown = shown.to(self.device, non_blocking=True)
-        return self._finished(shown, index, view, order.seed, distortion)
+        return self._finished(shown, index, view, order.seed, augmentation)
 
     def _first_damaged(self, images: np.ndarray, index: np.ndarray) -> int:
         """The row of the first damaged image among those not checked before; -1: there is none."""
@@ -104,10 +106,10 @@ class _Batches(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, part: StreamedPart, orders: list[Order], views: Views, distortion: Distortion
+        self, part: StreamedSplit, orders: list[Order], views: Views, augmentation: Augmentation
     ) -> None:
         self.part, self.orders = part, orders
-        self.views, self.distortion = views, distortion
+        self.views, self.augmentation = views, augmentation
 
     def __len__(self) -> int:
         return len(self.orders)
@@ -116,7 +118,7 @@ class _Batches(Dataset[tuple[Tensor, int]]):
         order, part = self.orders[number], self.part
         index = order.index.cpu().numpy()
         images = part.store[part.rows[index]]
-        window = self.distortion.window(part.stored_size, part.size)
+        window = self.augmentation.window(part.stored_size, part.size)
         shown = self.views.show(torch.from_numpy(images), order.view.cpu(), size=window)
-        shown = self.distortion.pixels(shown, order.index, order.seed, part.size)
+        shown = self.augmentation.pixels(shown, order.index, order.seed, part.size)
         return shown, part._first_damaged(images, index)

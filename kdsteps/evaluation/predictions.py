@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsteps.data.images import Drawn
+from kdsteps.data.images import ImageBatch
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[Drawn]) -> tuple[Tensor, Tensor]:
+def predict(network: nn.Module, batches: Iterable[ImageBatch]) -> tuple[Tensor, Tensor]:
     """Logits (N, K) and labels (N,) over all batches, on the CPU, from the network in eval mode."""
     was_training = network.training
     network.eval()

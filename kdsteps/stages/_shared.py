@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.predictions import accuracy, nll, predict
@@ -114,7 +114,7 @@ def save_model(
 
 
 def validator(
-    student: nn.Module, part: ImagePart, batch_size: int = 500
+    student: nn.Module, part: ImageSplit, batch_size: int = 500
 ) -> Callable[[], dict[str, float]]:
     """A function that evaluates the student on the validation images, if there are any."""
 

@@ -24,7 +24,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import FeatureSettings, LogitSettings
 from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.stages._shared import prepared, trained_model
-from kdsteps.stages._teaching import answers_key, ask
+from kdsteps.stages._teacher_outputs import outputs_key, outputs_of
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.teachers.frozen import frozen
 from kdsteps.training.device import choose_device
@@ -69,10 +69,10 @@ def _cache_logits(job: Job[LogitSettings]) -> None:
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
     part = data.part("train")
-    ask(job, "model", teacher, data, part, views, passes=job.passes)
+    outputs_of(job, "model", teacher, data, part, views, passes=job.passes)
     count = Views(views.crop_padding, views.flip).count
     ticket = {
-        "key": answers_key(job, "model", data, views),
+        "key": outputs_key(job, "model", data, views),
         "shape": [len(part), count, data.num_classes],
         "dtype": "float16",
         "settings": job.settings.as_json(),

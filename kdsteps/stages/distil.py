@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from kdsteps.data.images import ImagePart
+from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
@@ -36,11 +36,11 @@ from kdsteps.stages._shared import (
     validator,
     write_history,
 )
-from kdsteps.stages._teaching import ask
+from kdsteps.stages._teacher_outputs import outputs_of
 from kdsteps.study import registry
 from kdsteps.study.settings import Model
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.logits import Answers, Kept
+from kdsteps.teachers.logits import CachedOutputs, TeacherOutputs
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit, views_of
 
@@ -64,7 +64,7 @@ def run(job: Job[DistilSettings]) -> None:
         recipe,
         seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
-        answers=_answers(job, method, data, part),
+        teacher=_teacher_outputs(job, method, data, part),
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
@@ -86,7 +86,11 @@ def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
 
 
 def _method(
-    job: Job[DistilSettings], teacher: Chain | None, student: Chain, data: Prepared, part: ImagePart
+    job: Job[DistilSettings],
+    teacher: Chain | None,
+    student: Chain,
+    data: Prepared,
+    part: ImageSplit,
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     settings = job.settings
@@ -100,9 +104,9 @@ def _method(
     return method
 
 
-def _answers(
-    job: Job[DistilSettings], method: Method, data: Prepared, part: ImagePart
-) -> Answers | None:
+def _teacher_outputs(
+    job: Job[DistilSettings], method: Method, data: Prepared, part: ImageSplit
+) -> TeacherOutputs | None:
     """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
     Logits always come from the folded teacher, like those of the stage cache. Features are cached
@@ -116,15 +120,15 @@ def _answers(
         teacher = method.teacher
         if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
-        return ask(job, "teacher", teacher, data, part, views, passes=recipe.epochs)
+        return outputs_of(job, "teacher", teacher, data, part, views, passes=recipe.epochs)
     if not method.feature_layers or views_of(recipe).count > 1:
         return None
-    found = ask(
+    found = outputs_of(
         *(job, "teacher", method.teacher, data, part, views),
         layers=method.feature_layers,
         passes=recipe.epochs,
     )
-    return found if isinstance(found, Kept) else None
+    return found if isinstance(found, CachedOutputs) else None
 
 
 def _roots(job: Job[DistilSettings]) -> Iterator[str]:

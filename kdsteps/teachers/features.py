@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.images import ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import atomic
 from kdsteps.files.columns import Columns
@@ -61,7 +61,7 @@ def forecast_bytes(shapes: Mapping[str, FeatureShape], num_images: int) -> int:
 
 @torch.inference_mode()
 def write_features(
-    path: Path, teacher: Chain, part: ImagePart, index: Tensor, settings: Mapping[str, Any]
+    path: Path, teacher: Chain, part: ImageSplit, index: Tensor, settings: Mapping[str, Any]
 ) -> None:
     """Write the features of every layer for the images of `index` (N,), without augmentation.
 
@@ -134,7 +134,7 @@ def _groups(shapes: Mapping[str, FeatureShape], num_images: int) -> Iterator[lis
 
 
 def _collect(
-    teacher: Chain, part: ImagePart, index: Tensor, layers: Sequence[str]
+    teacher: Chain, part: ImageSplit, index: Tensor, layers: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """(N, D) float16 of each layer."""
     found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}

@@ -18,11 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.images import ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.files.text import write_json
-from kdsteps.teachers.logits import Kept, Live, checksum, description_path, sample_of, shards
+from kdsteps.teachers.logits import (
+    CachedOutputs,
+    LiveTeacher,
+    checksum,
+    description_path,
+    sample_of,
+    shards,
+)
 
 log = logging.getLogger("kdsteps")
 
@@ -68,7 +75,9 @@ class Forecast:
         )
 
 
-def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms) -> Kept | Live:
+def teacher_outputs(
+    path: Path, live: LiveTeacher, part: ImageSplit, views: Views, terms: Terms
+) -> CachedOutputs | LiveTeacher:
     """The teacher's outputs: from the file if it exists or is worth writing, otherwise computed.
 
     Args:
@@ -92,19 +101,19 @@ def answers(path: Path, live: Live, part: ImagePart, views: Views, terms: Terms)
             return live
         with _alone(path):
             if not path.exists():
-                write_answers(path, live, part, views)
+                write_outputs(path, live, part, views)
     log.info("reading teacher logits from %s", path)
-    return Kept(path, live, part, views)
+    return CachedOutputs(path, live, part, views)
 
 
-def forecast(live: Live, part: ImagePart, views: Views) -> Forecast:
+def forecast(live: LiveTeacher, part: ImageSplit, views: Views) -> Forecast:
     """Size and time of all outputs, estimated from a few batches."""
     size = _batch_size(live, part)
     index, view = sample_of(len(part), views.count, size)
-    width = live.ask(part.take(index, views, view).images).shape[1]
+    width = live.compute(part.take(index, views, view).images).shape[1]
     started = time.perf_counter()
     for _ in range(TIMED):
-        live.ask(part.take(index, views, view).images).cpu()
+        live.compute(part.take(index, views, view).images).cpu()
     each = (time.perf_counter() - started) / (TIMED * size)
     count = len(part) * views.count
     return Forecast(len(part), views.count, 2 * count * width / 2**20, count * each)
@@ -132,7 +141,7 @@ def decide(expected: Forecast, terms: Terms) -> tuple[bool, str]:
     return True, f"cached, {uses}"
 
 
-def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None:
+def write_outputs(path: Path, live: LiveTeacher, part: ImageSplit, views: Views) -> None:
     """Write all outputs, or those that an earlier job did not finish.
 
     Raises:
@@ -140,7 +149,7 @@ def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None
     """
     part_path, progress = path.with_suffix(".npy.part"), path.with_suffix(".progress")
     index, view = sample_of(len(part), views.count)
-    width = live.ask(part.take(index, views, view).images).shape[1]
+    width = live.compute(part.take(index, views, view).images).shape[1]
     images_each = max(1, SHARD // views.count)
     try:
         rows = _opened(part_path, progress, (len(part), views.count, width))
@@ -151,7 +160,7 @@ def write_answers(path: Path, live: Live, part: ImagePart, views: Views) -> None
             for number, images in shards(len(part), images_each):
                 if number in done:
                     continue
-                rows[images] = _ask_all(live, part, views, images)
+                rows[images] = _compute_all(live, part, views, images)
                 done[number] = checksum(rows[images])
                 noted.write(f"{number} {done[number]}\n")
                 noted.flush()
@@ -198,13 +207,13 @@ def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, i
     }
 
 
-def _ask_all(live: Live, part: ImagePart, views: Views, images: slice) -> np.ndarray:
+def _compute_all(live: LiveTeacher, part: ImageSplit, views: Views, images: slice) -> np.ndarray:
     """(images, V, R) float16."""
     place = torch.arange(images.start * views.count, images.stop * views.count)
     index, view = place // views.count, place % views.count
     size = _batch_size(live, part)
     found = [
-        live.ask(part.take(i, views, v).images)
+        live.compute(part.take(i, views, v).images)
         for i, v in zip(index.split(size), view.split(size), strict=True)
     ]
     rows = torch.cat(found)
@@ -216,7 +225,7 @@ def _ask_all(live: Live, part: ImagePart, views: Views, images: slice) -> np.nda
     return rows.cpu().numpy().reshape(images.stop - images.start, views.count, -1)
 
 
-def _batch_size(live: Live, part: ImagePart) -> int:
+def _batch_size(live: LiveTeacher, part: ImageSplit) -> int:
     return GPU_BATCH if part.device.type == "cuda" else live.batch_size
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdsteps.data.images import Drawn, ImagePart, Views
+from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.memory_format import batch_format
@@ -32,13 +32,13 @@ AUDITED = 64  # pairs of image and view that are compared with the teacher at ea
 TOLERANCE = {"float32": 2.0**-9, "bfloat16": 2.0**-5}  # of the largest number of an output
 
 
-class Answers(Protocol):
+class TeacherOutputs(Protocol):
     """Returns the teacher's outputs for the images of a batch, by layer."""
 
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]: ...
+    def __call__(self, drawn: ImageBatch) -> dict[str, Tensor]: ...
 
 
-class Live:
+class LiveTeacher:
     """The teacher itself, which runs on every batch."""
 
     def __init__(
@@ -60,11 +60,11 @@ class Live:
         self.format = batch_format(teacher)  # independent of the student's
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
-        return self.apart(self.ask(drawn.images))
+    def __call__(self, drawn: ImageBatch) -> dict[str, Tensor]:
+        return self.apart(self.compute(drawn.images))
 
     @torch.inference_mode()
-    def ask(self, images: Tensor) -> Tensor:
+    def compute(self, images: Tensor) -> Tensor:
         """(N, R) float16: the outputs of all layers, flattened and concatenated."""
         count, size = len(images), self.batch_size
         if images.is_cuda or count == size:
@@ -91,10 +91,10 @@ class Live:
         return {name: piece.unflatten(1, shape) for (name, shape), piece in named}
 
 
-class Kept:
+class CachedOutputs:
     """Outputs in a file (N images, V views, R numbers), float16, memory-mapped."""
 
-    def __init__(self, path: Path, live: Live, part: ImagePart, views: Views) -> None:
+    def __init__(self, path: Path, live: LiveTeacher, part: ImageSplit, views: Views) -> None:
         """Open a file and compare a sample of it with the teacher.
 
         Args:
@@ -116,7 +116,7 @@ class Kept:
         self._audit()
         self._on_device = self._moved()
 
-    def __call__(self, drawn: Drawn) -> dict[str, Tensor]:
+    def __call__(self, drawn: ImageBatch) -> dict[str, Tensor]:
         if self._on_device is not None:
             return self.live.apart(self._on_device[drawn.index, drawn.view])
         rows = self.rows[drawn.index.cpu().numpy(), drawn.view.cpu().numpy()]  # a copy
@@ -124,10 +124,10 @@ class Kept:
 
     def _audit(self) -> None:
         index, view = sample_of(len(self.part), self.views.count)
-        asked = self.live.ask(self.part.take(index, self.views, view).images).float().cpu()
-        kept = torch.from_numpy(self.rows[index.numpy(), view.numpy()]).float()
-        gaps = (asked - kept).abs().amax(dim=1)
-        allowed = TOLERANCE[self.live.precision] * asked.abs().amax(dim=1).clamp(min=1e-3)
+        computed = self.live.compute(self.part.take(index, self.views, view).images).float().cpu()
+        cached = torch.from_numpy(self.rows[index.numpy(), view.numpy()]).float()
+        gaps = (computed - cached).abs().amax(dim=1)
+        allowed = TOLERANCE[self.live.precision] * computed.abs().amax(dim=1).clamp(min=1e-3)
         wrong = (~(gaps <= allowed)).nonzero()[:, 0]
         if len(wrong):
             first = int(wrong[0])
@@ -137,7 +137,7 @@ class Kept:
                 f"{len(index)} outputs, first for image {int(index[first])} in view "
                 f"{int(view[first])}",
             )
-        how = "to the byte" if torch.equal(asked, kept) else "up to rounding"
+        how = "to the byte" if torch.equal(computed, cached) else "up to rounding"
         log.info("%d cached outputs compared with the teacher: equal %s", len(index), how)
 
     def _moved(self) -> Tensor | None:

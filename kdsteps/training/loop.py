@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kdsteps.data.augmentation import Distortion
-from kdsteps.data.images import Drawn, ImagePart, Views
+from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
 from kdsteps.study.settings import Training
-from kdsteps.teachers.logits import Answers
+from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 
@@ -82,12 +82,12 @@ class Fit:
     def __init__(
         self,
         method: Method,
-        part: ImagePart,
+        part: ImageSplit,
         recipe: Training,
         *,
         seed: int,
         validate: Callable[[], dict[str, float]],
-        answers: Answers | None = None,
+        teacher: TeacherOutputs | None = None,
         resume: Resume | None = None,
     ) -> None:
         """Args:
@@ -95,15 +95,15 @@ class Fit:
         part: The training images.
         seed: Seed of the order and the views of the images.
         validate: Returns metrics of the student; called after every epoch.
-        answers: Returns the teacher's outputs for a batch; None if the method runs the teacher.
+        teacher: Returns the teacher's outputs for a batch; None if the method runs the teacher.
         resume: Where the state is saved; None: nowhere.
         """
         self.method, self.part, self.recipe = method, part, recipe
-        self.validate, self.answers, self.resume = validate, answers, resume
+        self.validate, self.teacher, self.resume = validate, teacher, resume
         self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
-        self.distortion = Distortion(
+        self.augmentation = Augmentation(
             *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
             *(recipe.mixup, recipe.cutmix),
         )
@@ -155,7 +155,7 @@ class Fit:
             self.recipe.batch_size,
             self.views,
             self.generator,
-            distortion=self.distortion,
+            augmentation=self.augmentation,
             skip=self.step,
         )
         for drawn in batches:
@@ -166,7 +166,7 @@ class Fit:
         self._check()
         self._close_epoch()
 
-    def _step(self, drawn: Drawn) -> None:
+    def _step(self, drawn: ImageBatch) -> None:
         terms = self._terms(drawn)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,16 +180,16 @@ class Fit:
         self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
         self.step += 1
 
-    def _terms(self, drawn: Drawn) -> dict[str, Tensor]:
-        answers = self.answers(drawn) if self.answers is not None else {}
+    def _terms(self, drawn: ImageBatch) -> dict[str, Tensor]:
+        outputs = self.teacher(drawn) if self.teacher is not None else {}
         batch = Batch(
             images=drawn.images,
             labels=drawn.labels,
             index=drawn.index,
             view=drawn.view,
             epoch=self.epoch,
-            teacher_logits=answers.pop(HEAD, None),
-            teacher_features=answers or None,
+            teacher_logits=outputs.pop(HEAD, None),
+            teacher_features=outputs or None,
             shares=drawn.targets if drawn.targets.ndim == 2 else None,
         )
         device = drawn.images.device.type

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from kdsteps.data.images import ImagePart, Views
+from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import INDEX
@@ -18,29 +18,29 @@ from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
 from kdsteps.study import registry
 from kdsteps.study.settings import ViewSettings
-from kdsteps.teachers.logit_cache import Terms, answers
-from kdsteps.teachers.logits import Kept, Live
+from kdsteps.teachers.logit_cache import Terms, teacher_outputs
+from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
 
 FOLDER = Path(".kdsteps/outputs")  # a cache: it may be deleted at any time
 _CODE = (
     "kdsteps.stages._shared:prepared",
     "kdsteps.stages._shared:trained_model",
-    "kdsteps.stages._teaching:ask",
+    "kdsteps.stages._teacher_outputs:outputs_of",
     "kdsteps.teachers.frozen:frozen",
 )
 
 
-def ask(
+def outputs_of(
     job: Job[Any],
     model: str,
     teacher: Chain,
     data: Prepared,
-    part: ImagePart,
+    part: ImageSplit,
     settings: ViewSettings,
     *,
     layers: Sequence[str] = (),
     passes: int,
-) -> Kept | Live:
+) -> CachedOutputs | LiveTeacher:
     """The outputs of `teacher` for the views of `part`, cached if that saves time.
 
     Args:
@@ -51,13 +51,13 @@ def ask(
         passes: Passes over the training images that would use the file.
     """
     views = Views(settings.crop_padding, settings.flip)
-    live = Live(teacher, settings.batch_size, layers=layers, precision=settings.precision)
+    live = LiveTeacher(teacher, settings.batch_size, layers=layers, precision=settings.precision)
     terms = Terms(job.keep, passes, job.budget_mib)
-    path = FOLDER / f"{answers_key(job, model, data, settings, layers)}.npy"
-    return answers(path, live, part, views, terms)
+    path = FOLDER / f"{outputs_key(job, model, data, settings, layers)}.npy"
+    return teacher_outputs(path, live, part, views, terms)
 
 
-def answers_key(
+def outputs_key(
     job: Job[Any],
     model: str,
     data: Prepared,
