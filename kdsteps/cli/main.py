@@ -127,7 +127,7 @@ def _add_stage(commands: Any, stage: str) -> None:
     by_file.add_argument("--inputs", nargs="*", metavar="NAME=PATH", default=[])
     by_file.add_argument("--outputs", nargs="*", metavar="NAME=PATH", default=[])
     by_file.add_argument(
-        "--code", metavar="DIGEST", help="of the code behind; without it nothing is remembered"
+        "--code", metavar="DIGEST", help="digest of the code; without it the job cache is not used"
     )
     parser.add_argument(
         "--threads", type=_count, default=cores_there(), metavar="N", help="cores (all)"
@@ -136,7 +136,7 @@ def _add_stage(commands: Any, stage: str) -> None:
         "--gpus", type=_count, default=1, metavar="N", help="GPUs, if there are any (%(default)s)"
     )
     if stage in ("cache", "distil"):
-        _add_keeping(parser)
+        _add_caching(parser)
     if stage in ("train", "distil"):
         parser.add_argument(
             "--checkpoint-seconds",
@@ -147,27 +147,27 @@ def _add_stage(commands: Any, stage: str) -> None:
     parser.set_defaults(run=_stage)
 
 
-def _add_keeping(parser: argparse.ArgumentParser) -> None:
-    """Options that decide what is kept of a teacher; results are the same either way."""
+def _add_caching(parser: argparse.ArgumentParser) -> None:
+    """Options that decide what is cached of a teacher; results are the same either way."""
     parser.add_argument(
         "--keep",
         choices=("auto", "always", "never"),
-        help="whether the teacher's answers are kept for training; auto: where that pays",
+        help="whether teacher logits are cached for training; auto: if that saves time",
     )
     parser.add_argument(
         "--passes",
         type=_count,
         metavar="N",
-        help="over the training images, in all runs together, that would use them",
+        help="passes over the training images, in all runs together, that would use the cache",
     )
     parser.add_argument(
-        "--budget-mib", type=_count, metavar="MIB", help="that a file may take (params.yaml)"
+        "--budget-mib", type=_count, metavar="MIB", help="largest size of a file (params.yaml)"
     )
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r}, where a whole number would be right")
+        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a whole number")
     return int(text)
 
 
