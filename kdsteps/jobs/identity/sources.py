@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 NEUTRAL = frozenset({"errors", "files", "study", "jobs", "cli"})
 """Rooms that decide no number: what they hand on is in a job's settings or its files."""
+COMPUTING = frozenset({"kdsteps.study.run_length"})
+"""Modules of these rooms that stages compute with."""
 
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 EVERYTHING = "*"  # the name of all definitions of a module together
@@ -192,7 +194,8 @@ class Sources:
         return Definition(source, name)
 
     def _own(self, name: str) -> Source | Neutral | None:
-        if name.split(".")[1:2] and name.split(".")[1] in NEUTRAL:
+        room = name.split(".")[1:2]
+        if room and room[0] in NEUTRAL and name not in COMPUTING:
             return Neutral(name)
         file = _module_file(self._path(name))
         return self._read(file, name, own=True) if file else None
