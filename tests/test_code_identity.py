@@ -298,6 +298,12 @@ def test_a_call_counts_whose_result_nothing_reads(folder: Path):
     assert written(mine=text.replace("4", "5")) == first
 
 
+def test_a_metric_does_not_count_for_a_method_in_the_same_file(folder: Path):
+    text = "from kdsteps.evaluation.metrics import metric\n\n@metric(better='lower')\n"
+    text += "def brier(logits, labels):\n    return 2\n\ndef Mine():\n    return 1\n"
+    assert written(mine=text) == written(mine=text.replace("2", "3"))
+
+
 def test_a_field_of_a_class_counts_by_name_default_and_order_and_not_by_type(folder: Path):
     text = "class Mine:\n    a: int = 1\n    b: float = 2\n"
     first = written(mine=text)

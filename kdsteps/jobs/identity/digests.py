@@ -318,10 +318,10 @@ class Code:
 
 
 def _may_act(target: object, pure: tuple[str, ...]) -> bool:
-    """Whether calling something may do more than return a value."""
+    """Whether calling something may do more than return a value; kdsteps has no registries."""
     if isinstance(target, External):
         return target.name.split(".")[0] not in pure
-    return isinstance(target, Definition)
+    return isinstance(target, Definition) and not target.source.own
 
 
 def _links(pieces: Iterable[Piece]) -> Iterator[Definition]:
