@@ -168,7 +168,7 @@ class Dying(LiveTeacher):
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
-        return super().ask(pictures)
+        return super().compute(pictures)
 
 
 class Counting(LiveTeacher):
@@ -178,7 +178,7 @@ class Counting(LiveTeacher):
 
     def compute(self, pictures: Tensor) -> Tensor:
         self.asked += 1
-        return super().ask(pictures)
+        return super().compute(pictures)
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def of_other_images(path: Path) -> None:
 def test_a_damaged_file_is_refused_with_what_to_do(path, damage):
     kept(path)
     damage(path)
-    with pytest.raises(KdstepsError, match="delete it, and it is made again"):
+    with pytest.raises(KdstepsError, match="delete it, and it is written again"):
         kept(path)
     path.unlink()
     kept(path)
@@ -320,7 +320,7 @@ def expected(size_mib: float = 10.0, views: int = 162) -> Forecast:
 def test_answers_are_kept_where_that_is_cheaper_over_the_whole_study(keep, passes, budget, kept):
     found, why = decide(expected(), Terms(keep, passes, budget))
     assert found is kept
-    assert why.startswith("kept" if kept else "not kept")
+    assert why.startswith("cached" if kept else "not cached")
 
 
 def test_keeping_more_than_the_budget_is_refused_with_the_forecast():
@@ -344,7 +344,7 @@ def test_never_means_that_not_even_a_file_that_is_there_is_used(path, caplog):
     assert not path.exists()
     kept(path)
     assert teacher_outputs(path, live, images(), VIEWS, NEVER) is live
-    assert "asked live" in caplog.text
+    assert "on the fly" in caplog.text
 
 
 def test_the_log_says_what_was_decided_and_why(path, caplog):
@@ -353,9 +353,9 @@ def test_the_log_says_what_was_decided_and_why(path, caplog):
     live = live_of()
     assert teacher_outputs(path, live, images(), VIEWS, few) is live
     assert "24 images x 18 views" in caplog.text
-    assert "not kept, only 18 passes would use them" in caplog.text
+    assert "not cached, only 18 passes would use it" in caplog.text
     kept(path, terms=AUTO)
-    assert "kept, 19 passes would use them" in caplog.text
+    assert "cached, 19 passes would use it" in caplog.text
     assert "equal to the byte" in caplog.text
 
 
@@ -372,7 +372,7 @@ def test_while_answers_are_written_no_other_job_can_write_them(path):
                         locked.append(True)
                     else:
                         locked.append(False)
-            return super().ask(pictures)
+            return super().compute(pictures)
 
     kept(path, Watching(frozen_teacher(), BATCH))
     assert locked
@@ -468,13 +468,13 @@ def test_a_run_uses_what_the_stage_cache_kept_and_is_the_same_without(
     ticket_of(study, "always")
     caplog.clear()
     looked_up = student_of(study, "auto")
-    assert "looked up in .kdsteps/outputs" in caplog.text
+    assert "reading teacher logits from .kdsteps/outputs" in caplog.text
     assert student_of(study, "never") == looked_up
     for file in Path(".kdsteps/outputs").iterdir():
         file.unlink()
     caplog.clear()
     assert student_of(study, "auto") == looked_up
-    assert "not kept, only 2 passes would use them" in caplog.text
+    assert "not cached, only 2 passes would use it" in caplog.text
 
 
 def test_views_beyond_number_are_asked_live(study, tmp_path, monkeypatch, caplog):

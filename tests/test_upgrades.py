@@ -487,7 +487,7 @@ def test_results_of_the_first_round_are_taken_over(tmp_path: Path):
     subprocess.run(["tar", "-x", "-C", old], input=archive.stdout, check=True)
     methods = {"labels": {}, "kd": {}, "feature_only": {}}
     steps = {"epochs": 8, "schedule": "steps", "milestones": [5, 6, 7]}
-    train = TINY["train"] | {"schedule": "cosine"}
+    train = {"epochs": 1, "batch_size": 256, "schedule": "cosine"}
     params = TINY | {"methods": methods, "train": train, "distil": TINY["distil"] | steps}
     (old / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     Folder(old).run(["snakemake", "--cores", "2", "--resources", "gpu=1"], PYTHONPATH=str(old))
