@@ -316,4 +316,4 @@ def test_settings_that_cannot_be_end_snakemake_with_one_sentence(study: Study):
     assert not any("Traceback" in line or "Error" in line for line in said)
     study.change(distil=TINY["distil"])
     said = study.snakemake("--config", "seeds=3", status=2).strip().splitlines()
-    assert said[-1] == "--config: seeds would not be seen; change the values in params.yaml"
+    assert said[-1] == "--config: seeds would have no effect; change the values in params.yaml"
