@@ -175,8 +175,8 @@ def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data set has 10 classes of "
-        "[1, 8, 8]; train it on this data set"
+        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], but the data set has 10 classes "
+        "of [1, 8, 8]; train it on this data set"
     )
 
 
@@ -440,7 +440,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(
     onto(small_disk, folder, stage)
     fill(small_disk)
     assert refused(stage, *names) == (
-        f"{first}: the disk is full; free some space and run again, finished results are kept"
+        f"{first}: the disk is full; free some space and run again (finished results are safe)"
     )
     assert set(files_in(small_disk)) == {"ballast"}
 
@@ -524,7 +524,7 @@ def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
     write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
     assert main(["cache", *TEACHER]) == 0
     assert refused("score", *TEACHER) == (
-        "score.num_layers is 50, and the teacher has 5 layers; it should be at most 5"
+        "score.num_layers is 50, but the teacher has 5 layers; it should be at most 5"
     )
 
 
@@ -545,6 +545,6 @@ def test_a_mistake_of_ours_keeps_its_traceback(folder, monkeypatch):
 def test_a_result_that_was_not_made_yet_is_named_with_what_makes_it(refused, folder):
     (folder / WEIGHTS).unlink()
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: not found, and it is read as 'teacher'; run the stage that writes it, or the "
+        f"{WEIGHTS}: not found (input 'teacher'); run the stage that writes it, or the "
         "whole study with snakemake"
     )

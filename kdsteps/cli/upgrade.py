@@ -20,22 +20,23 @@ def add_commands(commands: Any) -> None:
     stale = commands.add_parser(
         "stale",
         help="list the results that are stale, and why",
-        description="List the results that would be made again, and why. Nothing is changed.",
+        description="List the results that would be recomputed, and why. Changes nothing.",
     )
     stale.set_defaults(run=show_stale)
-    stale.add_argument("--jobs", action="store_true", help="name every job")
+    stale.add_argument("--jobs", action="store_true", help="list every job")
     taking = commands.add_parser(
         "accept",
-        help="take results of an earlier version as they are",
-        description="Take results as they are where only the code changed. They are listed in "
-        "results/accepted.json and in the report. Where settings or inputs changed, the job runs.",
+        help="accept results that only other code made as up to date",
+        description="Accept existing results as up to date where only the code changed. They are "
+        "listed in results/accepted.json and in the report. Where settings or inputs changed, the "
+        "job is rerun.",
     )
     taking.set_defaults(run=accept_results)
     for parser in (stale, taking):
         parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-        parser.add_argument("--stage", action="append", default=[], help="only this one (all)")
+        parser.add_argument("--stage", action="append", default=[], help="only this stage (all)")
         for name in NAMES:
-            parser.add_argument(f"--{name}", help="only jobs of this one (all)")
+            parser.add_argument(f"--{name}", help=f"only jobs of this {name} (all)")
 
 
 def show_stale(given: argparse.Namespace) -> None:
@@ -53,8 +54,8 @@ def show_stale(given: argparse.Namespace) -> None:
     count = sum(status.reason == "code" and status.rule != "report" for status in stale)
     if count:
         print(
-            f"`kdsteps accept` takes {count} as they are, since only code changed; snakemake makes "
-            "the rest again."
+            f"`kdsteps accept` accepts {count} of them, where only code changed; snakemake "
+            "recomputes the rest."
         )
 
 

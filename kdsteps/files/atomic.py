@@ -129,7 +129,9 @@ def damage(error: Exception, kind: str) -> str:
 
 def _disk_sentence(path: Path, error: OSError) -> str:
     if error.errno in DISK_FULL:
-        return f"{path}: the disk is full; free some space and run again, finished results are kept"
+        return (
+            f"{path}: the disk is full; free some space and run again (finished results are safe)"
+        )
     if error.errno == errno.EFBIG:
         return f"{path}: is larger than files may be here; raise the limit (`ulimit -f`)"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):

@@ -1,4 +1,4 @@
-"""What several stages share: networks from settings and checkpoints, and provenance."""
+"""Functions of several stages: networks from settings and checkpoints, and provenance."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     found = (len(data.class_names), list(data.image_shape))
     if made_for != found:
         raise KdstepsError(
-            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data set has "
-            f"{found[0]} classes of {found[1]}; train it on this data set"
+            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, but the data set "
+            f"has {found[0]} classes of {found[1]}; train it on this data set"
         )
     family, options = header["model"]["family"], header["model"]["options"]
     plain = Model(family=family, options=architecture(options))
@@ -131,7 +131,7 @@ def validator(
 
 
 def resume_file(job: Job[Any], *roots: str) -> Resume:
-    """Where a run saves its state: named after its result, with everything the result depends on.
+    """The file in which a run saves its state, with a key of everything the result depends on.
 
     Args:
         roots: The definitions at which the code of the job begins.

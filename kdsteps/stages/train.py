@@ -1,11 +1,11 @@
-"""Train one teacher on one data set with labels only; with 0 epochs, use it as is.
+"""Train one teacher on one data set with labels only; with 0 epochs, use it as it is.
 
 reads   data       images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
         history    history.parquet: every loss term and validation metric of every epoch; with 0
                    epochs, the validation metrics only, as epoch 0
         digest     digest.json: digests of the other files
-or, for a teacher that is trained,
+or, to check a trained teacher,
 reads   data       as above
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
@@ -48,7 +48,7 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[Any]) -> None:
-    """Train a teacher, or check one that is trained."""
+    """Train a teacher, or check a trained one."""
     if "check" in job.outputs:
         _check(job)
     else:
@@ -91,7 +91,7 @@ def _check(job: Job[CheckSettings]) -> None:
     network = trained_model(path, data).to(device)
     part = data.part("validation")
     if not len(part):
-        log.warning("the teacher is not checked: there are no validation images")
+        log.warning("cannot check the teacher: there are no validation images")
         write_json(job.outputs["check"], {"settings": settings.as_json(), "accuracy": None})
         return
     if (broken := not_finite(network.plain().state_dict())) is not None:
@@ -105,7 +105,7 @@ def _check(job: Job[CheckSettings]) -> None:
         log.warning("the teacher %s: %s", path, warning)
     if found.problems and settings.on_failure == "stop":
         raise KdstepsError(
-            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to go on"
+            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to continue"
         )
     for problem in found.problems:
         log.warning("the teacher %s: %s", path, problem)
