@@ -242,7 +242,7 @@ def from_elsewhere(file: Path) -> None:
         (truncated, "is not a complete safetensors file"),
         (emptied, "is not a complete safetensors file"),
         (scrambled, "is not a complete safetensors file"),
-        (with_a_flipped_bit, "is damaged, for its weights are not those that were written"),
+        (with_a_flipped_bit, "is damaged: its weights do not match their digest"),
         (from_elsewhere, "has no kdsteps header; a checkpoint from elsewhere goes under"),
     ],
 )
@@ -298,8 +298,8 @@ def test_a_result_without_a_column_is_refused(refused, folder):
     table = pq.read_table(folder / INDEX)
     pq.write_table(table.drop_columns(["label"]), folder / INDEX)
     assert refused("train", *TEACHER) == (
-        f"{INDEX}: has no column 'label' (it has image, split, source, hash); make it again or "
-        "give one with all columns"
+        f"{INDEX}: has no column 'label' (it has image, split, source, hash); run the stage "
+        "that writes it again"
     )
 
 
@@ -308,7 +308,8 @@ def test_a_result_with_a_column_of_another_type_is_refused(refused, folder):
     labels = pa.array([str(label) for label in table["label"].to_pylist()])
     pq.write_table(table.set_column(1, "label", labels), folder / INDEX)
     assert refused("train", *TEACHER) == (
-        f"{INDEX}: column 'label' holds string, where int32 would be right; make it again"
+        f"{INDEX}: column 'label' has the type string; it should be int32, so run the stage "
+        "that writes it again"
     )
 
 

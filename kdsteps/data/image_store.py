@@ -1,7 +1,7 @@
-"""The file `images.npy` while it is written: a killed run goes on where it was.
+"""The file `images.npy` while it is being written; interrupted runs resume.
 
-Pixels are in a hidden file next to the one they become, and in a journal what was found out about
-them. Both are removed when the run ends, well or with an error; after a kill they stay.
+Pixels are in a hidden file next to the final one, and a journal has the findings about them. Both
+are removed when the run ends, with or without an error; if it is killed, they remain.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 class ImageStore:
-    """Images (N, C, H, W) of uint8 on their way to the disk.
+    """Images (N, C, H, W) of uint8 that are being written to disk.
 
     Attributes:
-        survey: Of the images that are stored; of a killed run, those that it had recorded.
+        survey: Of the stored images, among them those that an interrupted run recorded.
     """
 
     def __init__(self, target: Path, key: str, count: int) -> None:
         """Args:
         target: The file that the images become.
-        key: Of everything they depend on; what a run with another key left is not used.
+        key: Of everything they depend on; files of a run with another key are not used.
         count: How many images there will be, at most.
         """
         self.target, self.count = target, count
@@ -83,7 +83,7 @@ class ImageStore:
         return (len(self.survey.stored), *self.survey.shape)
 
     def finish(self) -> None:
-        """Let the images appear at the target."""
+        """Move the finished file to the target."""
         self._file.seek(0)
         write_array_header(self._file, np.dtype(np.uint8), self.shape)
         self.close()
@@ -102,7 +102,7 @@ class ImageStore:
     def _check_space(self, one: int) -> None:
         needed = HEADER_BYTES + self.count * one
         free = shutil.disk_usage(self.target.parent).free
-        log.info("the images take %s on the disk, which has %s free", _size(needed), _size(free))
+        log.info("the images need %s of disk space; %s are free", _size(needed), _size(free))
         if needed - self._file.tell() > free:
             raise KdstepsError(
                 f"{self.target}: {self.count:,} images of {self.survey.shape} need "
@@ -124,7 +124,7 @@ class ImageStore:
         self._saved_at = time.monotonic()
 
     def _resumed(self, key: str) -> Survey:
-        """What a killed run recorded with the same key; empty if there is nothing that fits."""
+        """What an interrupted run recorded under the same key; empty if nothing matches."""
         survey = Survey()
         try:
             first, *entries = self.journal.read_text().splitlines()
@@ -168,7 +168,7 @@ def image_store(target: Path, key: str, count: int) -> Iterator[ImageStore]:
 
 
 def _entry(survey: Survey, stored: int, broken: int) -> dict[str, Any]:
-    """What was added to a survey since it had so many images, stored and broken."""
+    """What was added to a survey since it had these numbers of stored and broken images."""
     lists = {name: getattr(survey, name)[stored:] for name in _LISTS}
     return lists | {
         "broken": survey.broken[broken:],
@@ -187,7 +187,7 @@ def _extend(survey: Survey, entry: dict[str, Any]) -> None:
 
 
 def _size(count: int) -> str:
-    """Bytes in words."""
+    """Bytes in readable form."""
     unit, size = next(
         (unit, size) for unit, size in _UNITS.items() if count >= size or unit == "bytes"
     )

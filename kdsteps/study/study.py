@@ -52,7 +52,7 @@ class Method:
         options: All of them, defaults filled in.
         wants: "nothing", "logits", "blocks" or "layers".
         plan: "stones", "pairs" or None.
-        distil, build: What differs for this method.
+        distil, build: The values that differ for this method.
     """
 
     method: str
@@ -124,11 +124,11 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise KdstepsError(
-            f"{path}: not found; run kdsteps where params.yaml is, or copy one from recipes/"
+            f"{path}: not found; run kdsteps in the folder of params.yaml, or copy a recipe there"
         ) from error
     except OSError as error:
         raise KdstepsError(
-            f"{path}: cannot be read ({error.strerror}); give a file that you may read"
+            f"{path}: cannot be read ({error.strerror}); make it readable"
         ) from error
     except UnicodeDecodeError as error:
         raise KdstepsError(f"{path}: is not valid UTF-8; save it as a UTF-8 text file") from error
@@ -204,7 +204,7 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     method = entry.method or name
     key = None if entry.method is None else "method"
     part, options = _part("methods", method, entry, where, key)
-    assert part.wants is not None, "every method says what it wants"
+    assert part.wants is not None, "every method declares what it wants"
     return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
 
 
@@ -223,7 +223,7 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
 
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` where `evaluate:` or `kd:` with nothing after it means all defaults."""
+    """`content` with `evaluate:` or `kd:` without a value replaced by all defaults."""
     optional = {name for name, info in Params.model_fields.items() if not info.is_required()}
     filled = {
         name: value for name, value in content.items() if value is not None or name not in optional
@@ -237,7 +237,7 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
 def _part(
     kind: registry.Kind, reference: str, entry: BaseModel, where: str, key: str | None
 ) -> tuple[registry.Part, Options]:
-    """A part and its options, defaults filled in; `key` is the key of the entry that names it."""
+    """A part and its options with defaults; `key` is the key of the entry that names it."""
     part = registry.find(kind, reference, f"{where}.{key}" if key else where)
     return part, part.parse(entry.model_extra or {}, where, list(type(entry).model_fields))
 
@@ -269,7 +269,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _check_training(study: Study, where: str) -> None:
-    """Settings of training that do not fit together, in every section and combination."""
+    """Check that settings of training do not contradict each other, in any combination."""
     spots: dict[str, Training | None]
     for name, section in study.trainings.items():
         own = study.params.models[name].train
@@ -286,7 +286,7 @@ def _check_training(study: Study, where: str) -> None:
 
 
 def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
-    """Raise a sentence about a section if its values do not fit together.
+    """Raise KdstepsError if the values of a section contradict each other.
 
     Args:
         spots: Where its values come from; the last place that has some is named.
@@ -308,10 +308,10 @@ def _check_pair(study: Study, pair: Pair, where: str) -> None:
     if not (study.trainings[pair.teacher].epochs or has_weights):
         raise KdstepsError(
             f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
-            "to begin with; give it a checkpoint, or train it for one epoch or more"
+            "to start from; set a checkpoint, or train it for one epoch or more"
         )
     if pair.published is not None and pair.published not in registry.published_pairs():
         hint = nearest(pair.published, registry.published_pairs())
         raise KdstepsError(
-            f"{where}.published is {pair.published!r}, of which no published values are known{hint}"
+            f"{where}.published is {pair.published!r}, which has no known published values{hint}"
         )
