@@ -23,7 +23,7 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
-from kdsteps.jobs.earlier_settings import as_today
+from kdsteps.jobs.earlier_versions import as_today
 from kdsteps.jobs.recorded import checksum, record_of
 from kdsteps.jobs.upgrades import accept, rewrite_records, statuses
 from kdsteps.study.study import Study, load_study
@@ -42,7 +42,7 @@ def write_result(path: str, settings: str) -> None:
     """A small file of the right format that carries settings."""
     carried, suffix = json.loads(settings), Path(path).suffix
     if suffix == ".json":
-        write_json(path, {"settings": carried, "path": path})
+        write_json(path, {"settings": carried, "path": path, "form": "student_features"})
     elif suffix == ".parquet":
         write_table(path, {}, {}, carried, {"path": path})
     elif suffix == ".safetensors":
@@ -108,8 +108,30 @@ def everything(status: Any) -> bool:
     return True
 
 
+def run_here(status: Any) -> None:
+    """Make a job's files, as `kdsteps accept` does by its command."""
+    for path in status.outputs:
+        write_result(path, status.settings)
+
+
 KD, REPORT = "distil pair kd 0", "report"
 HISTORY = "results/distil/pair/kd/0/history.parquet"
+
+
+def test_a_plan_in_an_earlier_form_is_made_again_and_its_readers_know_the_new_one(study: Study):
+    plan = "results/build/pair/feature_only/plan.json"
+    settings = graph.settings_text(study, "build", {"pair": "pair", "method": "feature_only"})
+    write_json(plan, {"settings": json.loads(settings), "pairs": [{"student_place": {}}]})
+    os.utime(plan, (1000, 1000))
+    rules = [rule for rule in graph.OUTPUTS if rule != REPORT]
+    for rule in rules:
+        for names in graph.jobs(study, rule):
+            remake_records(study, rule, names, OLD)
+    accept(study, everything, run_here)
+    assert "student_features" in Path(plan).read_text()
+    reader = record_of("results/distil/pair/feature_only/0/history.parquet")
+    assert reader is not None and reader.checksums[plan] == checksum(plan)
+    assert set(reasons(study)) == {REPORT}
 
 
 def test_results_of_other_code_are_stale_because_of_it(study: Study):
@@ -117,7 +139,7 @@ def test_results_of_other_code_are_stale_because_of_it(study: Study):
 
 
 def test_accepted_results_are_up_to_date_and_listed_with_the_code_that_made_them(study: Study):
-    done = accept(study, everything)
+    done = accept(study, everything, run_here)
     assert done.refused == []
     assert set(reasons(study)) == {REPORT}
     entry = read_accepted()[HISTORY]
@@ -131,7 +153,7 @@ def test_accepted_results_are_up_to_date_and_listed_with_the_code_that_made_them
 
 def test_what_snakemake_compares_is_todays_after_accepting_and_what_ran_stays(study: Study):
     before = record_of(HISTORY)
-    accept(study, everything)
+    accept(study, everything, run_here)
     after = record_of(HISTORY)
     assert before is not None and after is not None
     assert after.code != OLD and after.settings == before.settings
@@ -145,7 +167,7 @@ def test_changed_settings_are_named_and_refused(study: Study):
     assert (
         "options.temperature: 4.0, params.yaml says options.temperature: 2.0" in reasons(study)[KD]
     )
-    done = accept(study, everything)
+    done = accept(study, everything, run_here)
     assert [status.names["method"] for status in done.refused] == ["kd"]
     record = record_of(HISTORY)
     assert record is not None and record.code == OLD
@@ -154,17 +176,20 @@ def test_changed_settings_are_named_and_refused(study: Study):
 
 def test_changed_inputs_are_named_and_refused(study: Study):
     digest = "results/train/digits/big/digest.json"
-    accept(study, everything)
+    accept(study, everything, run_here)
     write_json(digest, {"teacher.safetensors": "another"})
     found = reasons(study)
     assert found[KD] == f"an input changed: {digest}"
     assert "distil pair labels 0" not in found
-    assert {status.rule for status in accept(study, everything).refused} >= {"distil", "cache"}
+    assert {status.rule for status in accept(study, everything, run_here).refused} >= {
+        "distil",
+        "cache",
+    }
 
 
 def test_a_result_whose_file_and_record_disagree_is_refused(study: Study):
     write_result(HISTORY, json.dumps({"options": {"temperature": 9}}))
-    (refused,) = accept(study, everything).refused
+    (refused,) = accept(study, everything, run_here).refused
     assert HISTORY in refused.why
 
 
@@ -182,7 +207,7 @@ def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study)
 
 
 def test_what_reads_stale_results_follows_them(study: Study):
-    accept(study, everything)
+    accept(study, everything, run_here)
     study = changed_params(train=TINY["train"] | {"epochs": 2})
     found = reasons(study)
     assert "train.epochs: 1" in found["train digits big"]
@@ -197,28 +222,28 @@ def test_a_job_that_reads_other_files_than_before_can_be_accepted(study: Study):
     for path in graph.outputs("distil", names).values():
         write_record(path, graph.settings_text(study, "distil", names), code, inputs[:1])
     assert reasons(study)["distil pair labels 0"] == "reads other files"
-    accept(study, everything)
+    accept(study, everything, run_here)
     record = record_of("results/distil/pair/labels/0/history.parquet")
     assert record is not None and record.inputs == inputs
     assert record.checksums == {path: checksum(path) for path in inputs}
 
 
 def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study):
-    accept(study, everything)
+    accept(study, everything, run_here)
     assert HISTORY in read_accepted()
     write_table(HISTORY, {}, {}, {"made": "again"}, {})
     assert HISTORY not in read_accepted()
 
 
 def test_accepting_after_two_upgrades_keeps_the_code_that_made_the_result(study: Study):
-    accept(study, everything)
+    accept(study, everything, run_here)
     for record in Path(".snakemake/metadata").iterdir():
         content = json.loads(record.read_text())
         content["params"] = [
             re.sub("'[0-9a-f]{16}'", "'fedcba9876543210'", p) for p in content["params"]
         ]
         record.write_text(json.dumps(content))
-    assert accept(study, everything).refused == []
+    assert accept(study, everything, run_here).refused == []
     assert read_accepted()[HISTORY].made_with == OLD
 
 
@@ -228,7 +253,7 @@ def test_records_that_are_links_into_a_store_are_replaced_and_not_written_throug
     os.replace(record, store)
     record.symlink_to(store.absolute())
     before = store.read_bytes()
-    accept(study, everything)
+    accept(study, everything, run_here)
     assert store.read_bytes() == before
     assert not record.is_symlink()
 
@@ -236,11 +261,11 @@ def test_records_that_are_links_into_a_store_are_replaced_and_not_written_throug
 def test_nothing_is_accepted_while_snakemake_runs(study: Study):
     write_text(Path(".snakemake/locks/0.input.lock"), HISTORY)
     with pytest.raises(KdstepsError, match=r"Snakemake is running.*--unlock"):
-        accept(study, everything)
+        accept(study, everything, run_here)
 
 
 def test_dvc_records_accepted_results_and_refuses_them_after_a_change(study: Study):
-    accept(study, everything)
+    accept(study, everything, run_here)
     assert verify(study, "distil") == 3
     student = HISTORY.replace("history.parquet", "student.safetensors")
     write_checkpoint(student, {}, {"settings": {"method": "another"}})
@@ -259,7 +284,7 @@ def test_dvc_takes_accepted_files_whose_settings_are_in_words_of_their_time(stud
                 write_record(path, older, OLD, flat(graph.inputs(study, rule, names)))
     with pytest.raises(KdstepsError, match="latency_runs"):
         verify(study, "evaluate")
-    accept(study, everything)
+    accept(study, everything, run_here)
     assert verify(study, "evaluate") == 5
     changed = changed_params(evaluate={"batch_size": 3})
     with pytest.raises(KdstepsError, match="batch_size: 3"):
@@ -321,7 +346,7 @@ def test_a_file_of_digests_that_an_earlier_version_did_not_write_is_added(study:
     record = Path(".snakemake/metadata", urlsafe_b64encode(str(digest).encode()).decode())
     record.unlink()
     assert set(reasons(study).values()) == {"code changed"}
-    accept(study, everything)
+    accept(study, everything, run_here)
     assert set(reasons(study)) == {REPORT}
     assert json.loads(digest.read_bytes()).keys() == {"teacher.safetensors", "history.parquet"}
     assert digest.read_bytes() != before
@@ -409,7 +434,7 @@ def kdsteps(study: Folder, *arguments: str) -> str:
 def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_job(study: Study):
     check = Path("results/train/digits/big/check.json")
     check.unlink()
-    done = accept(study, everything)
+    done = accept(study, everything, run_here)
     assert [status.rule for status in done.lacking] == ["train_check"]
     assert done.refused == []
     check.write_text("{}")

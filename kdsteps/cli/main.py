@@ -152,7 +152,7 @@ def _add_stage(commands: Any, stage: str) -> None:
         "--gpus", type=_count, default=1, metavar="N", help="GPUs, if available (%(default)s)"
     )
     if stage in ("cache", "distil"):
-        _add_keeping(parser)
+        _add_caching(parser)
     if stage in ("train", "distil"):
         parser.add_argument(
             "--checkpoint-seconds",
@@ -163,7 +163,7 @@ def _add_stage(commands: Any, stage: str) -> None:
     parser.set_defaults(run=_stage)
 
 
-def _add_keeping(parser: argparse.ArgumentParser) -> None:
+def _add_caching(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide what is cached of a teacher; they do not change results."""
     parser.add_argument(
         "--keep",

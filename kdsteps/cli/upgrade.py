@@ -63,7 +63,7 @@ def accept_results(given: argparse.Namespace) -> None:
     """Accept what only other code made, and write the report again if all else is up to date."""
     study = load_study(given.params)
     _check_options(study, given)
-    done = accept(study, lambda status: _chosen(given, status))
+    done = accept(study, lambda status: _chosen(given, status), lambda status: _make(study, status))
     for status in done.refused:
         print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:

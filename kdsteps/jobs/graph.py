@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from string import Formatter
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.accepted import ACCEPTED
+from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
+from kdsteps.jobs.outputs import STAGES as STAGES
+from kdsteps.jobs.outputs import Names as Names
+from kdsteps.jobs.outputs import names_of as names_of
+from kdsteps.jobs.outputs import outputs as outputs
+from kdsteps.jobs.outputs import rules_of as rules_of
+from kdsteps.jobs.outputs import stage_of as stage_of
 from kdsteps.jobs.settings import (
     BuildSettings,
     CheckSettings,
@@ -35,65 +41,6 @@ from kdsteps.study.settings import (
     ViewSettings,
 )
 from kdsteps.study.study import Study
-
-STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
-
-Names = dict[str, str]
-"""What distinguishes the jobs of one rule: the wildcards of its paths."""
-
-OUTPUTS: dict[str, dict[str, str]] = {
-    "prepare": {
-        "images": "results/prepare/{dataset}/images.npy",
-        "index": "results/prepare/{dataset}/index.parquet",
-        "summary": "results/prepare/{dataset}/summary.json",
-        "digest": "results/prepare/{dataset}/digest.json",
-    },
-    "train": {
-        "model": "results/train/{dataset}/{teacher}/teacher.safetensors",
-        "history": "results/train/{dataset}/{teacher}/history.parquet",
-        "digest": "results/train/{dataset}/{teacher}/digest.json",
-    },
-    "train_check": {"check": "results/train/{dataset}/{teacher}/check.json"},
-    "cache": {
-        "features": "results/cache/{dataset}/{teacher}/features.parquet",
-        "digest": "results/cache/{dataset}/{teacher}/digest.json",
-    },
-    "cache_outputs": {"ticket": "results/cache/{dataset}/{teacher}/outputs_{views}.json"},
-    "score": {"scores": "results/score/{dataset}/{teacher}/scores.parquet"},
-    "build": {"plan": "results/build/{pair}/{method}/plan.json"},
-    "distil": {
-        "model": "results/distil/{pair}/{method}/{seed}/student.safetensors",
-        "history": "results/distil/{pair}/{method}/{seed}/history.parquet",
-        "digest": "results/distil/{pair}/{method}/{seed}/digest.json",
-    },
-    "evaluate": {
-        "measures": "results/evaluate/students/{pair}/{method}/{seed}/measures.json",
-        "predictions": "results/evaluate/students/{pair}/{method}/{seed}/predictions.parquet",
-    },
-    "evaluate_teacher": {
-        "measures": "results/evaluate/teachers/{dataset}/{teacher}/measures.json",
-        "predictions": "results/evaluate/teachers/{dataset}/{teacher}/predictions.parquet",
-        "digest": "results/evaluate/teachers/{dataset}/{teacher}/digest.json",
-    },
-    "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
-    "report": {
-        "page": "results/report/index.html",
-        "runs": "results/report/runs.parquet",
-        "metrics": "results/report/metrics.json",
-        "accuracy": "results/report/accuracy.png",
-        "curves": "results/report/curves.png",
-        "quality": "results/report/quality.png",
-        "size": "results/report/size.png",
-        "accuracy_table": "results/report/plots/accuracy.csv",
-        "curves_table": "results/report/plots/curves.csv",
-        "quality_table": "results/report/plots/quality.csv",
-    },
-}
-"""Every file of every rule, by the name the stage's command knows it by.
-
-`digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
-watches the digest beside it instead of reading the large file for every job.
-"""
 
 _REPORTED = {
     "summaries": ("prepare", "summary"),
@@ -144,28 +91,6 @@ class JobNode:
         if "images" in digests:
             digests |= {"index", "summary"}
         return frozenset(digests | {"check"})
-
-
-def stage_of(rule: str) -> str:
-    """The stage of a rule: `evaluate_teacher` belongs to `evaluate`."""
-    return rule.split("_")[0]
-
-
-def rules_of(stage: str) -> list[str]:
-    """The rules of a stage."""
-    return [rule for rule in OUTPUTS if stage_of(rule) == stage]
-
-
-def names_of(rule: str) -> tuple[str, ...]:
-    """The wildcards of a rule's paths, in their order."""
-    path = next(iter(OUTPUTS[rule].values()))
-    return tuple(name for _, name, _, _ in Formatter().parse(path) if name)
-
-
-def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
-    """The files a job writes; without names, the patterns of its rule."""
-    patterns = OUTPUTS[rule]
-    return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}
 
 
 def jobs(study: Study, rule: str) -> list[Names]:

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,8 +50,12 @@ class Record:
     def checksums(self) -> dict[str, str]:
         return dict(self.content.get("input_checksums") or {})
 
-    def rewrite(self, settings: str, code: str, inputs: Sequence[str]) -> None:
+    def rewrite(
+        self, settings: str, code: str, inputs: Sequence[str], renewed: Collection[str] = ()
+    ) -> None:
         """Say that the file is what these settings, this code and these inputs make.
+
+        Inputs in `renewed` were made again since and are recorded as they are now.
 
         The text of the rule's command is left open, which Snakemake takes as unchanged; the command
         that really ran stays in `shellcmd`.
@@ -59,7 +63,8 @@ class Record:
         known = (self.settings, self.code)
         others = [text for text in self.content["params"] if _value(text) not in known]
         found = [path for path in inputs if path in self.checksums or Path(path).is_file()]
-        checksums = {path: self.checksums.get(path) or checksum(path) for path in found}
+        before = {path: known for path, known in self.checksums.items() if path not in renewed}
+        checksums = {path: before.get(path) or checksum(path) for path in found}
         content = dict(self.content) | {
             "params": sorted([*others, repr(settings), repr(code)]),
             "input": sorted(inputs),

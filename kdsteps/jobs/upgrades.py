@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -25,7 +25,7 @@ from kdsteps.jobs.accepted import (
     witness,
     write_accepted,
 )
-from kdsteps.jobs.earlier_settings import as_today
+from kdsteps.jobs.earlier_versions import as_today, is_outdated
 from kdsteps.jobs.recorded import (
     Record,
     carried_settings,
@@ -199,11 +199,14 @@ class Acceptance:
     lacking: list[Status]
 
 
-def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
+def accept(
+    study: Study, chosen: Callable[[Status], bool], make: Callable[[Status], None]
+) -> Acceptance:
     """Take results as they are where only code changed; the report is left alone.
 
     Args:
         chosen: Which jobs are meant.
+        make: Runs a job here; for plans in a form that today's code does not read.
 
     Raises:
         KdstepsError: Snakemake is running.
@@ -218,20 +221,30 @@ def accept(study: Study, chosen: Callable[[Status], bool]) -> Acceptance:
             continue
         acceptable = status.reason == "code" and _is_whole(status, entries)
         (taken if acceptable else refused).append(status)
+    outdated = [status for status in taken if is_outdated(status.rule, status.outputs)]
     if taken:
-        write_accepted(entries | dict(_entry(status, entries) for status in taken))
+        as_is = [status for status in taken if status not in outdated]
+        write_accepted(entries | dict(_entry(status, entries) for status in as_is))
+    for status in outdated:
+        make(status)
     for status in taken:
         _add_digest(status)
-    for status in taken:
-        rewrite_records(status)
+    renewed = {path for status in outdated for path in status.outputs}
+    for status in found:
+        if status in taken or (status.reason == "current" and renewed & set(status.inputs)):
+            rewrite_records(status, renewed)
     lacking = _lacking(refused, found)
     return Acceptance(taken, [each for each in refused if each not in lacking], lacking)
 
 
-def rewrite_records(status: Status) -> None:
-    """Let Snakemake take a job's files as made by today's settings, code and inputs."""
+def rewrite_records(status: Status, renewed: Collection[str] = ()) -> None:
+    """Let Snakemake take a job's files as made by today's settings, code and inputs.
+
+    Args:
+        renewed: Inputs that were made again since.
+    """
     for record in status.records or [new_record(path, status.rule) for path in status.outputs]:
-        record.rewrite(status.settings, status.code, status.inputs)
+        record.rewrite(status.settings, status.code, status.inputs, renewed)
 
 
 def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:

@@ -97,7 +97,11 @@ class FeatureFile:
         """Raises: KdstepsError: It is missing, damaged, or lacks a column."""
         self.path = path
         self._file = open_table(path, FEATURES)
-        metadata = self._file.schema_arrow.metadata
+        metadata = self._file.schema_arrow.metadata or {}
+        if b"kdsteps.feature_shapes" not in metadata:
+            raise KdstepsError(
+                f"{path}: was written by an earlier version; delete it and run again"
+            )
         described = json.loads(metadata[b"kdsteps.feature_shapes"])
         self.shapes = {layer: FeatureShape(**shape) for layer, shape in described.items()}
 
