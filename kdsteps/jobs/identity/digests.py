@@ -1,8 +1,8 @@
 """Digests of definitions by content: each one's normal form, with the digests of what it uses.
 
 A definition is known by what it does and not by its name or module, so moving or renaming one
-changes nothing. Definitions that use each other in a circle are told apart by what they contain:
-each round replaces the links inside the circle by the digests of the round before.
+changes nothing. Definitions that use each other in a cycle are distinguished by their contents:
+each round replaces the links inside the cycle by the digests of the round before.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _PURE = ("abc", "contextlib", "dataclasses", "enum", "functools", "pydantic", "t
 
 @dataclass(eq=False)
 class _Node:
-    """A definition with its normal form, and what is found out about it.
+    """A definition with its normal form and its digest.
 
     Attributes:
         pieces: Its normal form.
         modules: Followed modules that it uses.
-        digest: Of all that it does; empty until that is known.
+        digest: Of everything it does; empty until that is known.
         reached: Followed modules that it and all that it uses are in.
     """
 
@@ -146,7 +146,7 @@ class Code:
         return found | {each for each in modules if isinstance(each, Source)}
 
     def _registered(self, source: Source) -> list[Definition]:
-        """Definitions of a user's module that a decorator may make known somewhere."""
+        """Definitions of a user's module that a decorator may register somewhere."""
         if source.own:
             return []
         writer = Writer(self._sources, source, "", {})
@@ -178,7 +178,7 @@ class Code:
 
     @cached_property
     def _members(self) -> Members:
-        """Methods and properties of settings classes, by name: they may compute."""
+        """Methods and properties of settings classes by name, since they may compute."""
         found: Members = {}
         for module in SETTINGS:
             source = self._sources.settings_source(module)
@@ -226,7 +226,7 @@ class Code:
         return self._nodes[start]
 
     def _close(self, circle: list[Definition]) -> None:
-        """Give digests to definitions that use each other, or to one."""
+        """Compute the digests of definitions that use each other, or of one."""
         nodes = {definition: self._nodes[definition] for definition in circle}
         reached = {definition.source for definition in circle}
         for node in nodes.values():
@@ -246,7 +246,7 @@ class Code:
             node.digest, node.reached = _hash(inside[definition] + together), shared
 
     def _text(self, pieces: Iterable[Piece], inside: Mapping[Definition, str]) -> str:
-        """A normal form with digests for its links; `inside` has those of its circle."""
+        """A normal form with digests for its links; `inside` has those of its cycle."""
         return "".join(
             piece
             if isinstance(piece, str)
