@@ -81,6 +81,6 @@ def names_of(rule: str) -> tuple[str, ...]:
 
 
 def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
-    """The files a job writes; without names, the patterns of its rule."""
+    """The files a job writes; without names, the path patterns of its rule."""
     patterns = OUTPUTS[rule]
     return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}

@@ -1,4 +1,4 @@
-"""A network as a chain of blocks: the one law on which all distillation here rests.
+"""A network as a chain of blocks, which can be read and cut at every layer.
 
 For every layer l of a chain, `chain.tail(l)(chain.front(l)(images))` equals `chain(images)`. A
 layer is the output of a block and has the block's name; the last block, `head`, returns the logits.
@@ -115,7 +115,7 @@ class Chain(nn.Module, ABC):
         return self.span(layer, HEAD)
 
     def plain(self) -> nn.Module:
-        """The module that is deployed, whose state dict is what a checkpoint holds."""
+        """The module that is deployed, whose state dict a checkpoint holds."""
         return self
 
     def position(self, name: str | None) -> int:

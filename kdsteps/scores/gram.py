@@ -34,7 +34,7 @@ class LayerGram:
             `spectra_rows`; counted only as far as the number of those rows.
         width: D, the number of columns seen so far.
         squares: (N,) float64, squared norms of the raw features.
-        pull: (N,) float64, inner products of the centred features with the mean.
+        pull: (N,) float64, inner products of the centered features with the mean.
         mean_square: Squared norm of the mean.
     """
 
@@ -116,7 +116,7 @@ class LayerGram:
 
     @property
     def products(self) -> Tensor:
-        """(N, N) inner products of the centred features, rows and columns in order of class."""
+        """(N, N) inner products of the centered features, rows and columns in order of class."""
         if self._products is None or self.width == 0:
             raise ValueError("no features have been added")
         if not self._mirrored:

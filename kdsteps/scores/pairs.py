@@ -52,7 +52,7 @@ def pair_statistics(gram: LayerGram) -> PairStatistics:
 
     inverse = norms.reciprocal().to(dtype)
     ones = torch.ones_like(inverse)
-    # raw inner product = centred product + (pull_i + mean_square) * 1 + 1 * pull_j
+    # raw inner product = centered product + (pull_i + mean_square) * 1 + 1 * pull_j
     left = torch.stack([(gram.pull + gram.mean_square).to(dtype), ones], dim=1)  # (N, 2)
     right = torch.stack([ones, gram.pull.to(dtype)])  # (2, N)
     spread = products.diagonal()  # squared distance of each image to the mean of all

@@ -101,7 +101,7 @@ def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
             name, weights=None, num_classes=num_classes, **options
         )
         return network
-    # which errors a foreign constructor raises is not for us to list
+    # third-party constructors may raise anything
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
