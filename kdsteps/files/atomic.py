@@ -122,7 +122,7 @@ def damage(error: Exception, kind: str) -> str:
     if isinstance(error, FileNotFoundError):
         return "not found; run the stage that writes it"
     if isinstance(error, PermissionError):
-        return "cannot be read; ask its owner for permission"
+        return "cannot be read; make it readable"
     reason = " ".join(str(error).split()).rstrip(".")
     return f"is not a complete {kind} ({reason}); delete it and run the stage that writes it again"
 

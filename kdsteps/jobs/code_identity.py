@@ -8,7 +8,7 @@ written does not count: see `kdsteps.jobs.identity.normal_form`. Nor do the subp
 settings or in its files. Methods and properties of settings classes do count where they are used.
 
 Attributes of objects whose class cannot be seen are not followed, so a class counts as a whole.
-Files without code beside a module of the package, such as templates, count with that module.
+Files without code next to a module of the package, such as templates, count with that module.
 """
 
 from __future__ import annotations

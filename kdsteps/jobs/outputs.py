@@ -60,7 +60,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
 """Every file of every rule, by the name the stage's command knows it by.
 
 `digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
-watches the digest beside it instead of reading the large file for every job.
+watches the digest next to it instead of reading the large file for every job.
 """
 
 

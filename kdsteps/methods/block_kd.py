@@ -48,8 +48,8 @@ class BlockKD(Method):
 
     Not fixed by the paper, and options here: alpha, beta and gamma (1, 1, 1); the temperature
     (None: that of the distance's method, for `kd` the benchmark's 4); whether the ensemble is a
-    target without gradient (`detach_ensemble`); whether the stone weights also hold in the cross term
-    (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
+    target without gradient (`detach_ensemble`); whether the stone weights also hold in the cross
+    term (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
     teacher's batch normalization inside stones (`norm`); the distance d^L (`distance`). Ours alone:
     `stones_per_step`: k stones, drawn at random in each step, their weights scaled by n/k so that
     the expectation of the weighted sums is the same. The stage `build` decides where the stones are

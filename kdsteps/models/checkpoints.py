@@ -162,7 +162,7 @@ def _wrong(found: Found, own: Mapping[str, Tensor], except_for: Collection[str] 
     """Names that do not fit, those of `except_for` apart.
 
     Further weights of the file count where they continue the network's own: blocks that it does not
-    have, say. Other modules beside it, such as a loss with weights, do not.
+    have, say. Other modules, such as a loss with weights, do not.
     """
     roots = {_root(name) for name in own if name not in except_for}
     kin = [

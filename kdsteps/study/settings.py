@@ -276,7 +276,7 @@ class Pair(Section):
     student: Annotated[Name, Field(description="a name under models")]
     distil: Distil | None = None  # values of the section `distil` that differ for this pair
     build: Build | None = None
-    published: str | None = None  # published values that the report shows beside ours
+    published: str | None = None  # published values that the report shows next to ours
 
 
 class Params(Section):

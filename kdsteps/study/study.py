@@ -212,7 +212,7 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
     """`content` as a settings model, or one sentence about what is wrong with it and where.
 
     Args:
-        others: Keys that are allowed beside those of the model, for guesses at what was meant.
+        others: Keys that are allowed in addition to those of the model, for suggestions.
     """
     try:  # as JSON, where lists pass for tuples although types are strict
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
@@ -248,7 +248,7 @@ def _fields(
     """The keys of a settings model at a path of settings with their descriptions.
 
     Args:
-        others: Keys that are allowed beside those of the model.
+        others: Keys that are allowed in addition to those of the model.
     """
     kind: type[BaseModel] | None = model
     for part in path:

@@ -171,7 +171,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(description_path(path).read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(path, "has no description beside it") from error
+        raise _damaged(path, "has no description next to it") from error
     return found
 
 

@@ -82,7 +82,7 @@ class CutMap:
         return _fixed(self._sizes.get(node, (None,)))
 
     def _is_known(self, node: fx.Node) -> bool:
-        """Whether `node` can be written after any cut, or made again from what can."""
+        """Whether `node` can be written after any cut, or computed again from what can."""
         if node not in self._known:
             made_of = [source for source in node.all_input_nodes if source in self.sized]
             read_off = [source for source in node.all_input_nodes if source in self.content]

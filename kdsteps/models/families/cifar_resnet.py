@@ -69,7 +69,7 @@ class CifarResNet(BlockChain):
 
 
 class BasicBlock(Activated):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 

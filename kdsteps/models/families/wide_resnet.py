@@ -76,7 +76,7 @@ class WideResNet(BlockChain):
 
 
 class WideBlock(Preactivated):
-    """Norm, ReLU and convolution twice, beside a shortcut.
+    """Norm, ReLU and convolution twice, with a shortcut.
 
     Where the shape changes, the shortcut too starts from the normalized input.
     """
