@@ -301,7 +301,7 @@ def test_a_missing_or_wrong_column_is_named(tmp_path):
     with pytest.raises(KdstepsError, match=r"has no column 'name' \(it has epoch, value\)"):
         read_table(path, HISTORY)
     pq.write_table(pa.table({"epoch": [1], "name": ["a"], "value": ["b"]}), path)
-    with pytest.raises(KdstepsError, match="column 'epoch' holds int64, where int32 would be"):
+    with pytest.raises(KdstepsError, match="column 'epoch' has the type int64; it should be int32"):
         read_table(path, HISTORY)
 
 

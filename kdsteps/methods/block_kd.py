@@ -33,7 +33,7 @@ def weigh_stones(rule: str | tuple[float, ...], count: int) -> list[float]:
     if len(rule) != count:
         raise KdstepsError(
             f"methods.block_kd.stone_weights: {len(rule)} weights for {count} stones; "
-            f"{count} would be right"
+            f"it should be {count}"
         )
     return [float(weight) for weight in rule]
 

@@ -124,7 +124,7 @@ class Chain(nn.Module, ABC):
             return 0
         names = (*self.layers, HEAD)
         if name not in names:
-            raise ValueError(f"{name!r} is no layer of this network; it has {', '.join(names)}")
+            raise ValueError(f"{name!r} is not a layer of this network; it has {', '.join(names)}")
         return names.index(name) + 1
 
 
@@ -214,6 +214,6 @@ class BlockChain(Chain):
         unknown = [name for name in names if name not in self.layers]
         if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, unknown))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: not a layer of this network; "
                 f"it has {', '.join(self.layers)}"
             )

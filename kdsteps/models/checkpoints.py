@@ -100,8 +100,8 @@ def _requested(
     """
     if not candidates:
         raise KdstepsError(
-            f"{where}: holds {_outline(content)}, and no weight of the network by name; a state "
-            "dict of this network, bare or under a key, would be right"
+            f"{where}: has {_outline(content)}, but no weight of the network by name; use a state "
+            "dict of this network, bare or under a key"
         )
     dotted = None if prefix is None else f"{prefix.rstrip('.')}." if prefix else ""
     for option, value, attribute in (

@@ -65,6 +65,6 @@ def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_clas
     if tuple(logits.shape) != (2, num_classes):
         raise KdstepsError(
             f"models: {name} returns {tuple(logits.shape)} for 2 images; the study has "
-            f"{num_classes} classes, so (2, {num_classes}) would be right; its argument "
+            f"{num_classes} classes, so it should be (2, {num_classes}); its argument "
             "num_classes, if it has one, is that number"
         )

@@ -162,12 +162,12 @@ def _missing(name: str, root: Path, download: bool, error: Exception) -> str:
     said = " ".join(str(error).split()).rstrip(".")
     if download:
         return (
-            f"datasets: {name} cannot be downloaded into {root} ({said}); where there is no "
-            "network, put its files there yourself"
+            f"datasets: {name} cannot be downloaded into {root} ({said}); without a "
+            "connection, put its files there yourself"
         )
     return (
         f"datasets: {name} is not complete in {root} ({said}); put its files there, or set "
-        "`download: true` where there is a network"
+        "`download: true` if there is a connection"
     )
 
 

@@ -171,8 +171,8 @@ class CutChain(Chain):
         ]
         if columns:
             self.notes.append(
-                f"models: the tokens of {_some(columns)} are no grid of patches, so a map of them "
-                "is one column; prefix_tokens says how many precede the patches"
+                f"models: the tokens of {_some(columns)} do not form a grid, so a map of them "
+                "is one column; set prefix_tokens to the number of tokens before the patches"
             )
         other = [layer for layer, grid in self._grids.items() if grid.prefix != prefix_tokens]
         if prefix_tokens is not None and other:
@@ -224,7 +224,7 @@ class CutChain(Chain):
         unknown = [name for name in names if name not in self.layers]
         if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, unknown))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: not a layer of this network; "
                 f"it has {', '.join(self.layers) or 'none'}"
             )
         return [layer for layer in self.layers if layer in names]

@@ -35,7 +35,7 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
     if logits.ndim != 2:
         raise KdstepsError(
             f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
-            "logits (N, K) would be right (a network of feature maps has none)"
+            "it should return logits (N, K), not feature maps"
         )
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

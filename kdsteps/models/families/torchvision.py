@@ -131,7 +131,7 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     if inner:
         raise KdstepsError(
             f"models: the pretrained weights of torchvision's {name} are for another image size "
-            f"({', '.join(inner[:3])} differ); image_size {_MADE_FOR} would be right"
+            f"({', '.join(inner[:3])} differ); use image_size {_MADE_FOR}"
         )
     network.load_state_dict(fitting, strict=False)
     return missing
