@@ -60,7 +60,7 @@ def show_stale(given: argparse.Namespace) -> None:
 
 
 def accept_results(given: argparse.Namespace) -> None:
-    """Accept what only other code made, and write the report again if all else is up to date."""
+    """Accept results where only code changed; rewrite the report if all else is up to date."""
     study = load_study(given.params)
     _check_options(study, given)
     done = accept(study, lambda status: _chosen(given, status), lambda status: _make(study, status))
@@ -68,20 +68,20 @@ def accept_results(given: argparse.Namespace) -> None:
         print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:
         raise KdstepsError(
-            f"nothing is accepted: {len(done.refused)} results are stale for other reasons than "
-            "code; run snakemake to make them again"
+            f"nothing is accepted: {len(done.refused)} results are stale for reasons other than "
+            "code; run snakemake to recompute them"
         )
     counts = Counter(status.rule for status in done.taken)
     said = ", ".join(f"{count} {rule}" for rule, count in counts.items())
     for status in done.lacking:
-        print(f"making what an earlier version did not: {_label(status)}")
+        print(f"adding a file that an earlier version did not write: {_label(status)}")
         _make(study, status)
-    print(f"accepted as is: {said or 'nothing, no result is stale because of code alone'}")
+    print(f"accepted as is: {said or 'nothing, since no result is stale because of code alone'}")
     _write_report(given)
 
 
 def _make(study: Study, status: Status) -> None:
-    """Run one job here, as Snakemake would, and let Snakemake know of it."""
+    """Run one job here, as Snakemake would, and update Snakemake's record of it."""
     from kdsteps.cli.main import main
 
     read = {} if status.rule == "report" else graph.inputs(study, status.rule, status.names)
@@ -97,7 +97,7 @@ def _make(study: Study, status: Status) -> None:
 
 
 def _write_report(given: argparse.Namespace) -> None:
-    """Write the report again where it is all that is stale, so that it says what was accepted."""
+    """Rewrite the report if nothing else is stale, so that it lists what was accepted."""
     study = load_study(given.params)
     found = statuses(study)
     (report,) = [status for status in found if status.rule == "report"]
@@ -105,12 +105,12 @@ def _write_report(given: argparse.Namespace) -> None:
     if (given.stage and "report" not in given.stage) or any(status.stale for status in others):
         return
     if report.reason not in ("current", "missing", "unknown"):
-        print("writing the report again")
+        print("rewriting the report")
         _make(study, report)
 
 
 def _check_options(study: Study, given: argparse.Namespace) -> None:
-    """Refuse stages and names that the study does not have."""
+    """Raise KdstepsError for stages and names that the study does not have."""
     known = {"stage": list(graph.STAGES)} | {
         name: sorted({job[name] for job in _all_names(study) if name in job}) for name in NAMES
     }
@@ -127,7 +127,7 @@ def _all_names(study: Study) -> list[graph.Names]:
 
 
 def _chosen(given: argparse.Namespace, status: Status) -> bool:
-    """Whether the options of a command mean a job."""
+    """Whether the options of a command select a job."""
     if given.stage and graph.stage_of(status.rule) not in given.stage:
         return False
     wanted = {name: value for name in NAMES if (value := getattr(given, name)) is not None}

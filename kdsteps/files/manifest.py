@@ -90,7 +90,7 @@ def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
             if path.is_absolute() and not any(path.is_relative_to(root) for root in roots):
                 yield path
         return
-    for name, value in options.items():  # of somebody's own kind: whatever exists
+    for name, value in options.items():  # of a user's kind of data: whatever exists
         for text in _texts(value):
             if name != "path" and os.path.exists(path := Path(text).expanduser()):
                 yield path

@@ -128,7 +128,7 @@ def settings_text(study: Study, rule: str, names: Names) -> str:
 
 
 def all_outputs(study: Study, stage: str) -> list[str]:
-    """Every file the study needs of a stage."""
+    """Every file of a stage that the study needs."""
     return [
         path
         for rule in rules_of(stage)

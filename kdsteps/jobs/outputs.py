@@ -57,7 +57,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "quality_table": "results/report/plots/quality.csv",
     },
 }
-"""Every file of every rule, by the name the stage's command knows it by.
+"""Every file of every rule, by its name in the stage's command.
 
 `digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
 watches the digest next to it instead of reading the large file for every job.

@@ -1,7 +1,9 @@
 """Cache a teacher's features for the scores, and its logits for training.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
+        check      check.json of the stage train: only has to exist
 writes  features   features.parquet: float16 features (D,) of a class-balanced sample of the
                    training images, unaugmented; one row group per layer, one row per image
         digest     digest.json: the digest of that file

@@ -1,10 +1,12 @@
 """Distill one student: one pair, one method, one seed.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
         teacher    teacher.safetensors, for methods that use a teacher
         plan       plan.json of the stage build, for methods that use one
-        ticket     outputs_<views>.json of the stage cache, for methods that use logits: written
-                   once the teacher's logits are cached, if that saves time
+        check      check.json of the stage train: only has to exist
+        ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
+                   the teacher's logits, which may be cached
 writes  model      student.safetensors: the deployed network after the last epoch
         history    history.parquet: every loss term and validation metric of every epoch
         digest     digest.json: digests of the other files

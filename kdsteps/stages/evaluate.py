@@ -1,6 +1,7 @@
 """Evaluate one trained network on the test images, once, or time all networks of a pair.
 
-reads   data          images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                      images.npy, index.parquet, summary.json of the stage prepare
         model         student.safetensors or teacher.safetensors
         teacher       predictions.parquet of the teacher, to compare with; missing for methods
                       without a teacher and for the teacher itself

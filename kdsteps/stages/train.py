@@ -1,12 +1,14 @@
 """Train one teacher on one data set with labels only; with 0 epochs, use it as it is.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
         history    history.parquet: every loss term and validation metric of every epoch; with 0
                    epochs, the validation metrics only, as epoch 0
         digest     digest.json: digests of the other files
 or, to check a trained teacher,
-reads   data       as above
+reads   images, index, summary
+                   as above
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
                    order, calibration. A teacher that fails stops the study before any student

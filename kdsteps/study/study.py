@@ -45,7 +45,7 @@ _REQUIRED = {
 
 @dataclass(frozen=True)
 class Method:
-    """An entry of `methods` with what the method needs of a teacher.
+    """An entry of `methods` with what the method needs from a teacher.
 
     Attributes:
         method: The part: a shipped name, or a reference to the user's code.
@@ -124,7 +124,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise KdstepsError(
-            f"{path}: not found; run kdsteps in the folder of params.yaml, or copy a recipe there"
+            f"{path}: not found; run kdsteps where params.yaml is, or copy one from recipes/"
         ) from error
     except OSError as error:
         raise KdstepsError(
