@@ -57,7 +57,7 @@ def test_shifted_classes_are_named_with_the_order_that_is_right():
     found = check_teacher(shifted, labels, NAMES)
     assert found.order == (9, *range(9))
     assert "class1 means class0" in found.problems[0]
-    assert f"classes: [class9, {', '.join(NAMES[:9])}]" in found.problems[0]
+    assert f"`classes: [class9, {', '.join(NAMES[:9])}]`" in found.problems[0]
 
 
 def test_two_exchanged_classes_of_ten_are_found():
@@ -84,7 +84,7 @@ def test_a_better_way_to_show_images_is_named():
     found = check_teacher(
         *predictions(0.5), NAMES, variants={"channels reversed": predictions(0.9, 200)}
     )
-    assert "with channels reversed" in found.problems[0]
+    assert "explained by channels reversed (9" in found.problems[0]
 
 
 def test_logits_that_are_not_finite_are_stopped():
@@ -105,3 +105,18 @@ def test_a_proportion_has_the_interval_of_wilson():
         pytest.approx(0.4902, abs=1e-4),
         pytest.approx(0.9433, abs=1e-4),
     )
+
+
+def test_where_few_classes_leave_two_explanations_both_are_named():
+    logits, labels = predictions(0.95)
+    found = check_teacher(
+        logits.roll(1, dims=1), labels, NAMES, variants={"other pixels": predictions(0.95)}
+    )
+    assert "other pixels" in found.problems[0]
+    assert "another class order" in found.problems[0]
+
+
+def test_a_teacher_without_errors_is_not_called_scaled():
+    labels = torch.arange(60) % 10
+    logits = 0.5 * torch.eye(10)[labels]
+    assert check_teacher(logits, labels, NAMES).warnings == ()

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.chain import Chain, Layout, TokenGrid
+from kdsteps.models.chain import Chain
+from kdsteps.models.wrapped import Wrapped
 from kdsteps.study import registry
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -52,6 +53,21 @@ class InputContract:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def after(self, mean: Sequence[float], std: Sequence[float]) -> InputContract:
+        """The contract for images that are normalized already, by another mean and std.
+
+        Both steps are affine, and so is the one that leads from one to the other.
+
+        Args:
+            mean, std: Of each channel, on the scale 0 to 1: how the images are normalized.
+        """
+        ratios = [own / (_MAX * given) for own, given in zip(self.std, std, strict=True)]
+        shifts = [
+            (own - given) / spread * ratio
+            for own, given, spread, ratio in zip(self.mean, mean, self.std, ratios, strict=True)
+        ]
+        return InputContract(tuple(shifts), tuple(ratios), self.size, self.interpolation)
 
     def for_channels(self, channels: int, where: str) -> InputContract:
         """The contract for images with another number of channels than three.
@@ -153,7 +169,7 @@ class Resize(nn.Module):
         return resized.clamp(0, _MAX)  # bicubic overshoots at edges
 
 
-class InputChain(Chain):
+class InputChain(Wrapped):
     """A chain that takes pixels: its first block resizes and normalizes them as well.
 
     Args:
@@ -161,16 +177,13 @@ class InputChain(Chain):
         contract: How pixels become such images.
 
     Attributes:
-        chain: As given; what is saved and deployed is `chain.plain()`.
         resize: The first step; None if the contract has no size.
         normalize: The second step.
     """
 
     def __init__(self, chain: Chain, contract: InputContract) -> None:
-        super().__init__()
-        self.chain, self.contract = chain, contract
-        self.layers, self.stages = chain.layers, chain.stages
-        self.notes, self.new_weights = chain.notes, chain.new_weights
+        super().__init__(chain)
+        self.contract = contract
         size = contract.size
         self.resize = None if size is None else Resize(size, contract.interpolation)
         self.normalize: nn.Module = Normalize(contract.mean, contract.std)
@@ -188,7 +201,7 @@ class InputChain(Chain):
         before_activation: bool = False,
         detach_after: str | None = None,
     ) -> dict[str, Tensor]:
-        return self.chain.trace(
+        return super().trace(
             self.input(images),
             layers,
             before_activation=before_activation,
@@ -196,23 +209,11 @@ class InputChain(Chain):
         )
 
     def span(self, start: str | None, stop: str) -> nn.Module:
-        inner = self.chain.span(start, stop)
+        inner = super().span(start, stop)
         if start is not None:
             return inner
         steps = (self.resize, self.normalize, inner)
         return nn.Sequential(*(step for step in steps if step is not None))
-
-    def layout(self, layer: str) -> Layout:
-        return self.chain.layout(layer)
-
-    def token_grid(self, layer: str) -> TokenGrid | None:
-        return self.chain.token_grid(layer)
-
-    def last_norm(self, layer: str) -> nn.Module | None:
-        return self.chain.last_norm(layer)
-
-    def plain(self) -> nn.Module:
-        return self.chain.plain()
 
 
 def published_input(

@@ -76,7 +76,7 @@ def _time(
     entry, shape = header["model"], tuple(header["image_shape"])
     network = build_model(
         entry["family"],
-        num_classes=header["num_classes"],
+        num_classes=len(entry.get("classes") or header["class_names"]),
         in_channels=shape[0],
         image_size=shape[1],
         **architecture(entry["options"]),

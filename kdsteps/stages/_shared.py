@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared, load_prepared
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, nearest
 from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
@@ -27,7 +28,9 @@ from kdsteps.jobs.settings import JobSettings
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.cost import multiply_adds
-from kdsteps.study.settings import Model
+from kdsteps.models.input import InputChain, InputContract, published_input
+from kdsteps.models.wrapped import ClassChain
+from kdsteps.study.settings import Model, Normalization
 from kdsteps.training.device import keep_busy
 from kdsteps.training.loop import Fit, Resume
 
@@ -43,12 +46,17 @@ def prepared(job: Job[Any], device: torch.device) -> Prepared:
 
 
 def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
-    """The network of a model's settings, made for the images of a data set."""
+    """The network of a model's settings, made for the images and classes of a data set.
+
+    Raises:
+        KdstepsError: It cannot be built, or its classes or normalization do not fit the data set.
+    """
     channels, *size = data.image_shape
     options: dict[str, Any] = dict(entry.options)
+    names = entry.classes or data.class_names
     chain = build_model(
         entry.family,
-        num_classes=len(data.class_names),
+        num_classes=len(names),
         in_channels=channels,
         image_size=size,
         will_train=will_train,
@@ -56,7 +64,57 @@ def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
     )
     for note in chain.notes:
         log.info("%s", note)
+    if entry.classes is not None:
+        chain = ClassChain(chain, _columns(entry.classes, data.class_names))
+    contract = _input_contract(entry, chain, channels)
+    if contract is not None:
+        return InputChain(chain, contract.after(data.mean.tolist(), data.std.tolist()))
+    if "checkpoint" in options:
+        log.info("images are normalized with the data set's mean and std: no `normalize` is given")
     return chain
+
+
+def _columns(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """For each class of the data set, which output of a network it is."""
+    missing = [name for name in wanted if name not in classes]
+    if missing:
+        raise KdstepsError(
+            f"classes: has no {missing[0]!r}, a class of the data set{nearest(missing[0], classes)}"
+        )
+    if len(set(classes)) < len(classes):
+        raise KdstepsError("classes: has a name twice; give the name of each output once")
+    return [list(classes).index(name) for name in wanted]
+
+
+def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract | None:
+    """How a network's images are normalized; None where they are as the data set's."""
+    if entry.normalize is None:
+        return None
+    if entry.normalize == "none":
+        return InputContract((0.0,) * channels, (1.0,) * channels)
+    if isinstance(entry.normalize, Normalization):
+        mean, std = entry.normalize.mean, entry.normalize.std
+        if len(mean) != len(std):
+            raise KdstepsError(
+                f"normalize: has {len(mean)} means and {len(std)} stds; give one of each a channel"
+            )
+        return InputContract(mean, std).for_channels(channels, f"models: {entry.family}")
+    found = published_input(entry.family, chain.plain(), entry.options, channels)
+    if found is None:
+        raise KdstepsError(
+            f"normalize: pretrained, but nothing is known about the family {entry.family!r}; give "
+            "{mean: [...], std: [...]}"
+        )
+    return found
+
+
+def as_built(entry: Model, chain: Chain, data: Prepared) -> Model:
+    """The settings of a network with its normalization in numbers, to build it again."""
+    contract = _input_contract(entry, chain, data.image_shape[0])
+    if contract is None:
+        return entry
+    numbers = Normalization(mean=contract.mean, std=contract.std)
+    return entry.model_copy(update={"normalize": numbers})
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
@@ -73,8 +131,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, but the data set "
             f"has {found[0]} classes of {found[1]}; train it on this data set"
         )
-    family, options = header["model"]["family"], header["model"]["options"]
-    plain = Model(family=family, options=architecture(options))
+    entry = Model.model_validate_json(json.dumps(header["model"]), strict=True)
+    plain = entry.model_copy(update={"options": architecture(entry.options)})
     chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()

@@ -22,13 +22,16 @@ import torch
 
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared
+from kdsteps.errors import KdstepsError
 from kdsteps.files.text import read_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import DistilSettings
 from kdsteps.methods.base import Method, Task
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
+from kdsteps.models.wrapped import Wrapped
 from kdsteps.stages._shared import (
+    as_built,
     entry_of,
     fresh_model,
     prepared,
@@ -60,6 +63,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)
+    _deployed_entry(job, method, data)  # what cannot be deployed is not trained
     fit = Fit(
         method,
         part,
@@ -70,9 +74,8 @@ def run(job: Job[DistilSettings]) -> None:
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
-    taught_by = entry_of(job.inputs["teacher"]) if teacher is not None else None
-    entry = method.deployed_entry(settings.student.model_dump(), taught_by)
-    save_model(job.outputs["model"], method.deployed().plain(), Model(**entry), data, settings)
+    entry = _deployed_entry(job, method, data)
+    save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
     write_history(job.outputs["history"], fit, settings, device)
     fit.forget()
 
@@ -131,6 +134,25 @@ def _teacher_outputs(
         passes=recipe.epochs,
     )
     return found if isinstance(found, CachedOutputs) else None
+
+
+def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
+    """The settings by which the deployed network is built again.
+
+    Raises:
+        KdstepsError: It consists of blocks of networks whose images or classes differ.
+    """
+    settings, student = job.settings, method.student
+    taught_by = entry_of(job.inputs["teacher"]) if "teacher" in job.inputs else None
+    own = as_built(settings.student, student, data).model_dump()
+    entry = Model(**method.deployed_entry(own, taught_by))
+    joined = entry.family != settings.student.family
+    if joined and (isinstance(student, Wrapped) or (taught_by and taught_by.get("classes"))):
+        raise KdstepsError(
+            f"methods: {settings.method} deploys blocks of student and teacher; give the student "
+            "`normalize: dataset`, and use a teacher without `classes`"
+        )
+    return entry
 
 
 def _roots(job: Job[DistilSettings]) -> Iterator[str]:

@@ -18,11 +18,15 @@ writes  check      check.json: validation accuracy against chance and `expected_
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from kdsteps.data.images import Views
+from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.predictions import predict
 from kdsteps.files.text import write_json
@@ -30,8 +34,11 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings
 from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
+from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._shared import (
+    as_built,
+    entry_of,
     fresh_model,
     prepared,
     resume_file,
@@ -43,10 +50,13 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.study import registry
 from kdsteps.teachers.checks import check_teacher, not_finite
+from kdsteps.teachers.variants import input_variants
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
+
+COMPARED = 512  # validation images that are shown in other ways to a teacher from elsewhere
 
 
 def run(job: Job[Any]) -> None:
@@ -79,7 +89,8 @@ def _train(job: Job[TrainSettings]) -> None:
     fit.run()
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
-    save_model(job.outputs["model"], network.plain(), entry, data, job.settings)
+    built = as_built(entry, network, data)
+    save_model(job.outputs["model"], network.plain(), built, data, job.settings)
     write_history(job.outputs["history"], fit, job.settings, device)
     fit.forget()
 
@@ -99,9 +110,17 @@ def _check(job: Job[CheckSettings]) -> None:
     if (broken := not_finite(network.plain().state_dict())) is not None:
         raise KdstepsError(f"{path}: the weight {broken!r} has NaN or infinity; train it again")
     logits, labels = predict(network, part.in_order(settings.batch_size))
+    entry = entry_of(path)
+    from_elsewhere = bool(entry["options"].get("checkpoint") or entry["options"].get("pretrained"))
     found = check_teacher(
-        logits, labels, data.class_names, expected_accuracy=settings.expected_accuracy
+        logits,
+        labels,
+        data.class_names,
+        expected_accuracy=settings.expected_accuracy,
+        variants=_shown_differently(network, data) if from_elsewhere else None,
     )
+    if from_elsewhere:
+        found = replace(found, warnings=(*found.warnings, *_assumptions(entry)))
     log.info("validation accuracy %s, chance %.1f %%", found.accuracy, 100 * found.chance)
     for warning in found.warnings:
         log.warning("the teacher %s: %s", path, warning)
@@ -112,3 +131,23 @@ def _check(job: Job[CheckSettings]) -> None:
     for problem in found.problems:
         log.warning("the teacher %s: %s", path, problem)
     write_json(job.outputs["check"], asdict(found) | {"settings": settings.as_json()})
+
+
+def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits and labels of some validation images that are shown in other ways."""
+    part = data.part("validation")
+    number = torch.arange(min(len(part), COMPARED))
+    batch = part.take(number, Views(), torch.zeros_like(number))
+    shown = input_variants(network, data.mean.tolist(), data.std.tolist())
+    with torch.inference_mode():
+        return {what: (f(batch.images).cpu(), batch.labels.cpu()) for what, f in shown.items()}
+
+
+def _assumptions(entry: Mapping[str, Any]) -> list[str]:
+    """What is taken for granted about a network from elsewhere."""
+    assumed = ["the images it was trained on are unknown; they may be among the test images"]
+    if entry.get("normalize") is None:
+        assumed.append(
+            "images are normalized with the data set's mean and std, since no `normalize` is given"
+        )
+    return assumed

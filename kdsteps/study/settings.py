@@ -237,6 +237,13 @@ class Report(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class Normalization(Section):
+    """How a network's images are normalized: (x - mean) / std, on the scale 0 to 1."""
+
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+
 class DatasetEntry(BaseModel):
     """An entry of `datasets`: its kind, and the options of that kind."""
 
@@ -255,6 +262,9 @@ class ModelEntry(BaseModel):
     checkpoint_key: str | None = None  # of the weights in the file, where several fit
     checkpoint_prefix: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
+    # What images are normalized with; None: `pretrained` where its weights are, else `dataset`.
+    normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
+    classes: tuple[str, ...] | None = None  # the names of its outputs, in their order
     train: Train | None = None  # values of the section `train` that differ for this model
 
 
@@ -305,7 +315,14 @@ class Dataset(Section):
 
 
 class Model(Section):
-    """A network: its family with the options of that family, `checkpoint` among them."""
+    """A network: its family with the options of that family, `checkpoint` among them.
+
+    Attributes:
+        normalize: What its images are normalized with; None: as the data set's.
+        classes: The names of its outputs in their order; None: the data set's classes.
+    """
 
     family: str
     options: Options
+    normalize: Literal["pretrained", "none"] | Normalization | None = None
+    classes: tuple[str, ...] | None = None

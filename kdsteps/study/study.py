@@ -196,7 +196,13 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
     _, options = _part("models", entry.family, entry, where, "family")
     weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
     options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
-    return Model.model_construct(family=entry.family, options=options)
+    by_default = "pretrained" if options.get("pretrained") else None
+    return Model.model_construct(
+        family=entry.family,
+        options=options,
+        normalize=None if entry.normalize == "dataset" else entry.normalize or by_default,
+        classes=entry.classes,
+    )
 
 
 def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 CONFIDENCE = 0.95  # of all intervals
 CONFIDENT = 0.9  # a probability from which on an error is called confident
 SCALES = (0.2, 5.0)  # temperatures outside of these mean that logits are scaled
+FEW_ERRORS = 5  # fewer do not tell how large logits should be: without any, the larger the better
 CLEARLY_BETTER = 0.1  # of accuracy, by which an input variant or class order has to win
 
 
@@ -111,10 +112,10 @@ def check_teacher(
     confidence = logits.double().softmax(dim=1).max(dim=1).values
     confident = float((~right & (confidence > CONFIDENT)).double().mean())
     problems, warnings = [], []
-    if order is not None:
-        problems.append(_order_problem(order, class_names))
-    problems += _variant_problems(accuracy, variants or {})
-    if accuracy.low <= chance:
+    explained = _explanations(accuracy, chance, order, class_names, variants or {})
+    if explained:
+        problems.append(f"its validation accuracy is {accuracy}, which is explained by {explained}")
+    elif accuracy.low <= chance:
         problems.append(
             f"its validation accuracy is {accuracy}, which is not above chance "
             f"({100 * chance:.1f} %); check its normalization, class order and weights"
@@ -124,7 +125,8 @@ def check_teacher(
             f"its validation accuracy is {accuracy} and expected_accuracy is "
             f"{100 * expected_accuracy:.1f} %; check its normalization, class order and weights"
         )
-    if not problems and not SCALES[0] <= temperature <= SCALES[1]:
+    too_small = temperature < SCALES[0] and int((~right).sum()) >= FEW_ERRORS
+    if not problems and (too_small or temperature > SCALES[1]):
         warnings.append(
             f"its logits are {temperature:.1f} times as large as its accuracy supports; a "
             "distillation temperature is in units of them, so scale it likewise"
@@ -188,26 +190,35 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return float(10**found.x)
 
 
-def _order_problem(order: Sequence[int], class_names: Sequence[str]) -> str:
+def _explanations(
+    accuracy: Proportion,
+    chance: float,
+    order: Sequence[int] | None,
+    class_names: Sequence[str],
+    variants: Mapping[str, tuple[Tensor, Tensor]],
+) -> str:
+    """Everything that would make a clearly better teacher, best first; empty if nothing would.
+
+    With few classes, a wrong normalization can look like another class order, so all are named.
+    """
+    found = []
+    for what, (logits, labels) in variants.items():
+        right = int((logits.argmax(dim=1) == labels).sum())
+        reached = proportion(right, len(labels))
+        better = reached.low > accuracy.high and reached.value > accuracy.value + CLEARLY_BETTER
+        if better and reached.low > chance:
+            found.append((reached.value, f"{what} ({100 * reached.value:.1f} %)"))
+    found.sort(reverse=True)
+    explained = [what for _, what in found[:2]]
+    if order is not None:
+        explained.append(_order_explanation(order, class_names))
+    return ", or by ".join(explained)
+
+
+def _order_explanation(order: Sequence[int], class_names: Sequence[str]) -> str:
     moved = [number for number, target in enumerate(order) if number != target]
     shown = ", ".join(f"{class_names[n]} means {class_names[order[n]]}" for n in moved[:5])
     more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
     names = [class_names[target] for target in order]
-    right = f"classes: [{', '.join(names)}]" if len(names) <= 20 else "its own order as `classes:`"
-    return f"its classes are in another order ({shown}{more}); set {right} for the model"
-
-
-def _variant_problems(
-    accuracy: Proportion, variants: Mapping[str, tuple[Tensor, Tensor]]
-) -> list[str]:
-    """The best variant of the images, if it is clearly better than the images as they are."""
-    found = {
-        what: proportion(int((logits.argmax(dim=1) == labels).sum()), len(labels))
-        for what, (logits, labels) in variants.items()
-    }
-    if not found:
-        return []
-    what, best = max(found.items(), key=lambda item: item[1].value)
-    if best.low <= accuracy.high or best.value <= accuracy.value + CLEARLY_BETTER:
-        return []
-    return [f"its validation accuracy is {accuracy}, and {best} with {what}; show images that way"]
+    right = f"`classes: [{', '.join(names)}]`" if len(names) <= 20 else "its order as `classes:`"
+    return f"another class order ({shown}{more}): give the model {right}"

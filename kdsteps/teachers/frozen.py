@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from kdsteps.models.chain import HEAD, BlockChain, Chain
 from kdsteps.models.input import Center, InputChain, Normalize, ToFloat
 from kdsteps.models.memory_format import batch_format
+from kdsteps.models.wrapped import Wrapped
 
 log = logging.getLogger("kdsteps")
 
@@ -255,7 +256,9 @@ def _replace(chain: Chain, old: nn.Module, new: nn.Module) -> None:
 def _modules(chain: Chain) -> Iterator[nn.Module]:
     """All modules, including containers that are not registered anywhere."""
     yield from chain.modules()
-    inner = chain.chain if isinstance(chain, InputChain) else chain
+    inner = chain
+    while isinstance(inner, Wrapped):
+        inner = inner.chain
     if isinstance(inner, BlockChain):
         yield from inner.span(None, HEAD).modules()
 

@@ -1,0 +1,97 @@
+"""A chain around another one, which adds a step before its blocks or after them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from kdsteps.models.chain import HEAD, Chain, Layout, TokenGrid
+
+
+class Wrapped(Chain):
+    """A chain whose layers are those of another one.
+
+    Attributes:
+        chain: The other one; what is saved and deployed is `chain.plain()`.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.chain = chain
+        self.layers, self.stages = chain.layers, chain.stages
+        self.notes, self.new_weights = chain.notes, chain.new_weights
+
+    def trace(
+        self,
+        images: Tensor,
+        layers: Collection[str] | None = None,
+        *,
+        before_activation: bool = False,
+        detach_after: str | None = None,
+    ) -> dict[str, Tensor]:
+        return self.chain.trace(
+            images, layers, before_activation=before_activation, detach_after=detach_after
+        )
+
+    def span(self, start: str | None, stop: str) -> nn.Module:
+        return self.chain.span(start, stop)
+
+    def layout(self, layer: str) -> Layout:
+        return self.chain.layout(layer)
+
+    def token_grid(self, layer: str) -> TokenGrid | None:
+        return self.chain.token_grid(layer)
+
+    def last_norm(self, layer: str) -> nn.Module | None:
+        return self.chain.last_norm(layer)
+
+    def plain(self) -> nn.Module:
+        return self.chain.plain()
+
+
+class SelectClasses(nn.Module):
+    """Logits (N, L) of all classes a network knows as those of some of them, (N, K), in order."""
+
+    columns: Tensor
+
+    def __init__(self, columns: Collection[int]) -> None:
+        """Args:
+        columns: Which logit is that of each class.
+        """
+        super().__init__()
+        self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
+        self.out_features = len(columns)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, self.columns]
+
+
+class ClassChain(Wrapped):
+    """A network with its classes in another order than the study's, or with more of them."""
+
+    def __init__(self, chain: Chain, columns: Collection[int]) -> None:
+        """Args:
+        chain: Returns the logits of its own classes.
+        columns: For each class of the study, which of these logits it is.
+        """
+        super().__init__(chain)
+        self.select = SelectClasses(columns)
+
+    def trace(
+        self,
+        images: Tensor,
+        layers: Collection[str] | None = None,
+        *,
+        before_activation: bool = False,
+        detach_after: str | None = None,
+    ) -> dict[str, Tensor]:
+        outputs = super().trace(
+            images, layers, before_activation=before_activation, detach_after=detach_after
+        )
+        return outputs | {HEAD: self.select(outputs[HEAD])}
+
+    def span(self, start: str | None, stop: str) -> nn.Module:
+        inner = super().span(start, stop)
+        return nn.Sequential(inner, self.select) if stop == HEAD else inner
