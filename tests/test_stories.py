@@ -171,7 +171,7 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     said = study.executed()
     assert set(said) == KD
     anew = {"report", "evaluate/latency/pair"}  # the latter depends on the machine
-    assert {name for name, text in said.items() if "copied from .jobcache" not in text} == anew
+    assert {name for name, text in said.items() if "restored from .jobcache" not in text} == anew
     assert study.bytes_of(STUDENTS) == before
 
 

@@ -203,7 +203,7 @@ def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study)
             record.unlink()
     found = reasons(study)
     assert found[KD] == "missing"
-    assert "stopped" in found["distil pair labels 0"]
+    assert "interrupted" in found["distil pair labels 0"]
     assert "no record" in found["build pair feature_only"]
 
 

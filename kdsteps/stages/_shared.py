@@ -70,24 +70,24 @@ def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
     if contract is not None:
         return InputChain(chain, contract.after(data.mean.tolist(), data.std.tolist()))
     if "checkpoint" in options:
-        log.info("images are normalized with the data set's mean and std: no `normalize` is given")
+        log.info("images are normalized with the data set's mean and std: `normalize` is not set")
     return chain
 
 
 def _columns(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """For each class of the data set, which output of a network it is."""
+    """For each class of the data set, the index of its output in a network."""
     missing = [name for name in wanted if name not in classes]
     if missing:
         raise KdstepsError(
             f"classes: has no {missing[0]!r}, a class of the data set{nearest(missing[0], classes)}"
         )
     if len(set(classes)) < len(classes):
-        raise KdstepsError("classes: has a name twice; give the name of each output once")
+        raise KdstepsError("classes: a name appears twice; list the name of each output once")
     return [list(classes).index(name) for name in wanted]
 
 
 def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract | None:
-    """How a network's images are normalized; None where they are as the data set's."""
+    """How a network's images are normalized; None if as the data set's."""
     if entry.normalize is None:
         return None
     if entry.normalize == "none":
@@ -96,13 +96,14 @@ def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract 
         mean, std = entry.normalize.mean, entry.normalize.std
         if len(mean) != len(std):
             raise KdstepsError(
-                f"normalize: has {len(mean)} means and {len(std)} stds; give one of each a channel"
+                f"normalize: has {len(mean)} means and {len(std)} stds; it should "
+                "have one of each per channel"
             )
         return InputContract(mean, std).for_channels(channels, f"models: {entry.family}")
     found = published_input(entry.family, chain.plain(), entry.options, channels)
     if found is None:
         raise KdstepsError(
-            f"normalize: pretrained, but nothing is known about the family {entry.family!r}; give "
+            f"normalize: pretrained is not available for the family {entry.family!r}; set "
             "{mean: [...], std: [...]}"
         )
     return found

@@ -63,7 +63,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)
-    _deployed_entry(job, method, data)  # what cannot be deployed is not trained
+    _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(
         method,
         part,
@@ -137,7 +137,7 @@ def _teacher_outputs(
 
 
 def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
-    """The settings by which the deployed network is built again.
+    """The settings from which the deployed network is built again.
 
     Raises:
         KdstepsError: It consists of blocks of networks whose images or classes differ.
@@ -149,8 +149,8 @@ def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) ->
     joined = entry.family != settings.student.family
     if joined and (isinstance(student, Wrapped) or (taught_by and taught_by.get("classes"))):
         raise KdstepsError(
-            f"methods: {settings.method} deploys blocks of student and teacher; give the student "
-            "`normalize: dataset`, and use a teacher without `classes`"
+            f"methods: {settings.method} deploys blocks of student and teacher; set "
+            "`normalize: dataset` for the student, and use a teacher without `classes`"
         )
     return entry
 

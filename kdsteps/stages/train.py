@@ -56,7 +56,7 @@ from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
 
-COMPARED = 512  # validation images that are shown in other ways to a teacher from elsewhere
+COMPARED = 512  # validation images that a teacher from elsewhere also sees in other forms
 
 
 def run(job: Job[Any]) -> None:
@@ -134,7 +134,7 @@ def _check(job: Job[CheckSettings]) -> None:
 
 
 def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits and labels of some validation images that are shown in other ways."""
+    """Logits and labels of some validation images, shown in other forms."""
     part = data.part("validation")
     number = torch.arange(min(len(part), COMPARED))
     batch = part.take(number, Views(), torch.zeros_like(number))
@@ -144,10 +144,10 @@ def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor
 
 
 def _assumptions(entry: Mapping[str, Any]) -> list[str]:
-    """What is taken for granted about a network from elsewhere."""
+    """Assumptions about a network from elsewhere."""
     assumed = ["the images it was trained on are unknown; they may be among the test images"]
     if entry.get("normalize") is None:
         assumed.append(
-            "images are normalized with the data set's mean and std, since no `normalize` is given"
+            "images are normalized with the data set's mean and std, since `normalize` is not set"
         )
     return assumed

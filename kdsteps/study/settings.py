@@ -262,7 +262,7 @@ class ModelEntry(BaseModel):
     checkpoint_key: str | None = None  # of the weights in the file, where several fit
     checkpoint_prefix: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
-    # What images are normalized with; None: `pretrained` where its weights are, else `dataset`.
+    # How images are normalized; None: `pretrained` if its weights are, otherwise `dataset`.
     normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
     classes: tuple[str, ...] | None = None  # the names of its outputs, in their order
     train: Train | None = None  # values of the section `train` that differ for this model
@@ -318,7 +318,7 @@ class Model(Section):
     """A network: its family with the options of that family, `checkpoint` among them.
 
     Attributes:
-        normalize: What its images are normalized with; None: as the data set's.
+        normalize: How its images are normalized; None: as the data set's.
         classes: The names of its outputs in their order; None: the data set's classes.
     """
 

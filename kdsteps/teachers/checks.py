@@ -18,7 +18,7 @@ from torch import Tensor, nn
 CONFIDENCE = 0.95  # of all intervals
 CONFIDENT = 0.9  # a probability from which on an error is called confident
 SCALES = (0.2, 5.0)  # temperatures outside of these mean that logits are scaled
-FEW_ERRORS = 5  # fewer do not tell how large logits should be: without any, the larger the better
+FEW_ERRORS = 5  # with fewer, the right scale of logits is unknown: without any, larger is better
 CLEARLY_BETTER = 0.1  # of accuracy, by which an input variant or class order has to win
 
 
@@ -197,7 +197,7 @@ def _explanations(
     class_names: Sequence[str],
     variants: Mapping[str, tuple[Tensor, Tensor]],
 ) -> str:
-    """Everything that would make a clearly better teacher, best first; empty if nothing would.
+    """Everything that would make the teacher clearly better, best first; empty if nothing would.
 
     With few classes, a wrong normalization can look like another class order, so all are named.
     """
@@ -221,4 +221,4 @@ def _order_explanation(order: Sequence[int], class_names: Sequence[str]) -> str:
     more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
     names = [class_names[target] for target in order]
     right = f"`classes: [{', '.join(names)}]`" if len(names) <= 20 else "its order as `classes:`"
-    return f"another class order ({shown}{more}): give the model {right}"
+    return f"another class order ({shown}{more}): set {right} for the model"
