@@ -211,9 +211,9 @@ def test_a_name_that_comes_again_gives_a_list_for_the_report(monkeypatch):
     Path("a").touch()
     Path("b").touch()
     text = graph.settings_text(parse_study(STUDY), "report", {})
-    given = ["--inputs", "scores=a", "scores=b", "plans=a", "--outputs", "page=c"]
+    given = ["--inputs", "layer_scores=a", "layer_scores=b", "plans=a", "--outputs", "page=c"]
     assert main(["report", "--settings", text, *given]) == 0
-    assert jobs[0].lists == {"scores": [Path("a"), Path("b")], "plans": [Path("a")]}
+    assert jobs[0].lists == {"layer_scores": [Path("a"), Path("b")], "plans": [Path("a")]}
 
 
 def test_no_job_gets_more_threads_than_there_are_cores(jobs):
