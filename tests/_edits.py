@@ -242,6 +242,11 @@ SOMETHING = [
         ("(evaluate|evaluate_teacher|evaluate_latency|report) .*",),
     ),
     Edit(
+        "how fractions of a run become epochs",
+        replaced("study/run_length.py", "length * epochs", "length * (epochs - 1)"),
+        ("train .*", "distil .*"),
+    ),
+    Edit(
         "the base class of methods",
         substituted(BASE, r"logits\.to\(torch\.float16\)", "logits.to(torch.bfloat16)"),
         ("distil .*", "train .*"),

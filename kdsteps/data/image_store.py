@@ -160,7 +160,8 @@ def image_store(target: Path, key: str, count: int) -> Iterator[ImageStore]:
             full = error.errno in DISK_FULL
             what = "the disk is full" if full else f"cannot be written ({error.strerror})"
             hint = "free some space" if full else f"make {target.parent} writable"
-            raise KdstepsError(f"{target}: {what}; {hint} and run again") from error
+            safe = " (finished results are safe)" if full else ""
+            raise KdstepsError(f"{target}: {what}; {hint} and run again{safe}") from error
         raise
     finally:
         if store is not None:

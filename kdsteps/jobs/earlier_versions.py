@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdsteps.jobs.settings import INPUTS
+
 Section = Mapping[str, Any]
 
 NO_LONGER_RECORDED: dict[str, Callable[[Section], bool]] = {
@@ -37,8 +39,9 @@ def as_today(recorded: Any, wanted: Any) -> Any:
         for key, value in recorded.items()
         if key in wanted or not _decided_nothing(key, recorded)
     }
-    added = {key for key, value in wanted.items() if value is None and key not in recorded}
-    found |= dict.fromkeys(added)  # options that came later, and are not set
+    for key, value in wanted.items():  # options that came later and are not set, and digests
+        if key not in recorded and (value is None or key in INPUTS):
+            found[key] = value
     if _same_milestones(recorded, wanted):
         found["milestones"] = wanted["milestones"]
     if _same_warm_up(recorded, wanted):

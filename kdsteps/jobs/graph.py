@@ -11,6 +11,7 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.accepted import ACCEPTED
+from kdsteps.jobs.inputs import images_digest, weights_digest
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
 from kdsteps.jobs.outputs import Names as Names
@@ -194,15 +195,21 @@ class _Graph:
 
     def _add_prepare(self, dataset: str) -> None:
         entry = self.study.datasets[dataset]
+        names = {"dataset": dataset}
         settings = PrepareSettings.model_construct(
-            kind=entry.kind, options=entry.options, prepare=self.study.params.prepare
+            kind=entry.kind,
+            options=entry.options,
+            prepare=self.study.params.prepare,
+            source=images_digest(entry, outputs("prepare", names)["summary"]),
         )
-        self._add("prepare", {"dataset": dataset}, {}, settings)
+        self._add("prepare", names, {}, settings)
 
     def _add_teacher(self, dataset: str, teacher: str) -> None:
         study, names = self.study, {"dataset": dataset, "teacher": teacher}
         training, evaluate = study.trainings[teacher], _evaluate(study)
-        settings = TrainSettings.model_construct(model=study.models[teacher], train=training)
+        model = study.models[teacher]
+        weights = weights_digest(model, outputs("train", names)["model"])
+        settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))
         check = CheckSettings.model_construct(
             on_failure=training.teacher_check,
@@ -296,18 +303,20 @@ class _Graph:
         evaluate = _evaluate(study)
         evaluate_text = evaluate.as_text()
         hints = self._caching | _saving(recipe)
+        student = study.models[pair.student]
         for seed in study.seeds:
             names = {"pair": name, "method": method, "seed": str(seed)}
             settings = DistilSettings.model_construct(
-                student=study.models[pair.student],
+                student=student,
                 method=entry.method,
                 options=entry.options,
                 distil=recipe,
                 seed=seed,
+                weights=weights_digest(student, outputs("distil", names)["model"]),
             )
             self._add("distil", names, read, settings, hints)
-            student = outputs("distil", names)
-            judged = data | {"model": student["model"], "model_digest": student["digest"]}
+            trained = outputs("distil", names)
+            judged = data | {"model": trained["model"], "model_digest": trained["digest"]}
             self._add("evaluate", names, judged | compared, evaluate, text=evaluate_text)
 
     def _add_latency(self, name: str) -> None:

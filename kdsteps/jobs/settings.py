@@ -28,6 +28,8 @@ from kdsteps.study.settings import (
     ViewSettings,
 )
 
+INPUTS = ("source", "weights")
+"""Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
 
 
@@ -41,7 +43,7 @@ class JobSettings(Section):
             if isinstance(section, dict):
                 for name in _WITHOUT_EFFECT:
                     section.pop(name, None)
-        return content
+        return {name: value for name, value in content.items() if value != "" or name not in INPUTS}
 
     def as_text(self) -> str:
         """The JSON text that decides whether a job is rerun."""
@@ -49,16 +51,18 @@ class JobSettings(Section):
 
 
 class PrepareSettings(JobSettings, Dataset):
-    """The data set and how it is split."""
+    """The data set and how it is split; `source` is the digest of its files, if any."""
 
     prepare: Prepare
+    source: str = ""
 
 
 class TrainSettings(JobSettings):
-    """A teacher and how it is trained."""
+    """A teacher and how it is trained; `weights` is the digest of its checkpoint, if any."""
 
     model: Model
     train: Train
+    weights: str = ""
 
 
 class CheckSettings(JobSettings):
@@ -97,13 +101,14 @@ class BuildSettings(JobSettings):
 
 
 class DistilSettings(JobSettings):
-    """One run: a student, a method, a recipe and a seed."""
+    """One run: a student, a method, a recipe and a seed; `weights` as for a teacher."""
 
     student: Model
     method: str
     options: Options
     distil: Distil
     seed: NonNegativeInt
+    weights: str = ""
 
 
 class EvaluateSettings(JobSettings):

@@ -65,7 +65,7 @@ class FeatureMethod(Weighted):
         )
         loss = self.loss(ours, theirs, batch)
         return self.logit_terms(batch, ours[HEAD], theirs[HEAD]) | {
-            self.term: self.scale(batch.epoch) * loss
+            self.term: self.weight_at(batch.epoch) * loss
         }
 
     def logit_terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:

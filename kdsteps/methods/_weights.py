@@ -27,7 +27,7 @@ class Weighted(Method):
         super().__init__(teacher, student, task)
         self.weight, self.labels_weight = weight, labels_weight
 
-    def scale(self, epoch: int) -> float:
+    def weight_at(self, epoch: int) -> float:
         """The weight of the method's loss in an epoch, counted from 0."""
         return self.weight
 
@@ -47,8 +47,8 @@ class WarmUp(Weighted):
         super().__init__(*given, **options)
         self.warmup_epochs = self.epochs_of("warmup", warmup)
 
-    def scale(self, epoch: int) -> float:
-        return super().scale(epoch) * warm_up(epoch, self.warmup_epochs)
+    def weight_at(self, epoch: int) -> float:
+        return super().weight_at(epoch) * warm_up(epoch, self.warmup_epochs)
 
 
 def warm_up(epoch: int, epochs: float) -> float:

@@ -91,7 +91,7 @@ class SemCKD(FeatureMethod):
         loss = semckd_loss(attention, self._distances(sources, targets))
         return loss + ((self.weight - 1) * loss).detach()  # the weighted value, for the log
 
-    def scale(self, epoch: int) -> float:
+    def weight_at(self, epoch: int) -> float:
         return 1.0  # `loss` has weighted the student's gradients already
 
     def _distances(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:

@@ -118,7 +118,8 @@ def check_teacher(
     elif accuracy.low <= chance:
         problems.append(
             f"its validation accuracy is {accuracy}, which is not above chance "
-            f"({100 * chance:.1f} %); check its normalization, class order and weights"
+            f"({100 * chance:.1f} %); train it longer, or check its normalization, class order and "
+            "weights"
         )
     elif expected_accuracy is not None and accuracy.high < expected_accuracy:
         problems.append(

@@ -30,7 +30,8 @@ from kdsteps.jobs.identity.sources import (
 )
 
 SETTINGS = ("kdsteps.study.settings", "kdsteps.jobs.settings")
-_PURE = ("abc", "contextlib", "dataclasses", "enum", "functools", "pydantic", "torch", "typing")
+_VALUES = ("abc", "contextlib", "dataclasses", "enum", "functools", "logging", "pydantic", "typing")
+_PURE = (*_VALUES, "torch")
 
 
 @dataclass(eq=False)
@@ -135,7 +136,7 @@ class Code:
         return digests
 
     def _acting(self, source: Source) -> bool:
-        return bool(source.effects or self._registered(source))
+        return bool(source.effects or self._hidden(source))
 
     def _imports(self, source: Source) -> set[Source]:
         bindings = [each for found in source.names.values() for each in found]
@@ -145,22 +146,54 @@ class Code:
         modules = [self._sources.module(each.module, source) for each in imported]
         return found | {each for each in modules if isinstance(each, Source)}
 
-    def _registered(self, source: Source) -> list[Definition]:
-        """Definitions of a user's module that a decorator may register somewhere."""
-        if source.own:
+    def _hidden(self, source: Source) -> list[Definition]:
+        """Definitions of a user's module that act although nothing names them.
+
+        A decorator, a metaclass or `__init_subclass__` may register one somewhere; a call whose
+        result nothing reads is made for its effect.
+        """
+        if source.own or not source.body:
             return []
         writer = Writer(self._sources, source, "", {})
+        read = {
+            node.id
+            for statement in source.body
+            for node in ast.walk(statement)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+        }
         found = []
         for node in source.body:
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                continue
-            for decorator in node.decorator_list:
-                called = decorator.func if isinstance(decorator, ast.Call) else decorator
-                target = writer.chain(called)[0]
-                outside = isinstance(target, External) and target.name.split(".")[0] not in _PURE
-                if outside or isinstance(target, Definition):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                called = [
+                    each.func if isinstance(each, ast.Call) else each
+                    for each in node.decorator_list
+                ]
+                if any(_may_act(writer.chain(each)[0], _PURE) for each in called) or (
+                    isinstance(node, ast.ClassDef) and self._announced(node, writer)
+                ):
                     found.append(Definition(source, node.name))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                names = {each.id for each in node.targets if isinstance(each, ast.Name)}
+                if not names & read and _may_act(writer.chain(node.value.func)[0], _VALUES):
+                    found += [Definition(source, name) for name in sorted(names)]
         return found
+
+    def _announced(self, node: ast.ClassDef, writer: Writer) -> bool:
+        """Whether a base class of a user's class is notified of it."""
+        if any(isinstance(writer.chain(each.value)[0], Definition) for each in node.keywords):
+            return True
+        for base in node.bases:
+            target = writer.chain(base)[0]
+            if not isinstance(target, Definition) or target.source.own:
+                continue
+            inner = Writer(self._sources, target.source, "", {})
+            for parent in target.source.names.get(target.name, []):
+                if isinstance(parent, ast.ClassDef) and (
+                    any(getattr(each, "name", "") == "__init_subclass__" for each in parent.body)
+                    or self._announced(parent, inner)
+                ):
+                    return True
+        return False
 
     def _data_files(self, reached: set[Source]) -> list[str]:
         """Files without code in the folders of the used modules of the package."""
@@ -268,17 +301,27 @@ class Code:
             for inner in sorted(source.names):
                 if isinstance(self._sources.lookup(source, inner), Definition) and "." not in inner:
                     pieces += [inner, Definition(source, inner)]
+            for star in source.stars:
+                if isinstance(module := self._sources.module(star, source), Source):
+                    pieces.append(Definition(module, EVERYTHING))
             return pieces, set()
         writer = Writer(self._sources, source, name, self._members)
         if name == EFFECTS:
             writer.statements(source.effects)
-            return [*writer.pieces, *self._registered(source)], writer.modules
+            return [*writer.pieces, *self._hidden(source)], writer.modules
         for binding in source.names[name]:
             if isinstance(binding, Imported):
                 writer._target(writer._imported(binding))
             else:
                 writer.statements([binding])
         return writer.pieces, writer.modules
+
+
+def _may_act(target: object, pure: tuple[str, ...]) -> bool:
+    """Whether calling something may do more than return a value; kdsteps has no registries."""
+    if isinstance(target, External):
+        return target.name.split(".")[0] not in pure
+    return isinstance(target, Definition) and not target.source.own
 
 
 def _links(pieces: Iterable[Piece]) -> Iterator[Definition]:

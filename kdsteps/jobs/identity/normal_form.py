@@ -27,11 +27,13 @@ from kdsteps.jobs.identity.sources import (
     COMPREHENSIONS,
     Definition,
     External,
+    Imported,
     Neutral,
 )
 
 _LOG = frozenset({"debug", "info", "warning", "error", "exception", "critical", "log"})
 _SKIPPED = frozenset({"ctx", "type_comment", "type_params", "kind"})
+_IMPORTING = (External("importlib.import_module"), " b:__import__")
 _FIELD_KINDS = frozenset({"ClassVar", "InitVar", "KW_ONLY"})
 
 
@@ -89,6 +91,8 @@ class Writer(References):
         else:
             self._target(target)
         for name in attributes:
+            if name == "__subclasses__":
+                self._everything()
             if name in self.members:
                 self.pieces += self.members[name]
             else:
@@ -259,10 +263,13 @@ class Writer(References):
         self.text(")")
 
     def _call(self, node: ast.Call) -> None:
-        if self.chain(node.func)[0] == External("typing.cast") and len(node.args) == 2:
+        target = self.chain(node.func)[0]
+        if target == External("typing.cast") and len(node.args) == 2:
             self.write(node.args[1])
-        else:
-            self._plain(node)
+            return
+        if target in _IMPORTING and node.args and isinstance(node.args[0], ast.Constant):
+            self._target(self._imported(Imported(str(node.args[0].value), None)))
+        self._plain(node)
 
     def _constant(self, node: ast.Constant) -> None:
         self.text(f" {type(node.value).__name__}:{node.value!a}")

@@ -19,6 +19,7 @@ from kdsteps.jobs.identity.sources import (
 
 Piece = str | Definition
 Members = dict[str, list[Definition]]
+_BY_NAME = frozenset({" b:globals", " b:vars", " b:eval", " b:exec"})  # find what no name shows
 
 
 class References:
@@ -64,14 +65,23 @@ class References:
     def _target(self, target: str | Target) -> None:
         if isinstance(target, str):
             self.text(target)
+            if target in _BY_NAME:
+                self._everything()
         elif isinstance(target, Definition):
             self.pieces.append(target)
         elif isinstance(target, Module):
             self.pieces.append(Definition(target.source, EVERYTHING))
         elif isinstance(target, External):
             self.text(f" x:{target.name}")
+            if target.name.startswith("sys.modules"):
+                self._everything()
         else:
             self.text(" neutral")
+
+    def _everything(self) -> None:
+        """All of this file, where a user's code may find any of it by name."""
+        if not self.source.own:
+            self.pieces.append(Definition(self.source, EVERYTHING))
 
     def chain(self, node: ast.expr) -> tuple[str | Target | None, list[str]]:
         """`a.b.c` as what its head refers to, and the remaining attributes.

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 NEUTRAL = frozenset({"errors", "files", "study", "jobs", "cli"})
 """Rooms that decide no number: what they hand on is in a job's settings or its files."""
+COMPUTING = frozenset({"kdsteps.study.run_length"})
+"""Modules of these rooms that stages compute with."""
 
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 EVERYTHING = "*"  # the name of all definitions of a module together
@@ -192,7 +194,8 @@ class Sources:
         return Definition(source, name)
 
     def _own(self, name: str) -> Source | Neutral | None:
-        if name.split(".")[1:2] and name.split(".")[1] in NEUTRAL:
+        room = name.split(".")[1:2]
+        if room and room[0] in NEUTRAL and name not in COMPUTING:
             return Neutral(name)
         file = _module_file(self._path(name))
         return self._read(file, name, own=True) if file else None
@@ -211,14 +214,26 @@ class Sources:
             spec = find_spec(top)
         except (ImportError, ValueError):
             return None
-        for location in (spec and spec.submodule_search_locations) or ():
-            file = _module_file(Path(location, *rest)) if rest else Path(location, "__init__.py")
+        locations = [Path(each) for each in (spec and spec.submodule_search_locations) or ()]
+        for location in locations:
+            file = _module_file(location.joinpath(*rest)) if rest else location / "__init__.py"
             if file and file.is_file() and not is_installed(file):
                 return self._read(file.resolve(), name, own=False)
-        if spec is None or rest or spec.origin is None or not spec.origin.endswith(".py"):
+        if spec is None or spec.origin is None:
+            bases = [*(folder / top for folder in folders), *locations]
+            return self._folder(name, [base.joinpath(*rest) for base in bases])
+        if rest or not spec.origin.endswith(".py"):
             return None
         file = Path(spec.origin)
         return None if is_installed(file) else self._read(file.resolve(), name, own=False)
+
+    def _folder(self, name: str, candidates: list[Path]) -> Source | None:
+        """A package without `__init__.py`: it defines nothing, and its modules can be imported."""
+        for folder in candidates:
+            if folder.is_dir() and not is_installed(folder):
+                file = (folder / "__init__.py").resolve()
+                return self._files.setdefault(file, Source(file, name, False, []))
+        return None
 
     def _read(self, file: Path, name: str, *, own: bool) -> Source:
         if file not in self._files:

@@ -1,0 +1,87 @@
+"""Images and checkpoints that params.yaml names are inputs: a changed one runs its jobs again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _commands import NET, STUDY
+from PIL import Image
+
+from kdsteps.jobs import graph
+from kdsteps.study.study import parse_study
+
+TEACHER = {"dataset": "pets", "teacher": "big"}
+RULES = ("prepare", "train", "distil", "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, color in (("cat", 30), ("dog", 200)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (color, color, 0)).save(tmp_path / "pets" / name / "0.png")
+    (tmp_path / "big.pth").write_bytes(b"weights")
+    return tmp_path / "pets"
+
+
+def jobs(**big: Any) -> dict[str, str]:
+    """The settings of every job by its name."""
+    pair = {"dataset": "pets", "teacher": "big", "student": "small"}
+    sections = {
+        "datasets": {"pets": {"kind": "folder", "path": "pets"}},
+        "models": {"big": NET | big, "small": NET},
+        "pairs": {"pair": pair},
+        "methods": {"labels": {}, "kd": {}},
+    }
+    study = parse_study(STUDY | sections)
+    return {
+        " ".join([rule, *names.values()]): graph.settings_text(study, rule, names)
+        for rule in RULES
+        for names in graph.jobs(study, rule)
+    }
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_changed_added_or_removed_image_changes_the_job_that_prepares_it(pets):
+    before = jobs()
+    assert changed(before, jobs()) == set()
+    Image.new("RGB", (8, 8), (31, 30, 0)).save(pets / "cat" / "0.png")
+    exchanged = jobs()
+    assert changed(before, exchanged) == {"prepare pets"}
+    shutil.copy(pets / "cat" / "0.png", pets / "cat" / "1.png")
+    added = jobs()
+    assert changed(exchanged, added) == {"prepare pets"}
+    (pets / "cat" / "1.png").unlink()
+    assert changed(exchanged, jobs()) == set()
+
+
+def test_a_changed_checkpoint_changes_the_job_that_reads_it():
+    start = {"checkpoint": "big.pth"}
+    before = jobs(**start)
+    Path("big.pth").write_bytes(b"other weights")
+    assert changed(before, jobs(**start)) == {"train pets big"}
+
+
+def test_without_the_images_what_the_result_was_made_from_counts(pets):
+    before = jobs()
+    output = graph.outputs("prepare", {"dataset": "pets"})["summary"]
+    record = Path(".snakemake/metadata", urlsafe_b64encode(output.encode()).decode())
+    record.parent.mkdir(parents=True)
+    settings = before["prepare pets"]
+    record.write_text(json.dumps({"rule": "prepare", "params": [repr(settings), repr("0" * 16)]}))
+    shutil.rmtree(pets)
+    assert changed(before, jobs()) == set()
+
+
+def test_data_that_cannot_change_have_no_digest():
+    study = parse_study(STUDY)
+    names = {"dataset": "digits"}
+    assert "source" not in json.loads(graph.settings_text(study, "prepare", names))
