@@ -8,4 +8,4 @@ rule default:
     input:
         rules.all.input,
     message:
-        "all results are there"
+        "all results are complete"

@@ -1,4 +1,4 @@
-"""Studies whose files are there, but empty: for measuring what planning costs.
+"""Studies whose files exist but are empty, to measure the cost of planning.
 
 The programs do not read the files; `snakemake --touch` and `dvc commit` record them as finished.
 """

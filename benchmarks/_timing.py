@@ -1,6 +1,6 @@
-"""How the benchmarks measure: ratios of pairs run in turn, peak memory, and what machine it was.
+"""How the benchmarks measure: ratios of pairs run in turn, peak memory, and the machine.
 
-A ratio of two things timed in turn in one process holds on a busy machine, seconds do not.
+The ratio of two things timed in turn in one process is valid on a busy machine; seconds are not.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _TURNS = 3
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     if shutil.which("snakemake", path=PROGRAMS) is None:
         yield Row("snakemake, nothing to do", "-", None, "not installed here", "<= 4 s", None)
         return
@@ -35,8 +35,8 @@ def rows() -> Iterator[Row]:
                 f"`{' '.join(command)}` with nothing to do, {runs} runs",
                 "-",
                 None,
-                f"{statistics.median(processors):.1f} s of a processor, "
-                f"{min(walls):.1f} s on the clock at best",
+                f"{statistics.median(processors):.1f} s of CPU time, "
+                f"{min(walls):.1f} s of wall-clock time at best",
                 f"<= {limit} s",
                 statistics.median(processors) <= limit,
             )
@@ -56,7 +56,7 @@ def _finished_study(folder: Path) -> Study:
 
 
 def _timed(folder: Path, *command: str) -> tuple[float, float]:
-    """Seconds on the clock and of processors."""
+    """Wall-clock seconds and CPU seconds."""
     started = time.perf_counter()
     cost = call(folder, *command)
     if not any(word in cost.output for word in ("Nothing to be done", "up to date")):

@@ -1,8 +1,8 @@
 """One epoch of knowledge distillation on a GPU, resnet32x4 to resnet8x4 on images of CIFAR's size.
 
-Ours (images on the device, logits looked up, bfloat16, channels last, compiled) against a plain
-loop (DataLoader with worker processes, float32, contiguous, live teacher). Beside it stands what
-share of the card's rate for matrix products, measured here too, the student's training reaches.
+kdsteps (images on the device, cached logits, bfloat16, channels last, compiled) against a plain
+loop (DataLoader with worker processes, float32, contiguous, teacher on the fly),
+and the fraction of the GPU's measured rate for matrix products that the student's training reaches.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _WHAT, _AGAINST = "KD epoch on a GPU", "the plain loop: DataLoader, float32, con
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     if not torch.cuda.is_available():
-        yield Row(_WHAT, _AGAINST, None, "not measured here: no GPU", ">= 5 times faster", None)
+        yield Row(_WHAT, _AGAINST, None, "not measured: no GPU", ">= 5 times faster", None)
         return
     yield from on_device(torch.device("cuda"), _IMAGES, _PADDING)
 
 
 def on_device(device: torch.device, num_images: int, padding: int) -> Iterator[Row]:
-    """The rows for a device; another than a GPU serves to see that all runs."""
+    """The rows for a device; one without a GPU only shows that the code runs."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     pixels = torch.randint(256, (num_images, *_SHAPE), dtype=torch.uint8)
@@ -58,7 +58,7 @@ def on_device(device: torch.device, num_images: int, padding: int) -> Iterator[R
         _WHAT,
         _AGAINST,
         gain,
-        f"{ours:.2f} s against {plain:.1f} s; keeping {passes} views took {writing:.0f} s, "
+        f"{ours:.2f} s against {plain:.1f} s; caching {passes} views took {writing:.0f} s, "
         f"as long as {writing / max(plain - ours, 1e-9):.1f} epochs save",
         ">= 5 times faster",
         gain >= 5,
@@ -71,7 +71,7 @@ def on_device(device: torch.device, num_images: int, padding: int) -> Iterator[R
         _WHAT,
         "the measured rate of bfloat16 matrix products",
         rate / peak,
-        f"{rate / 1e12:.2f} of {peak / 1e12:.0f} tera-operations a second",
+        f"{rate / 1e12:.2f} of {peak / 1e12:.0f} TFLOP/s",
         "no target",
         None,
     )
@@ -80,7 +80,7 @@ def on_device(device: torch.device, num_images: int, padding: int) -> Iterator[R
 def _ours(
     teacher: Chain, pixels: Tensor, labels: Tensor, padding: int, folder: Path
 ) -> tuple[Fit, float]:
-    """A run that is ready for its first epoch, and the seconds that keeping the answers took."""
+    """A run that is ready for its first epoch, and the seconds that caching the logits took."""
     device = next(teacher.parameters()).device
     half = torch.full((_SHAPE[0],), 0.5)
     part = ImageSplit(
@@ -111,7 +111,7 @@ def _ours(
 
 
 class _Padded(Dataset[tuple[Tensor, int]]):
-    """Images as a plain loop has them: cropped and mirrored one by one, by worker processes."""
+    """The data set of a plain loop: images cropped and mirrored one by one, by worker processes."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, padding: int) -> None:
         self.pixels, self.labels, self.padding = pixels, labels.tolist(), padding
@@ -159,7 +159,7 @@ def _plain_epoch(
 
 
 def _seconds(epoch: Callable[[], None], device: torch.device) -> float:
-    """Seconds of an epoch after one to warm up, the device waited for."""
+    """Seconds of an epoch after a warm-up epoch, including the work of the device."""
     epoch()
     _wait(device)
     started = time.perf_counter()
@@ -169,7 +169,7 @@ def _seconds(epoch: Callable[[], None], device: torch.device) -> float:
 
 
 def _matrix_rate(device: torch.device) -> float:
-    """Operations a second of the largest matrix products, the best of a few."""
+    """FLOP/s of the largest matrix products, the best of a few."""
     size = _MATRIX if device.type == "cuda" else 256
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     best = float("inf")

@@ -33,7 +33,7 @@ _LIMIT_S = 60
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     images, labels = _sample()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a batch is made on one core, as a worker of a DataLoader makes it
@@ -57,12 +57,12 @@ def _against_loader(images: Tensor, labels: Tensor, device: torch.device) -> Row
     loaders = {workers: _loader(images, labels, workers) for workers in (0, cores)}
     epochs = {workers: _epoch(loader, device) for workers, loader in loaders.items()}
     for epoch in epochs.values():
-        epoch()  # workers start once and stay
+        epoch()  # workers start once
     workers = min(epochs, key=lambda number: seconds(epochs[number]))
     pair = paired(epochs[workers], ours, repeats=3)
     speed = [f"{_IMAGES / time:,.0f}" for time in (pair.second, pair.first)]
     return Row(
-        what=f"crop, flip, normalise on the {device.type.upper()}, {_BATCH} x 3 x 32 x 32",
+        what=f"crop, flip, normalize on the {device.type.upper()}, {_BATCH} x 3 x 32 x 32",
         against=f"torchvision DataLoader, {workers} workers (the faster of 0 and {cores})",
         ratio=pair.ratio,
         detail=f"{speed[0]} against {speed[1]} images/s",
@@ -93,7 +93,7 @@ def _loader(images: Tensor, labels: Tensor, workers: int) -> DataLoader[tuple[Te
 
 
 class _Plain(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's CIFAR classes give them, with the usual transforms."""
+    """Images as in torchvision's CIFAR classes, with the usual transforms."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images.permute(0, 2, 3, 1).contiguous().numpy()

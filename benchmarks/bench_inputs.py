@@ -21,7 +21,7 @@ _LIMIT_S = 2
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     yield _hashes()
     yield _digest()
 
@@ -34,7 +34,7 @@ def _hashes() -> Row:
     hashes = Hashes("images.npy", known, [""] * _STORED)
     pair = paired(lambda: images[every], lambda: hashes.damaged(images, every), repeats=3)
     return Row(
-        what=f"check the hashes of {_STORED:,} stored images of CIFAR's size, once a job",
+        what=f"check the hashes of {_STORED:,} stored images of CIFAR's size, once per job",
         against="copying them",
         ratio=pair.ratio,
         detail=f"{pair.second:.2f} s against {pair.first:.2f} s",

@@ -21,7 +21,7 @@ _LIMIT_S, _LIMIT_MIB, _OWN_LIMIT_S = 12, 350, 2
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     yield _own()
     if shutil.which("snakemake", path=PROGRAMS) is None:
         yield Row("snakemake -n, a large study", "-", None, "not installed here", "<= 12 s", None)
@@ -34,7 +34,7 @@ def rows() -> Iterator[Row]:
 
 
 def _own() -> Row:
-    """Processor seconds of everything that the Snakefile calls, for every job."""
+    """CPU seconds of everything that the Snakefile calls, for every job."""
     started = time.process_time()
     study = parse_study(_content())
     for rule in graph.OUTPUTS:
@@ -47,7 +47,7 @@ def _own() -> Row:
         f"kdsteps' own functions for {_count(study):,} jobs",
         "-",
         None,
-        f"{spent:.1f} s of a processor",
+        f"{spent:.1f} s of CPU time",
         f"<= {_OWN_LIMIT_S} s",
         spent <= _OWN_LIMIT_S,
     )
@@ -59,7 +59,7 @@ def _row(what: str, folder: Path, study: Study, *command: str) -> Row:
         f"{what}, {_count(study):,} jobs",
         "-",
         None,
-        f"{cost.processor_s:.1f} s of a processor, {cost.peak_mib:.0f} MiB",
+        f"{cost.processor_s:.1f} s of CPU time, {cost.peak_mib:.0f} MiB",
         f"<= {_LIMIT_S} s and {_LIMIT_MIB} MiB",
         cost.processor_s <= _LIMIT_S and cost.peak_mib <= _LIMIT_MIB,
     )

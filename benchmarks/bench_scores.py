@@ -18,7 +18,7 @@ _TIMED_ROWS = 20  # of the plain loops, whose time grows with their number; all 
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     _check_plain_loops()
     features, labels = _sample(_IMAGES, _WIDTH)
     yield _against_plain_loops(features, labels)
@@ -50,7 +50,7 @@ def _against_one_product(features: Tensor, labels: Tensor) -> Row:
         what=f"Q of a layer, {_IMAGES:,} x {_WIDTH:,}",
         against="one product of features and their transpose, float32",
         ratio=pair.ratio,
-        detail=f"{pair.first:.2f} s against {pair.second:.2f} s; floor 0.5, half of a product",
+        detail=f"{pair.first:.2f} s against {pair.second:.2f} s; lower bound 0.5, half a product",
         target="<= 3",
         met=pair.ratio <= 3,
     )
@@ -89,7 +89,7 @@ score_layer(chunks, labels, train_size=50_000)
 
 
 def plain_pairs(features: Tensor, labels: Tensor, images: range) -> tuple[float, float, float]:
-    """What S, I and E ask of pairs, in loops over `images`: S, least cosine, gap by norm."""
+    """Statistics of pairs for S, I and E, in loops over `images`: S, least cosine, gap by norm."""
     num_classes = int(labels.max()) + 1
     counts = labels.bincount(minlength=num_classes)
     cosines = torch.zeros(num_classes, num_classes)

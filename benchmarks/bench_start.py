@@ -25,7 +25,7 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     loaded = {"torch", "pandas", "pyarrow", "numpy"} & set(json.loads(_said(("-c", _LOADED))))
     turns = [(_seconds(_HELP), _seconds(_JOB), _seconds(_TORCH)) for _ in range(_TURNS)]
     helps, jobs, torches = zip(*turns, strict=True)
@@ -34,7 +34,7 @@ def rows() -> Iterator[Row]:
         "start of `kdsteps evaluate --help`",
         "python -c 'import torch'",
         statistics.median(help / torch for help, torch in zip(helps, torches, strict=True)),
-        f"{help_s:.2f} s of a processor against {torch_s:.2f} s; loaded of torch, numpy, pandas "
+        f"{help_s:.2f} s of CPU time against {torch_s:.2f} s; loaded of torch, numpy, pandas "
         f"and pyarrow: {', '.join(sorted(loaded)) or 'none'}",
         "<= 0.3 s, without torch",
         help_s <= 0.3 and not loaded,
@@ -44,14 +44,14 @@ def rows() -> Iterator[Row]:
         "start of a job that does nothing",
         "python -c 'import torch'",
         share,
-        f"{statistics.median(jobs):.2f} s of a processor against {torch_s:.2f} s; the floor is 1",
+        f"{statistics.median(jobs):.2f} s of CPU time against {torch_s:.2f} s; lower bound 1",
         "<= 1.3",
         share <= 1.3,
     )
 
 
 def _seconds(arguments: Sequence[str]) -> float:
-    """Processor seconds of a Python process and of what it starts."""
+    """CPU seconds of a Python process and of what it starts."""
     before = os.times()
     _said(arguments)
     after = os.times()

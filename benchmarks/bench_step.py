@@ -1,7 +1,7 @@
-"""One training step, resnet32x4 to resnet8x4: what the teacher costs, cached, live and in stones.
+"""One training step, resnet32x4 to resnet8x4, with the teacher cached, on the fly and in stones.
 
-Measured are processor seconds of one thread, all steps in turn: where others use the machine too,
-wall-clock seconds of several threads would measure them as well.
+Measured are CPU seconds of one thread, all steps in turn: on a shared machine, wall-clock seconds
+of several threads would measure the other users too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Step = Callable[[], object]
 
 
 def rows() -> Iterator[Row]:
-    """Measure everything this module knows."""
+    """Yield the rows of this benchmark."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,18 +78,20 @@ def _logits(
         }
     )
     detail = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in medians(taken).items())
-    against = "a plain live teacher: contiguous, not folded"
+    against = "a plain teacher on the fly: contiguous, not folded"
     gain = ratio(taken, "plain", "cached")
     yield Row("KD step, logits cached", against, gain, detail, ">= 2.2 times faster", gain >= 2.2)
     share = ratio(taken, "cached", "alone")
-    floor = "the floor is 1"
+    floor = "the lower bound is 1"
     yield Row(
         "KD step, logits cached", "the student's own step", share, floor, "<= 1.10", share <= 1.10
     )
     gain = ratio(taken, "plain", "live")
     ends = ratio(taken, "plain", "alone")
-    detail = f"the floor, no teacher at all, would be {ends:.2f}"
-    yield Row("KD step, live teacher", against, gain, detail, ">= 1.2 times faster", gain >= 1.2)
+    detail = f"the lower bound, without a teacher, would be {ends:.2f}"
+    yield Row(
+        "KD step, teacher on the fly", against, gain, detail, ">= 1.2 times faster", gain >= 1.2
+    )
 
 
 def _stones(fast: Chain, part: ImageSplit, cached: TeacherOutputs) -> Iterator[Row]:
@@ -105,7 +107,7 @@ def _stones(fast: Chain, part: ImageSplit, cached: TeacherOutputs) -> Iterator[R
     gain = ratio(taken, "from images", "merged")
     yield Row(
         "Block-KD step, stones merged",
-        "separate passes per stone, each a network from its images on",
+        "separate networks for the stones, each starting from the images",
         gain,
         times,
         ">= 1.15 times faster",
@@ -114,9 +116,9 @@ def _stones(fast: Chain, part: ImageSplit, cached: TeacherOutputs) -> Iterator[R
     gain = ratio(taken, "separate", "merged")
     yield Row(
         "Block-KD step, stones merged",
-        "separate passes of the teacher's blocks, the student's features shared",
+        "separate passes through the teacher's blocks, with common student features",
         gain,
-        "the floor is 1 on a processor: as many multiplications",
+        "the lower bound is 1 on a CPU: the same number of multiplications",
         "never slower (noise 0.02)",
         gain >= 0.98,
     )
@@ -142,7 +144,7 @@ def _student(part: ImageSplit) -> Iterator[Row]:
 
 
 def in_turn(steps: Mapping[str, Step], turns: int = _TURNS) -> dict[str, list[float]]:
-    """Processor seconds of each step, all of them in every turn, after one call each to warm up."""
+    """CPU seconds of each step, all of them in every turn, after one call each to warm up."""
     for step in steps.values():
         step()
     taken: dict[str, list[float]] = {name: [] for name in steps}
@@ -186,7 +188,7 @@ def _task(plan: dict[str, object] | None = None) -> Task:
 def _step(
     method: Method, part: ImageSplit, given: TeacherOutputs | None, recipe: Distil = _RECIPE
 ) -> Step:
-    """A step of the training loop as it stands."""
+    """A step of the training loop as it is."""
     fit = Fit(method, part, recipe, seed=0, validate=dict, teacher=given)
     method.train()
     batches = itertools.cycle(list(_drawn(part)))
@@ -198,7 +200,7 @@ def _drawn(part: ImageSplit) -> Iterator[ImageBatch]:
 
 
 def _plain_step(teacher: Chain) -> Step:
-    """Knowledge distillation as one writes it down first."""
+    """A straightforward implementation of knowledge distillation."""
     student = _network(8).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     batches = itertools.cycle(list(_drawn(_images(torch.contiguous_format))))
@@ -240,7 +242,7 @@ def _apart(method: BlockKD) -> BlockKD:
 
 
 def _from_images(method: BlockKD) -> BlockKD:
-    """The same method with each stone a network of its own: its front sees the images again."""
+    """The same method with each stone as a separate network, whose front sees the images again."""
     stones, student = method.stones, method.student
     fronts = [student.front(layer) for layer in stones.student_layers]
     seen: list[Tensor] = []

@@ -1,10 +1,10 @@
-"""Run the benchmarks, print one table and keep it as a record.
+"""Run the benchmarks, print one table and save it as a record.
 
     python benchmarks/run.py            all of bench_*.py
     python benchmarks/run.py scores     bench_scores.py alone
 
 A module bench_<name>.py has a function `rows()` that yields a `Row` for each thing it measures.
-The record of a day and a machine keeps, for each benchmark, the rows measured last.
+The record of a day and a machine has the last rows of each benchmark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # the package as it stands here, installed or not
+sys.path.insert(0, str(HERE.parent))  # this copy of the package, installed or not
 
 from _timing import Row, machine, machine_name, table, versions  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The one error a user meets: something they can mend."""
+"""The error for mistakes that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class KdstepsError(Exception):
-    """Where it is, what was found and what would be right, in one sentence.
+    """A mistake of the user: one sentence with where it is, what was found and what would be right.
 
     The command prints the sentence and ends with status 2.
     """

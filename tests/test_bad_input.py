@@ -175,8 +175,8 @@ def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], the data set has 10 classes of "
-        "[1, 8, 8]; train it on this data set"
+        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], but the data set has 10 classes "
+        "of [1, 8, 8]; train it on this data set"
     )
 
 
@@ -242,7 +242,7 @@ def from_elsewhere(file: Path) -> None:
         (truncated, "is not a complete safetensors file"),
         (emptied, "is not a complete safetensors file"),
         (scrambled, "is not a complete safetensors file"),
-        (with_a_flipped_bit, "is damaged, for its weights are not those that were written"),
+        (with_a_flipped_bit, "is damaged: its weights do not match their digest"),
         (from_elsewhere, "has no kdsteps header; a checkpoint from elsewhere goes under"),
     ],
 )
@@ -298,8 +298,8 @@ def test_a_result_without_a_column_is_refused(refused, folder):
     table = pq.read_table(folder / INDEX)
     pq.write_table(table.drop_columns(["label"]), folder / INDEX)
     assert refused("train", *TEACHER) == (
-        f"{INDEX}: has no column 'label' (it has image, split, source, hash); make it again or "
-        "give one with all columns"
+        f"{INDEX}: has no column 'label' (it has image, split, source, hash); run the stage "
+        "that writes it again"
     )
 
 
@@ -308,7 +308,8 @@ def test_a_result_with_a_column_of_another_type_is_refused(refused, folder):
     labels = pa.array([str(label) for label in table["label"].to_pylist()])
     pq.write_table(table.set_column(1, "label", labels), folder / INDEX)
     assert refused("train", *TEACHER) == (
-        f"{INDEX}: column 'label' holds string, where int32 would be right; make it again"
+        f"{INDEX}: column 'label' has the type string; it should be int32, so run the stage "
+        "that writes it again"
     )
 
 
@@ -522,7 +523,7 @@ def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
     write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
     assert main(["cache", *TEACHER]) == 0
     assert refused("score", *TEACHER) == (
-        "score.num_layers is 50, and the teacher has 5 layers; it should be at most 5"
+        "score.num_layers is 50, but the teacher has 5 layers; it should be at most 5"
     )
 
 
@@ -543,6 +544,6 @@ def test_a_mistake_of_ours_keeps_its_traceback(folder, monkeypatch):
 def test_a_result_that_was_not_made_yet_is_named_with_what_makes_it(refused, folder):
     (folder / WEIGHTS).unlink()
     assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: not found, and it is read as 'teacher'; run the stage that writes it, or the "
+        f"{WEIGHTS}: not found (input 'teacher'); run the stage that writes it, or the "
         "whole study with snakemake"
     )

@@ -324,7 +324,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 )
 def test_a_file_without_weights_of_the_network_is_outlined(tmp_path, content, found):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(KdstepsError, match=f"other.pth: holds {found}, and no weight of the net"):
+    with pytest.raises(KdstepsError, match=f"other.pth: has {found}, but no weight of the net"):
         loaded(tmp_path / "other.pth")
 
 

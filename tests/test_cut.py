@@ -168,9 +168,9 @@ def test_a_span_backwards_or_to_nowhere_is_refused():
     for start, stop in [("act", "act"), ("stages.1.0", "act"), ("head", "head")]:
         with pytest.raises(ValueError, match="does not come after"):
             chain.span(start, stop)
-    with pytest.raises(ValueError, match="'nowhere' is no layer of this network; it has act"):
+    with pytest.raises(ValueError, match="'nowhere' is not a layer of this network; it has act"):
         chain.front("nowhere")
-    with pytest.raises(ValueError, match="'nowhere': no layer of this network"):
+    with pytest.raises(ValueError, match="'nowhere': not a layer of this network"):
         chain.trace(images(), ["nowhere"])
 
 

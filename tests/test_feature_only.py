@@ -142,7 +142,7 @@ def test_attention_weighs_all_pairs_and_sums_to_one():
     assert torch.isfinite(found["features"])
     found["features"].backward()
     assert all(parameter.grad is not None for parameter in tried.attention.parameters())
-    with pytest.raises(KdstepsError, match="mse, cosine or huber would be right"):
+    with pytest.raises(KdstepsError, match="use mse, cosine or huber"):
         method(mapping="attention", distance="distribution")
 
 

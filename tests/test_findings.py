@@ -1,4 +1,4 @@
-"""What docs/findings.md says of its runs follows from the records beside it."""
+"""The numbers in docs/findings.md follow from the records in docs/findings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def probability(value: float | None) -> str:
 
 def test_the_table_of_all_methods_follows_from_its_records():
     runs = accuracies("fashion-mnist-runs.csv").drop(columns=OUTSIDE)
-    rows = rows_under("All methods on a part of Fashion-MNIST")
+    rows = rows_under("All methods on a subset of Fashion-MNIST")
     assert rows.keys() == set(runs.columns)
     assert rows.pop("labels")[0] == spread_of(runs["labels"])
     reference = runs["labels"].to_dict()
@@ -69,7 +69,7 @@ def test_the_table_of_layers_follows_from_its_records():
     scores = pd.read_csv(DOCS / "findings" / "layer-sweep-scores.csv")
     scores = scores[scores["variant"] == "intended"].set_index("layer")
     names = ["quality", "separation", "information", "efficiency"]
-    for layer, cells in rows_under("Does Q tell the truth?").items():
+    for layer, cells in rows_under("Does Q predict how well a layer teaches?").items():
         assert cells[:4] == [f"{scores.loc[layer, name]:.3f}" for name in names]
         assert cells[4] == spread_of(runs[layer.replace(".", "_")])
 
@@ -81,7 +81,7 @@ def test_the_table_of_layers_follows_from_its_records():
         ("S", "separation"),
         ("I", "information"),
         ("E", "efficiency"),
-        ("root of I E", "root_information_efficiency"),
+        ("sqrt(I E)", "root_information_efficiency"),
         ("depth", "depth"),
     ],
 )
@@ -92,7 +92,8 @@ def test_rank_correlations_of_the_sweep_follow_from_its_records(score, name, col
     scores = scores[(scores["variant"] == "intended") & ~scores["layer"].isin(left_out)]
     methods = [layer.replace(".", "_") for layer in scores["layer"]]
     found = sample([rank_correlation(scores[name], row[methods]) for _, row in runs.iterrows()])
-    (row,) = re.findall(rf"^\| {score} \| (.*) \| (.*) \|$", TEXT, flags=re.MULTILINE)
+    pattern = rf"^\| {re.escape(score)} \| (.*) \| (.*) \|$"
+    (row,) = re.findall(pattern, TEXT, flags=re.MULTILINE)
     assert row[column - 1] == f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
@@ -105,7 +106,7 @@ def test_rank_correlations_of_the_second_sweep_follow_from_its_records(letter):
     values = scores[names.get(letter, letter)]
     found = sample([rank_correlation(values, row[methods]) for _, row in runs.iterrows()])
     paragraph = " ".join(
-        TEXT.split("**Once more, with another teacher.**")[1].split("**")[0].split()
+        TEXT.split("**Replication with another teacher.**")[1].split("**")[0].split()
     )
     said = f"{letter} {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
     assert said in paragraph

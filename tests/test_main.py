@@ -139,7 +139,7 @@ def settings() -> str:
         ),
         (
             ["prepare", "--settings", settings(), "--inputs", "images=nowhere.npy"],
-            "kdsteps prepare: nowhere.npy: not found, and it is read as 'images'",
+            "kdsteps prepare: nowhere.npy: not found (input 'images')",
             "snakemake",
         ),
         (
@@ -231,8 +231,8 @@ def test_a_disk_that_is_full_anywhere_is_a_sentence(refusal, monkeypatch, code):
 
     monkeypatch.setattr("kdsteps.stages.prepare.run", full)
     assert refusal("prepare", *DATA) == (
-        "kdsteps prepare: the disk is full; free some space and run again, finished results are "
-        "kept"
+        "kdsteps prepare: the disk is full; free some space and run again (finished results are "
+        "safe)"
     )
 
 

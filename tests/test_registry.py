@@ -279,7 +279,7 @@ def test_such_an_option_with_a_default_only_matters_once_it_is_set(folder):
         ("./mine.py:MyKd", "./mine.py has no method 'MyKd'; did you mean 'MyKD'"),
         ("./mine.py:Other", "has no method 'Other'; there are MyKD, Third"),
         ("./mein.py:MyKD", "there is no file './mein.py'; did you mean './mine.py'"),
-        ("./mine.py", "'./mine.py' names no method; add the name that it has there"),
+        ("./mine.py", "'./mine.py' does not say which method; add its name in the module"),
         ("nowhere.nets:Net", "there is no module 'nowhere'; install it"),
         ("./mine.py:START", "'./mine.py:START' is a float that is not derived from kdsteps"),
         ("./mine.py:Alone", "is a class that is not derived from kdsteps.methods.base.Method"),
@@ -387,7 +387,7 @@ def test_without_a_place_for_the_cache_planning_goes_on(folder):
 @pytest.mark.slow
 def test_code_that_ends_its_process_is_refused_in_a_sentence(folder):
     write("mine.py", "import os\nprint('hello')\nos._exit(5)")
-    assert "'./mine.py:Mine' ends the process that imports it" in planned(ASK)
+    assert "importing './mine.py:Mine' ends the process" in planned(ASK)
 
 
 def test_a_study_is_planned_without_torch():

@@ -51,7 +51,7 @@ def test_ranks_are_written_as_ordinals():
 
 
 def test_more_layers_than_were_scored_are_refused():
-    with pytest.raises(KdstepsError, match="6 layers are to be chosen and 5 were scored"):
+    with pytest.raises(KdstepsError, match="6 layers should be selected, but 5 were scored"):
         choose_layers(SCORES, count=6)
 
 

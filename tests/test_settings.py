@@ -148,7 +148,7 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         ({"methods": {"kdd": {}}}, "methods.kdd: there is no method 'kdd'", "'kd'?"),
         ({"methods": {"mine": {"method": "kdd"}}}, "methods.mine.method: there is no", "'kd'?"),
         (big(family="cifar_resnt"), "models.big.family: there is no model family", "'cifar_resnet"),
-        (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "give it a checkpoint"),
+        (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "set a checkpoint"),
         ({"seeds": [0, 0]}, "seeds: 0 appears twice", "delete one"),
         ({"report": {"title": "a\x1b"}}, "report.title has the control character", "delete it"),
     ],

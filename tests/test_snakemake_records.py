@@ -125,6 +125,6 @@ def test_files_are_verified_against_the_settings_of_their_jobs(folder: Path):
     assert verify(study, "build") == 1
     settings["build"]["projector"] = "three_layer"
     write_json(path, {"settings": settings})
-    wrong = 'was made with build.projector: "three_layer", params.yaml says build.projector: "conv"'
+    wrong = 'made with build.projector: "three_layer", but params.yaml has build.projector: "conv"'
     with pytest.raises(KdstepsError, match=re.escape(wrong)):
         verify(study, "build")

@@ -171,7 +171,7 @@ def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_train
     said = study.executed()
     assert set(said) == KD
     anew = {"report", "evaluate/latency/pair"}  # the latter depends on the machine
-    assert {name for name, text in said.items() if "copied from .jobcache" not in text} == anew
+    assert {name for name, text in said.items() if "restored from .jobcache" not in text} == anew
     assert study.bytes_of(STUDENTS) == before
 
 
@@ -316,4 +316,4 @@ def test_settings_that_cannot_be_end_snakemake_with_one_sentence(study: Study):
     assert not any("Traceback" in line or "Error" in line for line in said)
     study.change(distil=TINY["distil"])
     said = study.snakemake("--config", "seeds=3", status=2).strip().splitlines()
-    assert said[-1] == "--config: seeds would not be seen; change the values in params.yaml"
+    assert said[-1] == "--config: seeds would have no effect; change the values in params.yaml"

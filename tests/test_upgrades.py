@@ -165,7 +165,8 @@ def test_what_snakemake_compares_is_todays_after_accepting_and_what_ran_stays(st
 def test_changed_settings_are_named_and_refused(study: Study):
     study = changed_params(methods={**TINY["methods"], "kd": {"temperature": 2.0}})
     assert (
-        "options.temperature: 4.0, params.yaml says options.temperature: 2.0" in reasons(study)[KD]
+        "options.temperature: 4.0, but params.yaml has options.temperature: 2.0"
+        in reasons(study)[KD]
     )
     done = accept(study, everything, run_here)
     assert [status.names["method"] for status in done.refused] == ["kd"]
@@ -202,7 +203,7 @@ def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study)
             record.unlink()
     found = reasons(study)
     assert found[KD] == "missing"
-    assert "stopped" in found["distil pair labels 0"]
+    assert "interrupted" in found["distil pair labels 0"]
     assert "no record" in found["build pair feature_only"]
 
 
@@ -221,7 +222,7 @@ def test_a_job_that_reads_other_files_than_before_can_be_accepted(study: Study):
     inputs = flat(graph.inputs(study, "distil", names))
     for path in graph.outputs("distil", names).values():
         write_record(path, graph.settings_text(study, "distil", names), code, inputs[:1])
-    assert reasons(study)["distil pair labels 0"] == "reads other files"
+    assert reasons(study)["distil pair labels 0"] == "the list of inputs changed"
     accept(study, everything, run_here)
     record = record_of("results/distil/pair/labels/0/history.parquet")
     assert record is not None and record.inputs == inputs

@@ -1,4 +1,4 @@
-"""The command `jobcache`: how large the job cache is, and making it smaller."""
+"""The command `jobcache`: show the size of the job cache, and make it smaller."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "jobcache",
         help="show how large the job cache is, or make it smaller",
-        description="Show how many results the job cache holds. They are copies: without them a "
-        "job that was done before is done again. The folder is .jobcache, or KDSTEPS_JOB_CACHE.",
+        description="Show the number and size of the results in the job cache. They are copies: "
+        "if you delete them, nothing is lost but the time to compute them again. The folder is "
+        ".jobcache, or $KDSTEPS_JOB_CACHE.",
     )
     parser.add_argument(
         "--limit",
         type=_size,
         metavar="SIZE",
-        help="delete the results that were not used for longest until the rest fits, as in 5GiB",
+        help="delete the least recently used results until the rest fits into SIZE, such as 5GiB",
     )
     parser.set_defaults(run=show_job_cache)
 
 
 def show_job_cache(given: argparse.Namespace) -> None:
-    """Print the number and size of cached results by stage, after deleting some if told to."""
+    """Print the number and size of cached results by stage, after shrinking to `--limit`."""
     if given.limit is not None:
         removed = cache.shrink(given.limit)
         freed = sum(result.size for result in removed)
@@ -47,7 +48,7 @@ def show_job_cache(given: argparse.Namespace) -> None:
 
 
 def in_words(size: int) -> str:
-    """Bytes for people: 1.5 GiB."""
+    """Bytes in readable form: 1.5 GiB."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size >= _UNITS[unit.upper()]:
             return f"{size / _UNITS[unit.upper()]:.1f} {unit}"
@@ -57,5 +58,5 @@ def in_words(size: int) -> str:
 def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text.strip())
     if found is None or found[2].upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"is {text!r}; a size such as 500MiB or 5GiB is expected")
+        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a size such as 500MiB or 5GiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,4 +1,4 @@
-"""`kdsteps layers`: where a network can be cut."""
+"""The command `layers`: list the layers at which a network can be cut."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def _image_shape(text: str) -> tuple[int, int, int]:
         raise KdstepsError(f"--image: {text!r} should read C,H,W, such as 3,32,32")
     channels, height, width = map(int, numbers)
     if min(channels, height, width) < 1:
-        raise KdstepsError(f"--image: {text!r} has a 0; each number should be above 0")
+        raise KdstepsError(f"--image: {text!r} has a 0; every number should be above 0")
     return channels, height, width

@@ -1,4 +1,4 @@
-"""The command `kdsteps`: one verb a stage, and a few to look around."""
+"""The command `kdsteps`: one subcommand per stage, and some to inspect and manage results."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.study.study import load_study, parse, parse_study
 
-SUMMARY = "Distil a large network into a small one, stage by stage, as params.yaml describes it."
+SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
 COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
-HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # what no result rests on
+HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a mistake that the user can mend is one sentence and status 2.
+    """Run one command; a mistake that the user can fix ends in one sentence and status 2.
 
-    Anything else that goes wrong is a mistake of ours and keeps its traceback.
+    Any other error is a bug in kdsteps and keeps its traceback.
     """
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -50,15 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KdstepsError as error:
         print(f"kdsteps {given.command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
         print(
-            f"kdsteps {given.command}: the disk is full; free some space and run again, finished "
-            "results are kept",
+            f"kdsteps {given.command}: the disk is full; free some space and run again (finished "
+            "results are safe)",
             file=sys.stderr,
         )
         return 2
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one sentence, without the usage around it."""
+    """Reports what is wrong with a command line in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):
@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
         message = re.sub("^the following arguments are required: ", "missing: ", message)
         message = re.sub("^unrecognized arguments: ", "there is no option ", message)
         message = message.removeprefix("argument ")
-        self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` tells what there is\n")
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,18 +88,30 @@ def _parser() -> argparse.ArgumentParser:
         _add_stage(commands, stage)
     upgrade.add_commands(commands)
     job_cache.add_command(commands)
-    layers = commands.add_parser("layers", help="list the layers of a network: where it can be cut")
-    layers.add_argument("model", help="a name under `models` of params.yaml, or FAMILY:NAME")
+    layers = commands.add_parser("layers", help="list the layers at which a network can be cut")
+    layers.add_argument("model", help="a name under `models` in params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-    layers.add_argument("--image", default="3,32,32", metavar="C,H,W", help="shape (%(default)s)")
-    layers.add_argument("--classes", type=_count, default=10, metavar="K", help="(%(default)s)")
+    layers.add_argument(
+        "--image", default="3,32,32", metavar="C,H,W", help="image shape (%(default)s)"
+    )
+    layers.add_argument(
+        "--classes", type=_count, default=10, metavar="K", help="number of classes (%(default)s)"
+    )
     layers.set_defaults(run=show_layers)
-    verify = commands.add_parser("verify", help="check that results match params.yaml, as DVC does")
-    verify.add_argument("stages", nargs="+", choices=graph.STAGES, metavar="stage")
+    verify = commands.add_parser(
+        "verify", help="check that the results of stages match params.yaml (run by `dvc repro`)"
+    )
+    verify.add_argument(
+        "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
+    )
     verify.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     verify.set_defaults(run=check_stages)
-    described = commands.add_parser("resolve", help="write what every job reads, for DVC to follow")
-    described.add_argument("folder", nargs="?", default="results/settings", help="(%(default)s)")
+    described = commands.add_parser(
+        "resolve", help="write the settings of every job to files (run by `dvc repro`)"
+    )
+    described.add_argument(
+        "folder", nargs="?", default="results/settings", help="where to write (%(default)s)"
+    )
     described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     described.set_defaults(run=resolve)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
@@ -108,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_stage(commands: Any, stage: str) -> None:
-    """A stage's command; its help is the docstring of its module, which is not imported for it."""
+    """Add a stage's command; its help is the docstring of its module, read without importing it."""
     text = _docstring(f"kdsteps.stages.{stage}")
     parser = commands.add_parser(
         stage,
@@ -116,24 +128,28 @@ def _add_stage(commands: Any, stage: str) -> None:
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    by_name = parser.add_argument_group("by name, with settings and files as params.yaml has them")
+    by_name = parser.add_argument_group("by name, with settings and files from params.yaml")
     by_name.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     for name in NAMES:
         by_name.add_argument(
             f"--{name}", help=argparse.SUPPRESS if name not in _names(stage) else None
         )
     by_file = parser.add_argument_group("by file, as Snakemake calls it")
-    by_file.add_argument("--settings", metavar="JSON", help="exactly what the job reads")
-    by_file.add_argument("--inputs", nargs="*", metavar="NAME=PATH", default=[])
-    by_file.add_argument("--outputs", nargs="*", metavar="NAME=PATH", default=[])
+    by_file.add_argument("--settings", metavar="JSON", help="the settings that the job depends on")
     by_file.add_argument(
-        "--code", metavar="DIGEST", help="digest of the code; without it the job cache is not used"
+        "--inputs", nargs="*", metavar="NAME=PATH", default=[], help="files to read"
+    )
+    by_file.add_argument(
+        "--outputs", nargs="*", metavar="NAME=PATH", default=[], help="files to write"
+    )
+    by_file.add_argument(
+        "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
     )
     parser.add_argument(
-        "--threads", type=_count, default=cores_there(), metavar="N", help="cores (all)"
+        "--threads", type=_count, default=cores_there(), metavar="N", help="CPU cores (all)"
     )
     parser.add_argument(
-        "--gpus", type=_count, default=1, metavar="N", help="GPUs, if there are any (%(default)s)"
+        "--gpus", type=_count, default=1, metavar="N", help="GPUs, if available (%(default)s)"
     )
     if stage in ("cache", "distil"):
         _add_caching(parser)
@@ -142,26 +158,29 @@ def _add_stage(commands: Any, stage: str) -> None:
             "--checkpoint-seconds",
             type=_count,
             metavar="S",
-            help="between two saves to resume from (params.yaml)",
+            help="seconds between two saves of the training state (params.yaml)",
         )
     parser.set_defaults(run=_stage)
 
 
 def _add_caching(parser: argparse.ArgumentParser) -> None:
-    """Options that decide what is cached of a teacher; results are the same either way."""
+    """Add the options that decide what is cached of a teacher; they do not change results."""
     parser.add_argument(
         "--keep",
         choices=("auto", "always", "never"),
-        help="whether teacher logits are cached for training; auto: if that saves time",
+        help="whether to cache the teacher's logits for training; auto: if that saves time",
     )
     parser.add_argument(
         "--passes",
         type=_count,
         metavar="N",
-        help="passes over the training images, in all runs together, that would use the cache",
+        help="passes over the training images that would use the cache, in all runs together",
     )
     parser.add_argument(
-        "--budget-mib", type=_count, metavar="MIB", help="largest size of a file (params.yaml)"
+        "--budget-mib",
+        type=_count,
+        metavar="MIB",
+        help="largest size of a cache file (params.yaml)",
     )
 
 
@@ -263,8 +282,8 @@ def _by_name(given: argparse.Namespace) -> _Call:
         raise KdstepsError(f"{' and '.join(missing)} {verb} missing; say which job to run")
     for name in names:
         if name not in wanted:
-            right = " and ".join(f"--{name}" for name in wanted) or "no name"
-            raise KdstepsError(f"--{name}: not an option of this job; {right} identifies it")
+            right = " and ".join(f"--{name}" for name in wanted) or "none"
+            raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     node = graph.node(study, rule, names)
     inputs = _inputs(node)
@@ -300,8 +319,8 @@ def _check_inputs(inputs: Mapping[str, Path], lists: Mapping[str, list[Path]]) -
         for path in paths:
             if not path.is_file():
                 raise KdstepsError(
-                    f"{path}: not found, and it is read as {name!r}; run the stage that writes it, "
-                    "or the whole study with snakemake"
+                    f"{path}: not found (input {name!r}); run the stage that writes it, or the "
+                    "whole study with snakemake"
                 )
 
 

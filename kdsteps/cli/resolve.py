@@ -1,4 +1,4 @@
-"""`kdsteps resolve`: what every job reads from params.yaml, stage by stage, for DVC to follow."""
+"""The command `resolve`: write what every job reads from params.yaml, so that DVC can follow it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsteps.study.study import load_study
 
 
 def resolve(given: argparse.Namespace) -> None:
-    """Write one JSON file a stage: the settings and the code digest of each of its jobs.
+    """Write one JSON file per stage: the settings and the code digest of each of its jobs.
 
     All defaults are filled in, so a section that params.yaml leaves out counts as its defaults, and
     a stage becomes stale only when something changes that its jobs depend on.

@@ -1,4 +1,4 @@
-"""`kdsteps schema`: the JSON schema of params.yaml, for editors."""
+"""The command `schema`: print the JSON schema of params.yaml, for editors."""
 
 from __future__ import annotations
 

@@ -20,22 +20,23 @@ def add_commands(commands: Any) -> None:
     stale = commands.add_parser(
         "stale",
         help="list the results that are stale, and why",
-        description="List the results that would be made again, and why. Nothing is changed.",
+        description="List the results that would be recomputed, and why. Changes nothing.",
     )
     stale.set_defaults(run=show_stale)
-    stale.add_argument("--jobs", action="store_true", help="name every job")
+    stale.add_argument("--jobs", action="store_true", help="list every job")
     taking = commands.add_parser(
         "accept",
-        help="take results of an earlier version as they are",
-        description="Take results as they are where only the code changed. They are listed in "
-        "results/accepted.json and in the report. Where settings or inputs changed, the job runs.",
+        help="accept results that only other code made as up to date",
+        description="Accept existing results as up to date where only the code changed. They are "
+        "listed in results/accepted.json and in the report. Where settings or inputs changed, the "
+        "job is rerun.",
     )
     taking.set_defaults(run=accept_results)
     for parser in (stale, taking):
         parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-        parser.add_argument("--stage", action="append", default=[], help="only this one (all)")
+        parser.add_argument("--stage", action="append", default=[], help="only this stage (all)")
         for name in NAMES:
-            parser.add_argument(f"--{name}", help="only jobs of this one (all)")
+            parser.add_argument(f"--{name}", help=f"only jobs of this {name} (all)")
 
 
 def show_stale(given: argparse.Namespace) -> None:
@@ -53,13 +54,13 @@ def show_stale(given: argparse.Namespace) -> None:
     count = sum(status.reason == "code" and status.rule != "report" for status in stale)
     if count:
         print(
-            f"`kdsteps accept` takes {count} as they are, since only code changed; snakemake makes "
-            "the rest again."
+            f"`kdsteps accept` accepts {count} of them, where only code changed; snakemake "
+            "recomputes the rest."
         )
 
 
 def accept_results(given: argparse.Namespace) -> None:
-    """Accept what only other code made, and write the report again if all else is up to date."""
+    """Accept results where only code changed; rewrite the report if all else is up to date."""
     study = load_study(given.params)
     _check_options(study, given)
     done = accept(study, lambda status: _chosen(given, status), lambda status: _make(study, status))
@@ -67,20 +68,20 @@ def accept_results(given: argparse.Namespace) -> None:
         print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:
         raise KdstepsError(
-            f"nothing is accepted: {len(done.refused)} results are stale for other reasons than "
-            "code; run snakemake to make them again"
+            f"nothing is accepted: {len(done.refused)} results are stale for reasons other than "
+            "code; run snakemake to recompute them"
         )
     counts = Counter(status.rule for status in done.taken)
     said = ", ".join(f"{count} {rule}" for rule, count in counts.items())
     for status in done.lacking:
-        print(f"making what an earlier version did not: {_label(status)}")
+        print(f"adding a file that an earlier version did not write: {_label(status)}")
         _make(study, status)
-    print(f"accepted as is: {said or 'nothing, no result is stale because of code alone'}")
+    print(f"accepted as is: {said or 'nothing, since no result is stale because of code alone'}")
     _write_report(given)
 
 
 def _make(study: Study, status: Status) -> None:
-    """Run one job here, as Snakemake would, and let Snakemake know of it."""
+    """Run one job here, as Snakemake would, and update Snakemake's record of it."""
     from kdsteps.cli.main import main
 
     read = {} if status.rule == "report" else graph.inputs(study, status.rule, status.names)
@@ -96,7 +97,7 @@ def _make(study: Study, status: Status) -> None:
 
 
 def _write_report(given: argparse.Namespace) -> None:
-    """Write the report again where it is all that is stale, so that it says what was accepted."""
+    """Rewrite the report if nothing else is stale, so that it lists what was accepted."""
     study = load_study(given.params)
     found = statuses(study)
     (report,) = [status for status in found if status.rule == "report"]
@@ -104,12 +105,12 @@ def _write_report(given: argparse.Namespace) -> None:
     if (given.stage and "report" not in given.stage) or any(status.stale for status in others):
         return
     if report.reason not in ("current", "missing", "unknown"):
-        print("writing the report again")
+        print("rewriting the report")
         _make(study, report)
 
 
 def _check_options(study: Study, given: argparse.Namespace) -> None:
-    """Refuse stages and names that the study does not have."""
+    """Raise KdstepsError for stages and names that the study does not have."""
     known = {"stage": list(graph.STAGES)} | {
         name: sorted({job[name] for job in _all_names(study) if name in job}) for name in NAMES
     }
@@ -126,7 +127,7 @@ def _all_names(study: Study) -> list[graph.Names]:
 
 
 def _chosen(given: argparse.Namespace, status: Status) -> bool:
-    """Whether the options of a command mean a job."""
+    """Whether the options of a command select a job."""
     if given.stage and graph.stage_of(status.rule) not in given.stage:
         return False
     wanted = {name: value for name in NAMES if (value := getattr(given, name)) is not None}

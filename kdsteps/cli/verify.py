@@ -1,6 +1,6 @@
-"""`kdsteps verify STAGE`: are the files of a stage what params.yaml describes?
+"""The command `verify`: check that the files of a stage were made as params.yaml describes.
 
-DVC runs it after Snakemake, so that a file is never recorded under values it was not made with.
+DVC runs it after Snakemake, so that it never records a file under settings it was not made with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kdsteps.study.study import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
-    """How many jobs of a stage left files with the very settings that the study gives them.
+    """Check that the files of a stage carry the study's settings; return the number of jobs.
 
     Raises:
         KdstepsError: A file is missing, or carries other settings.
@@ -31,12 +31,12 @@ def verify(study: Study, stage: str) -> int:
         entry = entry_for(accepted, outputs.values(), settings)
         wanted = json.loads(settings)
         carried = [_carries_settings(Path(path), wanted, entry) for path in outputs.values()]
-        assert any(carried), f"no file of {rule} says what it was made with"
+        assert any(carried), f"no file of {rule} carries the settings it was made with"
     return len(jobs)
 
 
 def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None) -> bool:
-    """Whether a file carries settings; raise a sentence if they are not the wanted ones."""
+    """Whether a file carries settings; raise KdstepsError if they are not the wanted ones."""
     if not path.is_file():
         raise KdstepsError(f"{path}: not found; run snakemake first")
     found = carried_settings(path)
@@ -45,7 +45,8 @@ def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None
         return bool(found)
     said, meant = first_difference(found, wanted)
     raise KdstepsError(
-        f"{path}: was made with {said}, params.yaml says {meant}; delete the file and run snakemake"
+        f"{path}: was made with {said}, but params.yaml has {meant}; delete the file and run "
+        "snakemake"
     )
 
 

@@ -1,7 +1,7 @@
 """Augmentation beyond crop and flip: RandAugment, crops of random size, mixup and CutMix.
 
-They are drawn from a continuum, so their results have no numbers and teacher logits cannot be
-cached: with any of them on, the teacher computes its logits on the fly. All randomness depends on
+They are drawn from a continuum, so their results cannot be numbered and teacher logits cannot be
+cached: with any of them on, teacher logits are computed on the fly. All randomness depends on
 the seed of the batch and the number of the image.
 """
 
@@ -49,7 +49,7 @@ class Augmentation:
 
     @property
     def active(self) -> bool:
-        """Whether images differ from their views, so that nothing can be cached for them."""
+        """Whether images differ from their views, so that nothing about them can be cached."""
         return self.changes_pixels or self.mixes
 
     def window(self, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class Augmentation:
             size: Height and width of the result of `resized_crop`; None: those of the images.
 
         Source: RandAugment: Cubuk et al. 2020, arXiv:1909.13719; crops of random size: Szegedy et
-        al. 2015, arXiv:1409.4842, section 6; both as torchvision has them.
+        al. 2015, arXiv:1409.4842, section 6; both as implemented in torchvision.
         """
         if not self.changes_pixels:
             return images
@@ -98,7 +98,7 @@ class Augmentation:
     def mixed(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Each image mixed with the one before it in the batch, and the targets that follow.
 
-        The image itself always makes up half or more, so that its label stays the right one.
+        The image itself always makes up at least half, so that its label remains the main one.
 
         Args:
             images: (N, C, H, W), normalized.
@@ -131,7 +131,7 @@ NO_AUGMENTATION = Augmentation()
 
 
 def _image_seed(seed: int, number: int) -> int:
-    """Far apart for neighbouring numbers (a step of the golden ratio), within 63 bits."""
+    """Far apart for neighboring numbers (a step of the golden ratio), within 63 bits."""
     return (seed + 0x9E3779B97F4A7C15 * (number + 1)) % 2**63
 
 

@@ -1,4 +1,4 @@
-"""What must be true of the labels of a source before its images are stored."""
+"""Checks of the labels of a source before its images are stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdsteps.errors import KdstepsError
 
 
 def check_source(source: Source) -> None:
-    """Refuse a source whose labels, names and splits do not match.
+    """Check that the labels, names and splits of a source match.
 
     Raises:
         KdstepsError: There are no images, fewer than two classes, a class name that cannot be
@@ -22,7 +22,7 @@ def check_source(source: Source) -> None:
     """
     count = len(source.images)
     if count == 0:
-        raise KdstepsError("the data set has no images; a study needs some of every class")
+        raise KdstepsError("the data set has no images; every class needs some")
     lengths = {len(source.labels), len(source.names), len(source.split), count}
     if len(lengths) > 1:
         raise ValueError(f"images, labels, names and split differ in length: {sorted(lengths)}")
@@ -48,7 +48,7 @@ def check_source(source: Source) -> None:
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a label that is out of range, and name the first image that has one."""
+    """Raise KdstepsError for a label out of range, with the first image that has one."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise KdstepsError(
@@ -59,7 +59,7 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence
 
 
 def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuse a class without training images.
+    """Raise KdstepsError for a class without training images.
 
     Args:
         labels, split: (N,).

@@ -1,4 +1,4 @@
-"""Labels as tables have them, whole numbers or names, and the classes that follow from them."""
+"""Labels in tables, as whole numbers or names, and the classes that follow from them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def numbered(values: np.ndarray) -> tuple[str, ...]:
     """Names for classes that only have numbers.
 
     Raises:
-        KdstepsError: There are more numbers than images, so that classes would be without any.
+        KdstepsError: There are more numbers than images, so some classes would have none.
     """
     count = int(values.max(initial=-1)) + 1
     if count > len(values):

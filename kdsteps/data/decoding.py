@@ -1,8 +1,8 @@
 """Image files as pixels: common formats become gray or color, of the requested size.
 
 16 bits become 8; transparent pixels become white; palettes, CMYK and other modes become gray or
-RGB; a photo that its camera marked as rotated is rotated back; of an animation the first frame
-counts. What cannot be read is reported, never guessed. Damaged metadata does not cost the pixels.
+RGB; photos are rotated according to their EXIF orientation; of an animation, the first frame is
+used. What cannot be read is reported, never guessed. Damaged metadata does not prevent reading.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _picture(image: Image.Image, form: Form) -> Picture:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 (upright) to 8; what cannot be read counts as upright."""
+    """The EXIF orientation, 1 (upright) to 8; upright if it cannot be read."""
     try:
         found = image.getexif().get(_ORIENTATION)
     except Exception:  # damaged metadata
@@ -154,9 +154,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "does not exist"
     if isinstance(error, PermissionError):
-        return "may not be read"
+        return "cannot be read (permission denied)"
     if isinstance(error, MemoryError):
-        return "needs more memory than there is"
+        return "needs more memory than available"
     if isinstance(error, UnidentifiedImageError):
         return "is not an image in a known format"
     return " ".join(str(error).split())[:200] or type(error).__name__

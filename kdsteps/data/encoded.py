@@ -1,4 +1,4 @@
-"""Images that are decoded as they are needed, in order, on several threads."""
+"""Images that are decoded when they are needed, in order, on several threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every image of a data set becomes: its channels and its size."""
+"""The form in which the images of a data set are stored: channels and size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Form:
     crop: Size | None = None
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before the crop, of an image that has this height and width."""
+        """Height and width before the crop, for an image of this height and width."""
         if self.store is not None:
             wanted_height, wanted_width = pair(self.store)
             scale = max(wanted_height / height, wanted_width / width)

@@ -1,4 +1,4 @@
-"""Hashes of the pixels of stored images: they tell duplicates, and whether an image is damaged."""
+"""Hashes of the pixels of stored images, to find duplicates and damaged images."""
 
 from __future__ import annotations
 

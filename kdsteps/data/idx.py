@@ -1,4 +1,4 @@
-"""The idx files of MNIST and its relatives, packed or not, read where they are.
+"""The idx files of MNIST and its relatives, compressed or not.
 
 Source of the format: Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits:
 two zero bytes, one for the type (8: unsigned byte), one for the number of dimensions, then each

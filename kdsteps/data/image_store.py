@@ -1,7 +1,7 @@
-"""The file `images.npy` while it is written: a killed run goes on where it was.
+"""The file `images.npy` while it is being written; interrupted runs resume.
 
-Pixels are in a hidden file next to the one they become, and in a journal what was found out about
-them. Both are removed when the run ends, well or with an error; after a kill they stay.
+Pixels are in a hidden file next to the final one, and a journal has the findings about them. Both
+are removed when the run ends, with or without an error; if it is killed, they remain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,21 @@ _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 
 
 class ImageStore:
-    """Images (N, C, H, W) of uint8 on their way to the disk.
+    """Images (N, C, H, W) of uint8 that are being written to disk.
 
     Attributes:
-        survey: Of the images that are stored; of a killed run, those that it had recorded.
+        survey: Of the stored images, among them those that an interrupted run recorded.
     """
 
-    def __init__(self, target: Path, key: str, count: int) -> None:
+    def __init__(self, target: Path, key: str, count: int, final: Path) -> None:
         """Args:
         target: The file that the images become.
-        key: Of everything they depend on; what a run with another key left is not used.
+        key: Of everything they depend on; files of a run with another key are not used.
         count: How many images there will be, at most.
+        final: Where `target` ends up; it names the files that a later run resumes from.
         """
         self.target, self.count = target, count
-        self.pixels = target.with_name(f".{target.name}.unfinished")
-        self.journal = target.with_name(f".{target.name}.unfinished.jsonl")
+        self.pixels, self.journal = _unfinished(final)
         self.survey = self._resumed(key)
         self._recorded = len(self.survey.stored), len(self.survey.broken)
         self._saved_at = time.monotonic()
@@ -83,7 +83,7 @@ class ImageStore:
         return (len(self.survey.stored), *self.survey.shape)
 
     def finish(self) -> None:
-        """Let the images appear at the target."""
+        """Move the finished file to the target."""
         self._file.seek(0)
         write_array_header(self._file, np.dtype(np.uint8), self.shape)
         self.close()
@@ -93,16 +93,10 @@ class ImageStore:
     def close(self) -> None:
         self._file.close()
 
-    def discard(self) -> None:
-        """Remove what is only needed to resume."""
-        self.close()
-        self.pixels.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
-
     def _check_space(self, one: int) -> None:
         needed = HEADER_BYTES + self.count * one
         free = shutil.disk_usage(self.target.parent).free
-        log.info("the images take %s on the disk, which has %s free", _size(needed), _size(free))
+        log.info("the images need %s of disk space; %s are free", _size(needed), _size(free))
         if needed - self._file.tell() > free:
             raise KdstepsError(
                 f"{self.target}: {self.count:,} images of {self.survey.shape} need "
@@ -124,7 +118,7 @@ class ImageStore:
         self._saved_at = time.monotonic()
 
     def _resumed(self, key: str) -> Survey:
-        """What a killed run recorded with the same key; empty if there is nothing that fits."""
+        """What an interrupted run recorded under the same key; empty if nothing matches."""
         survey = Survey()
         try:
             first, *entries = self.journal.read_text().splitlines()
@@ -142,7 +136,9 @@ class ImageStore:
 
 
 @contextmanager
-def image_store(target: Path, key: str, count: int) -> Iterator[ImageStore]:
+def image_store(
+    target: Path, key: str, count: int, final: Path | None = None
+) -> Iterator[ImageStore]:
     """An `ImageStore` that leaves nothing behind when the block ends, unless the run is killed.
 
     Raises:
@@ -150,25 +146,42 @@ def image_store(target: Path, key: str, count: int) -> Iterator[ImageStore]:
     """
     store: ImageStore | None = None
     try:
-        store = ImageStore(target, key, count)
+        store = ImageStore(target, key, count, final or target)
         yield store
-        store.discard()
+        _discard(store, final or target)
     except Exception as error:
-        if store is not None:
-            store.discard()
+        _discard(store, final or target)
         if isinstance(error, OSError):
             full = error.errno in DISK_FULL
             what = "the disk is full" if full else f"cannot be written ({error.strerror})"
             hint = "free some space" if full else f"make {target.parent} writable"
-            raise KdstepsError(f"{target}: {what}; {hint} and run again") from error
+            safe = " (finished results are safe)" if full else ""
+            raise KdstepsError(f"{target}: {what}; {hint} and run again{safe}") from error
         raise
     finally:
         if store is not None:
+            with suppress(OSError):  # what a full disk does not take
+                store.close()
+
+
+def _unfinished(final: Path) -> tuple[Path, Path]:
+    """The pixels and the journal of images on their way to `final`."""
+    pixels = final.with_name(f".{final.name}.unfinished")
+    return pixels, pixels.with_name(f"{pixels.name}.jsonl")
+
+
+def _discard(store: ImageStore | None, final: Path) -> None:
+    """Remove what is only needed to resume."""
+    if store is not None:
+        with suppress(OSError):
             store.close()
+    for path in _unfinished(final):
+        with suppress(OSError):
+            path.unlink()
 
 
 def _entry(survey: Survey, stored: int, broken: int) -> dict[str, Any]:
-    """What was added to a survey since it had so many images, stored and broken."""
+    """What was added to a survey since it had these numbers of stored and broken images."""
     lists = {name: getattr(survey, name)[stored:] for name in _LISTS}
     return lists | {
         "broken": survey.broken[broken:],
@@ -187,7 +200,7 @@ def _extend(survey: Survey, entry: dict[str, Any]) -> None:
 
 
 def _size(count: int) -> str:
-    """Bytes in words."""
+    """Bytes in readable form."""
     unit, size = next(
         (unit, size) for unit, size in _UNITS.items() if count >= size or unit == "bytes"
     )

@@ -1,7 +1,7 @@
-"""Batches of images: small data sets are on the device as uint8, and batches are made there.
+"""Batches of images, made on the device, where small data sets are stored as uint8.
 
-Whatever is random comes from one generator on the CPU, so that a batch is the same on every device
-and can be made again: after a kill, or to look up its views.
+All randomness comes from one generator on the CPU, so that a batch is the same on every device and
+can be reproduced, to resume a run or to look up its views.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ImageSplit:
             views: Of crop and flip.
             generator: On the CPU; what is drawn from it does not depend on `skip`.
             augmentation: Augmentation beyond crop and flip.
-            skip: Batches to pass over without making them, to go on after a kill.
+            skip: Batches to skip without making them, to resume a run.
         """
         order = torch.randperm(len(self), generator=generator)
         drawn = views.draw(len(self), generator)

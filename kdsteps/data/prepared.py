@@ -1,4 +1,4 @@
-"""A prepared data set as the stages read it: checked, and its splits ready for training."""
+"""A prepared data set, checked, with its splits ready for training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AGAIN = "run `kdsteps prepare` again"
 
 
 class _Summary(BaseModel):
-    """What stages need from summary.json; the rest of it is for the report."""
+    """The entries of summary.json that stages need; the others are for the report."""
 
     class_names: tuple[str, ...]
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -119,7 +119,7 @@ def load_prepared(
     """The data set in the three files that `prepare` wrote.
 
     Raises:
-        KdstepsError: A file is missing or damaged, lacks something, or does not fit the others.
+        KdstepsError: A file is missing, damaged or incomplete, or does not match the others.
     """
     described, pixels = _read_summary(summary), read_array(images)
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
@@ -152,14 +152,14 @@ def load_prepared(
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that a split may take on the device."""
+    """The largest size in bytes of a split that is stored on the device."""
     if device.type != "cuda":
         return RESIDENT_BYTES
     return min(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // 4)
 
 
 def _workers(device: torch.device) -> int:
-    """Processes that read ahead for a GPU; on a CPU, training needs all cores."""
+    """Number of worker processes that prefetch for a GPU; on a CPU, training needs all cores."""
     return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
 
 

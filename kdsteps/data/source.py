@@ -1,4 +1,4 @@
-"""What every kind of data returns: labeled images, not yet checked, split and stored."""
+"""The result of every kind of data: labeled images, not yet checked, split and stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits that are fixed by text files with one image per line, such as `cat/1.png` or `cat/1`."""
+"""Splits that text files define, with one image per line, such as `cat/1.png` or `cat/1`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What folders and lists usually call the splits."""
+"""The usual names of splits in folders and lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image is for training, validation or testing, and which appears in two splits."""
+"""Split images into training, validation and test images, and find copies across splits."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def complete_split(
     test: float,
     seed: int,
 ) -> np.ndarray:
-    """The split of each image: that of the source, or else the same fraction of every class.
+    """The split of each image: that of the source, otherwise the same fraction of every class.
 
-    A split that the source has stays as it is; a missing one is taken from its training images.
+    A split of the source is used as it is; a missing one is taken from its training images.
     Within a class, images are ordered by a hash of seed and pixels, so the result does not depend
     on the order of the images, and copies of one image stay together.
 
@@ -44,8 +44,8 @@ def complete_split(
     if "test" not in complete:
         if test == 0:
             raise KdstepsError(
-                "prepare.test is 0 and the data set has no test images: nothing could be measured; "
-                "set a fraction above 0"
+                "prepare.test is 0 and the data set has no test images, so nothing could be "
+                "evaluated; set a fraction above 0"
             )
         _take(complete, "test", test, labels, hashes, class_names, seed)
     if "validation" not in complete and validation > 0:

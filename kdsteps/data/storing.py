@@ -1,4 +1,4 @@
-"""One pass over the images of a source: each is decoded, checked, measured and passed on.
+"""One pass over the images of a source: each is decoded, checked, summarized and passed on.
 
 Only sums and hashes of an image stay in memory, so that a data set of any size can be prepared.
 """
@@ -23,7 +23,7 @@ _NAMED = 3  # examples in a message
 
 @dataclass
 class Survey:
-    """What was found out about the images so far.
+    """Statistics of the images so far.
 
     Attributes:
         stored: Number in the source of each image that was passed on.
@@ -31,7 +31,7 @@ class Survey:
         sums, squares: (C,) over the pixels of each of them, whole numbers: exact in any order.
         sizes: How many images had each height and width before resizing.
         modes: How many images had each mode of pixels.
-        broken: What could not be read, a sentence for each image.
+        broken: The images that could not be read, one sentence each.
         shape: (C, H, W) of every image.
     """
 
@@ -82,7 +82,8 @@ def decoded(
 
     Args:
         survey: Of the images that were stored before; they are not read again.
-        broken: Whether images that cannot be read are an error, once all of them are known.
+        broken: Whether images that cannot be read stop the run once all of them are known, or are
+            left out.
 
     Raises:
         KdstepsError: Images cannot be read and are not to be skipped, none can be read, or

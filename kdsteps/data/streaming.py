@@ -1,8 +1,8 @@
 """Images that do not fit on the device: workers read them from the stored array, batch by batch.
 
 The store is the array that `prepare` wrote, mapped from the disk: images are decoded and resized
-once and not in every epoch, which is what makes epochs of large images slow. It needs disk space,
-one byte per pixel and channel. Whatever is random (crop, flip, `Augmentation`) happens on the fly.
+once instead of in every epoch, which would make epochs of large images slow. This needs disk space,
+one byte per pixel and channel. Everything random (crop, flip, `Augmentation`) happens on the fly.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class StreamedSplit(ImageSplit):
 class _Batches(Dataset[tuple[Tensor, int]]):
     """The pixels of whole batches, (N, C, h, w) uint8, and the row of a damaged image or -1.
 
-    A number and no exception, as what a worker process raises arrives as a traceback.
+    A number instead of an exception, because an exception in a worker arrives as a traceback.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The registry of metrics: name, unit, direction, words and function of each, in one table.
+"""The registry of metrics: name, unit, direction, explanation and function of each, in one table.
 
 `measures.json`, the columns of `runs.parquet`, and the tables, charts and explanations of the
 report all follow from it, so a new metric is one entry in `METRICS`. A study adds its own with
@@ -116,7 +116,7 @@ METRICS: tuple[Metric, ...] = (
         unit="fraction",
         better="lower",
         explanation="Expected calibration error: the gap between confidence and accuracy, averaged "
-        "over bins of confidence. At 0 a network is right as often as its confidence says.",
+        "over bins of confidence. At 0, confidence equals accuracy.",
         options=("calibration_bins",),
     ),
     Metric(
@@ -213,7 +213,7 @@ def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
         references: `evaluate.metrics` of params.yaml.
 
     Raises:
-        KdstepsError: A reference cannot be loaded, or two metrics share a name.
+        KdstepsError: A reference cannot be loaded, or two metrics have the same name.
     """
     found = list(METRICS)
     for reference in references:
@@ -221,7 +221,7 @@ def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
         if own.name in {there.name for there in found}:
             raise KdstepsError(
                 f"evaluate.metrics: {reference}: there is already a metric {own.name!r}; "
-                "give yours another name"
+                "rename yours"
             )
         found.append(own)
     return tuple(found)
@@ -262,7 +262,7 @@ def compute(
 
 
 def _as_metric(function: Any, reference: str) -> Metric:
-    """The metric of a function, with the words of its decorator, its name and its docstring."""
+    """The metric of a function, described by its decorator, its name and its docstring."""
     fields = dict(getattr(function, _FIELDS, {}))
     name = str(fields.pop("name", getattr(function, "__name__", reference.rpartition(":")[2])))
     if not name.isidentifier():

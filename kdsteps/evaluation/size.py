@@ -8,7 +8,7 @@ from kdsteps.models.cost import multiply_adds, num_parameters
 
 
 def parameters(network: nn.Module, image: Tensor) -> int:
-    """Number of weights; shared ones count once."""
+    """Number of weights, counting shared ones once."""
     return num_parameters(network)
 
 

@@ -71,7 +71,7 @@ def paired(
     confidence: float = 0.95,
     resolution: float = 0.0,
 ) -> Difference | None:
-    """Compare `ours` with `theirs` over the seeds that both have; None if they share none.
+    """Compare `ours` with `theirs` over the seeds that both have; None if there are none.
 
     Args:
         ours: {seed: value}.
@@ -115,7 +115,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def typical_spread(spreads: Sequence[float | None]) -> float | None:
-    """The median of several spreads, which one erratic method does not change much."""
+    """The median of several standard deviations, which one erratic method barely changes."""
     known = [spread for spread in spreads if spread is not None]
     return float(np.median(known)) if known else None
 

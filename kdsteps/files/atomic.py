@@ -1,4 +1,4 @@
-"""Writing whole files or none, and sentences for a disk that is full or read-only."""
+"""Write files completely or not at all, with error messages for full or read-only disks."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """Temporary paths for several files, by name; all are renamed when the block succeeds.
 
-    A job that fails after its first file leaves no new file beside old ones. Temporary files of
-    jobs that were killed are removed.
+    A job that fails after its first file leaves no mixture of new and old files. Temporary files of
+    killed jobs are removed.
 
     Raises:
         FileNotFoundError: The block did not write one of them.
@@ -74,12 +74,12 @@ def _rename(draft: Path, path: Path) -> None:
 
 
 def _draft(path: Path) -> Path:
-    """Where a file is written first; its name has the process, so that two never collide."""
+    """The temporary path of a file; it includes the process ID, so that two never collide."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _remove_stale_drafts(path: Path) -> None:
-    """Remove what processes that no longer exist left beside `path`."""
+    """Remove the temporary files of `path` whose processes no longer exist."""
     for draft in path.parent.glob(f".*{path.name}.*.part"):
         process = re.search(r"\.(\d+)\.part$", draft.name)
         if process and not _alive(int(process[1])):
@@ -102,7 +102,7 @@ def _remove(draft: Path) -> None:
 
 
 def check_places(paths: Iterable[Path]) -> None:
-    """Check before the work whether files can be written afterwards; write nothing.
+    """Check before a job runs whether its files can be written; write nothing.
 
     Raises:
         KdstepsError: A folder is read-only, or a folder or file has the name of the other.
@@ -118,20 +118,22 @@ def check_places(paths: Iterable[Path]) -> None:
 
 
 def damage(error: Exception, kind: str) -> str:
-    """What is wrong with a file that does not read as its kind."""
+    """Describe why a file cannot be read as its kind."""
     if isinstance(error, FileNotFoundError):
         return "not found; run the stage that writes it"
     if isinstance(error, PermissionError):
-        return "cannot be read; ask its owner for permission"
+        return "cannot be read; make it readable"
     reason = " ".join(str(error).split()).rstrip(".")
     return f"is not a complete {kind} ({reason}); delete it and run the stage that writes it again"
 
 
 def _disk_sentence(path: Path, error: OSError) -> str:
     if error.errno in DISK_FULL:
-        return f"{path}: the disk is full; free some space and run again, finished results are kept"
+        return (
+            f"{path}: the disk is full; free some space and run again (finished results are safe)"
+        )
     if error.errno == errno.EFBIG:
-        return f"{path}: is larger than files may be here; raise the limit (`ulimit -f`)"
+        return f"{path}: exceeds the limit on file sizes; raise it (`ulimit -f`)"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"{path}: a file has the name of its folder {path.parent}; move it away"
     if error.errno == errno.EISDIR:

@@ -19,9 +19,9 @@ log = logging.getLogger("kdsteps")
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
-    """Weights as safetensors with `header` as JSON; the same content gives the same bytes.
+    """Weights as safetensors with `header` as JSON; the same content results in the same bytes.
 
-    A digest of the weights goes with them, so that a damaged file does not pass for a network.
+    A digest of the weights is stored with them, so that damaged files are detected.
     """
     from safetensors.torch import save
 
@@ -42,8 +42,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if said["digest"] != _digest(weights):
         raise KdstepsError(
-            f"{path}: is damaged, for its weights are not those that were written; delete it and "
-            "run again"
+            f"{path}: is damaged: its weights do not match their digest; delete it and run again"
         )
     return weights, said["header"]
 
@@ -59,7 +58,7 @@ def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
 
 
 def _said(path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says beside its weights: `header` and `digest`."""
+    """What a checkpoint stores besides its weights: `header` and `digest`."""
     with _checkpoint(path, framework="numpy") as file:
         text = (file.metadata() or {}).get("kdsteps")
     if text is None:
@@ -86,7 +85,7 @@ def _checkpoint(path: str | Path, framework: str) -> Iterator[Any]:
 
 
 def _digest(tensors: Mapping[str, Any]) -> str:
-    """Of names, shapes, types and values, in any order."""
+    """A digest of names, shapes, types and values, independent of their order."""
     import torch
 
     digest = blake2b(digest_size=16)
@@ -97,7 +96,7 @@ def _digest(tensors: Mapping[str, Any]) -> str:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """The state of a training run, for this machine to go on from."""
+    """Save the state of a training run, to resume from on this machine."""
     import torch
 
     with atomic(path) as part, part.open("wb") as file:  # a full disk is an OSError this way alone
@@ -105,7 +104,7 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """A state that `save_state` wrote; None where there is none, or none that can be read."""
+    """The state that `save_state` wrote; None if there is none or it cannot be read."""
     import torch
 
     try:

@@ -1,6 +1,6 @@
 """The tables of results: the columns of each, with types and units.
 
-The comment above each table says what one row is.
+The comment above each table describes one row.
 """
 
 from __future__ import annotations

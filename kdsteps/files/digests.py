@@ -1,4 +1,4 @@
-"""Digests of a job's files in one small file beside them, which tells whether they changed."""
+"""Digests of a job's files in one small file next to them, which shows whether they changed."""
 
 from __future__ import annotations
 

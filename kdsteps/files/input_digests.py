@@ -1,8 +1,8 @@
 """Digests of input files and folders: the MD5 hashes that DVC would compute for them.
 
-So it makes no difference whether DVC tracks an input: where a `.dvc` file does, its hash is used
-and nothing is read. Otherwise contents are read once, and again only where size or times of a file
-have changed. What was read is saved in `.kdsteps/manifests`, a cache that may be deleted.
+So it makes no difference whether DVC tracks an input: if a `.dvc` file does, its hash is used and
+nothing is read. Otherwise contents are read once, and again only if the size or times of a file
+change. The hashes are saved in `.kdsteps/manifests`, a cache that may be deleted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def file_digest(path: str | Path) -> str:
 def folder_digest(path: str | Path, *, follow_links: bool = False) -> str:
     """The hash of a folder as DVC computes it, of the names and contents of all its files.
 
-    Hidden files and what macOS and Windows leave in folders do not count, other than for DVC.
+    Unlike for DVC, hidden files and what macOS and Windows leave in folders do not count.
 
     Returns:
         32 digits and `.dir`; "" if the folder does not exist and no `.dvc` file tracks it.
@@ -72,7 +72,7 @@ def list_digest(hashes: Mapping[str, str]) -> str:
 
 
 def dvc_hash(path: Path) -> str | None:
-    """The hash that a `.dvc` file holds for a path or for a folder above it; None: it has none."""
+    """The hash in a `.dvc` file of a path or of a folder above it; None: there is none."""
     path = Path(os.path.abspath(path))
     for place in (path, *path.parents[:-1]):
         file = place.with_name(f"{place.name}.dvc")
@@ -113,7 +113,7 @@ def content_hashes(files: Mapping[str, str], owner: Path) -> dict[str, str]:
 
 
 def combined(digests: Sequence[str]) -> str:
-    """One digest for several; a single one stays as it is."""
+    """One digest for several; a single one is returned as it is."""
     return digests[0] if len(digests) == 1 else _md5("\n".join(digests))
 
 
@@ -146,7 +146,9 @@ def _hash(file: str) -> str:
         with open(file, "rb") as content:
             return hash_file(content, lambda: md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise KdstepsError(f"{file}: cannot be read ({error.strerror}); allow it") from error
+        raise KdstepsError(
+            f"{file}: cannot be read ({error.strerror}); make it readable"
+        ) from error
 
 
 def _md5(text: str) -> str:
@@ -154,7 +156,7 @@ def _md5(text: str) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Entry]:
-    """What an earlier run read; empty if there is no manifest or it is damaged."""
+    """The hashes of an earlier run; empty if there is no manifest or it is damaged."""
     try:
         check, _, text = path.read_text().partition("\n")
         found: dict[str, Entry] = json.loads(text) if check == _md5(text) else {}

@@ -1,7 +1,7 @@
-"""Which files a data set is made of, and one digest that changes when any of them does.
+"""The files of a data set, and one digest that changes when any of them does.
 
-Without torch, pandas or NumPy: it is part of planning. Published data sets (`digits`,
-`torchvision`) are known by their names, so none of their files is read here.
+Without torch, pandas and NumPy, because planning uses it. Published data sets (`digits`,
+`torchvision`) are identified by their names, so none of their files is read here.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def source_digest(kind: str, options: Mapping[str, Any]) -> str:
         options: Of that kind, defaults included.
 
     Returns:
-        A text without spaces; "" if the images are missing and no `.dvc` file tracks them, so that
-        nothing can be said.
+        A string without spaces; "" if the images are missing and no `.dvc` file tracks them.
 
     Raises:
         KdstepsError: A file or folder cannot be read, or a link leads out of a folder.
@@ -91,7 +90,7 @@ def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
             if path.is_absolute() and not any(path.is_relative_to(root) for root in roots):
                 yield path
         return
-    for name, value in options.items():  # of somebody's own kind: whatever exists
+    for name, value in options.items():  # of a user's kind of data: whatever exists
         for text in _texts(value):
             if name != "path" and os.path.exists(path := Path(text).expanduser()):
                 yield path
@@ -138,7 +137,7 @@ def _table_digest(table: Path, column: str) -> str:
 
 
 def _listed(table: Path, column: str) -> dict[str, str]:
-    """The images that a list names, as it names them."""
+    """The paths of the images in a list, as written there."""
     try:
         if table.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq

@@ -34,7 +34,7 @@ def read_table(path: str | Path, columns: Columns) -> pa.Table:
     """A table that `write_table` wrote.
 
     Raises:
-        KdstepsError: It is missing, is no Parquet, is damaged, lacks a column, or one has another
+        KdstepsError: It is missing, damaged or not Parquet, lacks a column, or a column has another
             type.
     """
     file = open_table(path, columns)
@@ -54,20 +54,21 @@ def open_table(path: str | Path, columns: Columns) -> pq.ParquetFile:
     if missing:
         raise KdstepsError(
             f"{path}: has no column {missing[0]!r} (it has {', '.join(names)}); "
-            "make it again or give one with all columns"
+            "run the stage that writes it again"
         )
     for name, kind in columns.items():
         found = file.schema_arrow.field(name).type
         if found != kind:
             raise KdstepsError(
-                f"{path}: column {name!r} holds {found}, where {kind} would be right; make it again"
+                f"{path}: column {name!r} has the type {found}; it should be {kind}, so run the "
+                "stage that writes it again"
             )
     return file
 
 
 @contextmanager
 def whole_parquet(path: str | Path) -> Iterator[None]:
-    """Say of a Parquet file that it is damaged where reading it in the block fails.
+    """Raise KdstepsError for a damaged Parquet file if reading it in the block fails.
 
     Raises:
         KdstepsError: It is missing, cut off, damaged or of another format.

@@ -1,4 +1,4 @@
-"""Text and JSON files of results, written whole or not at all."""
+"""Text and JSON files of results, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kdsteps.files.atomic import atomic, damage
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Numbers that a person reads; not-a-number is refused rather than written."""
+    """Write JSON for people to read; NaN is an error."""
     with atomic(path) as part:
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8 text, with the line ends it has."""
+    """Write UTF-8 text, without changing its line endings."""
     write_bytes(path, text.encode())
 
 
@@ -33,5 +33,5 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise KdstepsError(f"{path}: {damage(error, 'JSON file')}") from error
     if not isinstance(content, dict):
-        raise KdstepsError(f"{path}: holds no {{...}} with keys and values; make it again")
+        raise KdstepsError(f"{path}: is not a JSON object; run the stage that writes it again")
     return content

@@ -1,4 +1,4 @@
-"""The files of a folder: each once, however many links lead to it, and regular files only."""
+"""The regular files of a folder, each once, no matter how many links lead to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Identity = tuple[int, int]
 
 
 def is_debris(name: str) -> bool:
-    """Whether a file or folder is hidden, or left by macOS or Windows, and so is not data."""
+    """Whether a file or folder is hidden or created by macOS or Windows, and so is not data."""
     return name.startswith(".") or name.lower() in _DEBRIS
 
 
@@ -25,14 +25,14 @@ def is_debris(name: str) -> bool:
 class Walk:
     """A walk through the folders of one root.
 
-    Symbolic links: a link to something that is found without it is passed over; so an image is
-    counted once. A link out of the root is followed only where `follow_links` says so.
+    A symbolic link to something that is also found directly is skipped, so that each image is
+    counted once. A link out of the root is followed only if `follow_links` is set.
 
     Attributes:
         root: The folder that the walked ones are in.
         follow_links: Whether links may lead out of the root.
-        links: Links passed over so far, as what they lead to is counted elsewhere.
-        special: Named pipes, sockets and devices passed over so far.
+        links: Links skipped so far, because their targets are counted elsewhere.
+        special: Named pipes, sockets and devices skipped so far.
     """
 
     root: Path
@@ -76,7 +76,7 @@ class Walk:
         """Files of a folder and the folders in it; symbolic links are added to `links`.
 
         Args:
-            once: Whether files and folders that were found before are passed over.
+            once: Whether files and folders that were found before are skipped.
         """
         found: list[str] = []
         waiting = [folder]
@@ -146,5 +146,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise KdstepsError(
-            f"{folder}: the folder cannot be read ({error.strerror}); allow it, or move it away"
+            f"{folder}: the folder cannot be read ({error.strerror}); make it readable, or move it "
+            "away"
         ) from error

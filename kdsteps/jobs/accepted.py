@@ -1,7 +1,7 @@
 """Results that were made by other code and accepted as they are: results/accepted.json.
 
-The file is in git beside the numbers that it is about. An entry holds for the very file that was
-accepted: when a job runs again, its result is no longer an accepted one.
+The file is in git together with the metrics. An entry is valid only for the file that was accepted:
+when a job is rerun, its new result does not count as accepted.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Entry:
     """One accepted result.
 
     Attributes:
-        rule: Whose job made it.
-        digest: Of the file that stands for it.
+        rule: The rule of its job.
+        digest: Of the file that represents it.
         made_with: The digest of the code that made it.
         accepted_for: The digest of the code that it was accepted for.
         settings: A digest of the settings that it was accepted for.
-        carried: A digest of the settings that its files carry, in words of their time.
-        date: On which it was accepted, as 2026-01-31.
+        carried: A digest of the settings that its files carry, in the form of their version.
+        date: When it was accepted, such as 2026-01-31.
     """
 
     rule: str
@@ -44,7 +44,7 @@ class Entry:
 
 
 def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
-    """The accepted results that are still there, by the file that stands for each.
+    """The accepted results that still exist, by the file that represents each.
 
     Raises:
         KdstepsError: The list is damaged.
@@ -61,7 +61,7 @@ def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
 
 
 def write_accepted(entries: Mapping[str, Entry]) -> None:
-    """Write the list; without entries there is none."""
+    """Write the list; remove the file if there are no entries."""
     if not entries:
         ACCEPTED.unlink(missing_ok=True)
         return
@@ -70,7 +70,7 @@ def write_accepted(entries: Mapping[str, Entry]) -> None:
 
 
 def accepted_lines(path: str | Path) -> list[str]:
-    """What was accepted, for people: `1 train, 38 distil on 2026-01-31`, a line a day."""
+    """A summary with one line per day: `1 train, 38 distil on 2026-01-31`."""
     days: dict[str, Counter[str]] = {}
     for entry in read_accepted(path).values():
         days.setdefault(entry.date, Counter())[entry.rule] += 1
@@ -81,13 +81,13 @@ def accepted_lines(path: str | Path) -> list[str]:
 
 
 def entry_for(entries: Mapping[str, Entry], outputs: Iterable[str], settings: str) -> Entry | None:
-    """The entry of the result in some files, if it was accepted for these settings."""
+    """The entry of the result in these files, if it was accepted for these settings."""
     found = (entries[path] for path in outputs if path in entries)
     return next((entry for entry in found if entry.settings == text_digest(settings)), None)
 
 
 def witness(outputs: Iterable[str]) -> str:
-    """The file that stands for a job's result: the smallest that has its settings in it."""
+    """The file that represents a job's result: the smallest one that carries its settings."""
 
     def order(path: str) -> tuple[bool, int, str]:
         return (Path(path).suffix not in (".json", ".parquet"), Path(path).stat().st_size, path)
@@ -96,16 +96,16 @@ def witness(outputs: Iterable[str]) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Of a file's content; empty if it is not there."""
+    """A digest of a file's content; empty if the file does not exist."""
     file = Path(path)
     return blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else ""
 
 
 def text_digest(text: str) -> str:
-    """Of settings as the one text that a job has."""
+    """A digest of settings as the JSON text of a job."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def settings_digest(settings: Any) -> str:
-    """Of settings that a file carries."""
+    """A digest of settings that a file carries."""
     return text_digest(json.dumps(settings, sort_keys=True))

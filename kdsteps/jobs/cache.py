@@ -1,10 +1,10 @@
-"""The job cache: results of earlier jobs, found by everything that they depend on.
+"""The job cache: results of earlier jobs, found by everything they depend on.
 
-Returning to an old value returns the old result without training. A result is found by its stage,
+Going back to old settings restores the old result without training. A result is found by its stage,
 settings, code, library versions and the contents of its inputs and of a checkpoint that its
-settings name, so it cannot be taken for another's. The cache holds copies, each checked against its
-digest before it is used; the folder may be deleted at any time, and the work is then done again.
-Several processes and several studies may share it: a result appears in it as a whole or not at all.
+settings name, so it cannot be confused with another. The cache has copies, each checked against its
+digest before it is used; the folder may be deleted at any time, at the cost of computing again.
+Several processes and several studies may use it together: results are added atomically.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def remembered(
 ) -> Iterator[bool]:
     """Copy a job's outputs from the cache, and yield whether that worked.
 
-    If it did not, the block makes them, and they are cached when it ends without an error. Without
-    a digest of the code nothing is cached.
+    If it did not, the block should make them, and they are cached when it ends without an error.
+    Without a digest of the code, nothing is cached.
     """
     if code is None or rule in NOT_CACHED:
         yield False
@@ -56,7 +56,7 @@ def remembered(
     key = _key(rule, settings, code, inputs)
     entry = job_cache() / key[:2] / key
     if _restore(entry, outputs):
-        _log.info("copied from %s: made before with the same settings, code, inputs", job_cache())
+        _log.info("restored from %s: same settings, code and inputs as before", job_cache())
         yield True
         return
     yield False
@@ -66,7 +66,7 @@ def remembered(
 def job_cache() -> Path:
     """The folder of the job cache: KDSTEPS_JOB_CACHE, or .jobcache in the study's folder.
 
-    A temporary clone that `dvc exp run --temp` makes inside a study shares the study's own.
+    A temporary clone that `dvc exp run --temp` makes inside a study uses the study's cache.
     """
     if given := os.environ.get("KDSTEPS_JOB_CACHE"):
         return Path(given)
@@ -82,8 +82,8 @@ class Cached:
     """One result in the cache.
 
     Attributes:
-        folder: With its files.
-        stage: Which made it; "unknown" if the entry does not say.
+        folder: Of its files.
+        stage: The one that made it; "unknown" if the entry does not say.
         size: Of its files in bytes.
         used: When it was last used, in seconds since 1970.
     """
@@ -95,7 +95,7 @@ class Cached:
 
 
 def cached_results() -> list[Cached]:
-    """Every result in the cache, the longest unused first."""
+    """Every result in the cache, the least recently used first."""
     found = []
     for folder in job_cache().glob("[0-9a-f][0-9a-f]/*"):
         if folder.suffix == ".part":
@@ -110,9 +110,9 @@ def cached_results() -> list[Cached]:
 
 
 def shrink(limit: int) -> list[Cached]:
-    """Delete the results that were not used for longest, until the rest is within `limit` bytes.
+    """Delete the least recently used results until the others are within `limit` bytes.
 
-    What killed jobs left half written is deleted as well.
+    Incomplete entries of killed jobs are deleted as well.
 
     Returns:
         What was deleted.
@@ -133,7 +133,7 @@ def shrink(limit: int) -> list[Cached]:
 
 
 def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
-    """Copy the files of an entry to their places, if it is there and undamaged."""
+    """Copy the files of an entry to their paths, if it exists and is not damaged."""
     if not entry.is_dir():
         return False
     try:
@@ -146,7 +146,7 @@ def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
                     raise ValueError(f"{name} is not what was cached")
     except (OSError, ValueError) as error:
         if entry.is_dir():  # otherwise another process has just deleted it
-            _log.warning("%s: damaged (%s); the result is made again", entry, error)
+            _log.warning("%s: damaged (%s); computing the result again", entry, error)
             _remove(entry)
         return False
     with suppress(OSError):
@@ -155,7 +155,7 @@ def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
 
 
 def _store(entry: Path, stage: str, outputs: Mapping[str, Path]) -> None:
-    """Cache the outputs of a job; if that is impossible, warn and go on."""
+    """Cache the outputs of a job; if that is impossible, warn and continue."""
     fresh = entry.with_name(f"{uuid.uuid4().hex}.part")
     try:
         fresh.mkdir(parents=True)
@@ -172,7 +172,7 @@ def _store(entry: Path, stage: str, outputs: Mapping[str, Path]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete an entry; it disappears as a whole."""
+    """Delete an entry atomically."""
     aside = folder.with_name(f"{uuid.uuid4().hex}.part")
     with suppress(OSError):  # another process deleted it first, or only its owner may
         os.replace(folder, aside)
@@ -180,7 +180,7 @@ def _remove(folder: Path) -> None:
 
 
 def _read_contents(entry: Path) -> dict[str, Any] | None:
-    """What an entry says it holds; None if it says nothing that can be read."""
+    """The manifest of an entry; None if it cannot be read."""
     try:
         contents = json.loads((entry / _CONTENTS).read_text())
     except (OSError, ValueError):
@@ -191,7 +191,7 @@ def _read_contents(entry: Path) -> dict[str, Any] | None:
 
 
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
-    """Everything that a job's result depends on, as one name; inputs are paths or lists of them."""
+    """A digest of everything a job's result depends on; inputs are paths or lists of them."""
     contents = {
         name: [file_digest(path) for path in _paths(given)] for name, given in inputs.items()
     }
@@ -202,7 +202,7 @@ def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str
 
 
 def _checkpoints(settings: Any) -> list[Path]:
-    """Weight files that settings name: they are read, although no other job writes them."""
+    """Weight files that settings name: inputs that no other job writes."""
     if not isinstance(settings, Mapping):
         return []
     own = settings.get("checkpoint")
@@ -215,7 +215,7 @@ def _paths(given: Any) -> Iterable[Path]:
 
 
 def _copy(source: Path, target: Path) -> str:
-    """Copy a file as a whole, and return a digest of what was copied."""
+    """Copy a file, and return a digest of the copied bytes."""
     digest = blake2b(digest_size=20)
     with source.open("rb") as file, atomic(target) as part, part.open("wb") as copy:
         while chunk := file.read(1 << 22):

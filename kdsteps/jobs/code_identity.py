@@ -1,14 +1,14 @@
-"""Which code a job's numbers rest on, as one short digest: a change elsewhere runs no job again.
+"""The code that a job's results depend on, as one digest: changes elsewhere do not rerun the job.
 
 The digest covers the definitions that a job uses, starting from its roots: the stage's `run`, the
 method, the model families, the kind of data. From there every function, class and constant that a
-definition mentions is followed, through the package and through the user's own files. How that is
-written does not count: see `kdsteps.jobs.identity.normal_form`. Nor do the rooms `errors`, `files`,
-`study`, `jobs` and `cli`: they read, check and write, and what they hand on is in a job's settings
-or in its files. Methods and properties of settings classes do count where they are used.
+definition mentions is followed, through the package and through the user's own files. How it is
+written does not count: see `kdsteps.jobs.identity.normal_form`. Nor do the subpackages `errors`,
+`files`, `study`, `jobs` and `cli`: they read, check and write, and what they pass on is in a job's
+settings or in its files. Methods and properties of settings classes do count where they are used.
 
 Attributes of objects whose class cannot be seen are not followed, so a class counts as a whole.
-Files without code beside a module of the package, such as templates, count with that module.
+Files without code next to a module of the package, such as templates, count with that module.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENTRIES = {
 
 
 def code(study: Study, rule: str, names: graph.Names) -> str:
-    """The digest of all code behind one job."""
+    """The digest of all code that one job depends on."""
     return digest(tuple(roots(study, rule, names)))
 
 
@@ -76,7 +76,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
             models.append(pair.teacher)
         method = registry.target("methods", entry.method)
         if rule == "distil" or (rule == "evaluate" and not method.startswith("kdsteps.")):
-            yield method  # a user's method may deploy a network of its own
+            yield method  # a user's method may deploy its own network
     if graph.stage_of(rule) in ("evaluate", "report"):
         for reference in study.params.evaluate.metrics:
             yield registry.target("metrics", reference)

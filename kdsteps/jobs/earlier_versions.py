@@ -19,7 +19,7 @@ NO_LONGER_RECORDED: dict[str, Callable[[Section], bool]] = {
     "decay": lambda recorded: recorded.get("schedule") != "steps",
     "momentum": lambda recorded: recorded.get("optimizer") != "sgd",
     "nesterov": lambda recorded: recorded.get("optimizer") != "sgd",
-    # Latency has a stage of its own.
+    # Latency is measured by a separate job.
     "latency_runs": lambda recorded: True,
 }
 """Keys that an earlier version recorded, and where they decided nothing."""

@@ -1,6 +1,6 @@
 """The job graph of a study: which jobs there are, and what each reads, writes and depends on.
 
-It is built once per study; Snakemake's many questions about it are look-ups.
+It is built once per study; Snakemake's many queries are then lookups.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ def node(study: Study, rule: str, names: Names) -> JobNode:
 
 
 def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
-    """The files a job reads, by the name the stage's command knows them by."""
+    """The files a job reads, by their names in the stage's command."""
     return node(study, rule, names).inputs
 
 
 def hints(study: Study, rule: str, names: Names) -> dict[str, int | str]:
-    """What a job may know although its result does not depend on it."""
+    """Options of a job that its result does not depend on."""
     return node(study, rule, names).hints
 
 
@@ -124,12 +124,12 @@ def settings(study: Study, rule: str, names: Names) -> JobSettings:
 
 
 def settings_text(study: Study, rule: str, names: Names) -> str:
-    """The settings of a job as the text that decides whether it runs again."""
+    """The settings of a job as the JSON text that decides whether it is rerun."""
     return node(study, rule, names).text
 
 
 def all_outputs(study: Study, stage: str) -> list[str]:
-    """Every file the study needs of a stage."""
+    """Every file of a stage that the study needs."""
     return [
         path
         for rule in rules_of(stage)
@@ -139,7 +139,7 @@ def all_outputs(study: Study, stage: str) -> list[str]:
 
 
 def check_names(study: Study, rule: str, names: Names) -> None:
-    """Raise a sentence if there is no such job, as when a command names it by hand."""
+    """Raise KdstepsError if there is no such job, for names from the command line."""
     known = jobs(study, rule)
     if not known:
         raise KdstepsError(

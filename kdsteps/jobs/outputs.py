@@ -57,10 +57,10 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "quality_table": "results/report/plots/quality.csv",
     },
 }
-"""Every file of every rule, by the name the stage's command knows it by.
+"""Every file of every rule, by its name in the stage's command.
 
 `digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
-watches the digest beside it instead of reading the large file for every job.
+watches the digest next to it instead of reading the large file for every job.
 """
 
 
@@ -81,6 +81,6 @@ def names_of(rule: str) -> tuple[str, ...]:
 
 
 def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
-    """The files a job writes; without names, the patterns of its rule."""
+    """The files a job writes; without names, the path patterns of its rule."""
     patterns = OUTPUTS[rule]
     return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}

@@ -55,7 +55,7 @@ class Record:
     ) -> None:
         """Say that the file is what these settings, this code and these inputs make.
 
-        Inputs in `renewed` were made again since and are recorded as they are now.
+        Inputs in `renewed` were recomputed since and are recorded as they are now.
 
         The text of the rule's command is left open, which Snakemake takes as unchanged; the command
         that really ran stays in `shellcmd`.

@@ -1,4 +1,4 @@
-"""What this machine has: cores that this process may use, and GPUs. Asked without torch."""
+"""The cores that this process may use, and the GPUs of this machine, found without torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def gpus_there() -> int:
 
 
 def real_cores(claimed: int, given: int) -> int:
-    """Cores that a job computes on: its share of those there are.
+    """Cores that a job computes on: its fraction of the cores of this machine.
 
-    Where more cores were given to the whole run than there are, two jobs that claim half of them
-    each must not both take all: tiny steps on too many threads crawl.
+    If the run may use more cores than there are, two jobs that each claim half of them must not
+    both use all: tiny steps become very slow on too many threads.
 
     Args:
-        claimed: Cores that the job claims of those given.
+        claimed: Cores that the job claims, out of those given.
         given: Cores that were given to the whole run.
     """
     return max(1, claimed * min(given, cores_there()) // max(1, given))

@@ -1,7 +1,7 @@
 """The settings of a job of each rule: exactly the values that it reads, and nothing else.
 
-As JSON they are the job's argument, the reason to run it again and part of the key of its result,
-so a value that is not in them cannot make a job run again.
+As JSON they are the job's argument, the reason to rerun it and part of the key of its result, so a
+value that is not in them cannot cause a job to be rerun.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class JobSettings(Section):
     """What one job reads."""
 
     def as_json(self) -> dict[str, Any]:
-        """Without what changes no result of the job."""
+        """The settings without values that do not change the job's result."""
         content = self.model_dump(mode="json")
         for section in content.values():
             if isinstance(section, dict):
@@ -46,7 +46,7 @@ class JobSettings(Section):
         return {name: value for name, value in content.items() if value != "" or name not in INPUTS}
 
     def as_text(self) -> str:
-        """The JSON text that decides whether a job runs again."""
+        """The JSON text that decides whether a job is rerun."""
         return json.dumps(self.as_json(), sort_keys=True)
 
 
@@ -112,7 +112,7 @@ class DistilSettings(JobSettings):
 
 
 class EvaluateSettings(JobSettings):
-    """How a network is measured."""
+    """How a network is evaluated."""
 
     evaluate: MetricSettings
 

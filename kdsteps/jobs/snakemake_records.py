@@ -24,7 +24,7 @@ _alive: list[int] = []  # the open file whose lock lives as long as this process
 def check_records(results: str | Path = "results") -> None:
     """Refuse results that nothing is known of, and make records safe to rewrite in place.
 
-    The folder results/report is left out, since parts of it are kept in git.
+    The folder results/report is left out, since some of its files are in git.
 
     Raises:
         KdstepsError: There are results and no records of how they were made.
@@ -36,16 +36,16 @@ def check_records(results: str | Path = "results") -> None:
     found = next(_files(Path(results), skip=("report", "settings")), None)
     if found is not None:
         raise KdstepsError(
-            f"{results}: holds {found} but no records of how it was made; run `dvc checkout` or "
-            f"`dvc pull`, or move {results} away (or set KDSTEPS_TRUST_RESULTS=1 to take all as "
-            "fresh)"
+            f"{results}: has {found} but no records of how it was made; run `dvc checkout` or "
+            f"`dvc pull`, or move {results} away (or set KDSTEPS_TRUST_RESULTS=1 to treat all as "
+            "up to date)"
         )
 
 
 def forget_dead_locks(folder: str | Path = ".snakemake") -> None:
     """Remove the locks of a run that was killed, so that nobody has to.
 
-    Every run holds a share of one lock while it lives, which the system takes back however it ends.
+    Every run holds a shared lock while it lives, which the system releases however it ends.
     A run that gets the lock for itself is alone: what locks there are belong to the dead.
     """
     Path(folder).mkdir(exist_ok=True)

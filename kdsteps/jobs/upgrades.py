@@ -1,6 +1,6 @@
-"""Which results of a study are stale and why, and accepting those that only other code made.
+"""Find the stale results of a study, and accept those where only the code changed.
 
-Read from Snakemake's records, without Snakemake, so that it takes a second.
+Reads Snakemake's records without running Snakemake, so it takes only a second.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Status:
 
     @property
     def digest(self) -> str | None:
-        """The file of digests beside its other files, where its rule has one."""
+        """The file of digests next to its other files, if its rule has one."""
         return graph.outputs(self.rule, self.names).get("digest")
 
     @property
@@ -101,7 +101,7 @@ def statuses(study: Study) -> list[Status]:
 
 
 def _is_watched(status: Status, path: str, makers: Mapping[str, Status]) -> bool:
-    """Whether a job runs again when an input is made again: a covered one only has to be there."""
+    """Whether a change of an input reruns the job: a covered one only has to exist."""
     return path in makers and not (path in status.covered and Path(path).exists())
 
 
@@ -124,7 +124,7 @@ def _reason(status: Status) -> tuple[Reason, str]:
         if not Path(path).is_file():
             return "missing", "missing"
         if is_incomplete(path):
-            return "missing", "was stopped before it ended"
+            return "missing", "interrupted"
     records = [record_of(path) for path in status.written]
     status.records = [record for record in records if record is not None]
     if len(status.records) < len(records) or not all(
@@ -144,9 +144,9 @@ def _code_reason(status: Status) -> tuple[Reason, str]:
     if any(record.code != status.code for record in status.records):
         return "code", "code changed"
     if any(record.settings != status.settings for record in status.records):
-        return "code", "settings are the same, and written in another form"
+        return "code", "same settings, recorded in an earlier form"
     if any(sorted(record.inputs) != status.inputs for record in status.records):
-        return "code", "reads other files"
+        return "code", "the list of inputs changed"
     if status.written != status.outputs:
         return "code", "has no file of digests"
     return "current", ""
@@ -162,7 +162,7 @@ def _settings_changed(record: Record, wanted: str) -> str:
     if before == now:
         return ""
     was, is_ = first_difference(before, now)
-    return f"made with {was}, params.yaml says {is_}"
+    return f"made with {was}, but params.yaml has {is_}"
 
 
 def _changed_input(record: Record, status: Status) -> str:
@@ -185,13 +185,13 @@ def _changed_input(record: Record, status: Status) -> str:
 
 @dataclass
 class Acceptance:
-    """What accepting came to.
+    """The outcome of accepting.
 
     Attributes:
         taken: Jobs whose results are accepted.
         refused: Jobs that are not, which are stale for another reason than code.
-        lacking: Jobs whose missing files other jobs only need to be there, such as the check of a
-            teacher, which an earlier version did not make.
+        lacking: Jobs whose missing files only have to exist for other jobs, such as the check of a
+            teacher, which an earlier version did not write.
     """
 
     taken: list[Status]
@@ -202,10 +202,10 @@ class Acceptance:
 def accept(
     study: Study, chosen: Callable[[Status], bool], make: Callable[[Status], None]
 ) -> Acceptance:
-    """Take results as they are where only code changed; the report is left alone.
+    """Accept results where only code changed, except the report.
 
     Args:
-        chosen: Which jobs are meant.
+        chosen: Whether a job is selected.
         make: Runs a job here; for plans in a form that today's code does not read.
 
     Raises:
@@ -238,17 +238,17 @@ def accept(
 
 
 def rewrite_records(status: Status, renewed: Collection[str] = ()) -> None:
-    """Let Snakemake take a job's files as made by today's settings, code and inputs.
+    """Record a job's files for Snakemake as made with today's settings, code and inputs.
 
     Args:
-        renewed: Inputs that were made again since.
+        renewed: Inputs that were recomputed since.
     """
     for record in status.records or [new_record(path, status.rule) for path in status.outputs]:
         record.rewrite(status.settings, status.code, status.inputs, renewed)
 
 
 def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
-    """The jobs whose missing files other jobs only need to be there.
+    """The jobs whose missing files only have to exist for other jobs.
 
     Snakemake would run these other jobs as well if it made the files itself.
     """

@@ -13,7 +13,7 @@ from kdsteps.plans.stones import thinned
 
 
 def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
-    """Refuse a teacher with other classes where logits are compared class by class.
+    """Raise KdstepsError for a teacher with other classes if logits are compared class by class.
 
     Raises:
         KdstepsError: The width of the teacher's last layer differs from the study's classes.
@@ -78,7 +78,7 @@ def layer_pairs(
     teacher_layers: Sequence[str] | None,
     method: str,
 ) -> list[tuple[str, str]]:
-    """Which student layer learns from which teacher layer, in forward order.
+    """Pair student layers with the teacher layers they learn from, in forward order.
 
     A side without named layers uses its stages. The longer of two lists of stages is thinned out
     evenly; where the other side is named, stages are thinned out or repeated to match it. The last

@@ -1,4 +1,4 @@
-"""Base classes of methods that read inner layers: which layers, and losses on logits beside."""
+"""Base classes of methods that read inner layers, with optional losses on logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Outputs = Mapping[str, Tensor]
 
 
 class FeatureMethod(Weighted):
-    """A loss between layers of student and teacher, beside labels and, with a weight, `kd`.
+    """A loss between layers of student and teacher, added to labels and, with a weight, `kd`.
 
     Attributes:
         term: The name of the loss in the log.

@@ -13,7 +13,7 @@ from kdsteps.models.chain import Chain
 
 
 class Weighted(Method):
-    """A method with a weighted loss beside weighted cross-entropy."""
+    """A method with a weighted loss in addition to weighted cross-entropy."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from kdsteps.models.chain import HEAD, Chain
 from kdsteps.study.run_length import in_epochs
 
 Wants = Literal["nothing", "logits", "blocks", "layers"]
-"""What a method needs of the teacher: nothing; its logits (live or cached); logits, and its blocks
+"""What a method needs from the teacher: nothing; its logits (cached or not); logits, and its blocks
 for the student's features; or the outputs of its inner layers."""
 
 
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """What a method knows of the study besides teacher and student.
+    """What a method knows about the study besides teacher and student.
 
     Attributes:
         image_shape: (C, H, W) of the images that enter the networks.
@@ -78,10 +78,10 @@ class Method(nn.Module, ABC):
     are the keys under the method's name in params.yaml.
 
     Attributes:
-        wants: What the method needs of the teacher.
+        wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
-        feature_layers: The teacher's layers read by `teacher_features`, if nothing else of the
-            teacher is used; their outputs can be cached.
+        feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
+            nothing else of the teacher; their outputs can be cached.
     """
 
     wants: ClassVar[Wants] = "nothing"
@@ -97,26 +97,26 @@ class Method(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """What messages call it: its class, in lower case."""
+        """Its name in messages: that of its class, in lower case."""
         return type(self).__name__.lower()
 
     def epochs_of(self, option: str, length: float) -> float:
         """The epochs that an option means: below 1 it is a fraction of the run.
 
         Raises:
-            KdstepsError: They are more than the run has.
+            KdstepsError: They are more than the epochs of the run.
         """
         epochs = in_epochs(length, self.task.epochs)
         if epochs > self.task.epochs:
             raise KdstepsError(
                 f"methods: {option} of {self.name} is {length:g} epochs and the run has "
-                f"{self.task.epochs}; give fewer, or a fraction of the run such as 0.1"
+                f"{self.task.epochs}; use fewer, or a fraction of the run such as 0.1"
             )
         return epochs
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
-        """Whether it needs the teacher's modules as trained, not folded for speed.
+        """Whether the method needs the teacher's modules as trained, not folded for speed.
 
         Args:
             options: The method's.

@@ -33,24 +33,24 @@ def weigh_stones(rule: str | tuple[float, ...], count: int) -> list[float]:
     if len(rule) != count:
         raise KdstepsError(
             f"methods.block_kd.stone_weights: {len(rule)} weights for {count} stones; "
-            f"{count} would be right"
+            f"it should be {count}"
         )
     return [float(weight) for weight in rule]
 
 
 class BlockKD(Method):
-    """Labels, teacher and the stones' ensemble, for the student and for every stone.
+    """Labels, the teacher and the ensemble of stones teach the student and every stone.
 
     L = alpha L_task + beta L_distill + gamma L_cross (equation 5), where L_task and L_distill sum
     over the student (weight 1) and the stones (their weights), and L_cross pulls the student and
     the stones to the mean of the stones' logits (equation 4). The teacher's blocks inside a stone
     are frozen; gradients pass through them to the connectors and to the student's first blocks.
 
-    Open in the paper, and options here: alpha, beta and gamma (1, 1, 1); the temperature (None:
-    that of the distance's own method, for `kd` the benchmark's 4); whether the ensemble is a target
-    without gradient (`detach_ensemble`); whether the stone weights also hold in the cross term
-    (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
-    teacher's batch normalisation inside stones (`norm`); the distance d^L (`distance`). Ours alone:
+    Not fixed by the paper, and options here: alpha, beta and gamma (1, 1, 1); the temperature
+    (None: that of the distance's method, for `kd` the benchmark's 4); whether the ensemble is a
+    target without gradient (`detach_ensemble`); whether the stone weights also hold in the cross
+    term (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
+    teacher's batch normalization inside stones (`norm`); the distance d^L (`distance`). Ours alone:
     `stones_per_step`: k stones, drawn at random in each step, their weights scaled by n/k so that
     the expectation of the weighted sums is the same. The stage `build` decides where the stones are
     cut and which connectors they have.

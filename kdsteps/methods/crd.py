@@ -113,8 +113,8 @@ class CRD(OneLayer):
     """Labels and a contrastive loss between embeddings of the pooled features.
 
     The positive of an image is the image itself (`exact`) or a random one of its class (`relax`).
-    Negatives are drawn with replacement from all images of other classes, where the published code
-    draws without: the noise is the same, and there is nothing to sort.
+    Negatives are drawn with replacement from all images of other classes, while the published code
+    draws without: the noise is the same, and nothing has to be sorted.
 
     Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
     """
@@ -150,7 +150,7 @@ class CRD(OneLayer):
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
-        single_labels(batch, self.name)  # a mixed image is no image of the memories
+        single_labels(batch, self.name)  # a mixed image is not in the memories
         rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
         student, teacher = self.student_projector(student), self.teacher_projector(teacher)
         loss: Tensor = self.contrast(student, teacher, batch.index, rows)

@@ -65,7 +65,7 @@ class FeatureOnly(Method):
         if mapping == "attention" and distance == "distribution":
             raise KdstepsError(
                 "methods.feature_only: mapping attention weights images one by one, and distance "
-                "distribution has one value for a batch; mse, cosine or huber would be right"
+                "distribution has one value per batch; use mse, cosine or huber"
             )
         self.weight, self.distance = weight, distance
         self.classifier_after = self.epochs_of("classifier_after", classifier_after)

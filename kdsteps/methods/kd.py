@@ -1,4 +1,4 @@
-"""Knowledge distillation in its first form: match the teacher's softened predictions."""
+"""Knowledge distillation in its original form: match the teacher's softened predictions."""
 
 from __future__ import annotations
 

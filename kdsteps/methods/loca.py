@@ -1,4 +1,4 @@
-"""LoCa: correct the teacher's wrong predictions by the label before distilling."""
+"""LoCa: correct the teacher's wrong predictions by the label before distilling them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def loca_loss(
         teacher_logits: (N, K), of the same images and classes.
         labels: (N,) class numbers.
         alpha: Above 0, at most 1; the label's probability becomes 1 - alpha larger than that of
-            the predicted class. Towards 0 the target becomes the label alone.
+            the predicted class. Toward 0 the target becomes the label alone.
         temperature: Above 0.
 
     Returns:

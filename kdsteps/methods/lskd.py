@@ -1,4 +1,4 @@
-"""Logit standardization: distil how a teacher ranks the classes, not how large its logits are."""
+"""Logit standardization: distill how a teacher ranks the classes, not how large its logits are."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def standardized(logits: Tensor) -> Tensor:
     An image whose logits are all equal becomes zeros without a gradient, which would be of the
     order of 1e7: a student with a zero-initialized head starts there.
     """
-    centred = logits - logits.mean(dim=1, keepdim=True)
-    spread = centred.std(dim=1, keepdim=True)
-    scaled = centred / (spread + SPREAD_FLOOR)
+    centered = logits - logits.mean(dim=1, keepdim=True)
+    spread = centered.std(dim=1, keepdim=True)
+    scaled = centered / (spread + SPREAD_FLOOR)
     return torch.where(spread > SPREAD_FLOOR, scaled, scaled.detach())
 
 

@@ -20,10 +20,10 @@ RARELY_NEGATIVE = 1e-3  # fraction of negative responses below which their mean 
 
 @full_precision
 def ofd_loss(student_map: Tensor, teacher_map: Tensor, margin: Tensor | float) -> Tensor:
-    """The squared difference to the teacher, where the student is not already on its safe side.
+    """The squared difference from the teacher, except where the student is already low enough.
 
     Where the teacher's response is negative, the student's only has to be at most the margin;
-    nothing is lost where it is lower.
+    the loss is zero where it is lower.
 
     Args:
         student_map: (N, C, H, W), projected to the teacher's shape, before the ReLU.
@@ -108,8 +108,8 @@ class Match(nn.Module):
 def margins(scale: Tensor, shift: Tensor) -> Tensor:
     """Expected negative responses (C,) after a batch normalization with `scale` and `shift` (C,).
 
-    Assumes normally distributed channels; where hardly a response is negative, the result is three
-    standard deviations below 0.
+    Assumes normally distributed channels; where hardly any response is negative, the result is
+    three standard deviations below 0.
     """
     spread, mean = scale.double().abs(), shift.double()
     height = mean / spread.clamp(min=1e-12)

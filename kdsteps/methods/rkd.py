@@ -86,9 +86,9 @@ class RKD(OneLayer):
 def relative_distances(vectors: Tensor) -> Tensor:
     """Euclidean distances (N, N) in units of the mean over pairs of different images."""
     count = len(vectors)
-    centred = vectors - vectors.mean(dim=0).detach()  # same distances, smaller rounding errors
-    squares = centred.square().sum(dim=1)
-    products = centred @ centred.T
+    centered = vectors - vectors.mean(dim=0).detach()  # same distances, smaller rounding errors
+    squares = centered.square().sum(dim=1)
+    products = centered @ centered.T
     apart = (squares[:, None] + squares - 2 * products).clamp(min=SQUARE_FLOOR).sqrt()
     apart = apart * (1 - torch.eye(count, dtype=apart.dtype, device=apart.device))
     return apart / (apart.sum() / max(count * (count - 1), 1)).clamp(min=SQUARE_FLOOR)

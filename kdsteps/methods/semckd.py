@@ -48,9 +48,9 @@ class SemCKD(FeatureMethod):
 
     The weight multiplies the gradient of the student alone; projectors and attention follow the
     plain loss. In the official code it multiplies theirs as well: with 400, a learning rate of 0.05
-    moves the projectors, which end without a normalization, as 20 would. Where the teacher's maps
-    are larger than the benchmark's, they diverge, even with the student held fixed, and with them
-    everything else. The student's gradient is as published.
+    moves the projectors, which end without a normalization, like a rate of 20. Where the teacher's
+    maps are larger than the benchmark's, they diverge, even with the student held fixed, and so
+    does everything else. The student's gradient is as published.
 
     Source: Chen et al. 2021, arXiv:2012.03236; weights of the official code of arXiv:2203.14001,
     sizes of queries and keys from that of arXiv:2511.14981.

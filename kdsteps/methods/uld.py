@@ -17,8 +17,8 @@ from kdsteps.methods.base import Batch
 def uld_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Difference between the sorted probabilities of student and teacher, rank by rank.
 
-    The order of the classes does not matter on either side. It needs labels beside it, and with
-    the same classes `kd` carries more information.
+    The order of the classes does not matter on either side. It has to be combined with labels, and
+    if the classes are the same, `kd` carries more information.
 
     Args:
         student_logits: (N, K).

@@ -1,4 +1,4 @@
-"""Networks by name: families that ship with kdsteps, and those of other people."""
+"""Networks by name: families that ship with kdsteps, and the user's own."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def build_model(
         family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
         num_classes: Width of the logits.
         in_channels: Channels of an image.
-        image_size: In pixels, one number or (height, width); None where the family does without.
+        image_size: In pixels, one number or (height, width); None if the family does not need it.
         checkpoint: Weights for the plain module: kdsteps' own file or one from elsewhere.
         checkpoint_key, checkpoint_prefix: Which weights of the file, where several fit.
-        will_train: Whether the network will be trained, so that its classifier may start anew where
-            the weights are those of other classes.
+        will_train: Whether the network will be trained, so that its classifier may start with new
+            weights where those of the file are for other classes.
         options: The family's own.
 
     Raises:
@@ -73,5 +73,5 @@ def build_model(
 
 
 def architecture(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's options without those that say where its first weights come from."""
+    """A model's options without those for its initial weights."""
     return {name: value for name, value in options.items() if name not in _WEIGHTS}

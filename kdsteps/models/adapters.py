@@ -1,4 +1,4 @@
-"""From the features of one layer to the shape of another: connectors and projectors.
+"""Turn features of one layer into the shape of another: connectors and projectors.
 
 Both follow from the two shapes, with a reason in words. A connector joins a student's front to a
 teacher's tail and runs as part of the stone; a projector serves one loss.

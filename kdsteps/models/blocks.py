@@ -1,4 +1,4 @@
-"""Parts of kdsteps' own families: readable activations, first weights, pooling."""
+"""Building blocks of the built-in families: readable activations, initialization, pooling."""
 
 from __future__ import annotations
 

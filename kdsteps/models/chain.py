@@ -1,4 +1,4 @@
-"""A network as a chain of blocks: the one law on which all distillation here rests.
+"""A network as a chain of blocks, which can be read and cut at every layer.
 
 For every layer l of a chain, `chain.tail(l)(chain.front(l)(images))` equals `chain(images)`. A
 layer is the output of a block and has the block's name; the last block, `head`, returns the logits.
@@ -115,7 +115,7 @@ class Chain(nn.Module, ABC):
         return self.span(layer, HEAD)
 
     def plain(self) -> nn.Module:
-        """The module that is deployed, whose state dict is what a checkpoint holds."""
+        """The module that is deployed, whose state dict a checkpoint holds."""
         return self
 
     def position(self, name: str | None) -> int:
@@ -124,7 +124,7 @@ class Chain(nn.Module, ABC):
             return 0
         names = (*self.layers, HEAD)
         if name not in names:
-            raise ValueError(f"{name!r} is no layer of this network; it has {', '.join(names)}")
+            raise ValueError(f"{name!r} is not a layer of this network; it has {', '.join(names)}")
         return names.index(name) + 1
 
 
@@ -214,6 +214,6 @@ class BlockChain(Chain):
         unknown = [name for name in names if name not in self.layers]
         if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, unknown))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: not a layer of this network; "
                 f"it has {', '.join(self.layers)}"
             )

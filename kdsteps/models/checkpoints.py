@@ -1,8 +1,8 @@
 """Weights from files into networks: the state dict is found by the names and shapes it must have.
 
 Projects save weights bare, under a key such as `state_dict` or `model_ema`, and with prefixes such
-as `module.` or `backbone.`. Where a file holds several sets of weights that fit the network alike,
-the choice is the user's.
+as `module.` or `backbone.`. If several sets of weights in a file match the network equally well,
+the user has to choose.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _requested(
     """
     if not candidates:
         raise KdstepsError(
-            f"{where}: holds {_outline(content)}, and no weight of the network by name; a state "
-            "dict of this network, bare or under a key, would be right"
+            f"{where}: has {_outline(content)}, but no weight of the network by name; use a state "
+            "dict of this network, bare or under a key"
         )
     dotted = None if prefix is None else f"{prefix.rstrip('.')}." if prefix else ""
     for option, value, attribute in (
@@ -162,7 +162,7 @@ def _wrong(found: Found, own: Mapping[str, Tensor], except_for: Collection[str] 
     """Names that do not fit, those of `except_for` apart.
 
     Further weights of the file count where they continue the network's own: blocks that it does not
-    have, say. Other modules beside it, such as a loss with weights, do not.
+    have, say. Other modules, such as a loss with weights, do not.
     """
     roots = {_root(name) for name in own if name not in except_for}
     kin = [
@@ -183,7 +183,7 @@ def _misshapen(found: Found, own: Mapping[str, Tensor]) -> list[str]:
 
 
 def _misfit(found: Found, own: Mapping[str, Tensor]) -> str:
-    """What does not fit, in words."""
+    """A description of what does not match."""
     misshapen = [
         f"{name} {tuple(found.weights[name].shape)}, the network's {tuple(own[name].shape)}"
         for name in _misshapen(found, own)
@@ -212,7 +212,7 @@ def _classifier(chain: Chain, num_classes: int) -> set[str]:
 
 
 def _check_finite(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
-    """Refuse NaN and infinity, except where the network itself has them (in masks)."""
+    """Raise KdstepsError for NaN and infinity, except where the network has them (in masks)."""
     for name, tensor in weights.items():
         wrong = ~tensor.isfinite() & own[name].isfinite().cpu()
         if wrong.any():

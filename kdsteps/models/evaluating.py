@@ -1,4 +1,4 @@
-"""Running a network without leaving traces in it."""
+"""Run a network without changing its state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode and without gradients; afterwards as it was, module by module."""
+    """Eval mode without gradients; afterwards the mode of each module is restored."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

@@ -1,7 +1,7 @@
 """The shape of a layer's output for one image, and how outputs of any layout become feature maps.
 
 Class and register tokens (prefix tokens) come before the tokens of the image's patches; a feature
-map is made of the patches alone.
+map consists of the patches alone.
 """
 
 from __future__ import annotations

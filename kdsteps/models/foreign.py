@@ -1,4 +1,4 @@
-"""Networks from other people's code: any factory of an `nn.Module`, cut by its graph."""
+"""Networks from the user's code: any factory of an `nn.Module`, cut by tracing it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def build_foreign(
             f"models: {name} returns a {type(network).__name__}; it should return an nn.Module"
         )
     if size is None:
-        raise KdstepsError(f"models: {name} can only be cut for a known image_size; pass one")
+        raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))
     chain = CutChain(network, image_shape=shape)
     _check_logits(chain, name, shape, given["num_classes"])
@@ -65,6 +65,6 @@ def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_clas
     if tuple(logits.shape) != (2, num_classes):
         raise KdstepsError(
             f"models: {name} returns {tuple(logits.shape)} for 2 images; the study has "
-            f"{num_classes} classes, so (2, {num_classes}) would be right; its argument "
-            "num_classes, if it takes one, says how many there are"
+            f"{num_classes} classes, so it should be (2, {num_classes}); its argument "
+            "num_classes, if it has one, is that number"
         )

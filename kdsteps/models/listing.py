@@ -1,4 +1,4 @@
-"""The layers of a chain as a table: what `kdsteps layers` shows."""
+"""The layers of a chain as the table that `kdsteps layers` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of weights inside a file, found by the names that a network gives its own."""
+"""Find sets of weights inside a file by the names of a network's weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Found:
 
     Attributes:
         key: Of the dictionary that holds it, dotted; "" for the file's own.
-        prefix: Of its names, with the dot at the end.
+        prefix: Of its names, including the final dot.
         weights: By the network's names, whatever their shapes.
         others: What has the prefix and is not the network's, by its name after the prefix.
         outside: Names without the prefix.
@@ -49,8 +49,8 @@ class Found:
 def find(content: Any, own: Mapping[str, Tensor]) -> list[Found]:
     """Every dictionary and prefix in a file's content under which names of the network appear.
 
-    Entries that are no tensors, such as step counts, and extra states of modules are passed over,
-    and so are prefixes under which there are less than half as many names as under another.
+    Entries that are not tensors, such as step counts, and extra states of modules are skipped, and
+    so are prefixes with fewer than half as many names as another.
 
     Args:
         content: Of a file.

@@ -1,6 +1,6 @@
 """The content of files with weights, also of those that other projects wrote.
 
-No code in a file is ever run: pickled objects other than plain values are refused by name.
+Code in a file is never run: pickled objects other than plain values are rejected by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from kdsteps.errors import KdstepsError
 
-_RESAVE = "a file with its state dict alone, torch.save(network.state_dict(), PATH), would be right"
+_RESAVE = "save its state dict alone: torch.save(network.state_dict(), PATH)"
 
 
 def read_file(path: str | Path) -> Any:
@@ -33,7 +33,7 @@ def read_file(path: str | Path) -> Any:
     """
     path = Path(path)
     if path.is_dir():
-        raise KdstepsError(f"checkpoint {path}: is a folder; name the file with the weights in it")
+        raise KdstepsError(f"checkpoint {path}: is a folder; use the file with the weights in it")
     if not path.is_file():
         raise KdstepsError(f"checkpoint {path}: there is no such file")
     return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
@@ -106,7 +106,7 @@ def _names_inside(path: Path) -> list[str]:
 
 
 def _plain_values() -> list[Any]:
-    """What published checkpoints hold beside weights and what only holds values itself.
+    """Types of plain values that published checkpoints hold besides weights.
 
     Training options as a namespace, accuracies as NumPy scalars and arrays under their old and new
     names, and paths.

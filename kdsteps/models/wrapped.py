@@ -1,4 +1,4 @@
-"""A chain around another one, which adds a step before its blocks or after them."""
+"""A chain around another one, with an additional step before or after its blocks."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Wrapped(Chain):
 
 
 class SelectClasses(nn.Module):
-    """Logits (N, L) of all classes a network knows as those of some of them, (N, K), in order."""
+    """Select and reorder logits: from (N, L), of all classes of a network, to (N, K)."""
 
     columns: Tensor
 
     def __init__(self, columns: Collection[int]) -> None:
         """Args:
-        columns: Which logit is that of each class.
+        columns: For each class, the index of its logit.
         """
         super().__init__()
         self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
@@ -74,7 +74,7 @@ class ClassChain(Wrapped):
     def __init__(self, chain: Chain, columns: Collection[int]) -> None:
         """Args:
         chain: Returns the logits of its own classes.
-        columns: For each class of the study, which of these logits it is.
+        columns: For each class of the study, the index of its logit.
         """
         super().__init__(chain)
         self.select = SelectClasses(columns)

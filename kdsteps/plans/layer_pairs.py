@@ -1,7 +1,7 @@
 """Which student layer learns from which teacher layer, and through what projector.
 
 Source: Cooper et al. 2025, arXiv:2511.14981; official code for the projectors. The paper's lists of
-layers are consistent with: the J best by the score, sorted by depth, paired in order.
+layers are consistent with this rule: the J best by score, sorted by depth, paired in order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def plan_pairs(
         projector: What turns the student's features into the teacher's.
 
     Returns:
-        One entry a pair: `student_layer`, `teacher_layer`, their feature shapes (`_features`) and
+        One entry per pair: `student_layer`, `teacher_layer`, their feature shapes (`_features`) and
         the networks' own (`_shape`), `projector`, `why`, and its trained `parameters`.
 
     Raises:
@@ -52,7 +52,7 @@ def plan_pairs(
     if len(ours) != len(theirs):
         raise KdstepsError(
             f"build: {len(ours)} student layers ({', '.join(ours)}) for {len(theirs)} teacher "
-            f"layers ({', '.join(theirs)}); give build.num_pairs or build.student_layers so that "
+            f"layers ({', '.join(theirs)}); set build.num_pairs or build.student_layers so that "
             "they match"
         )
     our_shapes, their_shapes = (

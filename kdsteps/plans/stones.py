@@ -27,7 +27,7 @@ Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
 def pair_stages(
     teacher: Chain, student: Chain, num_stones: int | None = None
 ) -> list[tuple[str, str]]:
-    """(student layer, teacher layer) for each stone, at the ends of the networks' stages.
+    """(student layer, teacher layer) for each stepping stone, at the ends of the networks' stages.
 
     Where the networks have different numbers of stages, or fewer stones are wanted, both are
     thinned out evenly; the last stage of each always stays.
@@ -40,8 +40,8 @@ def pair_stages(
     if not 1 <= count <= most:
         raise KdstepsError(
             f"build.num_stones is {count}, but student and teacher have "
-            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; 1 to {most} would "
-            "be right"
+            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; it should be "
+            f"1 to {most}"
         )
     return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
 
@@ -49,19 +49,19 @@ def pair_stages(
 def pair_layers(
     teacher: Chain, student: Chain, teacher_layers: Sequence[str], where: str
 ) -> list[tuple[str, str]]:
-    """(student layer, teacher layer), the teacher's given, the student's stages paired in order."""
+    """(student layer, teacher layer): the given teacher layers and student stages, in order."""
     check_layers(teacher, teacher_layers, f"{where}: teacher")
     if len(teacher_layers) > len(student.stages):
         raise KdstepsError(
             f"{where}: {len(teacher_layers)} teacher layers for a student with "
-            f"{len(student.stages)} stages; {len(student.stages)} at most would be right"
+            f"{len(student.stages)} stages; it should be at most {len(student.stages)}"
         )
     ordered = sorted(teacher_layers, key=teacher.layers.index)
     return list(zip(thinned(student.stages, len(ordered)), ordered, strict=True))
 
 
 def check_layers(chain: Chain, layers: Sequence[str], where: str) -> None:
-    """Raise a sentence that names the nearest layer, if one of `layers` is not there."""
+    """Raise KdstepsError with the nearest name if the network does not have one of `layers`."""
     for layer in layers:
         if layer not in chain.layers:
             raise KdstepsError(f"{where} has no layer {layer!r}{nearest(layer, chain.layers)}")
@@ -78,11 +78,11 @@ def plan_stones(
 
     Args:
         image_shape: (C, H, W).
-        joints: (student layer, teacher layer) of each stone, deeper and deeper.
+        joints: (student layer, teacher layer) of each stone, from shallow to deep.
         connector: What joins them.
 
     Returns:
-        One entry a stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks of
+        One entry per stone: `name`, `student_layer`, `teacher_layer`, their shapes, the blocks of
         either network, `connector` and `why`, trained `parameters` of the connector, and the
         `multiply_adds` of connector and tail for one image.
 
@@ -123,13 +123,13 @@ def plan_stones(
 class Stones(nn.Module):
     """All stones of one plan: their connectors, and one pass through the frozen teacher's blocks.
 
-    The features of every stone enter the teacher where the stone is cut; from there on they share
-    each block with the stones that entered before. This is exact, for the teacher's batch
-    normalization is in eval mode and no image sees another.
+    The features of every stone enter the teacher where the stone is cut; from there on they pass
+    each block in one batch with the stones that entered before. This is exact, because the
+    teacher's batch normalization is in eval mode, so that images do not affect each other.
 
     With `norm="batch"` the teacher's blocks normalize by the statistics of the stone's own batch
-    (on a copy that keeps no running statistics, so that the teacher stays as it is); the stones
-    then pass one by one.
+    (on a copy without running statistics, so that the teacher does not change); the stones then
+    pass one by one.
     """
 
     spans: list[nn.Module]
@@ -217,7 +217,7 @@ def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str
 
 @torch.no_grad()
 def _check_forward(module: nn.Module, teacher: Chain, source: FeatureShape, layer: str) -> None:
-    """Run two empty images through a stone, so that what cannot be joined fails before training."""
+    """Run two empty images through a stone, so that a mismatch fails before training."""
     logits = teacher.eval().tail(layer)(module.eval()(torch.zeros(2, *source.shape)))
     if logits.ndim != 2:
         raise ValueError(f"the stone at {layer!r} returns {tuple(logits.shape)}, not logits")

@@ -98,7 +98,7 @@ def qualities(scores: pd.DataFrame, teacher: str) -> list[Small]:
 
 
 def costs(tables: Sequence[PairTable], metrics: Sequence[Metric]) -> list[Small]:
-    """Accuracy against each metric that is charted, for pairs that share their images."""
+    """Accuracy against each charted metric, for pairs on the same images."""
     charts = ((metric, cost.against(tables, metric, SMALL)) for metric in metrics if metric.charted)
     return [
         _small(f"against {metric.label}", f"{metric.name}-{tables[0].dataset}", chart)
@@ -119,7 +119,7 @@ def sweeps(found: Sweep) -> list[Small]:
 
 
 def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[str, bytes]:
-    """The PNG files beside the page, by the names of the outputs."""
+    """The PNG files next to the page, by the names of the outputs."""
     strips = [
         accuracy.strip(table, WIDE).properties(title=f"{table.pair}: {scale_of(table)}")
         for table in tables
@@ -148,7 +148,7 @@ def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[
     return {
         "accuracy": png(strips or empty, title),
         "curves": png(
-            lines or empty, "Validation accuracy, % (grey: labels; dashed: kd)", columns=3
+            lines or empty, "Validation accuracy, % (gray: labels; dashed: kd)", columns=3
         ),
         "quality": png(depths or empty, "Knowledge quality of the teachers’ layers", columns=4),
         "size": png(sizes or empty, "Accuracy against cost", columns=3),
@@ -156,13 +156,13 @@ def pictures(results: Results, tables: Sequence[PairTable], title: str) -> dict[
 
 
 def scale_of(table: PairTable) -> str:
-    """What an accuracy has to be read against: `360 test images, chance 10.0%`."""
+    """Context for an accuracy: `360 test images, chance 10.0%`."""
     digits = decimals(table.num_images)
     return f"{plural(table.num_images, 'test image')}, chance {with_sign(table.chance, digits)}"
 
 
 def by_dataset(tables: Sequence[PairTable]) -> Iterator[tuple[str, list[PairTable]]]:
-    """Pairs that share their images, whose accuracies can be compared on one axis."""
+    """Pairs on the same images, whose accuracies can be compared on one axis."""
     for dataset in dict.fromkeys(table.dataset for table in tables):
         yield dataset, [table for table in tables if table.dataset == dataset]
 

@@ -35,7 +35,7 @@ def value_of(metric: Metric, value: float | None, decimals: int = 1) -> str:
 
 
 def with_sign(fraction: float | None, digits: int = 1) -> str:
-    """A percentage with its sign, or a dash alone."""
+    """A percentage with its sign, or a dash."""
     return f"{percent(fraction, digits)}%" if _known(fraction) else MISSING
 
 

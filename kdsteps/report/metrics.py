@@ -1,4 +1,4 @@
-"""The results of a study for other programs: `dvc metrics` and `dvc plots`."""
+"""The results of a study for other tools: `dvc metrics` and `dvc plots`."""
 
 from __future__ import annotations
 

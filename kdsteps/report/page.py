@@ -1,4 +1,4 @@
-"""The page: all results of a study in one HTML file that needs no other file."""
+"""The page: all results of a study in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _there(metrics: Sequence[Metric], table: PairTable, sources: Sequence[str]) 
 
 
 def _networks(table: PairTable, metrics: Sequence[Metric]) -> list[CostRow]:
-    """Methods that deploy the same network share a row."""
+    """One row per deployed network; methods that deploy the same one are in the same row."""
     methods: dict[tuple[float | None, ...], list[str]] = {}
     for row in table.rows:
         methods.setdefault(_costs(row, metrics), []).append(row.method)
@@ -234,7 +234,7 @@ def _training(origins: pd.DataFrame) -> pd.DataFrame:
 
 
 def _origins(origins: pd.DataFrame) -> list[Mapping[str, Any]]:
-    """One row for all files from the same code, device and versions."""
+    """One row for all files made with the same code, device and versions."""
     places = ["git_commit", "device", "threads", "versions"]
     filled = origins.assign(
         git_commit=origins["git_commit"].fillna("not in git"),

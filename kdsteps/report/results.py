@@ -26,7 +26,7 @@ Files = Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a study measured.
+    """All results of a study.
 
     Attributes:
         metrics: The metrics of this study; each is a column of `runs`.

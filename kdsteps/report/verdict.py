@@ -32,7 +32,7 @@ class Finding:
 
 
 def verdict(table: PairTable) -> Finding:
-    """The verdict on one pair; methods that lost are named as plainly as the one that won."""
+    """The verdict on one pair; methods that lost are named as clearly as the one that won."""
     if not table.rows:
         return Finding("Every run diverged", "No result", "worse", _diverged(table))
     best, runner_up = table.rows[0], table.rows[1] if len(table.rows) > 1 else None
@@ -45,7 +45,7 @@ def verdict(table: PairTable) -> Finding:
 
 
 def outcome(comparison: Comparison) -> str:
-    """A verdict in the words of the tables."""
+    """A verdict in the terms of the tables."""
     return {
         "better": "better",
         "worse": "worse",

@@ -1,4 +1,4 @@
-"""Keeping to one thread where threads would wait for each other more than they work."""
+"""Use one thread where several would spend more time waiting for each other than working."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run what is inside on one CPU thread, for many small steps in a row.
+    """Run the block on one CPU thread, for many small steps in a row.
 
-    Threads meet after each step. On cores that other jobs use as well, each meeting waits for
-    the slowest: on two busy cores, ten spectra of 500 images took 0.7 s with two threads and
-    0.2 s with one.
+    Threads synchronize after each step and wait for the slowest, which takes long on cores that
+    other jobs use as well: on two busy cores, ten spectra of 500 images took 0.7 s with two
+    threads and 0.2 s with one.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

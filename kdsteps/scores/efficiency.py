@@ -10,10 +10,10 @@ from kdsteps.scores.pairs import PairStatistics
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What the efficiency of a layer is made of.
+    """The components of a layer's efficiency.
 
     Attributes:
-        gap: Least distance from an image of a class to one of any other, mean over classes.
+        gap: Smallest distance from an image of a class to another class, mean over classes.
         norm: Mean norm of the features, each class counting the same.
         density: Correction for the number of training images, at least 1 where there are 4.
     """

@@ -1,7 +1,7 @@
-"""The one heavy product of scoring: inner products of all images of a sample, in one layer.
+"""The expensive step of scoring: inner products of all images of a sample, in one layer.
 
-Cosines, distances and class spectra all follow from it. It grows over chunks of feature columns,
-so that a layer of any width needs the memory of one chunk and of one (N, N) matrix.
+Cosines, distances and class spectra all follow from it. It is accumulated over chunks of feature
+columns, so that a layer of any width needs the memory of one chunk and of one (N, N) matrix.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class LayerGram:
     """Inner products of N images in one layer, gathered over chunks of its D features.
 
     Images are put in order of their class, so that a class is a slice of rows. Each column is
-    centred on its mean over the sample before the product: distances and class spectra do not
-    change, and lose far less to cancellation; what centring takes from the raw inner products
-    is kept aside, in `pull` and `mean_square`. Products run in float64 for samples of up to 2,000
+    centered on its mean over the sample before the product: distances and class spectra do not
+    change, and lose far less to cancellation; what centering removes from the raw inner products
+    is stored in `pull` and `mean_square`. Products are computed in float64 for up to 2,000
     images, and in float32 for larger ones unless the features are float64. Scores then differ
     by some 1e-7 (a few 1e-6 in a layer whose classes have collapsed to a point), far less than
     storing features in float16 costs.
@@ -34,7 +34,7 @@ class LayerGram:
             `spectra_rows`; counted only as far as the number of those rows.
         width: D, the number of columns seen so far.
         squares: (N,) float64, squared norms of the raw features.
-        pull: (N,) float64, inner products of the centred features with the mean.
+        pull: (N,) float64, inner products of the centered features with the mean.
         mean_square: Squared norm of the mean.
     """
 
@@ -45,9 +45,9 @@ class LayerGram:
 
         Args:
             labels: (N,), whole numbers; they need not be consecutive.
-            spectra_per_class: Images of a class that its spectrum rests on, at least 2; drawn at
-                random where the class has more.
-            seed: Of that draw.
+            spectra_per_class: Images of a class from which its spectrum is computed, at least 2;
+                drawn at random if the class has more.
+            seed: For drawing them.
             where: What error messages start with, such as the layer's name.
 
         Raises:
@@ -62,14 +62,14 @@ class LayerGram:
         names, index, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
         if len(names) < 2:
             raise KdstepsError(
-                f"{where}: the sample holds images of {len(names)} class, scores compare classes "
-                f"and need at least 2"
+                f"{where}: the sample has images of {len(names)} class; scores compare classes "
+                "and need at least 2"
             )
         if counts.min() < 2:
             lonely = names[counts.argmin()].item()
             raise KdstepsError(
-                f"{where}: class {lonely} has 1 image in the sample, scores compare images of a "
-                f"class and need at least 2 of each"
+                f"{where}: class {lonely} has 1 image in the sample; scores compare images of a "
+                "class and need at least 2 of each"
             )
         stops = counts.cumsum(0).tolist()
         self.classes = [slice(a, b) for a, b in zip([0, *stops], stops, strict=False)]
@@ -94,7 +94,7 @@ class LayerGram:
 
     @torch.no_grad()
     def add(self, columns: Tensor) -> None:
-        """Take in some more features of all images.
+        """Add more features of all images.
 
         Args:
             columns: (N, any number of features), rows in the order of the labels; the first
@@ -116,7 +116,7 @@ class LayerGram:
 
     @property
     def products(self) -> Tensor:
-        """(N, N) inner products of the centred features, rows and columns in order of class."""
+        """(N, N) inner products of the centered features, rows and columns in order of class."""
         if self._products is None or self.width == 0:
             raise ValueError("no features have been added")
         if not self._mirrored:
@@ -154,9 +154,9 @@ class LayerGram:
         wrong = self._order[~squares.isfinite()]
         if len(wrong):
             raise KdstepsError(
-                f"{self.where}: features of {len(wrong)} images are not finite, the first is image "
-                f"{wrong.min().item()} of the sample; all must be numbers that float16 can hold, "
-                f"check that teacher and images are sound"
+                f"{self.where}: features of {len(wrong)} images are not finite, first in image "
+                f"{wrong.min().item()} of the sample; they should be numbers within the range of "
+                "float16, so check the teacher and the images"
             )
 
     def _count_varying(self, features: Tensor) -> None:

@@ -11,17 +11,17 @@ from torch import Tensor
 from kdsteps.scores.gram import LayerGram
 from kdsteps.scores.pairs import PairStatistics
 
-EXPLAINED = 0.95  # share of a class's variance that its dimension must hold
+EXPLAINED = 0.95  # fraction of a class's variance that its dimension must explain
 ENTROPY_SCALE = math.log(5.0)  # the authors' constant; ln 500 would be the maximum of 500 images
 
 
 @dataclass(frozen=True)
 class Information:
-    """What the information of a layer is made of.
+    """The components of a layer's information.
 
     Attributes:
-        min_cosine: Least absolute cosine of two images of a class, mean over classes.
-        dimensions: For each class the least number of directions that hold 95% of its variance.
+        min_cosine: Smallest absolute cosine of two images of a class, mean over classes.
+        dimensions: For each class, the smallest number of directions with 95% of its variance.
         entropies: For each class the entropy of its spectrum in nats.
     """
 
@@ -49,20 +49,20 @@ def information(gram: LayerGram, pairs: PairStatistics, *, wiped_by_zero: bool) 
     """How far images of one class differ, and in how many directions.
 
     The entropy is cut after as many components as the dimensions of all classes have together,
-    as the authors' code has it, and renormalised.
+    as in the authors' code, and renormalized.
 
     Args:
         gram: Of one layer.
         pairs: Of the same layer.
         wiped_by_zero: Whether an exactly zero eigenvalue among the components makes the entropy
             of its class 0, as in the authors' code, where 0 * log 0 is not a number in float32
-            and is replaced by 0 for the whole class. Otherwise it adds nothing. No product of
-            inexact numbers tells exact zeros from rounding, so they are counted by structure: of
+            and is replaced by 0 for the whole class. If False, it adds nothing. Products of
+            inexact numbers cannot distinguish zero from rounding, so zeros are counted: of
             the n eigenvalues of a class of n images, those beyond the number of features that
             differ within the class (differ: by more than float32 rounding). This is zero padding
             where there are fewer than n features, and dead features in a narrow layer. The one
-            eigenvalue that centring brings to zero is rounding in the authors' code, not exact,
-            and wipes nothing out.
+            eigenvalue that centering makes zero is not exactly zero in the authors' code, due to
+            rounding, and so has no effect there.
 
     Source: arXiv:2511.14981 and its code (Scripts/TrainerUtils.py, Arch/Analysis/Analysis.py).
     """
@@ -87,14 +87,14 @@ def information(gram: LayerGram, pairs: PairStatistics, *, wiped_by_zero: bool) 
 
 @torch.no_grad()
 def class_spectrum(products: Tensor, *, varying: int) -> Tensor:
-    """Shares of a class's variance along its principal directions.
+    """Fractions of a class's variance along its principal directions.
 
     Args:
         products: (n, n), inner products of the class's images.
         varying: How many features differ among them; the rank is at most that, and at most n - 1.
 
     Returns:
-        (n,) float64, falling, with sum 1; zeros where all images are the same.
+        (n,) float64, descending, with sum 1; zeros if all images are the same.
     """
     inner = products.double().cpu()
     inner = inner - inner.mean(dim=0) - inner.mean(dim=1, keepdim=True) + inner.mean()
@@ -106,7 +106,7 @@ def class_spectrum(products: Tensor, *, varying: int) -> Tensor:
 
 
 def class_dimension(spectrum: Tensor) -> int:
-    """The least number of leading shares that sum to 95%; 0 for a class without variance."""
+    """The smallest number of leading fractions that sum to 95%; 0 without variance."""
     if spectrum[0] == 0:
         return 0
     reached = spectrum.cumsum(0) >= EXPLAINED
@@ -114,7 +114,7 @@ def class_dimension(spectrum: Tensor) -> int:
 
 
 def spectral_entropy(components: Tensor) -> float:
-    """Entropy in nats of shares that need not sum to 1; 0 where there are none."""
+    """Entropy in nats of fractions that need not sum to 1; 0 if there are none."""
     total = components.sum()
     if total == 0:
         return 0.0

@@ -1,6 +1,6 @@
-"""What the scores ask of pairs of images: cosines within and between classes, and distances.
+"""Statistics of pairs of images for the scores: cosines within and between classes, distances.
 
-All of it is read off the inner products in one walk, each pair of classes seen once.
+All of them follow from the inner products in one pass, which visits each pair of classes once.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _ROWS_AT_ONCE = 128  # so that the numbers of a step stay in the processor's cac
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """Pairs of images of one layer, summed up; every tensor in float64 on the CPU.
+    """Statistics of the pairs of images in one layer; all tensors are float64 on the CPU.
 
     Attributes:
         counts: (K,), images of each class.
         cosine_sums: (K, K), sums of absolute cosines over all pairs of an image of one class and
             one of another; on the diagonal over ordered pairs of two different images.
-        min_cosines: (K,), the least absolute cosine of two images of the class.
-        nearest: (K,), the least Euclidean distance from an image of the class to one of another.
+        min_cosines: (K,), the smallest absolute cosine of two images of the class.
+        nearest: (K,), the smallest Euclidean distance from an image of the class to another class.
         mean_norms: (K,), mean Euclidean norm of the class's images.
     """
 
@@ -52,7 +52,7 @@ def pair_statistics(gram: LayerGram) -> PairStatistics:
 
     inverse = norms.reciprocal().to(dtype)
     ones = torch.ones_like(inverse)
-    # raw inner product = centred product + (pull_i + mean_square) * 1 + 1 * pull_j
+    # raw inner product = centered product + (pull_i + mean_square) * 1 + 1 * pull_j
     left = torch.stack([(gram.pull + gram.mean_square).to(dtype), ones], dim=1)  # (N, 2)
     right = torch.stack([ones, gram.pull.to(dtype)])  # (2, N)
     spread = products.diagonal()  # squared distance of each image to the mean of all
@@ -93,6 +93,6 @@ def _refuse_zeros(gram: LayerGram) -> None:
     silent = int((gram.squares == 0).sum())
     if silent:
         raise KdstepsError(
-            f"{gram.where}: all features of {silent} of {gram.num_images} images are zero, and a "
-            f"cosine needs a direction; leave this layer out, or train the teacher until it answers"
+            f"{gram.where}: all features of {silent} of {gram.num_images} images are zero, so they "
+            "have no cosine; leave this layer out, or train the teacher longer"
         )

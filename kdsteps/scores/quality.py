@@ -1,7 +1,7 @@
 """Knowledge quality Q of a layer: what a student can learn from it, in one number.
 
 Q = S + sqrt(I * E), from separation, information and efficiency. `score_layer` reads a layer in
-chunks and answers with every number on the way; `layer_quality` is the short way for one matrix.
+chunks and also returns all intermediate numbers; `layer_quality` is a shortcut for one matrix.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def layer_quality(
     train_size: int,
     variant: Variant = "intended",
 ) -> dict[str, float]:
-    """Knowledge quality of one layer, and the three scores it is made of.
+    """Knowledge quality of one layer, and its three component scores.
 
     Args:
-        features: (N, D), one row an image of the sample; maps and tokens flattened.
+        features: (N, D), one row per image of the sample; maps and tokens flattened.
         labels: (N,), whole numbers.
         train_size: Images that the teacher was trained on.
         variant: See `score_layer`.
@@ -82,12 +82,12 @@ def score_layer(
             is a pair with itself, and a zero eigenvalue adds nothing to the entropy instead of
             wiping out its class. See `separation` and `information`.
         spectra_per_class: Images of a class that its spectrum is taken from, at most.
-        seed: Of the draw of those images where a class has more.
+        seed: For drawing those images if a class has more.
         where: What error messages start with, such as the layer's name.
 
     Returns:
         The scores separation, information, efficiency, root_information_efficiency and quality,
-        and what they are made of: intra_cosine, inter_cosine, min_cosine, class_dimension,
+        and their components: intra_cosine, inter_cosine, min_cosine, class_dimension,
         class_entropy (nats), class_gap, feature_norm, density.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which layers of a teacher to learn from, given the scores of all, and why these."""
+"""Select the layers of a teacher to learn from by their scores, with reasons."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Choice:
 
     Attributes:
         layer: Its name.
-        depth: Its place among the layers that were scored, 0 the first.
-        rank: Its place by score, 1 the highest.
+        depth: Its index among the scored layers, 0 for the first.
+        rank: Its rank by score, 1 for the highest.
         score: The score that decided.
-        reason: The choice in words, such as "quality 1.204 is the 2nd highest of 9 layers".
+        reason: The reason in words, such as "quality 1.204 is the 2nd highest of 9 layers".
     """
 
     layer: str
@@ -38,8 +38,8 @@ def choose_layers(
 ) -> list[Choice]:
     """The layers with the highest scores, in order of depth.
 
-    The authors' code holds lists of layers and no rule; their lists have the form this one gives.
-    Where two layers score the same, the deeper one is preferred, for it is nearer to the decision.
+    The authors' code has lists of layers but no rule; this rule yields lists of the same form.
+    Of two layers with the same score, the deeper one is preferred, which is nearer to the logits.
 
     Args:
         scores: For each layer, in order of depth, its scores by name.
@@ -47,7 +47,7 @@ def choose_layers(
         count: How many layers, at least 1.
 
     Raises:
-        KdstepsError: Fewer layers were scored than are asked for.
+        KdstepsError: Fewer layers were scored than `count`.
         ValueError: The criterion is not known, a score is missing or not finite, or `count` < 1.
 
     Source: arXiv:2511.14981, code at commit 3abceed: Scripts/ConfigUtils.py.
@@ -58,8 +58,8 @@ def choose_layers(
         raise ValueError(f"count must be at least 1, not {count}")
     if count > len(scores):
         raise KdstepsError(
-            f"score: {count} layers are to be chosen and {len(scores)} were scored "
-            f"({', '.join(scores)}); score more layers or ask for fewer"
+            f"score: {count} layers should be selected, but {len(scores)} were scored "
+            f"({', '.join(scores)}); score more layers or select fewer"
         )
     layers = list(scores)
     values = [_score(layer, scores[layer], by) for layer in layers]

@@ -29,8 +29,8 @@ def separation(pairs: PairStatistics, *, with_diagonal: bool) -> Separation:
     Args:
         pairs: Of one layer.
         with_diagonal: Whether an image counts as a pair with itself, of cosine 1. The authors'
-            code does so, for it takes indices of the upper triangle as indices of rows; it adds
-            (1 - intra) / n to a class of n images.
+            code does so, because it uses indices of the upper triangle as indices of rows; this
+            adds (1 - intra) / n for a class of n images.
 
     Source: arXiv:2511.14981 and its code (Scripts/TrainerUtils.py, Arch/Analysis/Analysis.py).
     """

@@ -58,7 +58,7 @@ _TEACHER = ""  # cannot be the name of a method
 
 
 def _architecture(header: Mapping[str, Any]) -> str:
-    """What decides how fast a network is: its entry without weights, classes and image shape."""
+    """What determines the speed of a network: its entry without weights, classes, image shape."""
     entry = header["model"]
     shape = [header["num_classes"], header["image_shape"]]
     return json.dumps([entry["family"], architecture(entry["options"]), shape], sort_keys=True)
@@ -72,7 +72,7 @@ def _time(
     metrics: Sequence[Metric],
     section: TimingSettings,
 ) -> dict[str, Any]:
-    """The metrics of speed of one network, and the threads that computed its batches."""
+    """The speed metrics of one network, and the number of threads that computed its batches."""
     entry, shape = header["model"], tuple(header["image_shape"])
     network = build_model(
         entry["family"],

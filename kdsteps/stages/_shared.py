@@ -1,4 +1,4 @@
-"""What several stages share: networks from settings and checkpoints, and provenance."""
+"""Functions of several stages: networks from settings and checkpoints, and provenance."""
 
 from __future__ import annotations
 
@@ -70,24 +70,24 @@ def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
     if contract is not None:
         return InputChain(chain, contract.after(data.mean.tolist(), data.std.tolist()))
     if "checkpoint" in options:
-        log.info("images are normalized with the data set's mean and std: no `normalize` is given")
+        log.info("images are normalized with the data set's mean and std: `normalize` is not set")
     return chain
 
 
 def _columns(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """For each class of the data set, which output of a network it is."""
+    """For each class of the data set, the index of its output in a network."""
     missing = [name for name in wanted if name not in classes]
     if missing:
         raise KdstepsError(
             f"classes: has no {missing[0]!r}, a class of the data set{nearest(missing[0], classes)}"
         )
     if len(set(classes)) < len(classes):
-        raise KdstepsError("classes: has a name twice; give the name of each output once")
+        raise KdstepsError("classes: a name appears twice; list the name of each output once")
     return [list(classes).index(name) for name in wanted]
 
 
 def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract | None:
-    """How a network's images are normalized; None where they are as the data set's."""
+    """How a network's images are normalized; None if as the data set's."""
     if entry.normalize is None:
         return None
     if entry.normalize == "none":
@@ -96,13 +96,14 @@ def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract 
         mean, std = entry.normalize.mean, entry.normalize.std
         if len(mean) != len(std):
             raise KdstepsError(
-                f"normalize: has {len(mean)} means and {len(std)} stds; give one of each a channel"
+                f"normalize: has {len(mean)} means and {len(std)} stds; it should "
+                "have one of each per channel"
             )
         return InputContract(mean, std).for_channels(channels, f"models: {entry.family}")
     found = published_input(entry.family, chain.plain(), entry.options, channels)
     if found is None:
         raise KdstepsError(
-            f"normalize: pretrained, but nothing is known about the family {entry.family!r}; give "
+            f"normalize: pretrained is not available for the family {entry.family!r}; set "
             "{mean: [...], std: [...]}"
         )
     return found
@@ -128,8 +129,8 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     found = (len(data.class_names), list(data.image_shape))
     if made_for != found:
         raise KdstepsError(
-            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, the data set has "
-            f"{found[0]} classes of {found[1]}; train it on this data set"
+            f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, but the data set "
+            f"has {found[0]} classes of {found[1]}; train it on this data set"
         )
     entry = Model.model_validate_json(json.dumps(header["model"]), strict=True)
     plain = entry.model_copy(update={"options": architecture(entry.options)})
@@ -189,7 +190,7 @@ def validator(
 
 
 def resume_file(job: Job[Any], *roots: str) -> Resume:
-    """Where a run saves its state: named after its result, with everything the result depends on.
+    """The file in which a run saves its state, with a key of everything the result depends on.
 
     Args:
         roots: The definitions at which the code of the job begins.

@@ -1,4 +1,4 @@
-"""Plan how a student and a teacher are joined: the stones, or the pairs of layers.
+"""Plan how a student and a teacher are joined: stepping stones, or pairs of layers.
 
 reads   summary    summary.json of the stage prepare: the images' shape and the classes
         scores     scores.parquet of the stage score, if layers are selected by their scores

@@ -1,15 +1,17 @@
 """Cache a teacher's features for the scores, and its logits for training.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
-writes  features   features.parquet: a row group a layer, a row an image; float16 (D,) of each of a
-                   class-balanced sample of the training images, unaugmented
+        check      check.json of the stage train: only has to exist
+writes  features   features.parquet: float16 features (D,) of a class-balanced sample of the
+                   training images, unaugmented; one row group per layer, one row per image
         digest     digest.json: the digest of that file
-or, by --views,
+or, with --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
                    every view of every training image, whether they were cached or not. They are
-                   cached if that saves time, in float16, in .kdsteps/outputs/<key>.npy, which
-                   changes no result and may be deleted at any time.
+                   cached in float16 if that saves time, in .kdsteps/outputs/<key>.npy. That file
+                   does not change any result and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def _cache_features(job: Job[FeatureSettings]) -> None:
     if size > job.budget_mib:
         fitting = int(len(index) * job.budget_mib / size)
         raise KdstepsError(
-            f"cache: {len(index)} images need {size / 1024:.2f} GiB and cache.budget_gib is "
+            f"cache: {len(index)} images need {size / 1024:.2f} GiB, but cache.budget_gib is "
             f"{job.budget_mib / 1024:g}; raise it, or set cache.images to {fitting}"
         )
     write_features(job.outputs["features"], teacher, part, index, job.settings.as_json())

@@ -1,10 +1,12 @@
-"""Distil one student: one pair, one method, one seed.
+"""Distill one student: one pair, one method, one seed.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
         teacher    teacher.safetensors, for methods that use a teacher
         plan       plan.json of the stage build, for methods that use one
-        ticket     outputs_<views>.json of the stage cache, for methods that use logits: says that
-                   the teacher's logits were cached, if that saves time
+        check      check.json of the stage train: only has to exist
+        ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
+                   the teacher's logits, which may be cached
 writes  model      student.safetensors: the deployed network after the last epoch
         history    history.parquet: every loss term and validation metric of every epoch
         digest     digest.json: digests of the other files
@@ -61,7 +63,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
     method = _method(job, teacher, student, data, part).to(device)
-    _deployed_entry(job, method, data)  # what cannot be deployed is not trained
+    _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(
         method,
         part,
@@ -135,7 +137,7 @@ def _teacher_outputs(
 
 
 def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
-    """The settings by which the deployed network is built again.
+    """The settings from which the deployed network is built again.
 
     Raises:
         KdstepsError: It consists of blocks of networks whose images or classes differ.
@@ -147,8 +149,8 @@ def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) ->
     joined = entry.family != settings.student.family
     if joined and (isinstance(student, Wrapped) or (taught_by and taught_by.get("classes"))):
         raise KdstepsError(
-            f"methods: {settings.method} deploys blocks of student and teacher; give the student "
-            "`normalize: dataset`, and use a teacher without `classes`"
+            f"methods: {settings.method} deploys blocks of student and teacher; set "
+            "`normalize: dataset` for the student, and use a teacher without `classes`"
         )
     return entry
 

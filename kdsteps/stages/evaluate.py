@@ -1,12 +1,12 @@
 """Evaluate one trained network on the test images, once, or time all networks of a pair.
 
-reads   data          images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                      images.npy, index.parquet, summary.json of the stage prepare
         model         student.safetensors or teacher.safetensors
         teacher       predictions.parquet of the teacher, to compare with; missing for methods
                       without a teacher and for the teacher itself
-writes  measures      measures.json: the metrics of the registry, among them accuracy, NLL, ECE,
-                      parameters and MACs, and the accuracy per class; null where one does not
-                      apply; whether the network diverged
+writes  measures      measures.json: accuracy, NLL, ECE, parameters, MACs and all other metrics
+                      (null where one does not apply), accuracy per class, whether it diverged
         predictions   predictions.parquet: one row per test image, with logits (K,)
         digest        digest.json: digests of the other files (of a teacher)
 or, with --pair alone,
@@ -100,6 +100,6 @@ def _teacher_logits(path: Path, logits: Tensor) -> Tensor:
     if found.shape != tuple(logits.shape):
         raise KdstepsError(
             f"{path}: the teacher's logits have shape {found.shape}, the student's "
-            f"{tuple(logits.shape)}; evaluate the teacher again on these data"
+            f"{tuple(logits.shape)}; evaluate the teacher again on this data set"
         )
     return torch.from_numpy(found)

@@ -2,14 +2,14 @@
 
 Writes
   images   images.npy, (N, C, H, W) uint8: every image that could be read, all of one size
-  index    index.parquet, one row per image: label, split, where it came from, hash of the pixels
+  index    index.parquet, one row per image: label, split, origin, hash of the pixels
   summary  summary.json: class names, images of each split and class, shapes, mean and standard
-           deviation of each channel of the training images (scale 0 to 1), duplicates, what could
-           not be read
+           deviation of each channel of the training images (scale 0 to 1), duplicates, images that
+           could not be read
   digest   digest.json: the digests of the other files
 
-Reads nothing of other stages. The same source and settings give the same bytes, also after a kill:
-what was stored by then is not decoded again.
+Reads nothing from other stages. The same source and settings result in the same bytes, even after
+an interruption; images that were already stored are not decoded again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def run(job: Job[PrepareSettings]) -> None:
     source = _load(job.settings.kind, job.settings.options)
     check_source(source)
     log.info("%d images in %d classes", len(source.labels), len(source.class_names))
-    with image_store(job.outputs["images"], _key(job, source), len(source.labels)) as store:
+    with image_store(
+        job.outputs["images"], _key(job, source), len(source.labels), job.target
+    ) as store:
         survey = store.survey
         for images in decoded(source, survey, broken=section.broken, threads=job.threads):
             store.add(images)
@@ -169,7 +171,7 @@ def _described(
 
 
 def _log_findings(summary: dict[str, Any]) -> None:
-    """What one should know before training."""
+    """Log what the user should know before training."""
     images = ", ".join(f"{count} {name}" for name, count in summary["images"].items())
     log.info("%s images of %s (channels, height, width)", images, tuple(summary["image_shape"]))
     for entry in summary["duplicates"]:
@@ -184,4 +186,6 @@ def _log_findings(summary: dict[str, Any]) -> None:
             log.warning("%d classes have no %s images, such as %s", len(empty), name, empty[0])
     train = summary["images_of_class"]["train"]
     if max(train) > 10 * min(train):
-        log.warning("classes are not balanced: %d to %d training images", min(train), max(train))
+        log.warning(
+            "classes are not balanced: %d to %d training images per class", min(train), max(train)
+        )

@@ -3,16 +3,18 @@
 reads   summaries            summary.json of every dataset
         teacher_histories, teacher_measures, teacher_predictions
                              of every teacher: history.parquet, measures.json, predictions.parquet
-        layer_scores         scores.parquet of every teacher whose layers are scored
+        teacher_checks       check.json of every teacher
+        layer_scores         scores.parquet of every teacher whose layers were scored
         plans                plan.json of every pair and method with a plan
         histories, measures, predictions
                              of every student: history.parquet, measures.json, predictions.parquet
         latencies            latency.json of every pair
-writes  page                 index.html, which needs no other file and no network
+        accepted             accepted.json, if results of earlier code were accepted
+writes  page                 index.html, self-contained
         runs                 runs.parquet: one row per student, one column per metric
         metrics              metrics.json, for `dvc metrics`
         accuracy, curves, quality, size
-                             PNG pictures of the page's main charts
+                             PNG images of the page's main charts
         accuracy_table, curves_table, quality_table
                              CSV tables, for `dvc plots`
 """

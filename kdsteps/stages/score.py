@@ -1,9 +1,9 @@
 """Score every layer of a teacher by its knowledge quality, and select layers to learn from.
 
-reads   features   features.parquet of the stage cache: float16 (N, D) a layer
+reads   features   features.parquet of the stage cache: float16 (N, D) for each layer
         summary    summary.json of the stage prepare: how many images the teacher was trained on
-writes  scores     scores.parquet: a row a layer with S, I, E, sqrt(I E) and Q, the rank, whether it
-                   was selected, and why
+writes  scores     scores.parquet: one row per layer with S, I, E, sqrt(I E) and Q, the rank,
+                   whether the layer was selected, and why
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(job: Job[ScoreSettings]) -> None:
     features = FeatureFile(job.inputs["features"])
     if settings.num_layers > len(features.shapes):
         raise KdstepsError(
-            f"score.num_layers is {settings.num_layers}, and the teacher has "
+            f"score.num_layers is {settings.num_layers}, but the teacher has "
             f"{len(features.shapes)} layers; it should be at most {len(features.shapes)}"
         )
     labels = features.labels()

@@ -1,12 +1,14 @@
-"""Train one teacher on one data set with labels only; with 0 epochs, use it as is.
+"""Train one teacher on one data set with labels only; with 0 epochs, use it as it is.
 
-reads   data       images.npy, index.parquet, summary.json of the stage prepare
+reads   images, index, summary
+                   images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
         history    history.parquet: every loss term and validation metric of every epoch; with 0
                    epochs, the validation metrics only, as epoch 0
         digest     digest.json: digests of the other files
-or, for a teacher that is trained,
-reads   data       as above
+or, to check a trained teacher,
+reads   images, index, summary
+                   as above
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
                    order, calibration. A teacher that fails stops the study before any student
@@ -54,11 +56,11 @@ from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
 
-COMPARED = 512  # validation images that are shown in other ways to a teacher from elsewhere
+COMPARED = 512  # validation images that a teacher from elsewhere also sees in other forms
 
 
 def run(job: Job[Any]) -> None:
-    """Train a teacher, or check one that is trained."""
+    """Train a teacher, or check a trained one."""
     if "check" in job.outputs:
         _check(job)
     else:
@@ -102,7 +104,7 @@ def _check(job: Job[CheckSettings]) -> None:
     network = trained_model(path, data).to(device)
     part = data.part("validation")
     if not len(part):
-        log.warning("the teacher is not checked: there are no validation images")
+        log.warning("cannot check the teacher: there are no validation images")
         write_json(job.outputs["check"], {"settings": settings.as_json(), "accuracy": None})
         return
     if (broken := not_finite(network.plain().state_dict())) is not None:
@@ -124,7 +126,7 @@ def _check(job: Job[CheckSettings]) -> None:
         log.warning("the teacher %s: %s", path, warning)
     if found.problems and settings.on_failure == "stop":
         raise KdstepsError(
-            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to go on"
+            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to continue"
         )
     for problem in found.problems:
         log.warning("the teacher %s: %s", path, problem)
@@ -132,7 +134,7 @@ def _check(job: Job[CheckSettings]) -> None:
 
 
 def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits and labels of some validation images that are shown in other ways."""
+    """Logits and labels of some validation images, shown in other forms."""
     part = data.part("validation")
     number = torch.arange(min(len(part), COMPARED))
     batch = part.take(number, Views(), torch.zeros_like(number))
@@ -142,10 +144,10 @@ def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor
 
 
 def _assumptions(entry: Mapping[str, Any]) -> list[str]:
-    """What is taken for granted about a network from elsewhere."""
+    """Assumptions about a network from elsewhere."""
     assumed = ["the images it was trained on are unknown; they may be among the test images"]
     if entry.get("normalize") is None:
         assumed.append(
-            "images are normalized with the data set's mean and std, since no `normalize` is given"
+            "images are normalized with the data set's mean and std, since `normalize` is not set"
         )
     return assumed

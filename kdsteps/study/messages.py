@@ -1,4 +1,4 @@
-"""What pydantic found wrong with settings, in one sentence: where, what, and what is right."""
+"""Turn pydantic's errors about settings into one sentence: where, what, and what is right."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> st
     for problem in error.errors(include_url=False):
         path = _path(problem["loc"], content)
         found.setdefault(path, {})[problem["type"]] = problem
-    # What is wrong inside a list says more than that the list is none of the other choices.
+    # An error inside a list is more helpful than the error that it matches none of the choices.
     paths = [path for path in found if not any(_in_list(other, path) for other in found)]
     path, more = paths[0], len(paths) - 1
     said = _said(list(found[path].values()), content, path, keys)
@@ -55,7 +55,7 @@ def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> st
 
 
 def shown(value: Any) -> str:
-    """A value as YAML would have it, on one line and not too long."""
+    """A value as in YAML, on one line and not too long."""
     if value is None:
         return "empty"
     if isinstance(value, str):

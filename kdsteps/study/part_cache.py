@@ -1,9 +1,9 @@
-"""Descriptions of parts, made by a process that imports them and kept in .kdsteps/parts.json.
+"""Descriptions of parts, made by a process that imports them and cached in .kdsteps/parts.json.
 
 Planning has to know the options of methods, networks and kinds of data without importing torch. A
 description is valid while the files it was read from are unchanged: those of kdsteps for a part
-that ships with it, the user's own for any other. The file is a cache: without it, or with a damaged
-one, everything is described again.
+that ships with it, the user's own for any other. If the file is missing or damaged, everything is
+described again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Entry(BaseModel):
 
 
 class _Content(BaseModel):
-    """What the cache file holds: the state of kdsteps that it was made with, and the entries."""
+    """The content of the cache file: a digest of the kdsteps that wrote it, and the entries."""
 
     model_config = ConfigDict(extra="forbid")
     made_with: str
@@ -51,7 +51,7 @@ def description(kind: Kind, reference: str) -> Description:
     """The description of a part, from the cache if it is valid there.
 
     Raises:
-        KdstepsError: The part cannot be imported, or needs an option that cannot be expressed.
+        KdstepsError: The part cannot be imported, or needs an option that YAML cannot express.
     """
     table = _table(str(Path.cwd()))
     if (kind, reference) not in table:
@@ -64,7 +64,7 @@ def description(kind: Kind, reference: str) -> Description:
 
 @cache
 def _table(folder: str) -> dict[Name, Description]:
-    """The valid entries of a folder's cache; what is described later is added."""
+    """The valid entries of a folder's cache; later descriptions are added."""
     content = _read(Path(folder, FILE))
     if content is None or content.made_with != _made_with():
         return {}
@@ -76,7 +76,7 @@ def _table(folder: str) -> dict[Name, Description]:
 
 
 def _extend(table: dict[Name, Description], asked: Name) -> None:
-    """Describe a part, and with it whatever else the cache has no valid entry of."""
+    """Describe a part, and all others of which the cache has no valid entry."""
     content = _read(FILE)
     former = [(e.kind, e.reference) for e in content.entries] if content is not None else []
     every: list[Name] = [(kind, name) for kind in _KINDS for name in shipped(kind)]
@@ -107,7 +107,7 @@ def _described_elsewhere(names: Sequence[Name]) -> list[Description | str]:
     if done.returncode or len(answers) != len(names):
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         kind, reference = names[min(len(answers), len(names) - 1)]
-        raise KdstepsError(f"{kind}: {reference!r} ends the process that imports it: {last[0]}")
+        raise KdstepsError(f"{kind}: importing {reference!r} ends the process: {last[0]}")
     return [
         Description.model_validate(answer["found"]) if "found" in answer else answer["error"]
         for answer in answers
@@ -115,7 +115,7 @@ def _described_elsewhere(names: Sequence[Name]) -> list[Description | str]:
 
 
 def _read(path: Path) -> _Content | None:
-    """The content of a cache file; None where it is missing, damaged or foreign."""
+    """The content of a cache file; None if it is missing, damaged or of another format."""
     try:
         return _Content.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -124,7 +124,7 @@ def _read(path: Path) -> _Content | None:
 
 @cache
 def _made_with() -> str:
-    """A digest of all that the descriptions of shipped parts depend on; a few milliseconds."""
+    """A digest of everything the descriptions of shipped parts depend on; takes milliseconds."""
     digest = blake2b(f"{sys.version} {pydantic.VERSION}".encode(), digest_size=16)
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(file.relative_to(PACKAGE)).encode() + file.read_bytes())

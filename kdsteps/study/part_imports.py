@@ -1,6 +1,6 @@
 """From a name in params.yaml to the class or function behind it.
 
-Only `load` imports: torch comes with the methods, so planning calls it in a process of its own
+Only `load` imports. Methods import torch, so planning calls it in a separate process
 (`part_cache`), and a stage calls it directly.
 """
 
@@ -68,7 +68,7 @@ def location(kind: Kind, reference: str) -> str:
         return installed(kind)[reference]
     if not colon and (reference.endswith(".py") or "/" in reference or "." in reference):
         raise KdstepsError(
-            f"{reference!r} names no {NOUNS[kind]}; add the name that it has there, as in "
+            f"{reference!r} does not say which {NOUNS[kind]}; add its name in the module, as in "
             f"'{reference}:Name'"
         )
     names = sorted({*shipped(kind), *installed(kind)})
@@ -81,7 +81,7 @@ def load(kind: Kind, reference: str) -> Any:
     Paths and modules are looked up in the current folder, that of the study.
 
     Raises:
-        KdstepsError: It cannot be imported, is not there, or is not what this kind needs.
+        KdstepsError: It does not exist, cannot be imported, or is not what this kind needs.
     """
     return _load(kind, location(kind, reference), str(Path.cwd()))
 
@@ -111,13 +111,13 @@ def method_in(module: ModuleType) -> type:
 
 
 def source_of(module: ModuleType) -> Path | None:
-    """The file that a module was read from, if it is a file of Python."""
+    """The Python source file of a module, if there is one."""
     path = getattr(module, "__file__", None)
     return Path(path) if path and path.endswith(".py") else None
 
 
 def _imported(place: str, root: Path) -> ModuleType:
-    """The module at a dotted name or a path, with the study's folder on the import path."""
+    """Import a module by dotted name or path, with the study's folder on the import path."""
     if str(root) not in sys.path:
         sys.path.append(str(root))  # at the end: a file of the study hides no installed package
     if place.endswith(".py"):
@@ -128,7 +128,7 @@ def _imported(place: str, root: Path) -> ModuleType:
         if error.name is not None and f"{place}.".startswith(f"{error.name}."):
             raise KdstepsError(
                 f"there is no module {error.name!r}; install it, or write a path such as "
-                "'./file.py:Name' for a file beside params.yaml"
+                "'./file.py:Name' for a file next to params.yaml"
             ) from error
         raise KdstepsError(_import_sentence(place, error)) from error
     except (Exception, SystemExit) as error:  # it is the user's code: anything can happen
@@ -156,7 +156,7 @@ def _from_file(place: str, path: Path) -> ModuleType:
 
 
 def _import_sentence(place: str, error: BaseException) -> str:
-    """What failed while a module was imported: file, line and problem."""
+    """Why a module could not be imported: file, line and problem."""
     if isinstance(error, SyntaxError):
         file = _shown_path(error.filename or place)
         return f"{file} line {error.lineno} is not valid Python ({error.msg}); correct that line"
@@ -174,7 +174,7 @@ def _is_users(filename: str) -> bool:
 
 
 def is_users(path: Path) -> bool:
-    """Whether a source file belongs to the user: neither kdsteps nor installed, nor of Python."""
+    """Whether a source file is the user's: not of kdsteps, not installed, not of Python."""
     outside = (PACKAGE, Path(sys.base_prefix, "lib"), Path(sys.prefix, "lib"))
     if "site-packages" in path.parts or "dist-packages" in path.parts:
         return False
@@ -187,7 +187,7 @@ def _shown_path(filename: str) -> str:
 
 
 def _offered(kind: Kind, module: ModuleType) -> list[str]:
-    """What a module has of a kind, for a sentence about a name that it does not have."""
+    """What a module has of a kind, for a message about a missing name."""
     if kind == "methods":
         return [found.__name__ for found in _methods_of(module)]
     return [
@@ -217,7 +217,7 @@ def _method_base() -> type:
 
 
 def _check(kind: Kind, reference: str, value: Any) -> None:
-    """Refuse what cannot serve as a part of this kind."""
+    """Raise KdstepsError for an object that cannot be a part of this kind."""
     if kind != "methods":
         if not callable(value):
             raise KdstepsError(
@@ -229,7 +229,7 @@ def _check(kind: Kind, reference: str, value: Any) -> None:
         what = "a class" if inspect.isclass(value) else f"a {type(value).__name__}"
         raise KdstepsError(
             f"{reference!r} is {what} that is not derived from kdsteps.methods.base.Method; "
-            "a method has to be"
+            "every method has to be"
         )
     if inspect.isabstract(value):
         missing = ", ".join(sorted(getattr(value, "__abstractmethods__", ())))

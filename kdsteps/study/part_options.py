@@ -1,7 +1,7 @@
 """The options of a part: its parameters by ordinary Python semantics, described as plain JSON.
 
 A parameter that the pipeline does not fill in itself is an option. Its annotation is the type, its
-default the default; `**options` of a constructor stands for the options of the next class. `main`
+default the default; `**options` of a constructor means the options of the next class. `main`
 describes parts for a process that must not import them (`part_cache`).
 """
 
@@ -52,14 +52,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The parameters of a part that can be given by name, and whether it takes others as well."""
+    """The parameters of a part that can be passed by name, and whether it accepts others too."""
 
     parameters: dict[str, Parameter]
     is_open: bool
 
 
 def signature_of(kind: Kind, part: Callable[..., Any]) -> Signature:
-    """The parameters of a function or class, those that `**options` passes on among them."""
+    """The parameters of a function or class, including those that `**options` passes on."""
     parameters: dict[str, Parameter] = {}
     is_open = True
     for function, skipped in _constructors(part):
@@ -77,11 +77,11 @@ def signature_of(kind: Kind, part: Callable[..., Any]) -> Signature:
 
 
 class Description(BaseModel):
-    """All that planning has to know of a part, as plain JSON.
+    """Everything that planning has to know about a part, as plain JSON.
 
     Attributes:
         target: Where the part is defined, `module:Name` or `./file.py:Name`.
-        wants, plan: Of a method: what it needs of the teacher, which plan the stage `build` makes.
+        wants, plan: Of a method: what it needs from the teacher, which plan `build` makes.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
@@ -154,8 +154,8 @@ def file_digest(path: Path) -> str:
 
 
 def main() -> None:
-    """Describe the parts that standard input names, one a line; answer on standard output."""
-    output, sys.stdout = sys.stdout, sys.stderr  # what imported code prints is no answer
+    """Describe the parts named on standard input, one per line; write to standard output."""
+    output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
     for line in sys.stdin:
         kind, reference = json.loads(line)
         answer: dict[str, Any]
@@ -177,7 +177,7 @@ def _files(part: Any) -> dict[str, str]:
 
 
 def _constructors(part: Any) -> Iterator[tuple[Any, int]]:
-    """The functions through which named arguments pass, and how many of their first are bound."""
+    """The functions that named arguments pass through, each with its number of bound arguments."""
     if not inspect.isclass(part):
         yield part, 0
         return
@@ -194,7 +194,7 @@ def _bare(function: Any) -> Any:
 
 
 class _Inexpressible(Exception):
-    """An option's type has no counterpart in params.yaml; the text goes on after its name."""
+    """An option's type cannot be written in params.yaml; the message follows the option's name."""
 
 
 _PLAIN_TYPES = (
@@ -236,7 +236,7 @@ def _core_schema(hint: Any) -> dict[str, Any]:
 
 
 def _is_plain(schema: Any) -> bool:
-    """Whether a core schema is one of numbers, texts, and lists and mappings of them."""
+    """Whether a core schema is one of numbers, strings, and lists and mappings of them."""
     if isinstance(schema, list):
         return all(map(_is_plain, schema))
     if not isinstance(schema, dict) or "type" not in schema:
@@ -246,7 +246,7 @@ def _is_plain(schema: Any) -> bool:
 
 
 def _instead(hint: Any) -> str:
-    """What to write for a type that is not plain."""
+    """What to use instead of a type that is not plain."""
     if inspect.isclass(hint) and issubclass(hint, enum.Enum):
         return f"Literal[{', '.join(repr(member.value) for member in hint)}]"
     if inspect.isclass(hint) and issubclass(hint, PurePath):
@@ -259,7 +259,7 @@ def _instead(hint: Any) -> str:
 
 
 def _without_metadata(schema: Any) -> Any:
-    """A core schema without what serves the writing of other schemas, which may be functions."""
+    """A core schema without metadata for generating other schemas, which may hold functions."""
     if isinstance(schema, dict):
         left_out = {"metadata", "serialization"} if isinstance(schema.get("type"), str) else set()
         return {k: _without_metadata(v) for k, v in schema.items() if k not in left_out}
@@ -269,7 +269,7 @@ def _without_metadata(schema: Any) -> Any:
 
 
 def _field_schema(schema: dict[str, Any], parameter: Parameter) -> dict[str, Any]:
-    """The entry of an option; a default that only code can express is left to the code."""
+    """The entry of an option; a default that JSON cannot express is left to the code."""
     required = parameter.default is inspect.Parameter.empty
     if not required:
         try:

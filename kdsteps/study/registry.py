@@ -1,6 +1,6 @@
-"""Parts: whatever params.yaml can name, a method, a model family, a kind of data or a metric.
+"""Parts: methods, model families, kinds of data and metrics that params.yaml can name.
 
-A name is one that ships with kdsteps, or `./file.py:Name` beside params.yaml, or
+A name is one that ships with kdsteps, or `./file.py:Name` next to params.yaml, or
 `package.module:Name`, or an entry point of an installed package (groups `kdsteps.methods`,
 `kdsteps.models`, `kdsteps.data`, `kdsteps.metrics`). Planning reads descriptions (`find`), stages
 import the code itself (`load`).
@@ -34,7 +34,7 @@ class Part:
     Attributes:
         kind: methods, models, data or metrics.
         reference: As params.yaml names it.
-        described: What planning knows of it.
+        described: What planning knows about it.
     """
 
     kind: Kind
@@ -48,7 +48,7 @@ class Part:
 
     @property
     def wants(self) -> str | None:
-        """What a method needs of the teacher."""
+        """What a method needs from the teacher."""
         return self.described.wants
 
     @property
@@ -69,7 +69,7 @@ class Part:
         Args:
             options: As in params.yaml.
             where: What the sentence of an error begins with.
-            others: Keys that may be beside the options, for guesses at what was meant.
+            others: Other allowed keys of the entry, for suggestions.
 
         Raises:
             KdstepsError: An option is unknown, missing, or of another type than it should be.
@@ -100,7 +100,7 @@ class Part:
 
 @cache
 def names(kind: Kind) -> tuple[str, ...]:
-    """The parts of a kind that have a name of their own: shipped ones and entry points."""
+    """The parts of a kind that have a name: shipped ones and entry points."""
     return tuple(sorted({*shipped(kind), *installed(kind)}))
 
 
@@ -142,6 +142,6 @@ def module(kind: Kind, reference: str) -> str:
 
 @cache
 def published_pairs() -> tuple[str, ...]:
-    """The pairs of which published accuracies come with kdsteps."""
+    """The pairs whose published accuracies come with kdsteps."""
     with (PACKAGE / "report" / "published.csv").open(newline="") as file:
         return tuple(dict.fromkeys(row["pair"] for row in csv.DictReader(file)))

@@ -1,4 +1,4 @@
-"""The JSON schema of params.yaml, from which editors complete keys and mark mistakes."""
+"""The JSON schema of params.yaml, which editors use to complete keys and mark mistakes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Schema = dict[str, Any]
 
 
 def study_schema() -> Schema:
-    """What params.yaml may say, with the options of every method, model family and kind of data."""
+    """The schema of params.yaml, with the options of all methods, model families, kinds of data."""
     schema = Params.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     properties, required = schema["properties"], schema["required"]
@@ -38,7 +38,7 @@ def study_schema() -> Schema:
 
 
 def _choice(kind: registry.Kind, key: str, own: Schema) -> Schema:
-    """An entry whose `key` says which part it is, and with it which options may stand beside."""
+    """An entry whose `key` selects the part, and with it the other options that are allowed."""
     names = registry.names(kind)
     return {
         "type": "object",
@@ -55,7 +55,7 @@ def _choice(kind: registry.Kind, key: str, own: Schema) -> Schema:
 
 
 def _renamed(name: str, overrides: Schema) -> Schema:
-    """The entry of a method under its own name, or of another one that bears its name."""
+    """The entry of a method under its own name, or of another method under that name."""
     other = {"required": ["method"], "properties": {"method": {"not": {"const": name}}}}
     return {
         "if": other,
@@ -65,7 +65,7 @@ def _renamed(name: str, overrides: Schema) -> Schema:
 
 
 def _options(kind: registry.Kind, name: str, own: Schema) -> Schema:
-    """The options of one part, and the keys of its entry that are no options."""
+    """The options of one part, and the keys of its entry that are not options."""
     schema = registry.find(kind, name, kind).json_schema
     return schema | {"properties": schema.get("properties", {}) | own}
 
@@ -75,5 +75,5 @@ def _reference(name: str) -> Schema:
 
 
 def _or_nothing(schema: Schema) -> Schema:
-    """What may also be left blank behind its name."""
+    """A schema that also allows no value after the key."""
     return {"anyOf": [schema, {"type": "null"}]}

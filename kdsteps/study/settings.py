@@ -1,6 +1,6 @@
 """The sections of params.yaml: one frozen model each, unknown keys refused.
 
-Every training field is declared here and nowhere else; a stage receives these very objects.
+Every training field is declared here and nowhere else; stages receive these objects.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Section(BaseModel):
 
 
 class Prepare(Section):
-    """How a data set is split where its source does not say: the section `prepare`."""
+    """How a data set is split if its source does not say: the section `prepare`."""
 
     validation: Fraction = 0.1  # of the images that are not for testing
     test: Fraction = 0.2
@@ -72,7 +72,7 @@ class Prepare(Section):
 
 
 class ViewSettings(Section):
-    """What decides a teacher's logits for a training image, besides the teacher and the image.
+    """What a teacher's logits for a training image depend on, besides teacher and image.
 
     Random crops and flips give every image a fixed number of views. Precision and batch size count
     because rounding depends on them.
@@ -85,7 +85,7 @@ class ViewSettings(Section):
 
     @property
     def name(self) -> str:
-        """Such as `crop4_flip_batch64`, for file names."""
+        """A name for files, such as `crop4_flip_batch64`."""
         crop = [f"crop{self.crop_padding}"] if self.crop_padding else []
         shown = crop + ["flip"] * self.flip or ["plain"]
         precision = [self.precision] * (self.precision != "float32")
@@ -115,14 +115,14 @@ class Training(ViewSettings):
 
     @property
     def per_image(self) -> bool:
-        """Whether images are augmented one by one, which several processes do faster."""
+        """Whether images are augmented one by one, which is faster in several processes."""
         return bool(self.randaugment or self.resized_crop)
 
     @property
     def views(self) -> ViewSettings | None:
         """What the teacher's logits depend on; None if views cannot be numbered.
 
-        Crops and flips can be numbered; whatever goes beyond them is a continuum.
+        Crops and flips can be numbered; all other augmentation is a continuum.
         """
         if self.per_image or self.mixup or self.cutmix:
             return None
@@ -133,7 +133,7 @@ class Training(ViewSettings):
         return [in_epochs(at, self.epochs) for at in self.milestones]
 
     def problem(self) -> str | None:
-        """What does not fit together, as `key is value; what would be right`, or None."""
+        """The first contradiction, as `key is value; what would be right`, or None."""
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             return "nesterov is true and momentum is 0; momentum should be above 0"
         if self.schedule != "steps" or not self.epochs:
@@ -211,7 +211,7 @@ class Build(BuildStones, BuildPairs):
 
 
 class MetricSettings(Section):
-    """The keys of `evaluate` that metrics of predictions and networks use."""
+    """The keys of `evaluate` for metrics of predictions and networks."""
 
     calibration_bins: PositiveInt = 15
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
@@ -219,7 +219,7 @@ class MetricSettings(Section):
 
 
 class TimingSettings(Section):
-    """The keys of `evaluate` that the measurement of latency and throughput uses."""
+    """The keys of `evaluate` for measuring latency and throughput."""
 
     latency_runs: PositiveInt = 100  # single images, after a warm-up
     throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
@@ -227,11 +227,11 @@ class TimingSettings(Section):
 
 
 class Evaluate(TimingSettings, MetricSettings):
-    """What is measured of a trained network: the section `evaluate`."""
+    """How trained networks are evaluated: the section `evaluate`."""
 
 
 class Report(Section):
-    """What the report says: the section `report`."""
+    """The settings of the report: the section `report`."""
 
     title: Title = "Distillation study"
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -262,7 +262,7 @@ class ModelEntry(BaseModel):
     checkpoint_key: str | None = None  # of the weights in the file, where several fit
     checkpoint_prefix: str | None = None
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
-    # What images are normalized with; None: `pretrained` where its weights are, else `dataset`.
+    # How images are normalized; None: `pretrained` if its weights are, otherwise `dataset`.
     normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
     classes: tuple[str, ...] | None = None  # the names of its outputs, in their order
     train: Train | None = None  # values of the section `train` that differ for this model
@@ -286,11 +286,11 @@ class Pair(Section):
     student: Annotated[Name, Field(description="a name under models")]
     distil: Distil | None = None  # values of the section `distil` that differ for this pair
     build: Build | None = None
-    published: str | None = None  # published values that the report shows beside ours
+    published: str | None = None  # published values that the report shows next to ours
 
 
 class Params(Section):
-    """The whole of params.yaml as it is written."""
+    """The whole params.yaml as written."""
 
     datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
     models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
@@ -318,7 +318,7 @@ class Model(Section):
     """A network: its family with the options of that family, `checkpoint` among them.
 
     Attributes:
-        normalize: What its images are normalized with; None: as the data set's.
+        normalize: How its images are normalized; None: as the data set's.
         classes: The names of its outputs in their order; None: the data set's classes.
     """
 

@@ -45,14 +45,14 @@ _REQUIRED = {
 
 @dataclass(frozen=True)
 class Method:
-    """An entry of `methods` with what the method needs of a teacher.
+    """An entry of `methods` with what the method needs from a teacher.
 
     Attributes:
         method: The part: a shipped name, or a reference to the user's code.
         options: All of them, defaults filled in.
         wants: "nothing", "logits", "blocks" or "layers".
         plan: "stones", "pairs" or None.
-        distil, build: What differs for this method.
+        distil, build: The values that differ for this method.
     """
 
     method: str
@@ -128,7 +128,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         ) from error
     except OSError as error:
         raise KdstepsError(
-            f"{path}: cannot be read ({error.strerror}); give a file that you may read"
+            f"{path}: cannot be read ({error.strerror}); make it readable"
         ) from error
     except UnicodeDecodeError as error:
         raise KdstepsError(f"{path}: is not valid UTF-8; save it as a UTF-8 text file") from error
@@ -210,7 +210,7 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     method = entry.method or name
     key = None if entry.method is None else "method"
     part, options = _part("methods", method, entry, where, key)
-    assert part.wants is not None, "every method says what it wants"
+    assert part.wants is not None, "every method declares what it wants"
     return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
 
 
@@ -218,7 +218,7 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
     """`content` as a settings model, or one sentence about what is wrong with it and where.
 
     Args:
-        others: Keys that are allowed beside those of the model, for guesses at what was meant.
+        others: Keys that are allowed in addition to those of the model, for suggestions.
     """
     try:  # as JSON, where lists pass for tuples although types are strict
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
@@ -229,7 +229,7 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
 
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` where `evaluate:` or `kd:` with nothing after it means all defaults."""
+    """`content` with `evaluate:` or `kd:` without a value replaced by all defaults."""
     optional = {name for name, info in Params.model_fields.items() if not info.is_required()}
     filled = {
         name: value for name, value in content.items() if value is not None or name not in optional
@@ -243,7 +243,7 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
 def _part(
     kind: registry.Kind, reference: str, entry: BaseModel, where: str, key: str | None
 ) -> tuple[registry.Part, Options]:
-    """A part and its options, defaults filled in; `key` is the key of the entry that names it."""
+    """A part and its options with defaults; `key` is the key of the entry that names it."""
     part = registry.find(kind, reference, f"{where}.{key}" if key else where)
     return part, part.parse(entry.model_extra or {}, where, list(type(entry).model_fields))
 
@@ -254,7 +254,7 @@ def _fields(
     """The keys of a settings model at a path of settings with their descriptions.
 
     Args:
-        others: Keys that are allowed beside those of the model.
+        others: Keys that are allowed in addition to those of the model.
     """
     kind: type[BaseModel] | None = model
     for part in path:
@@ -275,7 +275,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _check_training(study: Study, where: str) -> None:
-    """Settings of training that do not fit together, in every section and combination."""
+    """Check that settings of training do not contradict each other, in any combination."""
     spots: dict[str, Training | None]
     for name, section in study.trainings.items():
         own = study.params.models[name].train
@@ -292,7 +292,7 @@ def _check_training(study: Study, where: str) -> None:
 
 
 def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
-    """Raise a sentence about a section if its values do not fit together.
+    """Raise KdstepsError if the values of a section contradict each other.
 
     Args:
         spots: Where its values come from; the last place that has some is named.
@@ -314,10 +314,10 @@ def _check_pair(study: Study, pair: Pair, where: str) -> None:
     if not (study.trainings[pair.teacher].epochs or has_weights):
         raise KdstepsError(
             f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
-            "to begin with; give it a checkpoint, or train it for one epoch or more"
+            "to start from; set a checkpoint, or train it for one epoch or more"
         )
     if pair.published is not None and pair.published not in registry.published_pairs():
         hint = nearest(pair.published, registry.published_pairs())
         raise KdstepsError(
-            f"{where}.published is {pair.published!r}, of which no published values are known{hint}"
+            f"{where}.published is {pair.published!r}, which has no known published values{hint}"
         )

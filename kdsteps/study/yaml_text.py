@@ -1,4 +1,4 @@
-"""YAML 1.2 as DVC reads it, with a sentence where YAML 1.1 would read a value differently."""
+"""YAML 1.2 as DVC reads it; values that YAML 1.1 would read differently are errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ADVICE = {
 
 
 class NotYaml(ValueError):
-    """What is wrong, in which line if that is known, and what would be right."""
+    """What is wrong, in which line if known, and what would be right."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -86,7 +86,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _check(document: Node | None) -> None:
-    """Refuse what is too large or ambiguous, and make every key text, as it is written."""
+    """Reject what is too large or ambiguous, and make every key a string, as written."""
     waiting = [document] if document is not None else []
     count = 0
     while waiting:

@@ -1,8 +1,8 @@
-"""Is a teacher good enough to learn from? Checked on the validation images before any student is.
+"""Check on the validation images whether a teacher is good enough to learn from.
 
-The common faults of a teacher from elsewhere, such as another normalization or another class order,
-leave a network that runs and is wrong. Here its predictions decide: accuracy against chance and
-against what was expected, a class order that explains the errors, and calibration.
+With the common faults of a third-party teacher, such as another normalization or another class
+order, a network still runs but its predictions are wrong. So the predictions are checked: accuracy
+against chance and the expected accuracy, a class order that explains the errors, and calibration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 CONFIDENCE = 0.95  # of all intervals
 CONFIDENT = 0.9  # a probability from which on an error is called confident
 SCALES = (0.2, 5.0)  # temperatures outside of these mean that logits are scaled
-FEW_ERRORS = 5  # fewer do not tell how large logits should be: without any, the larger the better
+FEW_ERRORS = 5  # with fewer, the right scale of logits is unknown: without any, larger is better
 CLEARLY_BETTER = 0.1  # of accuracy, by which an input variant or class order has to win
 
 
@@ -45,18 +45,18 @@ class Proportion:
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """What the validation images tell about a teacher.
+    """The result of checking a teacher on the validation images.
 
     Attributes:
         accuracy: Of its predictions.
         chance: Accuracy of always predicting the most frequent class.
-        order: For each output of the teacher, the class it stands for, where another order than
-            the data set's explains its predictions; None otherwise.
-        temperature: That makes its probabilities fit best; 1 is calibrated.
+        order: For each output of the teacher, the class it means, if another order than the
+            data set's explains its predictions; None otherwise.
+        temperature: The one at which its probabilities fit best; 1 means calibrated.
         confident_errors: Fraction of images that it gets wrong with a probability above
             `CONFIDENT`.
         problems: Reasons not to learn from it, each one sentence.
-        warnings: What should be known, each one sentence.
+        warnings: What the user should know, each one sentence.
     """
 
     accuracy: Proportion
@@ -84,13 +84,13 @@ def check_teacher(
     expected_accuracy: float | None = None,
     variants: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> TeacherCheck:
-    """Judge a teacher by its predictions for the validation images.
+    """Check a teacher by its predictions for the validation images.
 
     Args:
         logits: (N, K).
         labels: (N,).
         class_names: K names.
-        expected_accuracy: What it is known to reach, from 0 to 1.
+        expected_accuracy: The accuracy that it is known to reach, from 0 to 1.
         variants: Logits and labels of some images that were shown differently, by what was done to
             them, such as "channels in the order blue, green, red".
 
@@ -147,16 +147,16 @@ def proportion(successes: int, count: int) -> Proportion:
 
 
 def class_order(logits: Tensor, labels: Tensor) -> tuple[int, ...] | None:
-    """The class that each output stands for, if another order explains the predictions.
+    """The class that each output means, if another order explains the predictions.
 
     The best assignment of outputs to classes is found on every second image of each class and
-    judged on the others, so that an order which fits by chance does not pass. It has to beat the
-    order as is by `CLEARLY_BETTER`, and beyond the intervals of both.
+    tested on the others, so that an order that fits by chance does not pass. It has to beat the
+    order as it is by `CLEARLY_BETTER`, and beyond the intervals of both.
 
     Source: Kuhn 1955 (the Hungarian method), by scipy.optimize.linear_sum_assignment.
 
     Returns:
-        K class numbers, by output; None if the order as is explains as much.
+        K class numbers, by output; None if the order as it is explains as much.
     """
     predicted, truth = logits.argmax(dim=1).numpy(), labels.numpy()
     by_class = np.argsort(truth, kind="stable")
@@ -198,7 +198,7 @@ def _explanations(
     class_names: Sequence[str],
     variants: Mapping[str, tuple[Tensor, Tensor]],
 ) -> str:
-    """Everything that would make a clearly better teacher, best first; empty if nothing would.
+    """Everything that would make the teacher clearly better, best first; empty if nothing would.
 
     With few classes, a wrong normalization can look like another class order, so all are named.
     """
@@ -222,4 +222,4 @@ def _order_explanation(order: Sequence[int], class_names: Sequence[str]) -> str:
     more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
     names = [class_names[target] for target in order]
     right = f"`classes: [{', '.join(names)}]`" if len(names) <= 20 else "its order as `classes:`"
-    return f"another class order ({shown}{more}): give the model {right}"
+    return f"another class order ({shown}{more}): set {right} for the model"

@@ -1,8 +1,8 @@
-"""The frozen teacher as it runs in training: the same logits, for less work.
+"""The frozen teacher as it runs in training: the same logits with less computation.
 
 A copy of the network whose batch normalizations, and the normalization of its input, are folded
-into the convolutions next to them. It computes the same as the original up to rounding, layer by
-layer; the original and its checkpoint stay.
+into adjacent convolutions. It computes the same as the original up to rounding, layer by layer;
+the original and its checkpoint are not changed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TOLERANCE = 1e-5  # of the largest output of a layer, between a teacher and its 
 
 
 def frozen(teacher: Chain, image_shape: tuple[int, int, int], *, fold: bool = True) -> Chain:
-    """A copy of `teacher` in eval mode that learns nothing, made to run fast.
+    """A copy of `teacher` in eval mode, without gradients and optimized for speed.
 
-    Folding is checked in float64 on the CPU, since the shortened float32 of a GPU (TF32) differs by
-    more than folding does. Where a layer would change by more than rounding, nothing is folded.
+    Folding is checked in float64 on the CPU, since the reduced float32 precision of a GPU (TF32)
+    changes more than folding does. If a layer changed by more than rounding, nothing is folded.
 
     Args:
         image_shape: (C, H, W) of the images it will see.
-        fold: Whether normalizations may go into the convolutions next to them.
+        fold: Whether normalizations may be folded into adjacent convolutions.
     """
     plain = copy.deepcopy(teacher).requires_grad_(False).eval()
     chosen = _folded(plain, image_shape) if fold else plain
@@ -106,7 +106,7 @@ def _pairs(chain: Chain, images: Tensor) -> tuple[list[Pair], dict[str, Tensor]]
 
 
 class _Watch(TorchFunctionMode):
-    """Which convolutions make, and which operations read, the tensors in a running network."""
+    """Records which convolutions write, and which operations read, the tensors of a network."""
 
     def __init__(self, chain: Chain) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Watch(TorchFunctionMode):
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Hooks on the modules, while it lasts."""
+        """Hooks on the modules, removed at the end of the block."""
         handles = []
         for module in self.modules:
             if type(module) is nn.Conv2d:
@@ -165,7 +165,7 @@ def _foldable(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Let the convolution compute what the norm after it does; in double precision."""
+    """Fold the norm into the convolution before it, in double precision."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # _foldable
     scale = (variance + norm.eps).rsqrt()  # (C,)
@@ -180,11 +180,11 @@ def _absorb(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 @torch.no_grad()
 def _fold_input(chain: InputChain, images: Tensor) -> bool:
-    """Let the first convolution normalize the images; whether that is possible.
+    """Fold the normalization of images into the first convolution; return whether it is possible.
 
-    A convolution that pads with zeros pads with the mean color of the normalized images, so only
-    the scale goes into it and subtracting the mean stays: one pass over the images, that which
-    converts them to floating numbers. A convolution without padding takes both.
+    Zero padding after normalization is padding with the mean color, so for a convolution with
+    padding only the scale is folded and subtracting the mean remains: one pass over the images,
+    which also converts them to floating point. A convolution without padding absorbs both.
     """
     normalize, convolution = chain.normalize, _first_reader(chain, images)
     if not isinstance(normalize, Normalize) or convolution is None:
@@ -226,7 +226,7 @@ def _first_reader(chain: InputChain, images: Tensor) -> nn.Conv2d | None:
 
 
 class _Uses(TorchFunctionMode):
-    """How many operations read a tensor."""
+    """Number of operations that read a tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class _Uses(TorchFunctionMode):
 
 
 def _what_follows(norm: nn.Module) -> nn.Module:
-    """What is left of a norm once a convolution has absorbed it."""
+    """What remains of a norm that was folded into a convolution."""
     inner = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
     return nn.Sequential(*inner) if inner else nn.Identity()
 
@@ -254,7 +254,7 @@ def _replace(chain: Chain, old: nn.Module, new: nn.Module) -> None:
 
 
 def _modules(chain: Chain) -> Iterator[nn.Module]:
-    """All modules, including those that only line others up and are registered nowhere."""
+    """All modules, including containers that are not registered anywhere."""
     yield from chain.modules()
     inner = chain
     while isinstance(inner, Wrapped):
@@ -264,7 +264,7 @@ def _modules(chain: Chain) -> Iterator[nn.Module]:
 
 
 def _probe(chain: Chain, image_shape: tuple[int, int, int]) -> Tensor:
-    """Two images of noise, always the same: pixels for a chain that normalizes them itself."""
+    """Two fixed images of noise; pixel values if the chain normalizes its images."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, *image_shape, generator=generator).double()
     return noise * 64 + 128 if isinstance(chain, InputChain) else noise

@@ -1,7 +1,7 @@
-"""Caching a teacher's outputs for every view of every training image: whether, and how.
+"""Cache a teacher's outputs for every view of every training image, if that saves time.
 
-A forecast of size and time decides whether. Outputs are written shard by shard: a job that was
-killed resumes after its last shard, and a file with its final name is complete.
+A forecast of size and time decides. Outputs are written shard by shard: an interrupted job
+resumes after its last shard, and a file with its final name is complete.
 """
 
 from __future__ import annotations

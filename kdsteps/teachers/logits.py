@@ -1,7 +1,7 @@
 """A teacher's outputs for training images: computed on the fly, or read from a cache file.
 
 Both give the same numbers, because computed outputs are rounded to float16 like cached ones. So a
-cache file never changes a result and may be deleted at any time. On a CPU this holds to the byte:
+cache file never changes a result and may be deleted at any time. On a CPU they are byte-identical:
 an output does not depend on the other images of a batch, but its rounding may depend on their
 number, so the teacher always runs on batches of one size. On a GPU it holds up to the rounding of
 the kernels, which the audit allows for.
@@ -137,11 +137,11 @@ class CachedOutputs:
                 f"{len(index)} outputs, first for image {int(index[first])} in view "
                 f"{int(view[first])}",
             )
-        how = "to the byte" if torch.equal(computed, cached) else "up to rounding"
+        how = "byte by byte" if torch.equal(computed, cached) else "up to rounding"
         log.info("%d cached outputs compared with the teacher: equal %s", len(index), how)
 
     def _moved(self) -> Tensor | None:
-        """All rows on the GPU if it has room for them, so that look-ups never wait for the CPU."""
+        """Move all rows to the GPU if they fit, so that lookups never wait for the CPU."""
         device = self.part.device
         if device.type != "cuda" or self.rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return None
@@ -158,7 +158,7 @@ def sample_of(num_images: int, num_views: int, count: int = AUDITED) -> tuple[Te
 
 
 def description_path(path: Path) -> Path:
-    """The file that describes a file of outputs."""
+    """The path of the file that describes a file of outputs."""
     return path.with_suffix(".json")
 
 
@@ -171,7 +171,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(description_path(path).read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(path, "has no description beside it") from error
+        raise _damaged(path, "has no description next to it") from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""Other ways to show images to a network, to find out why a teacher from elsewhere is wrong."""
+"""Other forms of images, to find out why the predictions of a third-party teacher are wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGENET = InputContract((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def input_variants(
     network: Chain, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Functions from images (N, C, H, W) to logits, by what each does differently.
+    """Functions from images (N, C, H, W) to logits, by a description of what differs.
 
     Args:
         network: Frozen, in eval mode; takes images that are normalized with `mean` and `std`.

@@ -33,7 +33,7 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
     elif method.wants in ("nothing", "logits"):
         entry = "forward"
     else:  # read by temporary hooks, each of which would compile it again
-        log.warning("compile: skipped, since inner layers of this network are read by hooks")
+        log.warning("compile: skipped, because inner layers of this network are read by hooks")
         return
     before = copy.deepcopy(method.state_dict())
     random = torch.get_rng_state()

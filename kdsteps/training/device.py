@@ -48,4 +48,4 @@ def keep_busy(work: int) -> None:
     worth = max(1, min(given, work // WORK_OF_A_CORE))
     if worth < given:
         torch.set_num_threads(worth)
-        log.info("using %d of %d cores: steps this small do not get faster with more", worth, given)
+        log.info("using %d of %d cores: more would not speed up steps this small", worth, given)

@@ -1,7 +1,8 @@
-"""The training loop: any method, any network, one recipe, resumed to the byte after a kill.
+"""The training loop: any method, any network, one recipe; interrupted runs resume exactly.
 
-The loop knows no method by name. It adds up the loss terms of each batch, takes a step and logs
-every term. Nothing in a step waits for the device: losses are checked every `CHECK_EVERY` steps.
+The loop does not know methods by name. It adds up the loss terms of each batch, takes a step and
+logs every term. Nothing in a step waits for the device: losses are checked every `CHECK_EVERY`
+steps.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-# What the rules share. Which files, settings and code belong to a job is said once, in kdsteps/jobs/graph.py
-# and kdsteps/jobs/code_identity.py; here it is put into the words of Snakemake.
+# Functions that all rules use. kdsteps/jobs/graph.py and kdsteps/jobs/code_identity.py define which files, settings
+# and code belong to a job; the functions here pass that on to Snakemake.
 import sys
 
 from kdsteps.jobs import code_identity, graph
@@ -19,12 +19,12 @@ wildcard_constraints:
 
 
 def study_of(path):
-    """The study in `path`; what the user can mend is said in one sentence, and nothing is run."""
+    """The study in `path`; a mistake that the user can fix is one sentence, and nothing is run."""
     use_this_python()
     try:
         if config:
             raise KdstepsError(
-                f"--config: {', '.join(config)} would not be seen; change the values in {path}"
+                f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
         if workflow.is_main_process:
             forget_dead_locks()
@@ -43,8 +43,8 @@ def outputs_of(rule):
 def inputs_of(rule):
     """Input function: the files that a job reads, by name.
 
-    Files whose digests are in a small file beside them are `ancient`: Snakemake compares that file
-    instead of reading large ones for every job.
+    Files whose digests are in a small file next to them are `ancient`: Snakemake compares that file
+    instead of reading the large ones for every job.
     """
 
     def inputs(wildcards):
@@ -58,38 +58,38 @@ def inputs_of(rule):
 
 
 def settings_of(rule):
-    """Param function: all that a job reads from params.yaml as one text, its reason to run again."""
+    """Param function: all that a job reads from params.yaml, as one string; changes rerun the job."""
     return lambda wildcards: graph.settings_text(study, rule, dict(wildcards.items()))
 
 
 def code_of(rule):
-    """Param function: the digest of the code behind a job, its other reason to run again."""
+    """Param function: the digest of the code behind a job; changes rerun the job."""
     return lambda wildcards: code_identity.code(study, rule, dict(wildcards.items()))
 
 
 def hint_of(rule, name):
-    """Resource function: what a job may know without resting on it; no reason to run again."""
+    """Resource function: an option that does not affect the result; changes do not rerun the job."""
     return lambda wildcards: graph.hints(study, rule, dict(wildcards.items()))[name]
 
 
 def files(wildcards, input, output):
-    """Param function: a job's files as its command takes them; no reason to run again."""
+    """Param function: a job's files as arguments of its command; changes do not rerun the job."""
     return ["--inputs", *named(input), "--outputs", *named(output)]
 
 
 def files_written(wildcards, output):
-    """As `files`, for the report: what it reads is hundreds of files, which it finds by itself."""
+    """Like `files`, for the report, which reads hundreds of files and finds them from the settings."""
     return ["--outputs", *named(output)]
 
 
 def named(paths):
-    """NAME=PATH for each file; a name with several files comes once for each."""
+    """NAME=PATH for each file; the name of a list is repeated for each of its files."""
     lists = {name: [given] if isinstance(given, str) else given for name, given in paths.items()}
     return [f"{name}={path}" for name, given in lists.items() for path in given]
 
 
 def reported(paths):
-    """Files that `snakemake --report` shows as well, with a caption where workflow/report has one."""
+    """Files that `snakemake --report` also shows, with their captions from workflow/report."""
     return {
         name: report(path, caption=f"../report/{name}.rst", category=category_of(path))
         for name, path in paths.items()
@@ -102,15 +102,15 @@ def category_of(path):
 
 
 def all_cores():
-    """All the cores that the user gave, for jobs that come alone."""
+    """All cores that the user allows, for jobs that run alone."""
     return workflow.cores
 
 
 def one_of_many():
-    """Cores of one job of many: all where they queue for a GPU, else as many as make one real core.
+    """Cores of one job of many: all if jobs queue for a GPU, otherwise the equivalent of one real core.
 
-    On a machine without a GPU students are trained side by side, one on each core, which loses
-    nothing to threads that wait for each other; `--set-threads distil=8` gives each more.
+    On a machine without a GPU students are trained in parallel, one per core, so that no threads
+    wait for each other; with `--set-threads distil=8` each of them uses more.
     """
     if gpus_there():
         return all_cores()
@@ -118,13 +118,13 @@ def one_of_many():
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; none where there is none to queue for."""
+    """Resource function: the GPU of a job; 0 on a machine without one."""
     return 1 if gpus_there() or not workflow.local_exec else 0
 
 
 def cores_used(wildcards, threads):
-    """Resource function: the cores a job computes on, out of those that there are.
+    """Resource function: the cores a job computes on, at most those of this machine.
 
-    On a cluster they are those it claims: what the machine that submits it has says nothing.
+    On a cluster they are those it requests, since the submitting machine is not where it runs.
     """
     return real_cores(threads, all_cores()) if workflow.local_exec else threads

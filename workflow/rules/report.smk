@@ -1,8 +1,8 @@
-# From all metrics to the page that says which method won, and whether that is more than noise.
+# From the metrics of all students to the report.
 
 
 rule report:
-    """The report: a page, one row a run, numbers for `dvc metrics`."""
+    """The report: a page, a table with one row per run, and numbers for `dvc metrics`."""
     input:
         unpack(inputs_of("report")),
     output:

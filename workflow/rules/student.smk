@@ -1,8 +1,8 @@
-# From a teacher to students: one pair, one method, one seed at a time.
+# From a teacher to its students: one job for each pair, method and seed.
 
 
 rule build:
-    """How a student and a teacher are joined: stones, or pairs of layers."""
+    """The plan that joins a student and a teacher: stepping stones, or pairs of layers."""
     input:
         unpack(inputs_of("build")),
     output:
@@ -26,7 +26,7 @@ rule build:
 
 
 rule distil:
-    """A student."""
+    """A distilled student."""
     input:
         unpack(inputs_of("distil")),
     output:
@@ -45,7 +45,7 @@ rule distil:
         code=code_of("distil"),
         files=files,
     message:
-        "distil {wildcards.pair} by {wildcards.method}, seed {wildcards.seed}"
+        "distill {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
     shell:
         r"""
         python -m kdsteps distil \
@@ -75,7 +75,7 @@ rule evaluate:
         code=code_of("evaluate"),
         files=files,
     message:
-        "evaluate {wildcards.pair} by {wildcards.method}, seed {wildcards.seed}"
+        "evaluate {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
     shell:
         r"""
         python -m kdsteps evaluate \
@@ -87,7 +87,7 @@ rule evaluate:
 
 
 rule evaluate_latency:
-    """Latency and throughput of every network of a pair, alone on the machine."""
+    """Latency and throughput of every network of a pair, with nothing else running."""
     input:
         unpack(inputs_of("evaluate_latency")),
     output:
@@ -103,7 +103,7 @@ rule evaluate_latency:
         code=code_of("evaluate_latency"),
         files=files,
     message:
-        "time the networks of {wildcards.pair}"
+        "measure the speed of the networks of {wildcards.pair}"
     shell:
         r"""
         python -m kdsteps evaluate \

@@ -1,4 +1,4 @@
-# From images to a teacher, and what is known of its layers.
+# From images to a teacher, its cached features and logits, and the scores of its layers.
 
 
 rule prepare:
@@ -27,7 +27,7 @@ rule prepare:
 
 
 rule train:
-    """A teacher, trained or taken from a checkpoint."""
+    """A teacher, trained or loaded from a checkpoint."""
     input:
         unpack(inputs_of("train")),
     output:
@@ -85,7 +85,7 @@ rule train_check:
 
 
 rule cache:
-    """A teacher's features at every layer, for some images."""
+    """A teacher's features at every layer, for a sample of the training images."""
     input:
         unpack(inputs_of("cache")),
     output:
@@ -102,7 +102,7 @@ rule cache:
         code=code_of("cache"),
         files=files,
     message:
-        "keep what {wildcards.teacher} sees in images of {wildcards.dataset}"
+        "cache the features of {wildcards.teacher} on {wildcards.dataset}"
     shell:
         r"""
         python -m kdsteps cache \
@@ -115,7 +115,7 @@ rule cache:
 
 
 rule cache_outputs:
-    """What a teacher answers to every view of every training image, where that pays."""
+    """A teacher's logits for every view of every training image, cached if that saves time."""
     input:
         unpack(inputs_of("cache_outputs")),
     output:
@@ -134,7 +134,7 @@ rule cache_outputs:
         code=code_of("cache_outputs"),
         files=files,
     message:
-        "keep what {wildcards.teacher} answers to images of {wildcards.dataset}"
+        "cache the logits of {wildcards.teacher} on {wildcards.dataset}"
     shell:
         r"""
         python -m kdsteps cache \

@@ -1,4 +1,4 @@
-"""Real handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8."""
+"""The handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8 pixels."""
 
 from __future__ import annotations
 

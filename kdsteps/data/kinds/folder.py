@@ -49,21 +49,21 @@ def load(
 
     Args:
         path: A folder of class folders, or of folders for splits such as train, val and test; or
-            a list of such folders, whose classes are joined by name.
+            a list of such folders, whose classes are merged by name.
         train, validation, test: What belongs to each split: a folder within `path` or a list of
             folders, or a text file with one image per line. Where none is set, folders with the
-            usual names are used. A split that is missing is taken from train, as the section
-            `prepare` says. `{train: train, test: val}` tests on what others call validation.
+            usual names are used. A missing split is taken from train, as the section `prepare`
+            says. `{train: train, test: val}` tests on the images that are called validation.
         follow_links: Whether symbolic links may lead out of `path`.
         channels: 1 for gray, 3 for color; by default gray if all images are.
         store: Height and width that images are stored at: resized to cover it, center crop.
         image_size: Height and width that networks see; by default all of the stored image.
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
-        per_class: At most so many images of each class in each split.
+        per_class: At most this many images of each class in each split.
 
     Raises:
-        KdstepsError: A folder does not exist, holds no images or links to elsewhere, or a split
+        KdstepsError: A folder does not exist, has no images or links to elsewhere, or a split
             has a class that train does not have.
     """
     roots = [_root(text) for text in ([path] if isinstance(path, str) else path)]
@@ -200,7 +200,7 @@ def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -
 
 
 def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
-    """Refuse a class without images; a class folder that links to another one is none."""
+    """Raise KdstepsError for a class without images; links to class folders do not count."""
     if not any(images.values()):
         raise KdstepsError(
             f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, with one "

@@ -46,8 +46,7 @@ def load(
 
     Args:
         train, validation, test: Files, patterns such as `data/train-*.parquet`, or folders, each
-            one or a list. A split that is missing is taken from train, as the section `prepare`
-            says.
+            one or a list. A missing split is taken from train, as the section `prepare` says.
         image: Column with images.
         label: Column with labels.
         channels: 1 for gray, 3 for color; by default gray if all images are.
@@ -55,7 +54,7 @@ def load(
         image_size: Height and width that networks see; by default all of the stored image.
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
-        per_class: At most so many images of each class in each split.
+        per_class: At most this many images of each class in each split.
 
     Raises:
         KdstepsError: A file or column is missing, or a column has another type.
@@ -106,7 +105,7 @@ class _File:
 
 
 def _open(path: Path, image: str, label: str) -> pq.ParquetFile:
-    """The file, once it is sure that its columns can be used."""
+    """Open a file and check its columns."""
     try:
         file = pq.ParquetFile(path, memory_map=True)
     except (OSError, pa.ArrowException) as error:

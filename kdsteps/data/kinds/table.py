@@ -59,7 +59,7 @@ def load(
         image_size: Height and width that networks see; by default all of the stored image.
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
-        per_class: At most so many images of each class in each split.
+        per_class: At most this many images of each class in each split.
 
     Raises:
         KdstepsError: The list cannot be read, lacks a column or a value, or names a split that
@@ -141,14 +141,14 @@ def _header(file: Path) -> list[str]:
 
 
 def _delimiter(file: Path) -> str:
-    """Tab, comma or semicolon: the one that the first line has most often."""
+    """Tab, comma or semicolon: the most frequent one in the first line."""
     with file.open(encoding="utf-8-sig") as lines:
         first = lines.readline()
     return max("\t,;", key=first.count)
 
 
 def _texts(table: pa.Table, name: str, file: Path) -> list[str]:
-    """A column of texts without gaps."""
+    """A column of strings without missing values."""
     column = table[name]
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -167,7 +167,7 @@ def _texts(table: pa.Table, name: str, file: Path) -> list[str]:
 
 
 def _labels(table: pa.Table, name: str, file: Path) -> np.ndarray:
-    """Labels (N,), whole numbers or names; a text file says which by what is written there."""
+    """Labels (N,), whole numbers or names; in a text file, numbers if all of them are."""
     values = label_column(table[name], name, str(file))
     if values.dtype.kind != "U" or file.suffix.lower() not in _TEXT:
         return values
@@ -178,7 +178,7 @@ def _labels(table: pa.Table, name: str, file: Path) -> np.ndarray:
 def _splits(
     table: pa.Table, column: str | None, named: Mapping[str, str], file: Path
 ) -> np.ndarray:
-    """The split (N,) of each row: "" where the list does not say, "-" where it is not wanted."""
+    """The split (N,) of each row: "" where the list does not say, "-" for unwanted rows."""
     if column is None:
         return np.full(len(table), "", dtype="<U10")
     values = _texts(table, column, file)

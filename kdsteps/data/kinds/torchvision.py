@@ -60,19 +60,19 @@ def load(
 ) -> Source:
     """A data set of torchvision, with its own training and test images.
 
-    The files of MNIST, FashionMNIST and KMNIST are read as they are in `<root>/<name>/raw`, packed
-    or not, and nothing is written there.
+    The files of MNIST, FashionMNIST and KMNIST are read from `<root>/<name>/raw`, compressed or
+    not, and nothing is written there.
 
     Args:
-        name: As torchvision calls it.
-        root: Folder that has its files, or gets them.
+        name: The name of its class in torchvision.
+        root: Folder that has its files, or that they are downloaded to.
         download: Whether to download missing files.
         channels: 1 for gray, 3 for color; by default gray if all images are.
         store: Height and width that images are stored at: resized to cover it, center crop.
         image_size: Height and width that networks see; by default all of the stored image.
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
-        per_class: At most so many images of each class in each split.
+        per_class: At most this many images of each class in each split.
 
     Raises:
         KdstepsError: There is no such data set, or its files are missing or cannot be downloaded.
@@ -162,12 +162,12 @@ def _missing(name: str, root: Path, download: bool, error: Exception) -> str:
     said = " ".join(str(error).split()).rstrip(".")
     if download:
         return (
-            f"datasets: {name} cannot be downloaded into {root} ({said}); where there is no "
-            "network, put its files there yourself"
+            f"datasets: {name} cannot be downloaded into {root} ({said}); without a "
+            "connection, put its files there yourself"
         )
     return (
         f"datasets: {name} is not complete in {root} ({said}); put its files there, or set "
-        "`download: true` where there is a network"
+        "`download: true` if there is a connection"
     )
 
 

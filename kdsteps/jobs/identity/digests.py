@@ -1,8 +1,8 @@
 """Digests of definitions by content: each one's normal form, with the digests of what it uses.
 
 A definition is known by what it does and not by its name or module, so moving or renaming one
-changes nothing. Definitions that use each other in a circle are told apart by what they contain:
-each round replaces the links inside the circle by the digests of the round before.
+changes nothing. Definitions that use each other in a cycle are distinguished by their contents:
+each round replaces the links inside the cycle by the digests of the round before.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _PURE = (*_VALUES, "torch")
 
 @dataclass(eq=False)
 class _Node:
-    """A definition with its normal form, and what is found out about it.
+    """A definition with its normal form and its digest.
 
     Attributes:
         pieces: Its normal form.
         modules: Followed modules that it uses.
-        digest: Of all that it does; empty until that is known.
+        digest: Of everything it does; empty until that is known.
         reached: Followed modules that it and all that it uses are in.
     """
 
@@ -149,8 +149,8 @@ class Code:
     def _hidden(self, source: Source) -> list[Definition]:
         """Definitions of a user's module that act although nothing names them.
 
-        A decorator, a metaclass or `__init_subclass__` may make one known somewhere; a call whose
-        result nothing reads is there for what it does.
+        A decorator, a metaclass or `__init_subclass__` may register one somewhere; a call whose
+        result nothing reads is made for its effect.
         """
         if source.own or not source.body:
             return []
@@ -179,7 +179,7 @@ class Code:
         return found
 
     def _announced(self, node: ast.ClassDef, writer: Writer) -> bool:
-        """Whether a base class of a user's class hears of it."""
+        """Whether a base class of a user's class is notified of it."""
         if any(isinstance(writer.chain(each.value)[0], Definition) for each in node.keywords):
             return True
         for base in node.bases:
@@ -211,7 +211,7 @@ class Code:
 
     @cached_property
     def _members(self) -> Members:
-        """Methods and properties of settings classes, by name: they may compute."""
+        """Methods and properties of settings classes by name, since they may compute."""
         found: Members = {}
         for module in SETTINGS:
             source = self._sources.settings_source(module)
@@ -259,7 +259,7 @@ class Code:
         return self._nodes[start]
 
     def _close(self, circle: list[Definition]) -> None:
-        """Give digests to definitions that use each other, or to one."""
+        """Compute the digests of definitions that use each other, or of one."""
         nodes = {definition: self._nodes[definition] for definition in circle}
         reached = {definition.source for definition in circle}
         for node in nodes.values():
@@ -279,7 +279,7 @@ class Code:
             node.digest, node.reached = _hash(inside[definition] + together), shared
 
     def _text(self, pieces: Iterable[Piece], inside: Mapping[Definition, str]) -> str:
-        """A normal form with digests for its links; `inside` has those of its circle."""
+        """A normal form with digests for its links; `inside` has those of its cycle."""
         return "".join(
             piece
             if isinstance(piece, str)

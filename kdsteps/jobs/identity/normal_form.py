@@ -1,11 +1,11 @@
-"""The normal form of a definition: what decides its effect, and nothing of how it is written.
+"""The normal form of a definition: what decides its effect, but not how it is written.
 
 Left out are docstrings, comments, layout, annotations, log calls, messages of exceptions and
 assertions, and the names of local variables and of the definition itself. A reference to another
 followed definition becomes a link to it; what only left-out expressions mention is not followed.
 
-No annotation counts: those of options and fields refuse values, and the values that they let
-through are in a job's settings. Whether a field of a class is a `ClassVar` or `InitVar` counts.
+Annotations do not count: those of options and fields only reject values, and the values that they
+accept are in a job's settings. Whether a field of a class is a `ClassVar` or `InitVar` counts.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Writer(References):
         self._scopes.pop()
         self.text(")")
 
-    # Statements and expressions of which something does not count
+    # Statements and expressions that count only in part
 
     def _silent(self, node: ast.stmt) -> bool:
         """Whether a statement does nothing that counts."""
@@ -206,7 +206,7 @@ class Writer(References):
         return False
 
     def _is_plain_import(self, node: ast.Import | ast.ImportFrom) -> bool:
-        """Whether what is imported is known wherever it is used, so that this line may go."""
+        """Whether what is imported is resolved where it is used, so that this line may go."""
         if not self._scopes or self._in_class():
             return False
         names = [name for name, _ in self.source.imported(node)]
@@ -290,7 +290,7 @@ class Writer(References):
         self.text("})")
 
     def _match_name(self, node: Any) -> None:
-        """A pattern that binds a name, which is a plain text in the tree."""
+        """A pattern that binds a name, which is a plain string in the tree."""
         self.text(f"({type(node).__name__}")
         for name in _fields(type(node)):
             value = getattr(node, name)

@@ -1,4 +1,4 @@
-"""What the names in a module's code stand for: variables, other definitions, or a library's."""
+"""Resolve the names in a module's code: to variables, other definitions, or those of a library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BY_NAME = frozenset({" b:globals", " b:vars", " b:eval", " b:exec"})  # find wh
 
 
 class References:
-    """Writes what names stand for, inside the functions and classes that are open.
+    """Writes what names refer to, inside the functions and classes that are open.
 
     Args:
         own: The name of the definition that is written; it does not count.
@@ -45,7 +45,7 @@ class References:
         self.pieces.append(text)
 
     def resolve(self, name: str) -> str | Target:
-        """What a name stands for: the token of a variable, or something outside the function."""
+        """What a name refers to: the token of a variable, or something outside the function."""
         for scope in reversed(self._scopes):
             if scope.kind == "class" and scope is not self._scopes[-1]:
                 continue
@@ -84,7 +84,7 @@ class References:
             self.pieces.append(Definition(self.source, EVERYTHING))
 
     def chain(self, node: ast.expr) -> tuple[str | Target | None, list[str]]:
-        """`a.b.c` as what its head stands for, and the attributes that are left.
+        """`a.b.c` as what its head refers to, and the remaining attributes.
 
         The head is None where it is not a name but some other expression.
         """

@@ -1,4 +1,4 @@
-"""Which names of a function are local, and the numbers that stand for them.
+"""The local names of a function, and the numbers that replace them.
 
 A local variable counts by the order in which the function first mentions it, so that renaming one
 changes nothing. Parameters and members of classes keep their names: callers use these.
@@ -22,10 +22,10 @@ class Scope:
     """The names that a function, a class or a comprehension binds.
 
     Attributes:
-        names: What each stands for: a token, an imported thing, or None until it is first used.
+        names: What each refers to: a token, an imported object, or None until it is first used.
         depth: How many functions it is inside of.
         globals: Names declared `global`.
-        words: Variables that are texts and go into messages of exceptions only.
+        words: String variables that are used in messages of exceptions only.
     """
 
     kind: Literal["function", "class", "comprehension"]
@@ -36,7 +36,7 @@ class Scope:
     count: int = 0
 
     def token(self, name: str) -> str | Target:
-        """What stands for a name that this scope binds."""
+        """What a name that this scope binds refers to."""
         known = self.names[name]
         if known is None:
             known = self.names[name] = f" v{self.depth}.{self.count}"
@@ -149,7 +149,7 @@ class _Bindings:
 
 
 def is_words(node: ast.expr) -> bool:
-    """Whether an expression is a text that is written out here."""
+    """Whether an expression is a string literal."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str)
     if isinstance(node, ast.BinOp):

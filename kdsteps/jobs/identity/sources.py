@@ -1,8 +1,8 @@
 """Python files as code identity sees them: found without importing, parsed once, names resolved.
 
-Followed are the modules of the package, except the rooms that decide no number, and the user's own
-files outside site-packages and the standard library. Everything else is external and counts by the
-name it is used under.
+Followed are the modules of the package, except the neutral subpackages, which do not affect
+results, and the user's own files outside site-packages and the standard library. Everything else is
+external and counts by the name under which it is used.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Module(NamedTuple):
 
 
 class Neutral(NamedTuple):
-    """Something of a neutral room; `module` is its dotted name if it is a module."""
+    """Something of a neutral subpackage; `module` is its dotted name if it is a module."""
 
     module: str
 
@@ -98,7 +98,7 @@ class Source:
                     self.effects.append(statement)
 
     def imported(self, statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Imported]]:
-        """The names that an import statement binds, with what each stands for."""
+        """The names that an import statement binds, with what each refers to."""
         for alias in statement.names:
             if isinstance(statement, ast.ImportFrom):
                 module = self._absolute(statement)
@@ -143,12 +143,12 @@ class Sources:
         return self._modules[key]
 
     def settings_source(self, name: str) -> Source | None:
-        """A module of a neutral room, read all the same."""
+        """A module of a neutral subpackage, read nevertheless."""
         file = _module_file(self.package.joinpath(*name.split(".")[1:]))
         return self._read(file, name, own=True) if file else None
 
     def lookup(self, source: Source, name: str) -> Target | None:
-        """What a name of a module stands for; None if the module does not bind it."""
+        """What a name of a module refers to; None if the module does not bind it."""
         if name not in source.resolved:
             source.resolved[name] = None  # a circle of imports ends here
             source.resolved[name] = self._lookup(source, name)
@@ -164,7 +164,7 @@ class Sources:
         return External(imported.module) if found is None else found
 
     def member(self, module: str, name: str, importer: Source) -> Target:
-        """What `module.name` stands for: a definition, a re-exported one, or a submodule."""
+        """What `module.name` refers to: a definition, a re-exported one, or a submodule."""
         found, dotted = self.module(module, importer), f"{module}.{name}"
         if isinstance(found, Neutral):
             return Neutral(dotted if _module_file(self._path(dotted)) else "")
@@ -204,7 +204,7 @@ class Sources:
         return self.package.joinpath(*name.split(".")[1:])
 
     def _users(self, name: str, beside: Path | None) -> Source | None:
-        """A module outside the package: beside the importer, in the study, or installed."""
+        """A module outside the package: next to the importer, in the study, or installed."""
         top, *rest = name.split(".")
         folders = [folder for folder in (beside, Path.cwd()) if folder is not None]
         for folder in folders:
@@ -273,7 +273,7 @@ def _for_types_or_scripts(statement: ast.stmt) -> bool:
 
 
 def _bound(statement: ast.stmt) -> list[str]:
-    """The names of the module that a statement binds, in the order in which it does."""
+    """The names of the module that a statement binds, in order."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     found: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Any network as a chain: its graph finds where it can be cut, its modules name the layers.
+"""Any network as a chain: its graph shows where it can be cut, its modules name the layers.
 
 The network itself runs in `forward` and `trace`, so that a student trains as it would without
 kdsteps; only the spans are graphs, one for eval and one for training mode, and share its weights.
@@ -32,7 +32,7 @@ class CutChain(Chain):
         network: Maps images (N, C, H, W) to logits (N, K). It is what is deployed, and its state
             dict what a checkpoint holds.
         image_shape: (C, H, W) of the images it will see.
-        rules: What of it is not looked into.
+        rules: Which modules and functions are not traced.
         stages: Paths of the modules that its authors name as stages; without any, stages are found
             by the size of the maps.
         output: Key or index of the logits, if the network returns several outputs.
@@ -43,8 +43,8 @@ class CutChain(Chain):
         network: As given.
 
     Raises:
-        KdstepsError: It does not run on such images, or its logits cannot be told from its other
-            outputs.
+        KdstepsError: It does not run on such images, or its logits cannot be distinguished from its
+            other outputs.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class CutChain(Chain):
         self._note_grids(prefix_tokens)
 
     def _note_grids(self, prefix_tokens: int | None) -> None:
-        """Say which token sequences are no grid, or have other prefix tokens than requested."""
+        """Report token sequences that are not a grid or have other prefix tokens than requested."""
         columns = [
             layer for layer, (_, height, width) in self._grids.items() if height > 1 and width == 1
         ]
         if columns:
             self.notes.append(
-                f"models: the tokens of {_some(columns)} are no grid of patches, so a map of them "
-                "is one column; prefix_tokens says how many precede the patches"
+                f"models: the tokens of {_some(columns)} do not form a grid, so a map of them "
+                "is one column; set prefix_tokens to the number of tokens before the patches"
             )
         other = [layer for layer, grid in self._grids.items() if grid.prefix != prefix_tokens]
         if prefix_tokens is not None and other:
@@ -195,7 +195,7 @@ class CutChain(Chain):
         ]
 
     def _check(self, image_shape: ImageShape) -> None:
-        """Cut it once in the middle; a network whose logits then differ is not to be cut."""
+        """Cut it once in the middle; a network whose logits then differ cannot be cut."""
         if not self.layers:
             return
         middle = self.layers[len(self.layers) // 2]
@@ -224,7 +224,7 @@ class CutChain(Chain):
         unknown = [name for name in names if name not in self.layers]
         if unknown:
             raise ValueError(
-                f"{', '.join(map(repr, unknown))}: no layer of this network; "
+                f"{', '.join(map(repr, unknown))}: not a layer of this network; "
                 f"it has {', '.join(self.layers) or 'none'}"
             )
         return [layer for layer in self.layers if layer in names]
@@ -270,7 +270,7 @@ class _Maps:
 
 
 def _prefix_tokens(network: nn.Module) -> int | None:
-    """Number of prefix tokens as timm's networks state it."""
+    """Number of prefix tokens as declared by networks of timm."""
     number = getattr(network, "num_prefix_tokens", None)
     return number if isinstance(number, int) else None
 

@@ -1,8 +1,8 @@
-"""Which cuts of a network are its layers, and which layers are its stages.
+"""Select the layers of a network among its cuts, and the stages among its layers.
 
-A network has far more cuts than a person wants to read: after every convolution, norm and
-activation of a plain one. A layer is the end of a block, and blocks are what the network's own
-modules say: a repeated module, or a convolution with the norm and activation that follow it.
+A network has far more cuts than anyone wants to read: a plain one has a cut after every
+convolution, norm and activation. A layer is the end of a block, and blocks follow from the
+network's modules: a repeated module, or a convolution with the norm and activation after it.
 """
 
 from __future__ import annotations
@@ -183,8 +183,9 @@ def _starts_run(spot: Spot, run: Sequence[Spot]) -> bool:
 class _Walk:
     """Goes through a network's modules for those that may end a block.
 
-    A residual block is whole, and so is its sister that changes the map's size and, having no
-    shortcut, could be cut within: a kind is whole if one of it shows no cut inside.
+    A residual block is never divided, nor are blocks of the same class that change the map's size
+    and, having no shortcut, could be cut inside: a class is whole if one of its modules has no cut
+    inside.
     """
 
     def __init__(self, network: nn.Module, outputs: dict[str, fx.Node]) -> None:

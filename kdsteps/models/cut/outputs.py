@@ -36,7 +36,7 @@ class OutputRule:
         """The logits (N, K) in what the network returned.
 
         Raises:
-            KdstepsError: They cannot be told from other outputs.
+            KdstepsError: They cannot be distinguished from other outputs.
         """
         found = self.select(returned)
         if isinstance(found, Tensor):
@@ -59,7 +59,7 @@ class OutputRule:
         return getattr(returned, self.output or "logits", None)
 
     def refuse(self, returned: str) -> Any:
-        """Raise the sentence for outputs whose logits cannot be told."""
+        """Raise the error for outputs whose logits cannot be identified."""
         wrong = "" if self.output is None else f", in which there is no {self.output!r}"
         raise KdstepsError(
             f"models: {self.network} returns {returned}{wrong}; say which are the logits (N, K) by "
@@ -86,7 +86,7 @@ def _entry(returned: Any, index: int) -> Any:
 
 
 def _described(returned: Any) -> str:
-    """What a network returned, in words."""
+    """A description of what a network returned."""
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
     if isinstance(returned, Mapping):

@@ -1,9 +1,9 @@
-"""Where a traced network can be cut, and the piece between two cuts as a graph of its own.
+"""Where a traced network can be cut, and the piece between two cuts as a separate graph.
 
 A node is a cut when its value is all that later operations need of the images. Sizes do not
 count: what a network reads off the images' shape (rows of patches, say) is the same for every batch
 of images of one size, so it is written into the piece as a number, and the batch is read again.
-Tensors made of sizes and weights alone (rotary position embeddings) are made again in the piece.
+Tensors of sizes and weights alone (rotary position embeddings) are computed again in the piece.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CutMap:
         return _fixed(self._sizes.get(node, (None,)))
 
     def _is_known(self, node: fx.Node) -> bool:
-        """Whether `node` can be written after any cut, or made again from what can."""
+        """Whether `node` can be written after any cut, or computed again from what can."""
         if node not in self._known:
             made_of = [source for source in node.all_input_nodes if source in self.sized]
             read_off = [source for source in node.all_input_nodes if source in self.content]
@@ -142,7 +142,7 @@ class _Copier:
                 self._copies[node] = self._written(size)
             elif node.op == "get_attr":
                 self._copies[node] = self._weight(str(node.target))
-            else:  # made of parameters and sizes alone: made again here
+            else:  # depends on parameters and sizes alone: computed again here
                 self.copy(node)
         return self._copies[node]
 

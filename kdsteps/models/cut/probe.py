@@ -1,4 +1,4 @@
-"""What one run of a network tells about its possible cuts: shapes, and which outputs last."""
+"""Run a network once to learn about its possible cuts: shapes, and which outputs last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
     for its auxiliary heads, say) fails only once it is trained.
 
     Raises:
-        KdstepsError: It does not run on such images, or its logits cannot be told.
+        KdstepsError: It does not run on such images, or its logits cannot be identified.
     """
     images = noise(network, image_shape, 2)
     with evaluating(network):
@@ -35,7 +35,7 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
     if logits.ndim != 2:
         raise KdstepsError(
             f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
-            "logits (N, K) would be right (a network of feature maps has none)"
+            "it should return logits (N, K), not feature maps"
         )
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -125,7 +125,7 @@ def same_in_parts(
 def _run(network: nn.Module, images: Tensor) -> Any:
     try:
         return network(images)
-    # what a foreign forward does to images that do not suit it cannot be foreseen
+    # third-party code may raise anything on unsuitable images
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         size = " x ".join(map(str, images.shape[1:]))

@@ -1,4 +1,4 @@
-"""A part of a cut network: graphs that share its weights and follow its mode."""
+"""A span of a cut network: graphs that use its weights and follow its mode."""
 
 from __future__ import annotations
 

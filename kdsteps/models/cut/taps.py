@@ -89,7 +89,7 @@ def tapped(
 
 @contextmanager
 def detached(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """While it lasts, what comes after these modules sends no gradient back through them.
+    """Within the block, no gradient flows back through the outputs of these modules.
 
     To be entered after `tapped`, which then still reads outputs that carry gradients.
     """

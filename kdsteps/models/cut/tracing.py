@@ -1,8 +1,8 @@
-"""What a network computes, written down as a graph: every operation once, in the order it runs.
+"""Trace a network as a graph: every operation once, in the order in which it runs.
 
 The graph of a module in training mode differs from that in eval mode (functional dropout, drop
-path), so there is one for each. Modules that are not to be looked into, and functions that branch
-on sizes, are single nodes. Branches on the size of the images are followed for one size; a network
+path), so there is one for each. Modules that should not be traced, and functions that branch on
+sizes, are single nodes. Branches on the size of the images are followed for one size; a network
 that branches on their pixels has no graph.
 """
 
@@ -32,7 +32,7 @@ PROBE_BATCHES = (2, 3)
 
 @dataclass(frozen=True)
 class Rules:
-    """What is a single node of the graph although tracing could or could not go into it.
+    """Modules and functions that become single nodes of the graph instead of being traced.
 
     Attributes:
         modules: Classes of modules; norms and activations of `torch.nn` always are.
@@ -68,7 +68,7 @@ def trace_network(
 
     Args:
         network: Maps images to logits.
-        rules: What of it is not looked into.
+        rules: Which modules and functions are not traced.
         image_shape: (C, H, W); decides branches on the size of the images.
         output: Where its logits are.
 
@@ -79,7 +79,7 @@ def trace_network(
     tracer = _Tracer(rules, network, image_shape)
     try:
         graph = tracer.trace(twin, concrete_args=_defaults(network))
-    # what a foreign forward does to a proxy cannot be foreseen: TraceError, TypeError, ...
+    # third-party code may raise anything on a proxy: TraceError, TypeError, ...
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
@@ -144,7 +144,7 @@ class _Tracer(fx.Tracer):
         result = super().call_module(module, forward, args, kwargs)
         self.calls[path] = self.calls.get(path, 0) + 1
         main = main_output(result)
-        # one that returns its input, such as a drop path of rate 0, has no output of its own
+        # one that returns its input, such as a drop path of rate 0, has no separate output
         if isinstance(main, fx.Proxy) and self._made[main.node] >= before:
             self.outputs[path] = main.node
             if main is not result:
@@ -283,7 +283,7 @@ def _select_logits(graph: fx.Graph, rule: OutputRule) -> None:
     """Let the graph return the logits alone.
 
     Raises:
-        KdstepsError: They cannot be told from other outputs.
+        KdstepsError: They cannot be distinguished from other outputs.
     """
     output = next(node for node in reversed(graph.nodes) if node.op == "output")
     returned = output.args[0]

@@ -1,4 +1,4 @@
-"""Whether pretrained weights can be downloaded, known at once and not after minutes of retries."""
+"""Check whether pretrained weights can be downloaded, without minutes of retries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def reachable(address: str) -> bool:
 
 
 def no_weights(what: str, reason: object) -> str:
-    """The sentence for weights that are not available."""
+    """The error for weights that are not available."""
     first_line = str(reason).strip().partition("\n")[0]
     return (
         f"models: the pretrained weights of {what} are not available ({first_line}); download the "

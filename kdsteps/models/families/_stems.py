@@ -1,4 +1,4 @@
-"""Networks for large images made to take small ones, and other numbers of channels."""
+"""Adapt networks for large images to small ones, and to other numbers of channels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shrink_stem(network: nn.Module, where: str) -> None:
     names = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
     if any(word in name for name in names for word in _POSITIONS):
         raise KdstepsError(
-            f"models: small_stem does not fit {where}, which cuts images into patches; give a "
+            f"models: small_stem does not fit {where}, which cuts images into patches; set a "
             "smaller patch_size where the network takes one"
         )
     first = first_convolution(network)

@@ -37,7 +37,7 @@ def build(
     """
     if depth < 8 or (depth - 2) % 6:
         raise KdstepsError(
-            f"models: depth {depth} is none of cifar_resnet; it is 6 n + 2: 8, 14, 20, 32, 56, 110"
+            f"models: cifar_resnet has no depth {depth}; it is 6 n + 2: 8, 14, 20, 32, 56, 110"
         )
     return CifarResNet(num_classes, in_channels, (depth - 2) // 6, tuple(widths))
 
@@ -69,7 +69,7 @@ class CifarResNet(BlockChain):
 
 
 class BasicBlock(Activated):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 

@@ -1,6 +1,6 @@
 """MobileNetV2 for small images: the half-width network of the benchmark and the standard one.
 
-State-dict keys of both are those of the CIFAR-100 benchmark, as far as they share modules.
+The state-dict keys of both are those of the CIFAR-100 benchmark, for the modules that it has.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def build(
 class MobileNetV2(BlockChain):
     """Layers: `stem`, `blocks.0.0` … `blocks.6.0`, `conv2`, `pool`.
 
-    A block ends without ReLU. The default cuts lie before a stride, and after the last block.
+    A block ends without ReLU. The default cuts are before each stride and after the last block.
     """
 
     def __init__(

@@ -92,7 +92,7 @@ class ResNet(BlockChain):
 
 
 class Bottleneck(Activated):
-    """A 3x3 convolution on a quarter of the channels, between two 1x1, beside a shortcut."""
+    """A 3x3 convolution on a quarter of the channels, between two 1x1, with a shortcut."""
 
     expansion = 4
 

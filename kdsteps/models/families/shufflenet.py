@@ -53,7 +53,7 @@ def build(
     """
     if size not in WIDTHS_V2:
         sizes = ", ".join(map(str, WIDTHS_V2))
-        raise KdstepsError(f"models: size {size} is none of shufflenet; there are {sizes}")
+        raise KdstepsError(f"models: shufflenet has no size {size}; there are {sizes}")
     if version == 1:
         widths: tuple[int, ...] = tuple(int(width * size) for width in WIDTHS_V1)
         return ShuffleNet(num_classes, in_channels, GroupedDown, GroupedBlock, widths, None)

@@ -1,4 +1,4 @@
-"""What SimKD deploys: a student's front, a teacher's tail, and the projector between them."""
+"""The network that SimKD deploys: a student's front, a projector and a teacher's tail."""
 
 from __future__ import annotations
 

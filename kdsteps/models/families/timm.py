@@ -145,7 +145,7 @@ def _check_name(name: str) -> None:
 
 @contextmanager
 def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
-    """Errors of timm as sentences; no retries where the weights' server is out of reach."""
+    """Turn errors of timm into KdstepsError; no retries if the weights' server is unreachable."""
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
@@ -153,7 +153,7 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
     constants.HF_HUB_OFFLINE = offline or not reached  # then it looks into its cache alone
     try:
         yield
-    # which errors a download or a foreign constructor raises is not for us to list
+    # downloads and third-party constructors may raise anything
     except Exception as error:
         if fetches and not isinstance(error, TypeError):
             why = error if reached else f"no connection to {constants.ENDPOINT}"
@@ -177,7 +177,7 @@ def _classifier(network: nn.Module, named: str | tuple[str, ...] | None) -> tupl
 
 
 def _rules() -> Rules:
-    """timm's own list of what tracing is not to go into."""
+    """timm's list of modules and functions that should not be traced."""
     from timm import layers
 
     found: Any = layers

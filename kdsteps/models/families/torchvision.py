@@ -101,7 +101,7 @@ def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
             name, weights=None, num_classes=num_classes, **options
         )
         return network
-    # which errors a foreign constructor raises is not for us to list
+    # third-party constructors may raise anything
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
@@ -131,7 +131,7 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     if inner:
         raise KdstepsError(
             f"models: the pretrained weights of torchvision's {name} are for another image size "
-            f"({', '.join(inner[:3])} differ); image_size {_MADE_FOR} would be right"
+            f"({', '.join(inner[:3])} differ); use image_size {_MADE_FOR}"
         )
     network.load_state_dict(fitting, strict=False)
     return missing

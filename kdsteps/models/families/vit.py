@@ -67,7 +67,7 @@ def build(
         )
     if width % heads:
         raise KdstepsError(
-            f"models: {heads} heads of vit do not share width {width} evenly; take a divisor of it"
+            f"models: {heads} heads of vit do not divide width {width}; use a divisor of it"
         )
     stem = PatchEmbedding(in_channels, (height, width_px), patch, width)
     blocks = [EncoderBlock(width, heads, mlp, dropout) for _ in range(depth)]

@@ -40,7 +40,7 @@ def build(
     """
     if depth < 10 or (depth - 4) % 6:
         raise KdstepsError(
-            f"models: depth {depth} is none of wide_resnet; it is 6 n + 4: 10, 16, 22, 28, 34, 40"
+            f"models: wide_resnet has no depth {depth}; it is 6 n + 4: 10, 16, 22, 28, 34, 40"
         )
     return WideResNet(num_classes, in_channels, (depth - 4) // 6, width, dropout)
 
@@ -76,7 +76,7 @@ class WideResNet(BlockChain):
 
 
 class WideBlock(Preactivated):
-    """Norm, ReLU and convolution twice, beside a shortcut.
+    """Norm, ReLU and convolution twice, with a shortcut.
 
     Where the shape changes, the shortcut too starts from the normalized input.
     """

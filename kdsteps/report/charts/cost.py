@@ -25,7 +25,7 @@ def against(tables: Sequence[PairTable], metric: Metric, width: int) -> Chart | 
     """Mean accuracy of every student, and of the teachers, over one metric of cost.
 
     Args:
-        tables: Of all pairs that share their images.
+        tables: Of all pairs on the same images.
     """
     rows = [row for table in tables for row in _rows(table, metric) if row["cost"] > 0]
     if not rows:

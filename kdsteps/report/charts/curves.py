@@ -1,4 +1,4 @@
-"""Validation accuracy and every loss term over the epochs."""
+"""Validation accuracy and every loss term by epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a teacher's layers over their depth, and which layers were chosen."""
+"""Scores of a teacher's layers by depth, and which layers were selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The look of charts, and their conversion to SVG inside the page or PNG beside it.
+"""The look of charts, and their conversion to SVG in the page or PNG next to it.
 
 A chart is drawn once in the light colors. In the page each color becomes a CSS variable, so the
 same drawing works in light and dark mode; it refers to nothing outside the page.
