@@ -62,11 +62,12 @@ def command(
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by its path, with its bytes."""
+    """Every file below a folder by its path, with its bytes; without what planning caches."""
+    cached = (folder / ".kdsteps/parts.json", folder / ".kdsteps/manifests")
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")
-        if file.is_file()
+        if file.is_file() and not {file, file.parent} & set(cached)
     }
 
 

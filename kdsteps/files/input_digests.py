@@ -104,11 +104,12 @@ def content_hashes(files: Mapping[str, str], owner: Path) -> dict[str, str]:
         found |= zip(changed, hashes, strict=True)
     if changed or len(known) > len(states):
         settled = {
-            name: (state, found[name])
+            name: [state, found[name]]
             for name, state in states.items()
             if max(map(int, state.split()[1:3])) < now - _SETTLED_NS
         }
-        _write_manifest(manifest, settled)
+        if settled != known:
+            _write_manifest(manifest, settled)
     return {name: found.get(name, "") for name in files}
 
 
