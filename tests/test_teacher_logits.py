@@ -356,7 +356,7 @@ def test_the_log_says_what_was_decided_and_why(path, caplog):
     assert "not cached, only 18 passes would use it" in caplog.text
     kept(path, terms=AUTO)
     assert "cached, 19 passes would use it" in caplog.text
-    assert "equal to the byte" in caplog.text
+    assert "equal byte by byte" in caplog.text
 
 
 def test_while_answers_are_written_no_other_job_can_write_them(path):
