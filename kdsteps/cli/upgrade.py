@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from kdsteps.cli.stages import call_of, run_call
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.upgrades import Status, accept, rewrite_records, statuses
@@ -82,17 +83,7 @@ def accept_results(given: argparse.Namespace) -> None:
 
 def _make(study: Study, status: Status) -> None:
     """Run one job here, as Snakemake would, and update Snakemake's record of it."""
-    from kdsteps.cli.main import main
-
-    read = {} if status.rule == "report" else graph.inputs(study, status.rule, status.names)
-    written = graph.outputs(status.rule, status.names)
-    command = [
-        *(graph.stage_of(status.rule), "--settings", status.settings, "--code", status.code),
-        *("--inputs", *(f"{name}={path}" for name, path in read.items())),
-        *("--outputs", *(f"{name}={path}" for name, path in written.items())),
-    ]
-    if main(command):
-        raise KdstepsError(f"{status.rule} failed, see above; the results before it are accepted")
+    run_call(call_of(study, status.rule, status.names))
     rewrite_records(status)
 
 

@@ -1,0 +1,256 @@
+"""The command of every stage: one job, by its names in params.yaml or by its files."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import all_or_none, check_places
+from kdsteps.files.digests import write_digests
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.cache import remembered
+from kdsteps.jobs.job import Files, Job
+from kdsteps.jobs.resources import cores_there
+from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.study.study import Study, load_study, parse, parse_study
+
+NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
+HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
+
+
+def add_stage(commands: Any, stage: str) -> None:
+    """Add a stage's command; its help is the docstring of its module, read without importing it."""
+    text = _docstring(f"kdsteps.stages.{stage}")
+    parser = commands.add_parser(
+        stage,
+        help=text.splitlines()[0].rstrip("."),
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    by_name = parser.add_argument_group("by name, with settings and files from params.yaml")
+    by_name.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    for name in NAMES:
+        by_name.add_argument(
+            f"--{name}", help=argparse.SUPPRESS if name not in _names(stage) else None
+        )
+    by_file = parser.add_argument_group("by file, as Snakemake calls it")
+    by_file.add_argument("--settings", metavar="JSON", help="the settings that the job depends on")
+    by_file.add_argument(
+        "--inputs", nargs="*", metavar="NAME=PATH", default=[], help="files to read"
+    )
+    by_file.add_argument(
+        "--outputs", nargs="*", metavar="NAME=PATH", default=[], help="files to write"
+    )
+    by_file.add_argument(
+        "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
+    )
+    parser.add_argument(
+        "--threads", type=count, default=cores_there(), metavar="N", help="CPU cores (all)"
+    )
+    parser.add_argument(
+        "--gpus", type=count, default=1, metavar="N", help="GPUs, if available (%(default)s)"
+    )
+    if stage in ("cache", "distil"):
+        _add_caching(parser)
+    if stage in ("train", "distil"):
+        parser.add_argument(
+            "--checkpoint-seconds",
+            type=count,
+            metavar="S",
+            help="seconds between two saves of the training state (params.yaml)",
+        )
+    parser.set_defaults(run=_run_given)
+
+
+def _add_caching(parser: argparse.ArgumentParser) -> None:
+    """Add the options that decide what is cached of a teacher; they do not change results."""
+    parser.add_argument(
+        "--keep",
+        choices=("auto", "always", "never"),
+        help="whether to cache the teacher's logits for training; auto: if that saves time",
+    )
+    parser.add_argument(
+        "--passes",
+        type=count,
+        metavar="N",
+        help="passes over the training images that would use the cache, in all runs together",
+    )
+    parser.add_argument(
+        "--budget-mib",
+        type=count,
+        metavar="MIB",
+        help="largest size of a cache file (params.yaml)",
+    )
+
+
+def count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a whole number")
+    return int(text)
+
+
+def _names(stage: str) -> set[str]:
+    """The names that distinguish a stage's jobs."""
+    return {name for rule in graph.rules_of(stage) for name in graph.names_of(rule)}
+
+
+def _run_given(given: argparse.Namespace) -> None:
+    call = _by_file(given) if given.settings else _by_name(given)
+    run_call(call, given.threads, given.gpus, **_given_hints(given))
+
+
+def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
+    """Run one job here: from the job cache, or by its stage.
+
+    Args:
+        threads: Cores it may use; 0: all.
+        gpus: GPUs it may use.
+        hints: Options that change no result, over those of the call.
+
+    Raises:
+        KdstepsError: The user can fix what stops it.
+    """
+    inputs = Files(call.inputs, "--inputs")
+    _check_inputs(inputs, call.lists)
+    final = Files(call.outputs, "--outputs")
+    check_places(final.values())
+    text = json.dumps(call.settings.as_json(), sort_keys=True)
+    read = {**inputs, **call.lists}
+    stage = graph.stage_of(call.rule)
+    with remembered(call.rule, json.loads(text), call.code, read, final) as known:
+        if known:
+            return
+        with all_or_none(final) as drafts:
+            job = Job(
+                settings=call.settings,
+                inputs=inputs,
+                outputs=Files(drafts, "--outputs"),
+                final=final,
+                lists=call.lists,
+                threads=max(1, min(threads or cores_there(), cores_there())),
+                gpus=gpus,
+                **call.hints | hints,
+            )
+            import_module(f"kdsteps.stages.{stage}").run(job)
+            if "digest" in drafts:
+                write_digests(drafts, final)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A job as the command line describes it; `hints` change no result."""
+
+    rule: str
+    settings: JobSettings
+    inputs: dict[str, Path]
+    lists: dict[str, list[Path]]
+    outputs: dict[str, Path]
+    code: str | None
+    hints: dict[str, Any]
+
+
+def _by_file(given: argparse.Namespace) -> Call:
+    inputs = _paths(given.inputs, "--inputs")
+    outputs = {name: paths[0] for name, paths in _paths(given.outputs, "--outputs").items()}
+    rules = graph.rules_of(given.command)
+    rule = next((r for r in rules if outputs.keys() <= graph.OUTPUTS[r].keys()), given.command)
+    try:
+        settings = parse(SETTINGS[rule], json.loads(given.settings), "--settings")
+    except json.JSONDecodeError as error:
+        raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
+    if isinstance(settings, ReportSettings) and not inputs:
+        inputs = _inputs(graph.node(parse_study(settings.study), "report", {}))
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    single = {name: paths[0] for name, paths in inputs.items() if name not in lists}
+    return Call(rule, settings, single, lists, outputs, given.code, {})
+
+
+def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
+    """The files a job reads, each name with a list."""
+    return {
+        name: [Path(path) for path in ([given] if isinstance(given, str) else given)]
+        for name, given in node.inputs.items()
+    }
+
+
+def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
+    found = {name: getattr(given, name, None) for name in HINTS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _by_name(given: argparse.Namespace) -> Call:
+    study = load_study(given.params)
+    rule = given.command
+    names = {name: value for name in NAMES if (value := getattr(given, name)) is not None}
+    if rule == "evaluate" and "pair" not in names:
+        rule = "evaluate_teacher"
+    if rule == "evaluate" and set(names) == {"pair"}:
+        rule = "evaluate_latency"
+    if rule == "cache" and "views" in names:
+        rule = "cache_outputs"
+    wanted = graph.names_of(rule)
+    missing = [f"--{name}" for name in wanted if name not in names]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise KdstepsError(f"{' and '.join(missing)} {verb} missing; say which job to run")
+    for name in names:
+        if name not in wanted:
+            right = " and ".join(f"--{name}" for name in wanted) or "none"
+            raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
+    graph.check_names(study, rule, names)
+    call = call_of(study, rule, names)
+    for name in {"ticket", "check"} & call.inputs.keys():
+        if not call.inputs[name].is_file():
+            del call.inputs[name]  # a job started by hand works without cached logits and checks
+    return call
+
+
+def call_of(study: Study, rule: str, names: graph.Names) -> Call:
+    """A job of a study, as Snakemake calls it."""
+    node = graph.node(study, rule, names)
+    inputs = _inputs(node)
+    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
+    return Call(
+        rule=rule,
+        settings=node.settings,
+        inputs={name: paths[0] for name, paths in inputs.items() if name not in lists},
+        lists=lists,
+        outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
+        code=code_identity.code(study, rule, names),
+        hints=node.hints,
+    )
+
+
+def _paths(given: Sequence[str], option: str) -> dict[str, list[Path]]:
+    """The paths of NAME=PATH arguments, by name."""
+    found: dict[str, list[Path]] = {}
+    for argument in given:
+        name, equals, path = argument.partition("=")
+        if not equals:
+            raise KdstepsError(f"{option}: {argument!r} should read NAME=PATH")
+        found.setdefault(name, []).append(Path(path))
+    return found
+
+
+def _check_inputs(inputs: Mapping[str, Path], lists: Mapping[str, list[Path]]) -> None:
+    for name, paths in {**{name: [path] for name, path in inputs.items()}, **lists}.items():
+        for path in paths:
+            if not path.is_file():
+                raise KdstepsError(
+                    f"{path}: not found (input {name!r}); run the stage that writes it, or the "
+                    "whole study with snakemake"
+                )
+
+
+def _docstring(module: str) -> str:
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
