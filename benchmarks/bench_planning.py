@@ -28,6 +28,15 @@ def rows() -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory() as folder:
         study = write_study(Path(folder), _content())
+        first = call(Path(folder), "snakemake", "-n", "--quiet")
+        yield Row(
+            "the first `snakemake -n` in a folder, which imports all parts once",
+            "-",
+            None,
+            f"{first.processor_s:.1f} s of CPU time, {first.peak_mib:.0f} MiB",
+            "-",
+            None,
+        )
         yield _row("`snakemake -n`", Path(folder), study, "snakemake", "-n", "--quiet")
         finish(Path(folder), study)
         yield _row("`snakemake` with nothing to do", Path(folder), study, "snakemake")

@@ -29,6 +29,7 @@ from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import PairTable, find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
+from kdsteps.study.study import parse_study
 
 REPOSITORY = Path(__file__).parent.parent
 SIMKD = {"labels": 0.0, "kd": 0.01, "simkd": 0.03}
@@ -77,7 +78,7 @@ def table_of(accuracies: dict[str, dict[int, float | None]], num_images: int = 1
         data={"d": {"class_names": ["a", "b"]}},
         origins=nothing,
     )
-    return pair_tables(results, find_references({name: {} for name in accuracies}), 0.95)[0]
+    return pair_tables(results, find_references({name: name for name in accuracies}), 0.95)[0]
 
 
 def text_of(page: str) -> str:
@@ -397,13 +398,13 @@ def test_methods_are_compared_over_the_seeds_they_share():
 
 
 def test_references_are_found_behind_other_names():
-    methods = {"plain": {"method": "labels"}, "hot": {"method": "kd"}, "kd": {}, "dkd": {}}
+    methods = {"plain": "labels", "hot": "kd", "kd": "kd", "dkd": "dkd"}
     assert find_references(methods) == {"labels": "plain", "kd": "kd"}
-    assert find_references({"dkd": {}}) == {}
+    assert find_references({"dkd": "dkd"}) == {}
 
 
 def test_a_stone_starts_as_the_student_and_ends_as_the_teacher(finished):
-    study = finished.settings.study
+    study = parse_study(finished.settings.study)
     plan = load_results(finished.lists, study).plans["resnet20-resnet8", "block_kd"]
     bars = drawing(plan, "resnet20", "resnet8").bars
     assert [bar.name for bar in bars] == ["resnet20", "N1", "N2", "N3", "resnet8"]
@@ -416,7 +417,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
     study = make_sweep()
     gains = {name: 0.02 * place for place, name in enumerate(study.methods)}
     job = make_results(tmp_path, study, {name: gain - 0.15 for name, gain in gains.items()})
-    results = load_results(job.lists, job.settings.study)
+    results = load_results(job.lists, parse_study(job.settings.study))
     table = pair_tables(results, {"labels": "labels"}, 0.95)[0]
     found = find_sweep(table, results.plans, results.scores, ["quality", "information"])
     assert len(found.points) == 9
@@ -426,7 +427,7 @@ def test_a_sweep_ranks_layers_as_their_students_do(tmp_path):
 
 
 def test_two_layers_are_no_sweep(finished):
-    results = load_results(finished.lists, finished.settings.study)
+    results = load_results(finished.lists, parse_study(finished.settings.study))
     table = pair_tables(results, {}, 0.95)[0]
     assert find_sweep(table, results.plans, results.scores, ["quality"]) is None
 
@@ -449,11 +450,9 @@ def test_published_table_holds_what_was_transcribed():
 
 
 def test_published_rows_find_the_method_behind_a_name(finished):
-    results = load_results(finished.lists, finished.settings.study)
+    results = load_results(finished.lists, parse_study(finished.settings.study))
     table = pair_tables(results, {}, 0.95)[0]
-    rows = published_rows(
-        "vgg13-vgg8", table, {name: {} for name in GAINS} | {"kd": {"method": "dkd"}}
-    )
+    rows = published_rows("vgg13-vgg8", table, {name: name for name in GAINS} | {"kd": "dkd"})
     ours = {row.row: list(row.ours) for row in rows}
     assert ours["DKD"] == ["kd"]
     assert ours["KD"] == []
@@ -477,7 +476,7 @@ def test_measures_without_accuracy_are_told_by_their_path(tmp_path):
     path = job.lists["measures"][0]
     write_json(path, {"num_images": 3, "provenance": {}})
     with pytest.raises(KdstepsError, match=r"measures\.json: has no 'accuracy'"):
-        load_results(job.lists, job.settings.study)
+        load_results(job.lists, parse_study(job.settings.study))
 
 
 def test_a_missing_result_is_told_by_its_path(tmp_path):
@@ -486,7 +485,7 @@ def test_a_missing_result_is_told_by_its_path(tmp_path):
     job = report_job(tmp_path, study)
     job.lists["histories"][0].unlink()
     with pytest.raises(KdstepsError, match=r"history\.parquet"):
-        load_results(job.lists, job.settings.study)
+        load_results(job.lists, parse_study(job.settings.study))
 
 
 def test_numbers_are_written_as_a_reader_expects():

@@ -16,11 +16,12 @@ from kdsteps.report import figures, formats
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import DARK, LIGHT
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
-from kdsteps.report.results import Results, Study
+from kdsteps.report.results import Results
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import MethodRow, PairTable
 from kdsteps.report.verdict import Finding, outcome, verdict
+from kdsteps.study.study import Study
 
 WEAKEST = 3  # classes shown for each network
 
@@ -80,7 +81,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
 
     Args:
         tables: Of all pairs, from `pair_tables`.
-        study: All of params.yaml with defaults.
+        study: The study whose results these are.
     """
     environment = Environment(
         loader=PackageLoader("kdsteps.report"),
@@ -98,13 +99,13 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
     environment.globals |= {"value_of": formats.value_of}
     views = [_view(results, table, study) for table in tables]
     return environment.get_template("page.html.j2").render(
-        title=study["report"]["title"],
+        title=study.params.report.title,
         light=LIGHT,
         dark=DARK,
         views=views,
-        methods=list(study["methods"]),
-        seeds=study["seeds"],
-        confidence=100 * study["report"]["confidence"],
+        methods=list(study.methods),
+        seeds=list(study.seeds),
+        confidence=100 * study.params.report.confidence,
         runs=results.runs.to_dict("records"),
         shown=_known(results.metrics, results.runs),
         teachers_curves=figures.teachers(results.teacher_curves),
@@ -119,14 +120,14 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         data=results.data,
         markers=MARKERS,
         scores=SCORES,
-        params=yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True),
+        params=yaml.safe_dump(study.described, sort_keys=False, allow_unicode=True),
     )
 
 
 def _view(results: Results, table: PairTable, study: Study) -> PairView:
     rows = results.curves[results.curves["pair"] == table.pair]
     sweep = find_sweep(table, results.plans, results.scores, list(SCORES))
-    named = study["pairs"][table.pair].get("published")
+    named = study.pairs[table.pair].published
     return PairView(
         table=table,
         finding=verdict(table),
@@ -147,7 +148,7 @@ def _view(results: Results, table: PairTable, study: Study) -> PairView:
         ],
         sweep=sweep,
         sweeps=figures.sweeps(sweep) if sweep else [],
-        published=published_rows(named, table, study["methods"]) if named else [],
+        published=published_rows(named, table, study.method_names) if named else [],
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -34,15 +33,13 @@ class PublishedRow:
     ours: dict[str, Sample]
 
 
-def published_rows(
-    name: str, table: PairTable, methods: Mapping[str, Mapping[str, Any]]
-) -> list[PublishedRow]:
+def published_rows(name: str, table: PairTable, methods: Mapping[str, str]) -> list[PublishedRow]:
     """The published values of a pair, in the order of the sources, with our numbers.
 
     Args:
         name: A value of the column `pair` of `published.csv`.
         table: Our results on the pair whose key `published` is `name`.
-        methods: The section `methods` of the study.
+        methods: The method of each entry of the section `methods`.
     """
     rows = pd.read_csv(TABLE, keep_default_na=False)
     rows = rows[rows["pair"] == name]
@@ -63,13 +60,9 @@ def published_rows(
 
 
 def _ours(
-    method: str, accuracies: Mapping[str, Sample], methods: Mapping[str, Mapping[str, Any]]
+    method: str, accuracies: Mapping[str, Sample], methods: Mapping[str, str]
 ) -> dict[str, Sample]:
-    return {
-        name: accuracy
-        for name, accuracy in accuracies.items()
-        if methods[name].get("method", name) == method
-    }
+    return {name: accuracy for name, accuracy in accuracies.items() if methods[name] == method}
 
 
 def _teacher(table: PairTable) -> dict[str, Sample]:

@@ -19,8 +19,8 @@ from kdsteps.files.tables import read_table, table_metadata
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.accepted import accepted_lines
+from kdsteps.study.study import Study
 
-Study = Mapping[str, Any]
 Files = Sequence[str | Path]
 
 
@@ -65,7 +65,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
     Raises:
         KdstepsError: A file is damaged or incomplete, or no job of the study writes to its path.
     """
-    metrics = all_metrics(study["evaluate"]["metrics"])
+    metrics = all_metrics(study.params.evaluate.metrics)
     speeds = {
         names["pair"]: read_json(path)
         for path, names in _named(inputs["latencies"], "evaluate_latency", "latency")
@@ -186,12 +186,12 @@ def _runs(
     classes: dict[tuple[str, str], list[np.ndarray]] = {}
     for run, path in _by_run(inputs["measures"], "evaluate", "measures").items():
         name, method, seed = run
-        pair = study["pairs"][name]
+        pair = study.pairs[name]
         measures = _measures(path)
-        teacher = logits.get((pair["dataset"], pair["teacher"]))
+        teacher = logits.get((pair.dataset, pair.teacher))
         unknown = [metric for metric in compared if measures.get(metric.name) is None]
         if unknown and teacher and not measures["diverged"]:
-            options = study["evaluate"]
+            options = study.params.evaluate.model_dump()
             measures |= _compared(predictions[run], teacher, unknown, options)
         if (per_class := measures.get("accuracy_per_class")) is not None:
             classes.setdefault((name, method), []).append(np.array(per_class, dtype=float))
@@ -203,7 +203,7 @@ def _runs(
         origin = _origin(what, "distil", table_metadata(histories[run])["provenance"])
         origins.append(origin)
         speed = speeds.get(name, {}).get("students", {}).get(method, {})
-        places = {key: pair[key] for key in ("dataset", "teacher", "student")}
+        places = {key: getattr(pair, key) for key in ("dataset", "teacher", "student")}
         mine = {"seconds": origin["seconds"], "best_validation_accuracy": _best(curve)}
         rows.append(measures | speed | names | places | mine)
     table = pd.DataFrame(rows, columns=list(run_columns(metrics)))

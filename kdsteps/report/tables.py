@@ -109,11 +109,15 @@ class PairTable:
         return next(row for row in self.rows if row.method == method)
 
 
-def find_references(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The entry of the section `methods` that each reference means, by its name or `method`."""
+def find_references(methods: Mapping[str, str]) -> dict[str, str]:
+    """The entry of the section `methods` that each reference means.
+
+    Args:
+        methods: The method of each entry.
+    """
     found = {}
     for word in REFERENCES:
-        behind = [name for name, entry in methods.items() if entry.get("method", name) == word]
+        behind = [name for name, method in methods.items() if method == word]
         if behind:
             found[word] = word if word in behind else behind[0]
     return found

@@ -22,7 +22,6 @@ writes  page                 index.html, self-contained
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
@@ -34,23 +33,24 @@ from kdsteps.report.page import render
 from kdsteps.report.results import load_results, run_columns, run_rows
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
+from kdsteps.study.study import parse_study
 
 log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[ReportSettings]) -> None:
     """Compare the methods and write the report."""
-    study: dict[str, Any] = dict(job.settings.study)
+    study = parse_study(job.settings.study)
     results = load_results(job.lists, study)
-    references = find_references(study["methods"])
-    confidence = study["report"]["confidence"]
+    references = find_references(study.method_names)
+    confidence = study.params.report.confidence
     tables = pair_tables(results, references, confidence)
     columns = run_columns(results.metrics)
     write_table(job.outputs["runs"], run_rows(results), columns, job.settings.as_json())
     write_json(job.outputs["metrics"], metrics(results, tables))
     for name, rows in plot_tables(results, tables).items():
         write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))
-    for name, content in pictures(results, tables, study["report"]["title"]).items():
+    for name, content in pictures(results, tables, study.params.report.title).items():
         write_bytes(job.outputs[name], content)
     write_text(job.outputs["page"], render(results, tables, study))
     for table in tables:

@@ -89,6 +89,11 @@ class Study:
     def seeds(self) -> tuple[int, ...]:
         return self.params.seeds
 
+    @property
+    def method_names(self) -> dict[str, str]:
+        """The method of each entry of `methods`."""
+        return {name: entry.method for name, entry in self.methods.items()}
+
     def distil(self, pair: str, method: str) -> Distil:
         """The section `distil` of one pair and method: a method's values win over a pair's."""
         if (pair, method) not in self._distil:
