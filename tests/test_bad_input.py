@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -74,6 +75,11 @@ def refused(
 
     yield run
     logging.captureWarnings(False)  # as it was before `main`
+
+
+def says(said: str, *words: str) -> bool:
+    """Whether a sentence has the place, the value and what would be right, in this order."""
+    return re.search(".*".join(map(re.escape, words)), said) is not None
 
 
 def one_sentence(text: str, stage: str) -> str:
@@ -153,9 +159,7 @@ def test_the_real_process_says_the_same_and_ends_with_2(folder):
     before = files_in(folder)
     done = command(folder, "distil", *run_of("fitnet"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert one_sentence(done.stderr, "distil") == (
-        "params.yaml: distil.epoch is an unknown key; did you mean 'epochs'?"
-    )
+    assert says(one_sentence(done.stderr, "distil"), "params.yaml: distil.epoch", "'epochs'")
     assert files_in(folder) == before
 
 
@@ -174,10 +178,8 @@ def header_and_network(folder: Path, classes: int) -> tuple[dict[str, Any], dict
 def test_a_teacher_of_other_classes_is_refused(refused, folder):
     header, weights = header_and_network(folder, classes=100)
     write_checkpoint(folder / WEIGHTS, weights, header | {"num_classes": 100})
-    assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: was made for 100 classes of images [1, 8, 8], but the data set has 10 classes "
-        "of [1, 8, 8]; train it on this data set"
-    )
+    said = refused("distil", *run_of("fitnet"))
+    assert says(said, f"{WEIGHTS}: ", "100 classes", "10 classes", "train it on this data set")
 
 
 def test_weights_for_other_classes_are_refused_where_nothing_trains_them(refused, folder):
@@ -204,14 +206,13 @@ def test_a_teacher_with_no_epochs_is_taken_as_its_checkpoint_has_it(folder, monk
 def test_a_cut_at_a_layer_that_is_not_there_is_refused_with_the_nearest(refused, folder):
     write_study(folder, build={"cuts": [["layer1.0", "layer2.1"]]})
     said = refused("build", *PLAN)
-    assert said == "build.cuts: the teacher has no layer 'layer2.1'; did you mean 'layer2.0'?"
+    assert says(said, "build.cuts: ", "teacher", "'layer2.1'", "'layer2.0'")
 
 
 def test_a_hint_from_a_layer_that_is_not_there_is_refused_with_the_nearest(refused, folder):
     write_study(folder, methods={"fitnet": {"student_layer": "layr1.0"}})
-    assert refused("distil", *run_of("fitnet")) == (
-        "methods.fitnet: the student has no layer 'layr1.0'; did you mean 'layer1.0'?"
-    )
+    said = refused("distil", *run_of("fitnet"))
+    assert says(said, "methods.fitnet: ", "student", "'layr1.0'", "'layer1.0'")
 
 
 def truncated(file: Path) -> None:
@@ -297,20 +298,16 @@ def test_objects_in_an_array_file_are_never_unpickled(refused, folder, tmp_path)
 def test_a_result_without_a_column_is_refused(refused, folder):
     table = pq.read_table(folder / INDEX)
     pq.write_table(table.drop_columns(["label"]), folder / INDEX)
-    assert refused("train", *TEACHER) == (
-        f"{INDEX}: has no column 'label' (it has image, split, source, hash); run the stage "
-        "that writes it again"
-    )
+    said = refused("train", *TEACHER)
+    assert says(said, f"{INDEX}: ", "'label'", "image, split, source, hash", "run the stage")
 
 
 def test_a_result_with_a_column_of_another_type_is_refused(refused, folder):
     table = pq.read_table(folder / INDEX)
     labels = pa.array([str(label) for label in table["label"].to_pylist()])
     pq.write_table(table.set_column(1, "label", labels), folder / INDEX)
-    assert refused("train", *TEACHER) == (
-        f"{INDEX}: column 'label' has the type string; it should be int32, so run the stage "
-        "that writes it again"
-    )
+    said = refused("train", *TEACHER)
+    assert says(said, f"{INDEX}: ", "'label'", "string", "int32", "run the stage")
 
 
 def write_images(file: Path, labels: list[int], **columns: Any) -> None:
@@ -328,30 +325,29 @@ def write_images(file: Path, labels: list[int], **columns: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "columns", "sentence"),
+    ("labels", "columns", "words"),
     [
         (
             [0, 1] * 5,
             {"label": None, "lable": [0] * 10},
-            "theirs.parquet: has no column 'label' for the option `label`; did you mean 'lable'?",
+            ("theirs.parquet: ", "'label'", "'lable'"),
         ),
         (
             [0, 1] * 5 + [2, -1],
             {},
-            "theirs.parquet row 10: has the label 2; with 2 classes labels go from 0 to 1 "
-            "(2 images have one out of range)",
+            ("theirs.parquet row 10: ", "label 2", "from 0 to 1", "2 images"),
         ),
         (
             [0] * 10,
             {},
-            "class 'dog' has no training images; add some, or remove the class",
+            ("class 'dog'", "no training images", "add some"),
         ),
     ],
 )
-def test_a_data_set_that_cannot_be_is_refused(refused, folder, labels, columns, sentence):
+def test_a_data_set_that_cannot_be_is_refused(refused, folder, labels, columns, words):
     write_images(folder / "theirs.parquet", labels, **columns)
     write_study(folder, datasets={"digits": {"kind": "parquet", "train": "theirs.parquet"}})
-    assert refused("prepare", *DATA) == sentence
+    assert says(refused("prepare", *DATA), *words)
 
 
 def test_a_stored_label_out_of_range_is_refused(refused, folder):
@@ -359,19 +355,15 @@ def test_a_stored_label_out_of_range_is_refused(refused, folder):
     labels = table["label"].to_numpy().copy()
     labels[3] = 12
     pq.write_table(table.set_column(1, "label", pa.array(labels)), folder / INDEX)
-    assert refused("train", *TEACHER) == (
-        f"{INDEX}: row 3 has the label 12; with 10 classes labels go from 0 to 9; run "
-        "`kdsteps prepare` again"
-    )
+    said = refused("train", *TEACHER)
+    assert says(said, f"{INDEX}: row 3", "label 12", "from 0 to 9", "`kdsteps prepare`")
 
 
 def test_a_class_folder_without_images_is_refused(refused, folder):
     write_pictures(folder / "pets")
     (folder / "pets/bird").mkdir()
     write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
-    assert refused("prepare", *DATA) == (
-        "pets/bird: has no images; add some, or move the folder away"
-    )
+    assert says(refused("prepare", *DATA), "pets/bird: ", "no images", "move the folder away")
 
 
 def test_a_picture_with_nan_is_refused_by_name(refused, folder):
@@ -380,10 +372,8 @@ def test_a_picture_with_nan_is_refused_by_name(refused, folder):
     pixels[2, 3] = np.nan
     Image.fromarray(pixels).save(folder / "pets/cat/9.tiff")
     write_study(folder, datasets={"digits": {"kind": "folder", "path": "pets"}})
-    assert refused("prepare", *DATA) == (
-        "1 of 7 images cannot be read: cat/9.tiff: has pixels that are NaN; they should be numbers "
-        "from 0 to 1; repair or remove them, or set prepare.broken to `skip`"
-    )
+    said = refused("prepare", *DATA)
+    assert says(said, "1 of 7 images", "cat/9.tiff: ", "NaN", "from 0 to 1", "prepare.broken")
 
 
 def write_pictures(root: Path) -> None:
@@ -398,9 +388,8 @@ def write_pictures(root: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_named_with_its_epoch_and_step(refused, folder):
     write_study(folder, distil=PATIENT | {"epochs": 3, "learning_rate": 1e30})
-    assert refused("distil", *run_of("labels")) == (
-        "the loss 'labels' became nan in epoch 1, step 2; a lower learning_rate or weight may help"
-    )
+    said = refused("distil", *run_of("labels"))
+    assert says(said, "'labels'", "nan", "epoch 1, step 2", "learning_rate")
 
 
 @pytest.fixture
@@ -471,9 +460,8 @@ def test_a_read_only_disk_is_said_before_the_training(refused, folder, small_dis
     onto(small_disk, folder, "distil")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     student = "results/distil/pair/labels/0/student.safetensors"
-    assert refused("distil", *run_of("labels")) == (
-        f"{student}: cannot be written; make the folder {folder}/results/distil writable"
-    )
+    said = refused("distil", *run_of("labels"))
+    assert says(said, f"{student}: ", f"{folder}/results/distil writable")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="whoever may do everything may write everywhere")
@@ -481,23 +469,21 @@ def test_a_folder_that_may_not_be_written_is_said_before_the_training(refused, f
     (folder / "results").chmod(0o555)
     said = refused("distil", *run_of("labels"))
     (folder / "results").chmod(0o755)
-    assert said.endswith(f"cannot be written; make the folder {folder}/results writable")
+    assert says(said, "cannot be written", f"{folder}/results writable")
 
 
 def test_a_file_where_a_folder_should_be_is_said_before_the_training(refused, folder, monkeypatch):
     monkeypatch.setattr("kdsteps.stages.distil.run", lambda job: pytest.fail("training began"))
     (folder / "results/distil").write_text("notes")
-    assert refused("distil", *run_of("labels")) == (
-        "results/distil/pair/labels/0/student.safetensors: a file has the name of its folder "
-        "results/distil/pair/labels/0; move it away"
-    )
+    said = refused("distil", *run_of("labels"))
+    student = "results/distil/pair/labels/0/student.safetensors"
+    assert says(said, f"{student}: ", "file", "results/distil/pair/labels/0", "move it away")
 
 
 def test_a_folder_where_a_file_should_be_is_said_before_the_training(refused, folder):
     (folder / "results/distil/pair/labels/0/student.safetensors").mkdir(parents=True)
-    assert refused("distil", *run_of("labels")) == (
-        "results/distil/pair/labels/0/student.safetensors: a folder has this name; move it away"
-    )
+    student = "results/distil/pair/labels/0/student.safetensors"
+    assert says(refused("distil", *run_of("labels")), f"{student}: ", "folder", "move it away")
 
 
 @pytest.mark.slow
@@ -522,9 +508,7 @@ def test_fewer_gpus_than_asked_for_are_used_and_said(monkeypatch, caplog):
 def test_more_layers_than_the_teacher_has_are_not_chosen_from(refused, folder):
     write_study(folder, methods={"feature_only": {}}, score={"num_layers": 50})
     assert main(["cache", *TEACHER]) == 0
-    assert refused("score", *TEACHER) == (
-        "score.num_layers is 50, but the teacher has 5 layers; it should be at most 5"
-    )
+    assert says(refused("score", *TEACHER), "score.num_layers", "50", "at most 5")
 
 
 # what is not the user's mistake
@@ -543,7 +527,5 @@ def test_a_mistake_of_ours_keeps_its_traceback(folder, monkeypatch):
 
 def test_a_result_that_was_not_made_yet_is_named_with_what_makes_it(refused, folder):
     (folder / WEIGHTS).unlink()
-    assert refused("distil", *run_of("fitnet")) == (
-        f"{WEIGHTS}: not found (input 'teacher'); run the stage that writes it, or the "
-        "whole study with snakemake"
-    )
+    said = refused("distil", *run_of("fitnet"))
+    assert says(said, f"{WEIGHTS}: not found", "'teacher'", "snakemake")
