@@ -34,7 +34,7 @@ _FOLDERS: dict[Kind, str] = {
     "data": "data/kinds",
 }
 _ENTRIES: dict[Kind, str] = {"models": "build", "data": "load"}  # the function of a shipped module
-_BASES = {"base"}  # modules of these folders that are no parts
+_BASES = {"base"}  # modules of these folders that are not parts
 
 
 @cache
