@@ -108,7 +108,7 @@ def test_fuzzed_files_are_read_or_have_a_reason(kind):
 
 
 def exif_blocks() -> list[bytes]:
-    """EXIF with every kind of damage to the orientation, and bytes that are no EXIF at all."""
+    """EXIF with every kind of damage to the orientation, and bytes that are not EXIF at all."""
     exif = Image.Exif()
     exif[ORIENTATION] = 1
     good = exif.tobytes()

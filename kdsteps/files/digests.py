@@ -20,6 +20,14 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_if_any(path: str | Path) -> str:
+    """As `file_digest`; empty if the file does not exist or cannot be read."""
+    try:
+        return file_digest(Path(path))
+    except OSError:
+        return ""
+
+
 def write_digests(written: Mapping[str, Path], final: Mapping[str, Path]) -> None:
     """Write the output `digest` of a job: the digest of every other output by its file name.
 

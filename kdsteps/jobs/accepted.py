@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import digest_if_any
 from kdsteps.files.text import read_json, write_json
 
 ACCEPTED = Path("results/accepted.json")
@@ -57,7 +58,7 @@ def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
         raise KdstepsError(
             f"{path}: is not a list of accepted results ({error}); restore it from git or delete it"
         ) from error
-    return {name: entry for name, entry in entries.items() if file_digest(name) == entry.digest}
+    return {name: entry for name, entry in entries.items() if digest_if_any(name) == entry.digest}
 
 
 def write_accepted(entries: Mapping[str, Entry]) -> None:
@@ -93,12 +94,6 @@ def witness(outputs: Iterable[str]) -> str:
         return (Path(path).suffix not in (".json", ".parquet"), Path(path).stat().st_size, path)
 
     return min(outputs, key=order)
-
-
-def file_digest(path: str | Path) -> str:
-    """A digest of a file's content; empty if the file does not exist."""
-    file = Path(path)
-    return blake2b(file.read_bytes(), digest_size=16).hexdigest() if file.is_file() else ""
 
 
 def text_digest(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.accepted import ACCEPTED
-from kdsteps.jobs.inputs import images_digest, weights_digest
+from kdsteps.jobs.inputs import checkpoint_digest, images_digest, weights_digest
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
 from kdsteps.jobs.outputs import Names as Names
@@ -172,6 +172,8 @@ class _Graph:
             "budget_mib": max(1, round(1024 * study.params.cache.budget_gib))
         }
         self._caching = self._budget | {"keep": study.params.cache.outputs}
+        used = {name for pair in study.pairs.values() for name in (pair.teacher, pair.student)}
+        self._checkpoints = {name: checkpoint_digest(study.models[name]) for name in used}
         teachers = self._add_students()
         for dataset in sorted({pair.dataset for pair in study.pairs.values()}):
             self._add_prepare(dataset)
@@ -208,7 +210,7 @@ class _Graph:
         study, names = self.study, {"dataset": dataset, "teacher": teacher}
         training, evaluate = study.trainings[teacher], _evaluate(study)
         model = study.models[teacher]
-        weights = weights_digest(model, outputs("train", names)["model"])
+        weights = weights_digest(self._checkpoints[teacher], outputs("train", names)["model"])
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))
         check = CheckSettings.model_construct(
@@ -303,7 +305,7 @@ class _Graph:
         evaluate = _evaluate(study)
         evaluate_text = evaluate.as_text()
         hints = self._caching | _saving(recipe)
-        student = study.models[pair.student]
+        student, checkpoint = study.models[pair.student], self._checkpoints[pair.student]
         for seed in study.seeds:
             names = {"pair": name, "method": method, "seed": str(seed)}
             settings = DistilSettings.model_construct(
@@ -312,7 +314,7 @@ class _Graph:
                 options=entry.options,
                 distil=recipe,
                 seed=seed,
-                weights=weights_digest(student, outputs("distil", names)["model"]),
+                weights=weights_digest(checkpoint, outputs("distil", names)["model"]),
             )
             self._add("distil", names, read, settings, hints)
             trained = outputs("distil", names)

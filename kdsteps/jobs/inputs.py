@@ -27,17 +27,27 @@ def images_digest(dataset: Dataset, result: str) -> str:
     return "" if found == dataset.kind else found or _recorded(result, "source")
 
 
-def weights_digest(model: Model, result: str) -> str:
-    """The digest of the checkpoint that a network starts from; "" if there is none.
+def checkpoint_digest(model: Model) -> str | None:
+    """The digest of the checkpoint that a network starts from; None if there is none.
 
-    Args:
-        result: A file of the job that reads it.
+    Returns:
+        "" if the file is missing and nothing tracks it.
 
     Raises:
         KdstepsError: The file cannot be read.
     """
     path = model.options.get("checkpoint")
-    return (file_digest(str(path)) or _recorded(result, "weights")) if path else ""
+    return file_digest(str(path)) if path else None
+
+
+def weights_digest(checkpoint: str | None, result: str) -> str:
+    """What a job has as the digest of its checkpoint; "" if it has none.
+
+    Args:
+        checkpoint: As `checkpoint_digest` returns it.
+        result: A file of the job, whose record counts where the checkpoint is missing.
+    """
+    return "" if checkpoint is None else checkpoint or _recorded(result, "weights")
 
 
 def _recorded(result: str, name: str) -> str:

@@ -13,12 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from kdsteps.files.digests import write_digests
+from kdsteps.files.digests import digest_if_any, write_digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import (
     Entry,
     entry_for,
-    file_digest,
     read_accepted,
     settings_digest,
     text_digest,
@@ -298,7 +297,7 @@ def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
     known = entries.get(name)
     return name, Entry(
         rule=status.rule,
-        digest=file_digest(name),
+        digest=digest_if_any(name),
         made_with=known.made_with if known else code,
         accepted_for=status.code,
         settings=text_digest(status.settings),

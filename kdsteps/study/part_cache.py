@@ -21,9 +21,10 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import digest_if_any
 from kdsteps.files.text import write_text
 from kdsteps.study.part_imports import PACKAGE, Kind, shipped
-from kdsteps.study.part_options import Description, describe, file_digest
+from kdsteps.study.part_options import Description, describe
 
 FILE = Path(".kdsteps/parts.json")  # in the study's folder
 
@@ -71,7 +72,7 @@ def _table(folder: str) -> dict[Name, Description]:
     return {
         (entry.kind, entry.reference): entry.description
         for entry in content.entries
-        if all(file_digest(Path(p)) == found for p, found in entry.description.files.items())
+        if all(digest_if_any(p) == found for p, found in entry.description.files.items())
     }
 
 

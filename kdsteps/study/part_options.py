@@ -16,14 +16,14 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import digest_if_any
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
@@ -145,14 +145,6 @@ def describe(kind: Kind, reference: str) -> Description:
     )
 
 
-def file_digest(path: Path) -> str:
-    """A digest of a file's content; empty where there is no such file."""
-    try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError:
-        return ""
-
-
 def main() -> None:
     """Describe the parts named on standard input, one per line; write to standard output."""
     output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
@@ -173,7 +165,7 @@ def _files(part: Any) -> dict[str, str]:
     own = {source_of(sys.modules[name]) for name in names if name in sys.modules}
     every = filter(None, map(source_of, list(sys.modules.values())))
     files = {file for file in own if file} | {file for file in every if is_users(file)}
-    return {str(file): file_digest(file) for file in sorted(files)}
+    return {str(file): digest_if_any(file) for file in sorted(files)}
 
 
 def _constructors(part: Any) -> Iterator[tuple[Any, int]]:
