@@ -109,6 +109,12 @@ class Study:
 
     def run(self, command: list[str], status: int = 0, **environment: str) -> str:
         """What a command says; its exit status must be `status`."""
+        found, said = self.attempt(command, **environment)
+        assert found == status, f"{' '.join(command)}: {found}\n{said}"
+        return said
+
+    def attempt(self, command: list[str], **environment: str) -> tuple[int, str]:
+        """The exit status of a command, and what it says."""
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -120,8 +126,7 @@ class Study:
             timeout=600,
             check=False,
         )
-        assert done.returncode == status, f"{' '.join(command)}: {done.returncode}\n{done.stdout}"
-        return done.stdout
+        return done.returncode, done.stdout
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Snakemake in a process group of its own, going on while the test does."""

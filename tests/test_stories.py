@@ -5,13 +5,16 @@ Counted is which commands ran, by the logs they leave, not what a program says i
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -288,25 +291,110 @@ def test_one_failing_job_leaves_the_others_running_and_shows_the_end_of_its_log(
     assert "Traceback" not in said
 
 
-def test_a_second_run_in_the_same_folder_says_so_and_ends(study: Study):
+@contextmanager
+def endless_run(study: Study) -> Iterator[subprocess.Popen[Any]]:
+    """A run whose student trains until it is stopped."""
     study.change(methods={"labels": {"distil": {"epochs": 10**6}}})
-    first = study.start()
+    run = study.start()
     try:
         log = study.path / "logs/distil/pair/labels/0.txt"
-        while "epoch" not in log.read_text() or not list(study.path.glob(".snakemake/locks/*")):
-            assert first.poll() is None
+        while not log.exists() or f"of {10**6}" not in log.read_text():
+            assert run.poll() is None
             time.sleep(0.1)
-        said = study.snakemake(status=1)
-        assert "cannot be locked" in said
-        assert "Traceback" not in said
-        assert first.poll() is None
+        yield run
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
-    study.executed()
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+
+
+SECOND = {  # what a user may start while a run goes on, with its status
+    "snakemake": (["snakemake", "--cores", "2"], 2),
+    "one stage": (["snakemake", "prepare_all", "--cores", "2"], 2),
+    "dry run": (["snakemake", "-n"], 2),
+    "by hand": (["python", "-m", "kdsteps", "score", "--dataset", "digits", "--teacher", "big"], 2),
+        [
+            *[
+                "python",
+                "-m",
+                "kdsteps",
+                "distil",
+                "--pair",
+                "pair",
+                "--method",
+                "labels",
+                "--seed",
+                "0",
+            ]
+        ],
+        2,
+    ),
+    "accept": (["python", "-m", "kdsteps", "accept"], 2),
+    "dvc": (["dvc", "repro"], 255),  # DVC's own status for a command that failed
+}
+
+
+def test_whatever_is_started_during_a_run_says_so_and_ends(study: Study):
+    with endless_run(study) as run:
+        for name, (command, status) in SECOND.items():
+            said = study.run(command, status=status)
+            assert f"another run is using this folder (process {run.pid} since" in said, name
+            assert "--unlock" not in said and "Traceback" not in said
+            assert run.poll() is None
     study.change(methods={"labels": {}})
+    study.executed()
     study.snakemake()  # nobody has to unlock what the dead have locked
     assert "distil/pair/labels/0" in study.executed()
+
+
+def test_jobs_of_a_killed_run_end_and_the_next_run_has_its_own_results(study: Study):
+    """Of a run, only the main process is killed: at 9ae8822 an old job wrote its result later."""
+    with endless_run(study) as run:
+        run.kill()
+        run.wait()
+        study.executed()
+        study.change(methods={"labels": {}})
+        study.snakemake()
+    made = study.path / "results/distil/pair/labels/0/student.provenance.json"
+    assert json.loads(made.read_text())["settings"]["distil"]["epochs"] == 1
+    assert study.planned() == {}
+
+
+DAMAGED = [
+    "results/prepare/digits/images.npy",
+    "results/prepare/digits/index.parquet",
+    "results/train/digits/big/teacher.safetensors",
+    "results/distil/pair/kd/0/student.safetensors",
+    "results/distil/pair/kd/0/history.parquet",
+    "results/evaluate/students/pair/kd/0/measures.json",
+    "results/evaluate/students/pair/kd/0/predictions.parquet",
+    "results/score/digits/big/scores.parquet",
+    "results/build/pair/feature_only/plan.json",
+]
+
+
+def test_damage_is_named_and_running_again_heals_it(built: Study, study: Study):
+    """One bit of each file flips while its reader has to run; nothing else is known of it."""
+    random_ = random.Random(0)
+    for name in DAMAGED:
+        path = study.path / name
+        content = bytearray(path.read_bytes())
+        content[random_.randrange(len(content) // 2, len(content))] ^= 1
+        path.write_bytes(content)
+        os.utime(path, (0, 0))  # no newer than its reader's result: nothing is planned
+    study.run(["rm", "-r", "results/report", "results/evaluate/students/pair/labels"])
+    command = ["snakemake", "--cores", "2", "--resources", "gpu=1"]
+    for _ in DAMAGED:
+        status, said = study.attempt(command)
+        assert "Traceback" not in said
+        if status == 0:
+            break
+        assert "snakemake makes the file again" in said
+    assert study.planned() == {}
+    for pattern in ("results/prepare/**/images.npy", "results/**/*.safetensors"):
+        assert study.bytes_of(pattern) == built.bytes_of(pattern)
+    assert not list(study.path.glob("results/**/*.damaged"))
+    study.run(["python", "-m", "kdsteps", "verify", *graph.STAGES])
 
 
 def test_settings_that_cannot_be_end_snakemake_with_one_sentence(study: Study):

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import subprocess
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+import sys
+from base64 import urlsafe_b64encode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,19 @@ from kdsteps.cli.main import main
 from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import write_checkpoint
+from kdsteps.files.digests import file_digest
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
 from kdsteps.jobs.earlier_versions import as_today
-from kdsteps.jobs.recorded import checksum, record_of
-from kdsteps.jobs.upgrades import accept, rewrite_records, statuses
+from kdsteps.jobs.provenance import Provenance, provenance_file, provenance_of_job, read_provenance
+from kdsteps.jobs.snakemake_records import checksum, read_record
+from kdsteps.jobs.upgrades import accept, statuses
 from kdsteps.study.study import Study, load_study
 
 OLD = "0123456789abcdef"  # a digest of code that is not today's
 ROUND_ONE = "9ae8822"
-
-
-def flat(inputs: dict[str, Any]) -> list[str]:
-    return sorted(
-        p for paths in inputs.values() for p in (paths if isinstance(paths, list) else [paths])
-    )
 
 
 def write_result(path: str, settings: str) -> None:
@@ -51,19 +49,21 @@ def write_result(path: str, settings: str) -> None:
         write_bytes(path, path.encode())
 
 
-def write_record(path: str, settings: str, code: str, inputs: list[str], **more: Any) -> None:
-    """Snakemake's record of a file."""
-    content = {
-        "rule": "x",
-        "params": sorted([repr(settings), repr(code)]),
-        "input": inputs,
-        "input_checksums": {each: checksum(each) for each in inputs if Path(each).is_file()},
-        "code": "the text of the rule's command",
-        "shellcmd": "what ran",
-        "record_format_version": 6,
-    }
-    file = Path(".snakemake/metadata", urlsafe_b64encode(path.encode()).decode())
-    write_text(file, json.dumps(content | more))
+def write_provenance(study: Study, rule: str, names: graph.Names, **changes: Any) -> None:
+    """What a job's files were made from: today's settings and other code, unless told otherwise."""
+    node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
+    made = provenance_of_job(rule, node.text, OLD, node.inputs, outputs, 1000, 1001)
+    replace(made, **changes).write(outputs)
+
+
+def known(path: str) -> Provenance:
+    """What a file was made from."""
+    (found,) = (
+        each
+        for file in Path(path).parent.glob("*.provenance.json")
+        if (each := read_provenance(file)) and Path(path).name in each.files
+    )
+    return found
 
 
 @pytest.fixture
@@ -79,15 +79,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
                 os.utime(path, (1000, 1000))
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
-            remake_records(study, rule, names, OLD)
+            write_provenance(study, rule, names)
     return study
-
-
-def remake_records(study: Study, rule: str, names: graph.Names, code: str, **more: Any) -> None:
-    settings = graph.settings_text(study, rule, names)
-    inputs = flat(graph.inputs(study, rule, names))
-    for path in graph.outputs(rule, names).values():
-        write_record(path, settings, code, inputs, **more)
 
 
 def changed_params(**sections: Any) -> Study:
@@ -111,7 +104,8 @@ def everything(status: Any) -> bool:
 def run_here(status: Any) -> None:
     """Make a job's files, as `kdsteps accept` does by its command."""
     for path in status.outputs:
-        write_result(path, status.settings)
+        write_result(path, status.node.text)
+    write_provenance(load_study(), status.rule, status.names, code=status.code)
 
 
 KD, REPORT = "distil pair kd 0", "report"
@@ -123,14 +117,13 @@ def test_a_plan_in_an_earlier_form_is_made_again_and_its_readers_know_the_new_on
     settings = graph.settings_text(study, "build", {"pair": "pair", "method": "feature_only"})
     write_json(plan, {"settings": json.loads(settings), "pairs": [{"student_place": {}}]})
     os.utime(plan, (1000, 1000))
-    rules = [rule for rule in graph.OUTPUTS if rule != REPORT]
-    for rule in rules:
+    for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
-            remake_records(study, rule, names, OLD)
+            write_provenance(study, rule, names)
     accept(study, everything, run_here)
     assert "student_features" in Path(plan).read_text()
-    reader = record_of("results/distil/pair/feature_only/0/history.parquet")
-    assert reader is not None and reader.checksums[plan] == checksum(plan)
+    reader = known("results/distil/pair/feature_only/0/history.parquet")
+    assert reader.inputs[plan] == file_digest(Path(plan))
     assert set(reasons(study)) == {REPORT}
 
 
@@ -151,15 +144,14 @@ def test_accepted_results_are_up_to_date_and_listed_with_the_code_that_made_them
     assert "3 distil" in line and "1 train" in line
 
 
-def test_what_snakemake_compares_is_todays_after_accepting_and_what_ran_stays(study: Study):
-    before = record_of(HISTORY)
+def test_what_snakemake_compares_is_todays_after_accepting(study: Study):
+    before = known(HISTORY)
     accept(study, everything, run_here)
-    after = record_of(HISTORY)
-    assert before is not None and after is not None
+    after, record = known(HISTORY), read_record(HISTORY)
     assert after.code != OLD and after.settings == before.settings
-    assert after.content["code"] is None
-    assert after.content["shellcmd"] == "what ran"
-    assert after.checksums == before.checksums
+    assert after.inputs == before.inputs and after.files == before.files
+    assert record is not None and record["code"] is None
+    assert record["params"] == sorted([repr(after.code), repr(after.settings)])
 
 
 def test_changed_settings_are_named_and_refused(study: Study):
@@ -170,8 +162,7 @@ def test_changed_settings_are_named_and_refused(study: Study):
     )
     done = accept(study, everything, run_here)
     assert [status.names["method"] for status in done.refused] == ["kd"]
-    record = record_of(HISTORY)
-    assert record is not None and record.code == OLD
+    assert known(HISTORY).code == OLD
     assert HISTORY not in read_accepted()
 
 
@@ -179,6 +170,7 @@ def test_changed_inputs_are_named_and_refused(study: Study):
     digest = "results/train/digits/big/digest.json"
     accept(study, everything, run_here)
     write_json(digest, {"teacher.safetensors": "another"})
+    write_provenance(study, "train", {"dataset": "digits", "teacher": "big"})
     found = reasons(study)
     assert found[KD] == f"an input changed: {digest}"
     assert "distil pair labels 0" not in found
@@ -188,8 +180,10 @@ def test_changed_inputs_are_named_and_refused(study: Study):
     }
 
 
-def test_a_result_whose_file_and_record_disagree_is_refused(study: Study):
-    write_result(HISTORY, json.dumps({"options": {"temperature": 9}}))
+def test_a_result_that_was_changed_after_it_was_made_is_refused(study: Study):
+    content = bytearray(Path(HISTORY).read_bytes())
+    content[100] ^= 1
+    Path(HISTORY).write_bytes(content)
     (refused,) = accept(study, everything, run_here).refused
     assert HISTORY in refused.why
 
@@ -198,13 +192,11 @@ def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study)
     Path(HISTORY).unlink()
     name = urlsafe_b64encode(b"results/distil/pair/labels/0/history.parquet").decode()
     write_text(Path(".snakemake/incomplete", name), "{}")
-    for record in Path(".snakemake/metadata").iterdir():
-        if b"results/build" in urlsafe_b64decode(record.name):
-            record.unlink()
+    Path("results/build/pair/feature_only/plan.provenance.json").unlink()
     found = reasons(study)
     assert found[KD] == "missing"
     assert "interrupted" in found["distil pair labels 0"]
-    assert "no record" in found["build pair feature_only"]
+    assert "nothing says how" in found["build pair feature_only"]
 
 
 def test_what_reads_stale_results_follows_them(study: Study):
@@ -219,14 +211,11 @@ def test_what_reads_stale_results_follows_them(study: Study):
 def test_a_job_that_reads_other_files_than_before_can_be_accepted(study: Study):
     names = {"pair": "pair", "method": "labels", "seed": "0"}
     code = code_identity.code(study, "distil", names)
-    inputs = flat(graph.inputs(study, "distil", names))
-    for path in graph.outputs("distil", names).values():
-        write_record(path, graph.settings_text(study, "distil", names), code, inputs[:1])
+    write_provenance(study, "distil", names, code=code, inputs={})
     assert reasons(study)["distil pair labels 0"] == "the list of inputs changed"
     accept(study, everything, run_here)
-    record = record_of("results/distil/pair/labels/0/history.parquet")
-    assert record is not None and record.inputs == inputs
-    assert record.checksums == {path: checksum(path) for path in inputs}
+    digest = "results/prepare/digits/digest.json"
+    assert known(HISTORY.replace("kd", "labels")).inputs == {digest: file_digest(Path(digest))}
 
 
 def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study):
@@ -238,31 +227,21 @@ def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study)
 
 def test_accepting_after_two_upgrades_keeps_the_code_that_made_the_result(study: Study):
     accept(study, everything, run_here)
-    for record in Path(".snakemake/metadata").iterdir():
-        content = json.loads(record.read_text())
-        content["params"] = [
-            re.sub("'[0-9a-f]{16}'", "'fedcba9876543210'", p) for p in content["params"]
-        ]
-        record.write_text(json.dumps(content))
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            write_provenance(study, rule, names, code="fedcba9876543210")
     assert accept(study, everything, run_here).refused == []
     assert read_accepted()[HISTORY].made_with == OLD
 
 
-def test_records_that_are_links_into_a_store_are_replaced_and_not_written_through(study: Study):
-    name = urlsafe_b64encode(HISTORY.encode()).decode()
-    record, store = Path(".snakemake/metadata", name), Path("store")
-    os.replace(record, store)
-    record.symlink_to(store.absolute())
-    before = store.read_bytes()
-    accept(study, everything, run_here)
-    assert store.read_bytes() == before
-    assert not record.is_symlink()
-
-
 def test_nothing_is_accepted_while_snakemake_runs(study: Study):
-    write_text(Path(".snakemake/locks/0.input.lock"), HISTORY)
-    with pytest.raises(KdstepsError, match=r"Snakemake is running.*--unlock"):
-        accept(study, everything, run_here)
+    hold = "from kdsteps.jobs.run_lock import begin_run; begin_run(); print(1, flush=True); input()"
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold], **pipes) as run:
+        assert run.stdout is not None and run.stdout.readline()
+        with pytest.raises(KdstepsError, match=f"another run.*process {run.pid}"):
+            accept(study, everything, run_here)
+        run.kill()
 
 
 def test_dvc_records_accepted_results_and_refuses_them_after_a_change(study: Study):
@@ -270,7 +249,7 @@ def test_dvc_records_accepted_results_and_refuses_them_after_a_change(study: Stu
     assert verify(study, "distil") == 3
     student = HISTORY.replace("history.parquet", "student.safetensors")
     write_checkpoint(student, {}, {"settings": {"method": "another"}})
-    with pytest.raises(KdstepsError, match=r"student.safetensors: was made with"):
+    with pytest.raises(KdstepsError, match=r"student.safetensors: was damaged or changed"):
         verify(study, "distil")
 
 
@@ -280,9 +259,7 @@ def test_dvc_takes_accepted_files_whose_settings_are_in_words_of_their_time(stud
         for names in graph.jobs(study, rule):
             today = json.loads(graph.settings_text(study, rule, names))
             older = json.dumps({"evaluate": today["evaluate"] | {"latency_runs": 5}})
-            for path in graph.outputs(rule, names).values():
-                write_result(path, older)
-                write_record(path, older, OLD, flat(graph.inputs(study, rule, names)))
+            write_provenance(study, rule, names, settings=older)
     with pytest.raises(KdstepsError, match="latency_runs"):
         verify(study, "evaluate")
     accept(study, everything, run_here)
@@ -344,15 +321,53 @@ def test_a_file_of_digests_that_an_earlier_version_did_not_write_is_added(study:
     digest = Path("results/train/digits/big/digest.json")
     before = digest.read_bytes()
     digest.unlink()
-    record = Path(".snakemake/metadata", urlsafe_b64encode(str(digest).encode()).decode())
-    record.unlink()
     assert set(reasons(study).values()) == {"code changed"}
     accept(study, everything, run_here)
     assert set(reasons(study)) == {REPORT}
     assert json.loads(digest.read_bytes()).keys() == {"teacher.safetensors", "history.parquet"}
     assert digest.read_bytes() != before
     assert digest.stat().st_mtime == 1000
-    assert record.exists()
+    assert known(str(digest)).files["digest.json"] == file_digest(digest)
+
+
+# Results of versions that wrote no provenance
+
+
+def only_records(study: Study, code: str = OLD) -> None:
+    """As if Snakemake's records were all that says how the results were made."""
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
+            provenance_file(outputs).unlink()
+            for path in outputs.values():
+                content = {
+                    "params": sorted([repr(node.text), repr(code)]),
+                    "input": sorted(node.read),
+                    "input_checksums": {each: checksum(each) for each in node.read},
+                    "record_format_version": 6,
+                }
+                name = urlsafe_b64encode(path.encode()).decode()
+                write_text(Path(".snakemake/metadata", name), json.dumps(content))
+
+
+def test_records_of_an_earlier_version_are_adopted(study: Study):
+    was = known(HISTORY)
+    only_records(study)
+    assert set(reasons(study).values()) == {"code changed"}
+    assert replace(known(HISTORY), started=0, ended=0) == replace(was, started=0, ended=0)
+
+
+def test_a_record_that_is_about_another_file_is_not_adopted(study: Study):
+    only_records(study)
+    write_result(HISTORY, json.dumps({"options": {"temperature": 9}}))
+    assert "nothing says how it was made" in reasons(study)[KD]
+
+
+def test_an_input_that_changed_after_its_record_is_noticed(study: Study):
+    only_records(study)
+    digest = "results/train/digits/big/digest.json"
+    write_json(digest, {"settings": {}})
+    assert reasons(study)[KD] == f"an input changed: {digest}"
 
 
 # Settings that an earlier version wrote
@@ -439,7 +454,7 @@ def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_jo
     assert [status.rule for status in done.lacking] == ["train_check"]
     assert done.refused == []
     check.write_text("{}")
-    rewrite_records(done.lacking[0])
+    write_provenance(study, "train_check", done.lacking[0].names, code=done.lacking[0].code)
     assert set(reasons(study)) == {REPORT}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
+from kdsteps.files.damaged import forget_aside
 from kdsteps.files.digests import write_digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.job import Files, Job
+from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
+from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
@@ -48,6 +52,13 @@ def add_stage(commands: Any, stage: str) -> None:
     )
     by_file.add_argument(
         "--outputs", nargs="*", metavar="NAME=PATH", default=[], help="files to write"
+    )
+    by_file.add_argument(
+        "--expect",
+        nargs="*",
+        metavar="NAME=DIGEST",
+        default=[],
+        help="digest of the settings and the code of the job that wrote an input",
     )
     by_file.add_argument(
         "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
@@ -122,31 +133,50 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
     _check_inputs(inputs, call.lists)
     final = Files(call.outputs, "--outputs")
     check_places(final.values())
-    text = json.dumps(call.settings.as_json(), sort_keys=True)
-    read = {**inputs, **call.lists}
-    stage = graph.stage_of(call.rule)
-    with remembered(call.rule, json.loads(text), call.code, read, final) as known:
-        if known:
-            return
-        with all_or_none(final) as drafts:
-            job = Job(
-                settings=call.settings,
-                inputs=inputs,
-                outputs=Files(drafts, "--outputs"),
-                final=final,
-                lists=call.lists,
-                threads=max(1, min(threads or cores_there(), cores_there())),
-                gpus=gpus,
-                **call.hints | hints,
-            )
-            import_module(f"kdsteps.stages.{stage}").run(job)
-            if "digest" in drafts:
-                write_digests(drafts, final)
+    with during_job(next(iter(final.values()))) as check_run:
+        started = time.time()
+        _check_provenance(call)
+        text = json.dumps(call.settings.as_json(), sort_keys=True)
+        read = {**inputs, **call.lists}
+        with remembered(call.rule, json.loads(text), call.code, read, final) as known:
+            if not known:
+                job = Job(
+                    settings=call.settings,
+                    inputs=inputs,
+                    outputs=final,
+                    final=final,
+                    lists=call.lists,
+                    threads=max(1, min(threads or cores_there(), cores_there())),
+                    gpus=gpus,
+                    **call.hints | hints,
+                )
+                _run(call.rule, job, final, check_run)
+        made = provenance_of_job(
+            *(call.rule, text, call.code or "", read, final), started, time.time()
+        )
+        made.write(final)
+        forget_aside(final.values())
+
+
+def _run(rule: str, job: Job[Any], final: Files, check_run: Callable[[], None]) -> None:
+    """Run a job's stage; its files are put in place only if its run has not ended."""
+    with all_or_none(final) as drafts:
+        run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
+        run(replace(job, outputs=Files(drafts, "--outputs")))
+        if "digest" in drafts:
+            write_digests(drafts, final)
+        check_run()
 
 
 @dataclass(frozen=True)
 class Call:
-    """A job as the command line describes it; `hints` change no result."""
+    """A job as the command line describes it.
+
+    Attributes:
+        hints: Options that change no result.
+        expected: By name of an input, what `provenance.identity` is in the study for the job that
+            wrote it; "" where that is not known.
+    """
 
     rule: str
     settings: JobSettings
@@ -155,6 +185,7 @@ class Call:
     outputs: dict[str, Path]
     code: str | None
     hints: dict[str, Any]
+    expected: dict[str, list[str]]
 
 
 def _by_file(given: argparse.Namespace) -> Call:
@@ -166,11 +197,14 @@ def _by_file(given: argparse.Namespace) -> Call:
         settings = parse(SETTINGS[rule], json.loads(given.settings), "--settings")
     except json.JSONDecodeError as error:
         raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
+    expected = _named(given.expect, "--expect")
     if isinstance(settings, ReportSettings) and not inputs:
-        inputs = _inputs(graph.node(parse_study(settings.study), "report", {}))
+        study = parse_study(settings.study)
+        node = graph.node(study, "report", {})
+        inputs, expected = _inputs(node), code_identity.identities(study, node)
     lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
     single = {name: paths[0] for name, paths in inputs.items() if name not in lists}
-    return Call(rule, settings, single, lists, outputs, given.code, {})
+    return Call(rule, settings, single, lists, outputs, given.code, {}, expected)
 
 
 def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
@@ -226,18 +260,33 @@ def call_of(study: Study, rule: str, names: graph.Names) -> Call:
         outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
         code=code_identity.code(study, rule, names),
         hints=node.hints,
+        expected=code_identity.identities(study, node),
     )
 
 
 def _paths(given: Sequence[str], option: str) -> dict[str, list[Path]]:
     """The paths of NAME=PATH arguments, by name."""
-    found: dict[str, list[Path]] = {}
+    return {name: [Path(each) for each in found] for name, found in _named(given, option).items()}
+
+
+def _named(given: Sequence[str], option: str) -> dict[str, list[str]]:
+    """The values of NAME=VALUE arguments, by name."""
+    found: dict[str, list[str]] = {}
     for argument in given:
-        name, equals, path = argument.partition("=")
+        name, equals, value = argument.partition("=")
         if not equals:
             raise KdstepsError(f"{option}: {argument!r} should read NAME=PATH")
-        found.setdefault(name, []).append(Path(path))
+        found.setdefault(name, []).append(value)
     return found
+
+
+def _check_provenance(call: Call) -> None:
+    """Refuse inputs that are damaged, or not what the study's jobs make."""
+    paths = {name: [path] for name, path in call.inputs.items()} | call.lists
+    for name, given in paths.items():
+        expected = call.expected.get(name) or [""] * len(given)
+        for path, identity in zip(given, expected, strict=True):
+            check_input(path, identity or None)
 
 
 def _check_inputs(inputs: Mapping[str, Path], lists: Mapping[str, list[Path]]) -> None:

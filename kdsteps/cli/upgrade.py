@@ -10,7 +10,8 @@ from typing import Any
 from kdsteps.cli.stages import call_of, run_call
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
-from kdsteps.jobs.upgrades import Status, accept, rewrite_records, statuses
+from kdsteps.jobs.restoring import restore_records
+from kdsteps.jobs.upgrades import Status, accept, statuses
 from kdsteps.study.study import Study, load_study
 
 NAMES = ("dataset", "teacher", "pair", "method", "seed")
@@ -82,9 +83,9 @@ def accept_results(given: argparse.Namespace) -> None:
 
 
 def _make(study: Study, status: Status) -> None:
-    """Run one job here, as Snakemake would, and update Snakemake's record of it."""
+    """Run one job here, as Snakemake would, and update Snakemake's records."""
     run_call(call_of(study, status.rule, status.names))
-    rewrite_records(status)
+    restore_records(study)
 
 
 def _write_report(given: argparse.Namespace) -> None:

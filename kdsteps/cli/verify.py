@@ -7,46 +7,48 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.jobs import graph
-from kdsteps.jobs.accepted import Entry, entry_for, read_accepted, settings_digest
-from kdsteps.jobs.recorded import carried_settings, first_difference
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.provenance import Provenance, is_whole, provenance_file, read_provenance
+from kdsteps.jobs.settings import first_difference
 from kdsteps.study.study import Study, load_study
 
 
 def verify(study: Study, stage: str) -> int:
-    """Check that the files of a stage carry the study's settings; return the number of jobs.
+    """Check that the files of a stage are what the study's jobs wrote; return the number of jobs.
 
     Raises:
-        KdstepsError: A file is missing, or carries other settings.
+        KdstepsError: A file is missing or damaged, or was made with other settings or code.
     """
     jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
-    accepted = read_accepted()
     for rule, names in jobs:
-        settings, outputs = graph.settings_text(study, rule, names), graph.outputs(rule, names)
-        entry = entry_for(accepted, outputs.values(), settings)
-        wanted = json.loads(settings)
-        carried = [_carries_settings(Path(path), wanted, entry) for path in outputs.values()]
-        assert any(carried), f"no file of {rule} carries the settings it was made with"
+        outputs = [Path(path) for path in graph.outputs(rule, names).values()]
+        for path in outputs:
+            if not path.is_file():
+                raise KdstepsError(f"{path}: not found; run snakemake first")
+        known = read_provenance(provenance_file(graph.outputs(rule, names)))
+        if known is None:
+            raise KdstepsError(f"{outputs[0]}: nothing says how it was made; run snakemake again")
+        _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
+        if known.code != code_identity.code(study, rule, names):
+            raise KdstepsError(f"{outputs[0]}: was made by other code; run snakemake again")
+        for path in outputs:
+            if not is_whole(path, known):
+                raise KdstepsError(
+                    f"{path}: was damaged or changed after its job wrote it; delete the file and "
+                    "run snakemake"
+                )
     return len(jobs)
 
 
-def _carries_settings(path: Path, wanted: Mapping[str, Any], entry: Entry | None) -> bool:
-    """Whether a file carries settings; raise KdstepsError if they are not the wanted ones."""
-    if not path.is_file():
-        raise KdstepsError(f"{path}: not found; run snakemake first")
-    found = carried_settings(path)
-    taken_over = entry is not None and entry.carried == settings_digest(found)
-    if not found or found == wanted or taken_over:
-        return bool(found)
-    said, meant = first_difference(found, wanted)
+def _check_made_for(path: Path, known: Provenance, wanted: str) -> None:
+    if known.settings == wanted:
+        return
+    said, meant = first_difference(json.loads(known.settings), json.loads(wanted))
     raise KdstepsError(
-        f"{path}: was made with {said}, but params.yaml has {meant}; delete the file and run "
-        "snakemake"
+        f"{path}: was made with {said}, but params.yaml has {meant}; run snakemake again"
     )
 
 

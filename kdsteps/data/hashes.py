@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.damaged import refused
 
 
 def pixel_hash(image: np.ndarray) -> str:
@@ -43,8 +45,6 @@ class Hashes:
         return None
 
     def refuse(self, row: int) -> KdstepsError:
-        """The error for a damaged image."""
-        return KdstepsError(
-            f"{self.file}: image {row} ({self.names[row]}) is damaged: its pixels do not match "
-            "their hash in the index; delete this file and run again"
-        )
+        """Move the file with a damaged image aside, and return the error that says so."""
+        problem = f"image {row} ({self.names[row]}) does not match its hash in the index"
+        return refused(Path(self.file), problem)

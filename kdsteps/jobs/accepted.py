@@ -6,13 +6,11 @@ when a job is rerun, its new result does not count as accepted.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
@@ -31,7 +29,6 @@ class Entry:
         made_with: The digest of the code that made it.
         accepted_for: The digest of the code that it was accepted for.
         settings: A digest of the settings that it was accepted for.
-        carried: A digest of the settings that its files carry, in the form of their version.
         date: When it was accepted, such as 2026-01-31.
     """
 
@@ -40,7 +37,6 @@ class Entry:
     made_with: str
     accepted_for: str
     settings: str
-    carried: str
     date: str
 
 
@@ -53,12 +49,16 @@ def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
     if not Path(path).is_file():
         return {}
     try:
-        entries = {name: Entry(**entry) for name, entry in read_json(path)["results"].items()}
+        entries = {name: _entry(entry) for name, entry in read_json(path)["results"].items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise KdstepsError(
             f"{path}: is not a list of accepted results ({error}); restore it from git or delete it"
         ) from error
     return {name: entry for name, entry in entries.items() if digest_if_any(name) == entry.digest}
+
+
+def _entry(found: Mapping[str, str]) -> Entry:
+    return Entry(**{each.name: found[each.name] for each in fields(Entry)})
 
 
 def write_accepted(entries: Mapping[str, Entry]) -> None:
@@ -81,12 +81,6 @@ def accepted_lines(path: str | Path) -> list[str]:
     ]
 
 
-def entry_for(entries: Mapping[str, Entry], outputs: Iterable[str], settings: str) -> Entry | None:
-    """The entry of the result in these files, if it was accepted for these settings."""
-    found = (entries[path] for path in outputs if path in entries)
-    return next((entry for entry in found if entry.settings == text_digest(settings)), None)
-
-
 def witness(outputs: Iterable[str]) -> str:
     """The file that represents a job's result: the smallest one that carries its settings."""
 
@@ -99,8 +93,3 @@ def witness(outputs: Iterable[str]) -> str:
 def text_digest(text: str) -> str:
     """A digest of settings as the JSON text of a job."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def settings_digest(settings: Any) -> str:
-    """A digest of settings that a file carries."""
-    return text_digest(json.dumps(settings, sort_keys=True))

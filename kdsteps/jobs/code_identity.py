@@ -19,6 +19,8 @@ from pathlib import Path
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.identity.digests import Code
+from kdsteps.jobs.outputs import flat
+from kdsteps.jobs.provenance import identity
 from kdsteps.study import registry
 from kdsteps.study.study import Study
 
@@ -38,6 +40,21 @@ _ENTRIES = {
 def code(study: Study, rule: str, names: graph.Names) -> str:
     """The digest of all code that one job depends on."""
     return digest(tuple(roots(study, rule, names)))
+
+
+def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
+    """Digests of the settings and the code of the jobs that write a job's inputs, by name.
+
+    They are in the order of the files; "" for a file that no job of the study writes.
+    """
+    return {
+        name: [_identity(study, graph.maker(study, path)) for path in flat(given)]
+        for name, given in node.inputs.items()
+    }
+
+
+def _identity(study: Study, node: graph.JobNode | None) -> str:
+    return identity(node.text, code(study, node.rule, node.names)) if node is not None else ""
 
 
 @cache

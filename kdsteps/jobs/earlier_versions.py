@@ -1,15 +1,27 @@
-"""What earlier versions wrote differently: settings in other terms, files in another form.
+"""What earlier versions wrote differently: records, settings in other terms, files in another form.
 
-Only `kdsteps stale` and `kdsteps accept` use this: what a job is made with is never translated.
+Settings are translated for `kdsteps stale` and `kdsteps accept` only: what a job is made with never
+is.
 """
 
 from __future__ import annotations
 
+import ast
+import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import digest_if_any, file_digest
+from kdsteps.jobs.accepted import read_accepted
+from kdsteps.jobs.graph import JobNode
+from kdsteps.jobs.provenance import Provenance
 from kdsteps.jobs.settings import INPUTS
+from kdsteps.jobs.snakemake_records import checksum, is_incomplete, read_record
 
 Section = Mapping[str, Any]
 
@@ -23,6 +35,83 @@ NO_LONGER_RECORDED: dict[str, Callable[[Section], bool]] = {
     "latency_runs": lambda recorded: True,
 }
 """Keys that an earlier version recorded, and where they decided nothing."""
+
+
+def adopt_records(node: JobNode, outputs: Mapping[str, str]) -> Provenance | None:
+    """Write down what a result was made from if only Snakemake's records say so, as until a0996fa.
+
+    Returns:
+        What was written; None if there are no such records.
+    """
+    paths = [path for path in outputs.values() if os.path.isfile(path)]
+    lacking = outputs.keys() - {name for name, path in outputs.items() if path in paths}
+    records = [read_record(path) or {} for path in paths]
+    found = {_settings_and_code(record) for record in records}
+    if lacking - {"digest"} or len(found) != 1 or any(map(is_incomplete, paths)):
+        return None
+    ((settings, code),) = found
+    if settings is None or code is None or not _carry(paths, json.loads(settings)):
+        return None
+    known = Provenance(
+        rule=node.rule,
+        settings=json.dumps(json.loads(settings), sort_keys=True),
+        code=code,
+        inputs=_digests_of_inputs(records[0], node),
+        files={Path(path).name: file_digest(Path(path)) for path in paths},
+        sizes={Path(path).name: os.path.getsize(path) for path in paths},
+        started=float(records[0].get("starttime") or 0),
+        ended=float(records[0].get("endtime") or 0),
+    )
+    known.write(outputs)
+    return known
+
+
+def _carry(paths: Iterable[str], settings: Any) -> bool:
+    """Whether files are those that a record is about: made with its settings, or accepted."""
+    accepted = read_accepted()
+    if any(path in accepted for path in paths):
+        return True
+    carried = [found for path in paths if (found := carried_settings(Path(path)))]
+    return all(as_today(found, settings) == settings for found in carried)
+
+
+def carried_settings(path: Path) -> Any:
+    """The settings that a result file carries; None if files of its kind carry none."""
+    from kdsteps.files.checkpoints import read_checkpoint_header
+    from kdsteps.files.tables import table_metadata
+    from kdsteps.files.text import read_json
+
+    with suppress(KdstepsError, KeyError):
+        if path.suffix == ".json":
+            return read_json(path).get("settings")
+        if path.suffix == ".parquet":
+            return table_metadata(path)["settings"]
+        if path.suffix == ".safetensors":
+            return read_checkpoint_header(path)["settings"]
+    return None
+
+
+def _settings_and_code(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    settings = code = None
+    for text in record.get("params") or []:
+        with suppress(ValueError, SyntaxError, TypeError):
+            value = ast.literal_eval(text)
+            if isinstance(value, str) and value.startswith("{"):
+                settings = value
+            elif isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value):
+                code = value
+    return settings, code
+
+
+def _digests_of_inputs(record: Mapping[str, Any], node: JobNode) -> dict[str, str]:
+    """The digest of each input; "changed" for one that is no longer what was read."""
+    known = record.get("input_checksums") or {}
+    listed = set(record.get("input") or [])
+    return {
+        path: "changed" if known.get(path, now) != now else digest_if_any(path)
+        for path in sorted(node.watched if listed == node.read else listed)
+        if (now := checksum(path) if os.path.isfile(path) else "")
+    }
 
 
 def as_today(recorded: Any, wanted: Any) -> Any:

@@ -15,6 +15,7 @@ from kdsteps.jobs.inputs import checkpoint_digest, images_digest, weights_digest
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
 from kdsteps.jobs.outputs import Names as Names
+from kdsteps.jobs.outputs import covered, flat
 from kdsteps.jobs.outputs import names_of as names_of
 from kdsteps.jobs.outputs import outputs as outputs
 from kdsteps.jobs.outputs import rules_of as rules_of
@@ -84,14 +85,19 @@ class JobNode:
 
     @property
     def covered(self) -> frozenset[str]:
-        """Inputs that Snakemake need not compare: another input has their digest, or changes with
-        them; a teacher's check only has to be there."""
-        if self.rule == "report":
-            return frozenset({"predictions", "teacher_predictions"})
-        digests = {name.removesuffix("_digest") for name in self.inputs if name.endswith("_digest")}
-        if "images" in digests:
-            digests |= {"index", "summary"}
-        return frozenset(digests | {"check"})
+        """Names of inputs that Snakemake need not compare."""
+        return covered(self.rule, self.inputs)
+
+    @property
+    def read(self) -> set[str]:
+        """Every file that it reads."""
+        return {path for given in self.inputs.values() for path in flat(given)}
+
+    @property
+    def watched(self) -> set[str]:
+        """The files that it reads whose content decides whether it is rerun."""
+        compared = self.inputs.keys() - self.covered
+        return {path for name in compared for path in flat(self.inputs[name])}
 
 
 def jobs(study: Study, rule: str) -> list[Names]:
@@ -106,6 +112,11 @@ def node(study: Study, rule: str, names: Names) -> JobNode:
         KeyError: The study has no such job.
     """
     return _graph(study).nodes[rule][tuple(sorted(names.items()))]
+
+
+def maker(study: Study, path: str) -> JobNode | None:
+    """The job that writes a file; None if no job of the study does."""
+    return _graph(study).makers.get(path)
 
 
 def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
@@ -168,6 +179,7 @@ class _Graph:
         self.nodes: dict[str, dict[tuple[tuple[str, str], ...], JobNode]] = {
             rule: {} for rule in OUTPUTS
         }
+        self.makers: dict[str, JobNode] = {}
         self._budget: dict[str, int | str] = {
             "budget_mib": max(1, round(1024 * study.params.cache.budget_gib))
         }
@@ -194,6 +206,7 @@ class _Graph:
     ) -> None:
         node = JobNode(rule, names, inputs, settings, text or settings.as_text(), hints or {})
         self.nodes[rule][tuple(sorted(names.items()))] = node
+        self.makers |= dict.fromkeys(outputs(rule, names).values(), node)
 
     def _add_prepare(self, dataset: str) -> None:
         entry = self.study.datasets[dataset]
@@ -202,7 +215,7 @@ class _Graph:
             kind=entry.kind,
             options=entry.options,
             prepare=self.study.params.prepare,
-            source=images_digest(entry, outputs("prepare", names)["summary"]),
+            source=images_digest(entry, outputs("prepare", names)),
         )
         self._add("prepare", names, {}, settings)
 
@@ -210,7 +223,7 @@ class _Graph:
         study, names = self.study, {"dataset": dataset, "teacher": teacher}
         training, evaluate = study.trainings[teacher], _evaluate(study)
         model = study.models[teacher]
-        weights = weights_digest(self._checkpoints[teacher], outputs("train", names)["model"])
+        weights = weights_digest(self._checkpoints[teacher], outputs("train", names))
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))
         check = CheckSettings.model_construct(
@@ -314,7 +327,7 @@ class _Graph:
                 options=entry.options,
                 distil=recipe,
                 seed=seed,
-                weights=weights_digest(checkpoint, outputs("distil", names)["model"]),
+                weights=weights_digest(checkpoint, outputs("distil", names)),
             )
             self._add("distil", names, read, settings, hints)
             trained = outputs("distil", names)
@@ -327,10 +340,9 @@ class _Graph:
         Seeds share an architecture, so the first one represents them all.
         """
         study, pair = self.study, self.study.pairs[name]
-        first = str(study.seeds[0])
+        first, methods = str(study.seeds[0]), sorted(study.methods)
         students = [
-            outputs("distil", {"pair": name, "method": method, "seed": first})
-            for method in study.methods
+            outputs("distil", {"pair": name, "method": method, "seed": first}) for method in methods
         ]
         read: dict[str, Any] = {
             "students": [files["model"] for files in students],
@@ -340,7 +352,7 @@ class _Graph:
             trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.teacher})
             read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
         settings = LatencySettings.model_construct(
-            evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(study.methods)
+            evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(methods)
         )
         self._add("evaluate_latency", {"pair": name}, read, settings)
 

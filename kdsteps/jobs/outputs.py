@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from string import Formatter
+from typing import Any
 
 STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
 
@@ -84,3 +86,19 @@ def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
     """The files a job writes; without names, the path patterns of its rule."""
     patterns = OUTPUTS[rule]
     return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}
+
+
+def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
+    """Names of inputs that need not be compared: another input has their digest, or changes with
+    them; a teacher's check only has to be there."""
+    if rule == "report":
+        return frozenset({"predictions", "teacher_predictions"})
+    digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
+    if "images" in digests:
+        digests |= {"index", "summary"}
+    return frozenset(digests | {"check"})
+
+
+def flat(given: Any) -> list[str]:
+    """The paths in a path or a list of paths."""
+    return [str(path) for path in given] if isinstance(given, list | tuple) else [str(given)]

@@ -145,3 +145,14 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "report": ReportSettings,
 }
 """The settings of each rule."""
+
+
+def first_difference(found: Any, wanted: Any, place: str = "") -> tuple[str, str]:
+    """The first value in which two settings differ, as `section.key: value` each."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            if found.get(key) != wanted.get(key):
+                inner = f"{place}.{key}" if place else key
+                return first_difference(found.get(key), wanted.get(key), inner)
+    name = place or "settings"
+    return f"{name}: {json.dumps(found)}", f"{name}: {json.dumps(wanted)}"

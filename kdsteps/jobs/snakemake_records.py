@@ -1,24 +1,28 @@
-"""Guards around what Snakemake remembers of a results folder, called where a workflow begins.
+"""Snakemake's own files in a study's folder, called where a workflow begins.
 
-Snakemake's records say from which values and files each result was made. They travel with the
-results in DVC; without them an old result passes for a fresh one.
+Snakemake decides from its records which jobs run: `params` (the settings and the digest of the
+code), the list of inputs with their checksums, and the text of the rule's command (`code`).
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
+import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.provenance import is_provenance
 
 RECORDS = Path(".snakemake/metadata")
 _INCOMPLETE = Path(".snakemake/incomplete")
-_LOCKS = Path(".snakemake/locks")
-_alive: list[int] = []  # the open file whose lock lives as long as this process
+_FORMAT = 6  # of the records of Snakemake 9
 
 
 def check_records(results: str | Path = "results") -> None:
@@ -27,40 +31,82 @@ def check_records(results: str | Path = "results") -> None:
     The folder results/report is left out, since some of its files are in git.
 
     Raises:
-        KdstepsError: There are results and no records of how they were made.
+        KdstepsError: There are results, and nothing says how they were made.
     """
     _own_files(RECORDS)
-    known = _holds_files(RECORDS) or _holds_files(_INCOMPLETE)
-    if known or os.environ.get("KDSTEPS_TRUST_RESULTS") == "1":
+    if next(_files(RECORDS), None) or next(_files(_INCOMPLETE), None):
         return
-    found = next(_files(Path(results), skip=("report", "settings")), None)
-    if found is not None:
+    if os.environ.get("KDSTEPS_TRUST_RESULTS") == "1":
+        return
+    unknown = None
+    for found in _files(Path(results), skip=("report", "settings")):
+        if is_provenance(found):
+            return
+        unknown = unknown or found
+    if unknown is not None:
         raise KdstepsError(
-            f"{results}: has {found} but no records of how it was made; run `dvc checkout` or "
+            f"{results}: has {unknown} but no records of how it was made; run `dvc checkout` or "
             f"`dvc pull`, or move {results} away (or set KDSTEPS_TRUST_RESULTS=1 to treat all as "
             "up to date)"
         )
 
 
-def forget_dead_locks(folder: str | Path = ".snakemake") -> None:
-    """Remove the locks of a run that was killed, so that nobody has to.
-
-    Every run holds a shared lock while it lives, which the system releases however it ends.
-    A run that gets the lock for itself is alone: what locks there are belong to the dead.
-    """
-    Path(folder).mkdir(exist_ok=True)
+def read_record(output: str) -> Mapping[str, Any] | None:
+    """Snakemake's record of a file; None if there is none that can be read."""
     try:
-        handle = os.open(Path(folder, "alive"), os.O_RDWR | os.O_CREAT, 0o666)
-        _alive.append(handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            shutil.rmtree(Path(folder, _LOCKS.name), ignore_errors=True)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    except OSError:
-        return  # a file system without such locks: Snakemake's own stay, `snakemake --unlock` helps
+        content = json.loads(_record_path(RECORDS, output).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_record(
+    output: str,
+    rule: str,
+    params: Sequence[str],
+    inputs: Sequence[str],
+    times: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """Record a file as made by a job, unless its record says so already.
+
+    The text of the rule's command is left open, which Snakemake takes as unchanged.
+
+    Args:
+        params: The job's settings and the digest of its code; empty: unknown, so that it reruns.
+        inputs: Every file that it read.
+        times: When it began and ended, in seconds since 1970.
+    """
+    same: dict[str, Any] = {"params": sorted(map(repr, params)), "input": sorted(inputs)}
+    known = read_record(output)
+    if known is not None and all(known.get(key) == value for key, value in same.items()):
+        return
+    content: dict[str, Any] = same | {
+        "rule": rule,
+        "log": [],
+        "shellcmd": None,
+        "code": None,
+        "record_format_version": _FORMAT,
+        "incomplete": False,
+        "starttime": times[0],
+        "endtime": times[1],
+        "input_checksums": {path: checksum(path) for path in inputs if Path(path).is_file()},
+    }
+    path = _record_path(RECORDS, output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content))
+    os.replace(part, path)
+
+
+def is_incomplete(output: str) -> bool:
+    """Whether a job was stopped while it wrote a file."""
+    return _record_path(_INCOMPLETE, output).exists()
+
+
+def checksum(path: str | Path) -> str:
+    """The content of a file, in the form that Snakemake records it."""
+    with Path(path).open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def use_this_python() -> None:
@@ -69,6 +115,16 @@ def use_this_python() -> None:
     paths = os.environ.get("PATH", "").split(os.pathsep)
     if paths[0] != folder:
         os.environ["PATH"] = os.pathsep.join([folder, *paths])
+
+
+def _record_path(folder: Path, output: str) -> Path:
+    """Where Snakemake keeps the record of a file: named by the path, in pieces if that is long."""
+    longest = 255
+    with suppress(OSError, ValueError):
+        longest = os.pathconf(folder, "PC_NAME_MAX") or 255
+    name = urlsafe_b64encode(output.encode()).decode()
+    pieces = [name[at : at + longest - 1] for at in range(0, len(name), longest - 1)]
+    return folder.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
 
 
 def _own_files(folder: Path) -> None:
@@ -80,11 +136,7 @@ def _own_files(folder: Path) -> None:
             os.replace(copy, file)
 
 
-def _holds_files(folder: Path) -> bool:
-    return next(_files(folder), None) is not None
-
-
-def _files(folder: Path, skip: Collection[str] = ()) -> Iterator[Path]:
+def _files(folder: Path, skip: Iterable[str] = ()) -> Iterator[Path]:
     """The finished files below a folder, outside its subfolders `skip`."""
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:

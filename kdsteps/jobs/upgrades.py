@@ -1,40 +1,27 @@
 """Find the stale results of a study, and accept those where only the code changed.
 
-Reads Snakemake's records without running Snakemake, so it takes only a second.
+Reads what results were made from without running Snakemake, so it takes only a second.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from kdsteps.files.digests import digest_if_any, write_digests
+from kdsteps.files.digests import digest_if_any, file_digest, write_digests
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.accepted import (
-    Entry,
-    entry_for,
-    read_accepted,
-    settings_digest,
-    text_digest,
-    witness,
-    write_accepted,
-)
+from kdsteps.jobs.accepted import Entry, read_accepted, text_digest, witness, write_accepted
 from kdsteps.jobs.earlier_versions import as_today, is_outdated
-from kdsteps.jobs.recorded import (
-    Record,
-    carried_settings,
-    check_no_other_run,
-    checksum,
-    first_difference,
-    is_incomplete,
-    new_record,
-    record_of,
-)
+from kdsteps.jobs.provenance import Provenance, is_whole, wrong_size
+from kdsteps.jobs.restoring import changed_inputs, known_results, restore_records
+from kdsteps.jobs.run_lock import begin_run, end_run
+from kdsteps.jobs.settings import first_difference
+from kdsteps.jobs.snakemake_records import is_incomplete
 from kdsteps.study.study import Study
 
 Reason = Literal["current", "code", "settings", "inputs", "missing", "unknown"]
@@ -45,25 +32,28 @@ class Status:
     """One job and what is known about its result.
 
     Attributes:
-        rule, names: Which job it is.
-        settings, code, inputs: What the job would be made with today.
-        covered: Inputs whose digests are in another input.
+        node: The job.
+        code: The digest of its code today.
+        known: What its result was made from; None if there is none, or nothing says so.
         reason: Why its result is stale, or "current".
         why: The reason in words.
         follows: Rules whose results it reads and that are stale.
-        records: Snakemake's, of each of its files.
     """
 
-    rule: str
-    names: graph.Names
-    settings: str
+    node: graph.JobNode
     code: str
-    inputs: list[str]
-    covered: set[str]
+    known: Provenance | None
     reason: Reason = "current"
     why: str = ""
     follows: list[str] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+
+    @property
+    def rule(self) -> str:
+        return self.node.rule
+
+    @property
+    def names(self) -> graph.Names:
+        return self.node.names
 
     @property
     def stale(self) -> bool:
@@ -87,13 +77,19 @@ class Status:
 
 def statuses(study: Study) -> list[Status]:
     """Every job of a study, and whether its result is what the job would make today."""
-    jobs = [(rule, names) for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
-    found = [_status(study, rule, names) for rule, names in jobs]
+    known = {path: was for _, files, was in known_results(study) if was for path in files.values()}
+    found = [
+        _status(study, graph.node(study, rule, names), known)
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(study, rule)
+    ]
     makers = {path: status for status in found for path in status.outputs}
     while True:
         before = sum(status.stale for status in found)
         for status in found:
-            sources = (makers[path] for path in status.inputs if _is_watched(status, path, makers))
+            sources = (
+                makers[path] for path in status.node.read if _is_watched(status, path, makers)
+            )
             status.follows = sorted({source.rule for source in sources if source.stale})
         if before == sum(status.stale for status in found):
             return found
@@ -101,85 +97,58 @@ def statuses(study: Study) -> list[Status]:
 
 def _is_watched(status: Status, path: str, makers: Mapping[str, Status]) -> bool:
     """Whether a change of an input reruns the job: a covered one only has to exist."""
-    return path in makers and not (path in status.covered and Path(path).exists())
+    return path in makers and (path in status.node.watched or not Path(path).exists())
 
 
-def _status(study: Study, rule: str, names: graph.Names) -> Status:
-    node = graph.node(study, rule, names)
-    status = Status(
-        rule,
-        names,
-        settings=node.text,
-        code=code_identity.code(study, rule, names),
-        inputs=sorted(_flat(node.inputs)),
-        covered=set(_flat({name: node.inputs[name] for name in node.covered & node.inputs.keys()})),
-    )
-    status.reason, status.why = _reason(status)
+def _status(study: Study, node: graph.JobNode, known: Mapping[str, Provenance]) -> Status:
+    code = code_identity.code(study, node.rule, node.names)
+    first = next(iter(graph.outputs(node.rule, node.names).values()))
+    status = Status(node, code, known.get(first))
+    status.reason, status.why = _reason(status, known)
     return status
 
 
-def _reason(status: Status) -> tuple[Reason, str]:
+def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, str]:
     for path in status.written:
         if not Path(path).is_file():
             return "missing", "missing"
         if is_incomplete(path):
             return "missing", "interrupted"
-    records = [record_of(path) for path in status.written]
-    status.records = [record for record in records if record is not None]
-    if len(status.records) < len(records) or not all(
-        record.settings and record.code for record in status.records
-    ):
-        return "unknown", "no record of how it was made"
-    for record in status.records:
-        if difference := _settings_changed(record, status.settings):
-            return "settings", f"settings changed: {difference}"
-    for record in status.records:
-        if changed := _changed_input(record, status):
-            return "inputs", f"an input changed: {changed}"
-    return _code_reason(status)
+    known = status.known
+    if known is None:
+        return "unknown", "nothing says how it was made"
+    for path in status.written:
+        if wrong_size(Path(path), known):
+            return "missing", f"{path} was damaged or changed"
+    if difference := _settings_changed(known, status.node.text):
+        return "settings", f"settings changed: {difference}"
+    for path in sorted(changed_inputs(status.node, known, found)):
+        return "inputs", f"an input changed: {path}"
+    return _code_reason(status, known)
 
 
-def _code_reason(status: Status) -> tuple[Reason, str]:
-    if any(record.code != status.code for record in status.records):
+def _code_reason(status: Status, known: Provenance) -> tuple[Reason, str]:
+    if known.code != status.code:
         return "code", "code changed"
-    if any(record.settings != status.settings for record in status.records):
+    if known.settings != status.node.text:
         return "code", "same settings, recorded in an earlier form"
-    if any(sorted(record.inputs) != status.inputs for record in status.records):
+    if known.inputs.keys() != status.node.watched:
         return "code", "the list of inputs changed"
     if status.written != status.outputs:
         return "code", "has no file of digests"
     return "current", ""
 
 
-def _settings_changed(record: Record, wanted: str) -> str:
+def _settings_changed(known: Provenance, wanted: str) -> str:
     """The first value that differs, in words; empty if the settings mean the same."""
-    if record.settings == wanted:
+    if known.settings == wanted:
         return ""
-    assert record.settings is not None
     now = json.loads(wanted)
-    before = as_today(json.loads(record.settings), now)
+    before = as_today(json.loads(known.settings), now)
     if before == now:
         return ""
     was, is_ = first_difference(before, now)
     return f"made with {was}, but params.yaml has {is_}"
-
-
-def _changed_input(record: Record, status: Status) -> str:
-    """An input whose content is not what was read; empty if there is none.
-
-    As in Snakemake, an input that is older than the result is not compared, nor one whose digest is
-    in another input.
-    """
-    made = min(Path(path).stat().st_mtime for path in status.written)
-    compared = set(status.inputs) - status.covered
-    if sorted(record.inputs) != status.inputs:  # recorded before these digests were written
-        compared |= record.checksums.keys() & status.covered
-    for path in sorted(set(record.inputs) & set(status.inputs)):
-        file = Path(path)
-        newer = file.is_file() and file.stat().st_mtime > made
-        if newer and path in compared and record.checksums.get(path) != checksum(path):
-            return path
-    return ""
 
 
 @dataclass
@@ -208,9 +177,18 @@ def accept(
         make: Runs a job here; for plans in a form that today's code does not read.
 
     Raises:
-        KdstepsError: Snakemake is running.
+        KdstepsError: A run is using this folder.
     """
-    check_no_other_run()
+    begin_run()
+    try:
+        return _accept(study, chosen, make)
+    finally:
+        end_run()
+
+
+def _accept(
+    study: Study, chosen: Callable[[Status], bool], make: Callable[[Status], None]
+) -> Acceptance:
     entries = read_accepted()
     taken: list[Status] = []
     refused: list[Status] = []
@@ -218,32 +196,31 @@ def accept(
     for status in found:
         if status.rule == "report" or status.reason == "current" or not chosen(status):
             continue
-        acceptable = status.reason == "code" and _is_whole(status, entries)
+        acceptable = status.reason == "code" and _is_whole(status)
         (taken if acceptable else refused).append(status)
     outdated = [status for status in taken if is_outdated(status.rule, status.outputs)]
+    as_before = [status for status in taken if status not in outdated]
     if taken:
-        as_is = [status for status in taken if status not in outdated]
-        write_accepted(entries | dict(_entry(status, entries) for status in as_is))
+        write_accepted(entries | dict(_entry(status, entries) for status in as_before))
     for status in outdated:
         make(status)
-    for status in taken:
-        _add_digest(status)
     renewed = {path for status in outdated for path in status.outputs}
-    for status in found:
-        if status in taken or (status.reason == "current" and renewed & set(status.inputs)):
-            rewrite_records(status, renewed)
+    for status in as_before:
+        _add_digest(status)
+    readers = [each for each in found if each.reason == "current" and renewed & each.node.read]
+    for status in [*as_before, *readers]:
+        _accept_for_today(status)
+    restore_records(study)
     lacking = _lacking(refused, found)
     return Acceptance(taken, [each for each in refused if each not in lacking], lacking)
 
 
-def rewrite_records(status: Status, renewed: Collection[str] = ()) -> None:
-    """Record a job's files for Snakemake as made with today's settings, code and inputs.
-
-    Args:
-        renewed: Inputs that were recomputed since.
-    """
-    for record in status.records or [new_record(path, status.rule) for path in status.outputs]:
-        record.rewrite(status.settings, status.code, status.inputs, renewed)
+def _accept_for_today(status: Status) -> None:
+    """Write that a result is what today's settings, code and inputs make."""
+    assert status.known is not None
+    node = status.node
+    renewed = status.known.accepted_for(node.text, status.code, sorted(node.watched))
+    renewed.write(graph.outputs(node.rule, node.names))
 
 
 def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
@@ -252,9 +229,9 @@ def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
     Snakemake would run these other jobs as well if it made the files itself.
     """
     good = [status for status in found if status.reason in ("current", "code")]
-    covered = {path for status in good for path in status.covered}
+    covered = {path for status in good for path in status.node.read - status.node.watched}
     readers = [status for status in found if status.rule != "report"]
-    watched = {path for status in readers for path in set(status.inputs) - status.covered}
+    watched = {path for status in readers for path in status.node.watched}
     makers = {path: status for status in found for path in status.outputs}
     return [
         status
@@ -262,7 +239,7 @@ def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
         if status.reason == "missing"
         and covered & set(status.outputs)
         and not watched & set(status.outputs)
-        and all(makers[path].reason in ("current", "code") for path in status.inputs)
+        and all(makers[path].reason in ("current", "code") for path in status.node.read)
     ]
 
 
@@ -274,38 +251,34 @@ def _add_digest(status: Status) -> None:
     ages = [file.stat().st_mtime for file in files.values() if file != files["digest"]]
     write_digests(files, files)
     os.utime(files["digest"], (max(ages), max(ages)))
-    status.records.append(status.records[0].copy_for(status.digest))
+    known, digest = status.known, files["digest"]
+    assert known is not None
+    status.known = replace(
+        known,
+        files={**known.files, digest.name: file_digest(digest)},
+        sizes={**known.sizes, digest.name: digest.stat().st_size},
+    )
 
 
-def _is_whole(status: Status, entries: Mapping[str, Entry]) -> bool:
-    """Whether a job's files are those that its records are about; if not, say why."""
-    recorded = status.records[0].settings or "{}"
-    meant, entry = json.loads(recorded), entry_for(entries, status.outputs, recorded)
-    for path in status.written:
-        carried = carried_settings(Path(path))
-        known = entry is not None and entry.carried == settings_digest(carried)
-        if carried and not known and as_today(carried, meant) != meant:
-            was, said = first_difference(carried, meant)
-            status.why = f"{path} was made with {was}, its record says {said}"
+def _is_whole(status: Status) -> bool:
+    """Whether a job's files are those that it wrote; if not, say why."""
+    assert status.known is not None
+    for path in map(Path, status.written):
+        if not is_whole(path, status.known):
+            status.why = f"{path} was damaged or changed after its job wrote it"
             return False
     return True
 
 
 def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
     name = witness(path for path in status.written if path != status.digest)
-    code = status.records[0].code or ""
     known = entries.get(name)
+    assert status.known is not None
     return name, Entry(
         rule=status.rule,
         digest=digest_if_any(name),
-        made_with=known.made_with if known else code,
+        made_with=known.made_with if known else status.known.code,
         accepted_for=status.code,
-        settings=text_digest(status.settings),
-        carried=settings_digest(carried_settings(Path(name))),
+        settings=text_digest(status.node.text),
         date=date.today().isoformat(),
     )
-
-
-def _flat(inputs: Mapping[str, str | Sequence[str]]) -> Iterator[str]:
-    for paths in inputs.values():
-        yield from [paths] if isinstance(paths, str) else paths

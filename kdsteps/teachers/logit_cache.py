@@ -88,20 +88,28 @@ def teacher_outputs(
         terms: When outputs are cached.
 
     Raises:
-        KdstepsError: The file is damaged, or has to be written and exceeds the budget.
+        KdstepsError: The file has to be written and exceeds the budget, or what was written is not
+            what the teacher computes.
     """
     if terms.keep == "never":
         log.info("computing teacher logits on the fly: cache.outputs is never")
         return live
-    if not path.exists():
-        expected = forecast(live, part, views)
-        wanted, why = decide(expected, terms)
-        log.info("%s: %s", expected, why)
-        if not wanted:
-            return live
-        with _alone(path):
-            if not path.exists():
-                write_outputs(path, live, part, views)
+    if path.exists():
+        try:
+            found = CachedOutputs(path, live, part, views)
+            log.info("reading teacher logits from %s", path)
+            return found
+        except KdstepsError as error:
+            log.warning("%s", error)
+            path.unlink(missing_ok=True)
+    expected = forecast(live, part, views)
+    wanted, why = decide(expected, terms)
+    log.info("%s: %s", expected, why)
+    if not wanted:
+        return live
+    with _alone(path):
+        if not path.exists():
+            write_outputs(path, live, part, views)
     log.info("reading teacher logits from %s", path)
     return CachedOutputs(path, live, part, views)
 

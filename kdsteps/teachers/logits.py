@@ -200,4 +200,4 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _damaged(path: Path, what: str) -> KdstepsError:
-    return KdstepsError(f"{path}: {what}; delete it, and it is written again if that saves time")
+    return KdstepsError(f"{path}: {what}; it is written again if that saves time")

@@ -5,7 +5,9 @@ import sys
 from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
-from kdsteps.jobs.snakemake_records import check_records, forget_dead_locks, use_this_python
+from kdsteps.jobs.restoring import restore_records
+from kdsteps.jobs.run_lock import begin_run
+from kdsteps.jobs.snakemake_records import check_records, use_this_python
 from kdsteps.study.study import load_study
 
 
@@ -27,9 +29,12 @@ def study_of(path):
                 f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
         if workflow.is_main_process:
-            forget_dead_locks()
+            begin_run()
             check_records()
-        return load_study(path)
+        study = load_study(path)
+        for finding in restore_records(study) if workflow.is_main_process else []:
+            print(finding, file=sys.stderr)
+        return study
     except KdstepsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -72,13 +77,20 @@ def hint_of(rule, name):
     return lambda wildcards: graph.hints(study, rule, dict(wildcards.items()))[name]
 
 
-def files(wildcards, input, output):
+def files_of(rule):
     """Param function: a job's files as arguments of its command; changes do not rerun the job."""
-    return ["--inputs", *named(input), "--outputs", *named(output)]
+
+    def files(wildcards, input, output):
+        node = graph.node(study, rule, dict(wildcards.items()))
+        expected = code_identity.identities(study, node)
+        arguments = ["--inputs", *named(input), "--outputs", *named(output)]
+        return [*arguments, "--expect", *named(expected)]
+
+    return files
 
 
 def files_written(wildcards, output):
-    """Like `files`, for the report, which reads hundreds of files and finds them from the settings."""
+    """Like `files_of`, for the report, which reads hundreds of files and finds them from the settings."""
     return ["--outputs", *named(output)]
 
 

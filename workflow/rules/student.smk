@@ -12,7 +12,7 @@ rule build:
     params:
         settings=settings_of("build"),
         code=code_of("build"),
-        files=files,
+        files=files_of("build"),
     message:
         "plan {wildcards.method} for {wildcards.pair}"
     shell:
@@ -43,7 +43,7 @@ rule distil:
     params:
         settings=settings_of("distil"),
         code=code_of("distil"),
-        files=files,
+        files=files_of("distil"),
     message:
         "distill {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
     shell:
@@ -73,7 +73,7 @@ rule evaluate:
     params:
         settings=settings_of("evaluate"),
         code=code_of("evaluate"),
-        files=files,
+        files=files_of("evaluate"),
     message:
         "evaluate {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
     shell:
@@ -101,7 +101,7 @@ rule evaluate_latency:
     params:
         settings=settings_of("evaluate_latency"),
         code=code_of("evaluate_latency"),
-        files=files,
+        files=files_of("evaluate_latency"),
     message:
         "measure the speed of the networks of {wildcards.pair}"
     shell:

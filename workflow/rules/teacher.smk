@@ -13,7 +13,7 @@ rule prepare:
     params:
         settings=settings_of("prepare"),
         code=code_of("prepare"),
-        files=files,
+        files=files_of("prepare"),
     message:
         "prepare the images of {wildcards.dataset}"
     shell:
@@ -42,7 +42,7 @@ rule train:
     params:
         settings=settings_of("train"),
         code=code_of("train"),
-        files=files,
+        files=files_of("train"),
     message:
         "train the teacher {wildcards.teacher} on {wildcards.dataset}"
     shell:
@@ -71,7 +71,7 @@ rule train_check:
     params:
         settings=settings_of("train_check"),
         code=code_of("train_check"),
-        files=files,
+        files=files_of("train_check"),
     message:
         "check the teacher {wildcards.teacher} on {wildcards.dataset}"
     shell:
@@ -100,7 +100,7 @@ rule cache:
     params:
         settings=settings_of("cache"),
         code=code_of("cache"),
-        files=files,
+        files=files_of("cache"),
     message:
         "cache the features of {wildcards.teacher} on {wildcards.dataset}"
     shell:
@@ -132,7 +132,7 @@ rule cache_outputs:
     params:
         settings=settings_of("cache_outputs"),
         code=code_of("cache_outputs"),
-        files=files,
+        files=files_of("cache_outputs"),
     message:
         "cache the logits of {wildcards.teacher} on {wildcards.dataset}"
     shell:
@@ -161,7 +161,7 @@ rule score:
     params:
         settings=settings_of("score"),
         code=code_of("score"),
-        files=files,
+        files=files_of("score"),
     message:
         "score the layers of {wildcards.teacher} on {wildcards.dataset}"
     shell:
@@ -189,7 +189,7 @@ rule evaluate_teacher:
     params:
         settings=settings_of("evaluate_teacher"),
         code=code_of("evaluate_teacher"),
-        files=files,
+        files=files_of("evaluate_teacher"),
     message:
         "evaluate the teacher {wildcards.teacher} on {wildcards.dataset}"
     shell:

@@ -1,0 +1,182 @@
+"""What each result was made from, in a small file next to it: `student.provenance.json`.
+
+It has the job's settings, the digest of its code, and digests of the files that it read and wrote.
+A job compares the files it reads with it, so that damaged, edited or foreign files are noticed; a
+new run compares it with the study. Snakemake's own records are derived from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.damaged import refused
+from kdsteps.files.digests import digest_if_any, file_digest
+from kdsteps.files.text import write_text
+from kdsteps.jobs.outputs import covered, flat
+
+_ENDING = ".provenance.json"
+_CHECKED_BY_IMAGE = "images.npy"  # each image is compared with its own digest when it is read
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a job's files came about.
+
+    Attributes:
+        rule: The rule of the job.
+        settings: All that it read from params.yaml, as JSON text.
+        code: The digest of the code behind it.
+        inputs: The digest of each file that it read, by path; without files whose digests are in
+            another of them.
+        files: The digest of each file that it wrote, by name.
+        sizes: Of these files, in bytes.
+        started, ended: Seconds since 1970.
+    """
+
+    rule: str
+    settings: str
+    code: str
+    inputs: Mapping[str, str]
+    files: Mapping[str, str]
+    sizes: Mapping[str, int]
+    started: float
+    ended: float
+
+    @property
+    def identity(self) -> str:
+        """A digest of settings and code."""
+        return identity(self.settings, self.code)
+
+    def accepted_for(self, settings: str, code: str, inputs: Iterable[str]) -> Provenance:
+        """The same files, accepted as what other settings and code would make of today's inputs."""
+        found = {path: digest_if_any(path) or self.inputs.get(path, "") for path in inputs}
+        return replace(self, settings=settings, code=code, inputs=found)
+
+    def write(self, outputs: Mapping[str, str | Path]) -> None:
+        """Write the file that belongs to a job's outputs."""
+        content = asdict(self) | {"settings": json.loads(self.settings)}
+        text = json.dumps({"digest": _seal(content)} | content, indent=1)
+        write_text(provenance_file(outputs), text + "\n")
+
+
+def identity(settings: str, code: str) -> str:
+    """A digest of a job's settings, as JSON text, and of its code."""
+    return blake2b(f"{code} {settings}".encode(), digest_size=8).hexdigest()
+
+
+def provenance_file(outputs: Mapping[str, str | Path]) -> Path:
+    """Where the provenance of a job's outputs is; the first of them names it."""
+    first = Path(next(iter(outputs.values())))
+    return first.with_name(first.stem + _ENDING)
+
+
+def provenance_of_job(
+    rule: str,
+    settings: str,
+    code: str,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, str | Path],
+    started: float,
+    ended: float,
+) -> Provenance:
+    """The provenance of files that were just written.
+
+    Args:
+        inputs: Paths, or lists of paths, by name.
+        outputs: Paths by name.
+    """
+    skipped = covered(rule, inputs)
+    watched = [
+        path for name, given in inputs.items() if name not in skipped for path in flat(given)
+    ]
+    files = {name: Path(path) for name, path in outputs.items()}
+    known = _listed(files.get("digest"))
+    return Provenance(
+        rule=rule,
+        settings=settings,
+        code=code,
+        inputs={path: file_digest(Path(path)) for path in sorted(watched)},
+        files={p.name: known.get(p.name) or file_digest(p) for p in files.values()},
+        sizes={p.name: p.stat().st_size for p in files.values()},
+        started=started,
+        ended=ended,
+    )
+
+
+def read_provenance(file: Path) -> Provenance | None:
+    """What a provenance file says; None if it is missing or damaged."""
+    try:
+        content = json.loads(file.read_bytes())
+        if content.pop("digest") != _seal(content):
+            return None
+        return Provenance(**content | {"settings": json.dumps(content["settings"], sort_keys=True)})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+
+
+def is_whole(path: Path, known: Provenance) -> bool:
+    """Whether a file is what its job wrote; of large arrays of images, the size is compared."""
+    if not _has_size(path, known.sizes.get(path.name, -1)):
+        return False
+    return path.name == _CHECKED_BY_IMAGE or file_digest(path) == known.files[path.name]
+
+
+def check_input(path: Path, expected: str | None = None) -> None:
+    """Compare a result with its provenance; a result without any is taken as it is.
+
+    A file that was changed or damaged is moved aside, so that the next run makes it again.
+
+    Args:
+        expected: The `identity` that its job has in the study; None: unknown.
+
+    Raises:
+        KdstepsError: It is not what its job wrote, or was made with other settings or code.
+    """
+    found = _provenance_beside(path)
+    if found is None:
+        return
+    if expected is not None and found.identity != expected:
+        raise KdstepsError(
+            f"{path}: was made with other settings or code than the study has now; run snakemake "
+            "again"
+        )
+    if not is_whole(path, found):
+        raise refused(path, "was damaged or changed after its job wrote it")
+
+
+def is_provenance(path: Path) -> bool:
+    """Whether a file is one that says how others were made."""
+    return path.name.endswith(_ENDING)
+
+
+def wrong_size(path: Path, found: Provenance) -> bool:
+    """Whether a file has another size than its job wrote."""
+    return not _has_size(path, found.sizes.get(path.name, -1))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.stat().st_size == size
+
+
+def _provenance_beside(path: Path) -> Provenance | None:
+    for file in path.parent.glob(f"*{_ENDING}"):
+        found = read_provenance(file)
+        if found is not None and path.name in found.files:
+            return found
+    return None
+
+
+def _listed(file: Path | None) -> dict[str, str]:
+    """The digests that a job has just written itself."""
+    return dict(json.loads(file.read_bytes())) if file is not None else {}
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """A digest of a provenance file's content."""
+    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

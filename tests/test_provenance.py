@@ -1,0 +1,182 @@
+"""What results were made from: damage and foreign files are noticed, records follow from it."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from _study import TINY
+
+from kdsteps.cli.verify import verify
+from kdsteps.errors import KdstepsError
+from kdsteps.files.damaged import forget_aside
+from kdsteps.files.text import write_json
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.provenance import (
+    check_input,
+    provenance_file,
+    provenance_of_job,
+    read_provenance,
+)
+from kdsteps.jobs.restoring import restore_records
+from kdsteps.jobs.snakemake_records import read_record
+from kdsteps.study.study import Study, load_study
+
+TEACHER = Path("results/train/digits/big/teacher.safetensors")
+STUDENT = Path("results/distil/pair/kd/0/student.safetensors")
+MEASURES = Path("results/evaluate/students/pair/kd/0/measures.json")
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A finished study whose files are small stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KDSTEPS_TRUST_RESULTS", raising=False)
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    study = load_study()
+    nodes = [(rule, names) for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
+    for rule, names in nodes:
+        for path in graph.outputs(rule, names).values():
+            write_json(path, {"path": path})
+    for rule, names in nodes:
+        write(study, rule, names)
+    assert restore_records(study) == []
+    return study
+
+
+def write(study: Study, rule: str, names: graph.Names, **changes: Any) -> None:
+    node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
+    code = code_identity.code(study, rule, names)
+    made = provenance_of_job(rule, node.text, code, node.inputs, outputs, 1, 2)
+    replace(made, **changes).write(outputs)
+
+
+KD = {"pair": "pair", "method": "kd", "seed": "0"}
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed_by_a_reader(study: Study):
+    content, random_ = STUDENT.read_bytes(), random.Random(0)
+    for _ in range(50):
+        damaged = bytearray(content)
+        damaged[random_.randrange(len(content))] ^= 1 << random_.randrange(8)
+        STUDENT.write_bytes(damaged)
+        with pytest.raises(KdstepsError, match=r"student\.safetensors: was damaged or changed"):
+            check_input(STUDENT)
+        assert not STUDENT.exists(), "the next run makes it again"
+    for size in (0, 1, len(content) // 2, len(content) - 1):
+        STUDENT.write_bytes(content[:size])
+        with pytest.raises(KdstepsError, match="snakemake makes the file again"):
+            check_input(STUDENT)
+    STUDENT.write_bytes(content)
+    check_input(STUDENT)
+    forget_aside([STUDENT])
+    assert not list(STUDENT.parent.glob("*.damaged"))
+
+
+def test_a_result_of_other_settings_is_refused_by_its_readers(study: Study):
+    node = graph.node(study, "evaluate", KD)
+    (expected,) = code_identity.identities(study, node)["model"]
+    check_input(STUDENT, expected)
+    settings = json.loads(graph.settings_text(study, "distil", KD))
+    settings["options"]["temperature"] = 2.0
+    write(study, "distil", KD, settings=json.dumps(settings, sort_keys=True))
+    with pytest.raises(KdstepsError, match="made with other settings or code"):
+        check_input(STUDENT, expected)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"digest": "x"}', None])
+def test_a_damaged_provenance_is_as_good_as_none(study: Study, damage: bytes | None):
+    file = provenance_file(graph.outputs("distil", KD))
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"4.0", b"5.0") if damage is None else damage)
+    assert read_provenance(file) is None
+
+
+def records(study: Study) -> list[Any]:
+    return [read_record(path) for stage in graph.STAGES for path in graph.all_outputs(study, stage)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"[]", b'{"params": null}'])
+def test_lost_and_damaged_records_are_rebuilt(study: Study, content: bytes | None):
+    before = records(study)
+    for record in sorted(Path(".snakemake/metadata").iterdir())[::2]:
+        record.unlink()
+        if content is not None:
+            record.write_bytes(content)
+    assert restore_records(study) == []
+    assert records(study) == before
+
+
+def test_a_record_that_says_more_than_the_result_is_corrected(study: Study):
+    """As if a job of a killed run had written its file after the next run's job."""
+    settings = json.loads(graph.settings_text(study, "distil", KD))
+    settings["options"]["temperature"] = 2.0
+    write(study, "distil", KD, settings=json.dumps(settings, sort_keys=True))
+    restore_records(study)
+    record = read_record(str(STUDENT))
+    assert record is not None
+    assert '"temperature": 2.0' in " ".join(record["params"])
+
+
+def test_an_input_that_is_not_what_a_result_was_made_from_makes_snakemake_run_the_job(
+    study: Study,
+):
+    digest = TEACHER.with_name("digest.json")
+    write_json(digest, {"another": "teacher"})
+    write(study, "train", {"dataset": "digits", "teacher": "big"})
+    restore_records(study)
+    record = read_record(str(STUDENT))
+    assert record is not None
+    assert str(digest) not in record["input"]
+    untouched = read_record(str(STUDENT).replace("kd", "labels"))
+    node = graph.node(study, "distil", {**KD, "method": "labels"})
+    assert untouched is not None
+    assert untouched["input"] == sorted(node.read)
+
+
+def test_a_truncated_file_is_moved_aside_before_anything_runs(study: Study):
+    MEASURES.write_bytes(MEASURES.read_bytes()[:-1])
+    (said,) = restore_records(study)
+    assert str(MEASURES) in said
+    assert not MEASURES.exists()
+
+
+def test_a_result_of_unknown_origin_is_made_again_unless_the_user_vouches_for_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    provenance_file(graph.outputs("distil", KD)).unlink()
+    for path in graph.outputs("distil", KD).values():
+        Path(".snakemake/metadata", _record_name(path)).unlink()
+    (said,) = restore_records(study)
+    assert str(STUDENT) in said
+    assert read_record(str(STUDENT))["params"] == []  # type: ignore[index]
+    monkeypatch.setenv("KDSTEPS_TRUST_RESULTS", "1")
+    assert restore_records(study) == []
+    assert len(read_record(str(STUDENT))["params"]) == 2  # type: ignore[index]
+
+
+def _record_name(path: str) -> str:
+    from base64 import urlsafe_b64encode
+
+    return urlsafe_b64encode(path.encode()).decode()
+
+
+def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Study):
+    assert verify(study, "distil") == 3
+    write(study, "distil", KD, code="0123456789abcdef")
+    with pytest.raises(KdstepsError, match=r"student.safetensors: was made by other code"):
+        verify(study, "distil")
+    settings = json.loads(graph.settings_text(study, "distil", KD))
+    settings["options"]["temperature"] = 2.0
+    write(study, "distil", KD, settings=json.dumps(settings, sort_keys=True))
+    wrong = r"student.safetensors: was made with options.temperature: 2.0, but params.yaml has"
+    with pytest.raises(KdstepsError, match=wrong):
+        verify(study, "distil")
+    STUDENT.unlink()
+    with pytest.raises(KdstepsError, match=r"student.safetensors: not found; run snakemake"):
+        verify(study, "distil")

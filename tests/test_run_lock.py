@@ -1,0 +1,154 @@
+"""One run at a time in a folder, and jobs that end with their run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdsteps.errors import KdstepsError
+from kdsteps.jobs import run_lock
+from kdsteps.jobs.run_lock import LOCK, RUN, begin_run, during_job, end_run
+
+RUNS = "from kdsteps.jobs.run_lock import begin_run; begin_run()"
+JOB = """
+import sys, time
+from pathlib import Path
+from kdsteps.jobs.run_lock import during_job
+with during_job(Path(sys.argv[1])) as check:
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[2]))
+    check()
+    print("done", flush=True)
+"""
+JOB_OF_RUN = """
+import subprocess, sys
+job = subprocess.Popen([sys.executable, "-c", sys.argv[1], "target", "60"], stdout=subprocess.PIPE)
+job.stdout.readline()
+print(job.pid, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(RUN, raising=False)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
+    monkeypatch.setattr(run_lock, "PATIENCE_WITH_JOBS", 0.2)
+    yield tmp_path
+    end_run()
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that runs some code and then waits; its first line has been read."""
+    command = [sys.executable, "-c", f"{code}\nprint(flush=True); input()", *arguments]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def lives(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def first_line(started: subprocess.Popen[str]) -> str:
+    assert started.stdout is not None
+    return started.stdout.readline().strip()
+
+
+def test_a_second_run_names_the_process_of_the_first():
+    with process(RUNS) as run:
+        first_line(run)
+        with pytest.raises(KdstepsError, match=f"process {run.pid} since .*wait until it ends"):
+            begin_run()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_killed_is_no_obstacle_and_its_snakemake_locks_are_removed(how: int):
+    with process(RUNS) as run:
+        first_line(run)
+        lock = LOCK.with_name("locks") / "0.input.lock"
+        lock.parent.mkdir()
+        lock.touch()
+        run.send_signal(how)
+        run.wait()
+    begin_run()
+    assert not lock.exists()
+
+
+def test_a_job_by_hand_does_not_begin_during_a_run():
+    with process(RUNS) as run:
+        first_line(run)
+        with pytest.raises(KdstepsError, match=f"process {run.pid}"), during_job(Path("a")):
+            pass
+
+
+def test_jobs_by_hand_run_side_by_side_but_each_only_once():
+    with process(JOB, "a", "60") as other:
+        first_line(other)
+        with during_job(Path("b")) as check:
+            check()
+        with pytest.raises(KdstepsError, match="another process is making"), during_job(Path("a")):
+            pass
+        with pytest.raises(KdstepsError, match=f"started by hand.*process {other.pid}"):
+            begin_run()
+
+
+def test_a_job_stops_when_its_run_is_killed_and_the_next_run_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(run_lock, "PATIENCE_WITH_JOBS", 20.0)
+    with process(f"{RUNS}\n{JOB_OF_RUN}", JOB) as run:
+        job = int(first_line(run))
+        assert lives(job)
+        run.kill()
+        run.wait()
+        time.sleep(1.5)  # it looks every second
+        begin_run()
+        assert not lives(job)
+
+
+def test_a_job_whose_run_is_over_puts_nothing_in_place(monkeypatch: pytest.MonkeyPatch):
+    with process(RUNS) as run:
+        first_line(run)
+        monkeypatch.setenv(RUN, run_lock._holder(os.open(LOCK, os.O_RDONLY))["run"])
+        with during_job(Path("a")) as check:
+            check()
+            run.kill()
+            run.wait()
+            with pytest.raises(KdstepsError, match="has ended; its result is discarded"):
+                check()
+
+
+def test_a_job_of_an_earlier_run_notices_the_next_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(RUN, "earlier")
+    with process(RUNS) as run:
+        first_line(run)
+        with during_job(Path("a")) as check, pytest.raises(KdstepsError, match="discarded"):
+            check()
+
+
+def test_a_job_on_a_machine_that_does_not_see_the_lock_goes_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(RUN, "elsewhere")
+    with during_job(Path("a")) as check:
+        check()
+    with process(RUNS) as run:  # a lock that another machine holds looks free from here
+        first_line(run)
+        holder = run_lock._holder(os.open(LOCK, os.O_RDONLY))
+    monkeypatch.setenv(RUN, holder["run"])
+    monkeypatch.setattr(run_lock, "gethostname", lambda: "another")
+    with during_job(Path("a")) as check:
+        check()
