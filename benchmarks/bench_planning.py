@@ -51,6 +51,7 @@ def _own() -> Row:
             node = graph.node(study, rule, names)
             assert node.text and node.covered is not None
             code_identity.code(study, rule, names)
+            code_identity.identities(study, node)
     spent = time.process_time() - started
     return Row(
         f"kdsteps' own functions for {_count(study):,} jobs",

@@ -17,6 +17,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
 from kdsteps.files.digests import write_digests
+from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.job import Files, Job
@@ -151,8 +152,9 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
                     **call.hints | hints,
                 )
                 _run(call.rule, job, final, check_run)
+        digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
-            *(call.rule, text, call.code or "", read, final), started, time.time()
+            *(call.rule, text, call.code or "", read, final), started, time.time(), digests
         )
         made.write(final)
         forget_aside(final.values())

@@ -84,19 +84,21 @@ def provenance_of_job(
     outputs: Mapping[str, str | Path],
     started: float,
     ended: float,
+    digests: Mapping[str, str] | None = None,
 ) -> Provenance:
     """The provenance of files that were just written.
 
     Args:
         inputs: Paths, or lists of paths, by name.
         outputs: Paths by name.
+        digests: Of files whose digest is known, by their names.
     """
     skipped = covered(rule, inputs)
     watched = [
         path for name, given in inputs.items() if name not in skipped for path in flat(given)
     ]
     files = {name: Path(path) for name, path in outputs.items()}
-    known = _listed(files.get("digest"))
+    known = digests or {}
     return Provenance(
         rule=rule,
         settings=settings,
@@ -170,11 +172,6 @@ def _provenance_beside(path: Path) -> Provenance | None:
         if found is not None and path.name in found.files:
             return found
     return None
-
-
-def _listed(file: Path | None) -> dict[str, str]:
-    """The digests that a job has just written itself."""
-    return dict(json.loads(file.read_bytes())) if file is not None else {}
 
 
 def _seal(content: Mapping[str, Any]) -> str:
