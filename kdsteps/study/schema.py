@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kdsteps.study import registry
+from kdsteps.study.entries import Params
 from kdsteps.study.messages import MAX_NAME
-from kdsteps.study.settings import Params
 
 Schema = dict[str, Any]
 
