@@ -7,11 +7,13 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kdsteps.cli.section_help import section_help
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.digests import write_digests
@@ -67,6 +69,7 @@ def add_stage(commands: Any, stage: str) -> None:
             metavar="S",
             help="seconds between two saves of the training state (params.yaml)",
         )
+    parser.more_help = partial(section_help, stage)
     parser.set_defaults(run=_run_given)
 
 

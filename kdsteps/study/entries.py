@@ -87,7 +87,7 @@ class Pair(Section):
 
 
 class Params(Section):
-    """The whole params.yaml as written."""
+    """The whole params.yaml as written; the docstring of a section's class describes it."""
 
     datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
     """Images, by a name of your choice."""
@@ -100,18 +100,10 @@ class Params(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     """Every student is trained once with each seed."""
     prepare: Prepare = Prepare()
-    """How a data set is split, as far as its source does not say."""
     train: Train = Train()
-    """How every teacher is trained."""
     cache: Cache = Cache()
-    """What is cached of a teacher."""
     score: ScoreSection = ScoreSection()
-    """How layers are scored and selected."""
     build: Build = Build()
-    """How students and teachers are joined."""
     distil: Distil = Distil()
-    """How every student is trained."""
     evaluate: Evaluate = Evaluate()
-    """How trained networks are evaluated."""
     report: Report = Report()
-    """What the report shows."""
