@@ -195,6 +195,7 @@ def test_images_imported_from_another_repository_are_followed_there(study: Study
     source.dvc("add", "photos")
     source.commit()
     assert study.planned() == Counter()
+    assert "update available" in study.dvc("status", "photos.dvc")
     study.dvc("update", "photos.dvc")
     assert study.planned() == OF_PHOTOS
 
