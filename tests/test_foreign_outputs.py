@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.cut.cutting import CutChain
-from kdsteps.study.settings import ModelEntry
+from kdsteps.study.entries import ModelEntry
 from kdsteps.study.study import resolve_model
 
 SHAPE = (3, 8, 8)

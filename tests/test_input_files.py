@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from _commands import NET, STUDY
 from PIL import Image
 
+from kdsteps.cli.main import main
 from kdsteps.jobs import graph
 from kdsteps.study.study import parse_study
 
@@ -85,3 +87,68 @@ def test_data_that_cannot_change_have_no_digest():
     study = parse_study(STUDY)
     names = {"dataset": "digits"}
     assert "source" not in json.loads(graph.settings_text(study, "prepare", names))
+
+
+# DVC
+
+
+def resolve(capsys: pytest.CaptureFixture[str], *dependencies: str) -> str:
+    """What `kdsteps resolve` says where dvc.yaml has these dependencies; "" if it succeeds."""
+    content = {"stages": {"resolve": {"cmd": "kdsteps resolve", "deps": list(dependencies)}}}
+    Path("dvc.yaml").write_text(yaml.safe_dump(content))
+    status = main(["resolve"])
+    said = capsys.readouterr().err
+    assert status == (2 if said else 0)
+    return said
+
+
+@pytest.fixture
+def written(pets: Path) -> Path:
+    """params.yaml with images, a checkpoint and code of the user, who has none of the images."""
+    (pets.parent / "mine.py").write_text(
+        "import helper\nfrom kdsteps.methods.kd import KD\n\n\nclass Mine(KD): ...\n"
+    )
+    (pets.parent / "helper.py").touch()
+    study = STUDY | {
+        "datasets": {"pets": {"kind": "folder", "path": "pets/"}},
+        "models": {"big": NET | {"checkpoint": "./big.pth"}, "small": NET},
+        "pairs": {"pair": {"dataset": "pets", "teacher": "big", "student": "small"}},
+        "methods": {"labels": {}, "mine": {"method": "./mine.py:Mine"}},
+    }
+    shutil.rmtree(pets)
+    Path("params.yaml").write_text(yaml.safe_dump(study))
+    return pets
+
+
+def test_a_file_that_dvc_does_not_follow_is_named_with_the_line_to_write(written, capsys):
+    said = resolve(capsys, "kdsteps")
+    assert "kdsteps resolve: dvc.yaml: the stage 'resolve'" in said
+    assert "`deps: [kdsteps, pets, big.pth, helper.py, mine.py]`" in said
+    assert not Path("results/settings").exists()
+    assert "depend on big.pth, " in resolve(capsys, "kdsteps", "pets")
+
+
+def test_what_dvc_follows_is_accepted(written, capsys):
+    assert resolve(capsys, "kdsteps", str(written), "./big.pth", "mine.py", "helper.py") == ""
+    assert Path("results/settings/prepare.json").is_file()
+
+
+def test_a_folder_above_is_followed_too(written, capsys):
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["datasets"]["pets"]["path"] = "pets/all/of/them"
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert resolve(capsys, "pets", "big.pth", "mine.py", "helper.py") == ""
+
+
+def test_images_next_to_the_results_cannot_be_followed(written, capsys):
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["datasets"]["pets"]["path"] = "."
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    assert "move the images into a folder" in resolve(capsys, "kdsteps")
+
+
+@pytest.mark.parametrize("text", [None, "", "stages: {}", "stages: {resolve: 3}", "\t", "[]"])
+def test_without_the_stage_nothing_is_checked(written, text):
+    if text is not None:
+        Path("dvc.yaml").write_text(text)
+    assert main(["resolve"]) == 0

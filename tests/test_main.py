@@ -19,6 +19,7 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
 from kdsteps.cli.main import COMMANDS, main
 from kdsteps.jobs import graph
+from kdsteps.study.entries import Params
 from kdsteps.study.study import parse_study
 
 Said = Callable[..., str]
@@ -266,6 +267,19 @@ def test_the_help_of_a_stage_tells_its_files(capsys, stage):
     rules = [rule for rule in graph.OUTPUTS if graph.stage_of(rule) == stage]
     for name in (name for rule in rules for name in graph.OUTPUTS[rule]):
         assert name in text
+
+
+@pytest.mark.parametrize("stage", graph.STAGES)
+def test_the_help_of_a_stage_describes_every_key_of_its_section(capsys, stage):
+    with pytest.raises(SystemExit):
+        main([stage, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    section = type(Params.model_fields[stage].default)
+    for name, info in section.model_fields.items():
+        assert info.description
+        shown = f" {name}: {json.dumps(info.default)} ("
+        assert shown in text, shown
+        assert " ".join(info.description.split()) in text
 
 
 def test_the_help_lists_every_command(capsys):

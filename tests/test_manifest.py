@@ -17,7 +17,7 @@ from _pictures import color, write_folder
 from kdsteps.errors import KdstepsError
 from kdsteps.files import input_digests as digests
 from kdsteps.files.input_digests import MANIFESTS, file_digest
-from kdsteps.files.manifest import source_digest
+from kdsteps.files.manifest import source_digest, source_paths
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -239,3 +239,28 @@ def test_planning_imports_nothing_heavy():
     )
     environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+# what DVC has to follow
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "paths"),
+    [
+        ("digits", {"size": 8}, []),
+        ("torchvision", {"name": "CIFAR10", "root": "data"}, []),
+        ("folder", {"path": "set"}, ["set"]),
+        ("folder", {"path": ["set", "more"]}, ["set", "more"]),
+        ("folder", {"path": "set", "test": "held-out.txt"}, ["set"]),
+        ("table", {"path": "set/list.csv"}, ["set/list.csv", "set"]),
+        ("table", {"path": "absent.csv"}, ["absent.csv"]),
+        (
+            "parquet",
+            {"train": "flowers/train-*.parquet", "test": ["a.parquet"]},
+            ["flowers", "a.parquet"],
+        ),
+        ("own", {"images": "set", "size": 3, "mode": "fast"}, ["set"]),
+    ],
+)
+def test_the_paths_to_follow_need_no_images(kind, options, paths):
+    assert [str(path) for path in source_paths(kind, options)] == paths

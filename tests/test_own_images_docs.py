@@ -73,3 +73,10 @@ def test_every_option_of_a_kind_is_described(kind):
     known = {name for line in names for name in line.split(", ")}
     options = registry.find("data", kind.__name__.rpartition(".")[2], "datasets").json_schema
     assert known == set(options["properties"])
+
+
+def test_the_stage_for_dvc_is_the_one_that_comes_with_kdsteps():
+    shipped = yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text())["stages"]
+    (shown,) = [block["stages"] for block in BLOCKS if "stages" in block]
+    assert shown["resolve"]["cmd"] == shipped["resolve"]["cmd"]
+    assert shown["resolve"]["deps"][:1] == shipped["resolve"]["deps"]

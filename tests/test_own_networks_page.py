@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdsteps.models import architecture, build_model
-from kdsteps.study.settings import ModelEntry
+from kdsteps.study.entries import ModelEntry
 from kdsteps.study.study import resolve_model
 
 PAGE = (Path(__file__).parents[1] / "docs/own-networks.md").read_text()

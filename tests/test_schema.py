@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def test_the_studies_that_come_with_kdsteps_fit(validator, path):
             }
         },
         {"build": {"cuts": [["layer1.0", "layer1.0"]]}},
+        {"models": {"big": NET | {"normalize": "none", "expected_accuracy": 0.9}, "small": NET}},
+        {"models": {"big": NET | {"classes": ["a", "b"], "checkpoint_key": "x"}, "small": NET}},
     ],
 )
 def test_what_kdsteps_accepts_fits(validator, sections):
@@ -97,6 +100,55 @@ def test_every_part_is_offered_with_its_options():
         for option in families["allOf"]
     }
     assert offered["cifar_resnet"] >= {"family", "depth", "widths", "train", "checkpoint"}
+
+
+def _properties(schema: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every property that a schema describes, with its place; conditions describe nothing."""
+    if isinstance(schema, list):
+        for number, item in enumerate(schema):
+            yield from _properties(item, f"{place}[{number}]")
+    if isinstance(schema, dict):
+        for name, inner in schema.items():
+            if name == "properties":
+                yield from ((f"{place}.{key}", value) for key, value in inner.items())
+                inner = list(inner.values())
+            if name not in ("if", "default", "enum"):
+                yield from _properties(inner, f"{place}/{name}")
+
+
+def test_every_key_is_described():
+    found = dict(_properties(study_schema()))
+    assert len(found) > 400  # options of methods, families and kinds among them
+    assert [place for place, key in found.items() if not key.get("description", "").strip()] == []
+
+
+def test_an_option_is_described_as_its_docstring_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        '''
+def load(path: str, shade: float = 1.0, *, tint: int = 0):
+    """Images of mine.
+
+    Args:
+        path: Where they are,
+            on disk.
+        shade, tint (int): How dark.
+
+    Returns:
+        nothing: of use
+    """
+'''
+    )
+    schema = registry.find("data", "./mine.py:load", "here").json_schema
+    assert schema["description"] == "Images of mine."
+    told = {name: option["description"] for name, option in schema["properties"].items()}
+    assert told == {"path": "Where they are, on disk.", "shade": "How dark.", "tint": "How dark."}
+
+
+def test_an_inherited_option_keeps_the_description_of_its_base():
+    properties = registry.find("methods", "kd", "here").json_schema["properties"]
+    assert properties["weight"]["default"] == 0.9  # declared in KD, described in Weighted
+    assert "loss" in properties["weight"]["description"]
 
 
 def test_the_command_prints_it(capsys):

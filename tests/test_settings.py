@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.study import registry
+from kdsteps.study.entries import Params
 from kdsteps.study.messages import shown
-from kdsteps.study.settings import Distil, Params, Section, Training
+from kdsteps.study.settings import Distil, Section, Training
 from kdsteps.study.study import load_study, parse_study
 
 NAN = float("nan")
@@ -137,7 +138,7 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
     ("sections", "place", "remedy"),
     [
         ({"pairs": {"pair": None}}, "pairs.pair.dataset is missing", "(and 2 more)"),
-        ({"pairs": {"pair": {}}}, "pairs.pair.dataset is missing", "a name under datasets"),
+        ({"pairs": {"pair": {}}}, "pairs.pair.dataset is missing", "a name under `datasets`"),
         (digits(size=8), "datasets.digits.kind is missing", "such as digits"),
         ({"models": {"my net": NET}}, "models has an entry 'my net'", "letters, digits, - and _"),
         ({"pairs": {"a/b": {}}}, "pairs has an entry 'a/b'", "letters, digits, - and _"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study.settings import Model, ModelEntry
+from kdsteps.study.entries import ModelEntry
+from kdsteps.study.settings import Model
 from kdsteps.study.study import load_study, parse, resolve_model
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kdsteps.cli import job_cache, upgrade
@@ -56,7 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong with a command line in one sentence, without the usage."""
+    """Reports what is wrong with a command line in one sentence, without the usage.
+
+    Attributes:
+        more_help: Makes the last part of the help when it is wanted.
+    """
+
+    more_help: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.more_help is not None:
+            self.epilog = self.more_help()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):

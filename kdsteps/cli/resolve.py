@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.inputs import input_paths
 from kdsteps.study.study import load_study
+
+_PIPELINE = Path("dvc.yaml")
+_STAGE = "resolve"
 
 
 def resolve(given: argparse.Namespace) -> None:
@@ -16,8 +23,13 @@ def resolve(given: argparse.Namespace) -> None:
 
     All defaults are filled in, so a section that params.yaml leaves out counts as its defaults, and
     a stage becomes stale only when something changes that its jobs depend on.
+
+    Raises:
+        KdstepsError: params.yaml has a mistake, or DVC would not notice a change of a file that it
+            names.
     """
     study = load_study(given.params)
+    check_dependencies(input_paths(study), given.params)
     for stage in graph.STAGES:
         jobs = {
             " ".join([rule, *names.values()]): {
@@ -28,3 +40,53 @@ def resolve(given: argparse.Namespace) -> None:
             for names in graph.jobs(study, rule)
         }
         write_json(Path(given.folder, f"{stage}.json"), {"jobs": jobs})
+
+
+def check_dependencies(paths: Sequence[Path], params: str) -> None:
+    """Check that the stage `resolve` of dvc.yaml depends on some files and folders.
+
+    DVC knows the dependencies that dvc.yaml lists and no others, so without them `dvc status` would
+    miss a change of the images. If there is no dvc.yaml with this stage, nothing is checked.
+
+    Raises:
+        KdstepsError: The stage does not depend on one of them; the message has the line to write.
+    """
+    import yaml
+
+    if (dependencies := _dependencies()) is None:
+        return
+    listed = {os.path.abspath(path) for path in dependencies}
+    missing = [path for path in paths if not listed & _places(path)]
+    missing = [path for path in missing if not set(map(str, missing)) & {*map(str, path.parents)}]
+    for path in missing:
+        if os.path.abspath(path) in _places(Path()):
+            raise KdstepsError(
+                f"{params}: there are images in {os.path.abspath(path)}, which DVC cannot follow "
+                "since it has the results as well; move the images into a folder for them alone"
+            )
+    if missing:
+        line = yaml.safe_dump(
+            [*dependencies, *map(str, missing)], default_flow_style=True, width=10_000
+        )
+        raise KdstepsError(
+            f"{_PIPELINE}: the stage {_STAGE!r} does not depend on {', '.join(map(str, missing))}, "
+            f"so `dvc status` would miss a change there; write `deps: {line.strip()}` in that stage"
+        )
+
+
+def _dependencies() -> list[str] | None:
+    """The dependencies of the stage; None if there is no such stage."""
+    import yaml
+
+    try:
+        stage = yaml.safe_load(_PIPELINE.read_text(encoding="utf-8"))["stages"][_STAGE]
+        entries = stage.get("deps") or []
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return None  # what is wrong with dvc.yaml is for DVC to say
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def _places(path: Path) -> set[str]:
+    """A path and all folders that it is in."""
+    absolute = Path(os.path.abspath(path))
+    return {str(absolute), *map(str, absolute.parents)}

@@ -8,11 +8,13 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from kdsteps.cli.section_help import section_help
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
@@ -79,6 +81,7 @@ def add_stage(commands: Any, stage: str) -> None:
             metavar="S",
             help="seconds between two saves of the training state (params.yaml)",
         )
+    parser.more_help = partial(section_help, stage)
     parser.set_defaults(run=_run_given)
 
 

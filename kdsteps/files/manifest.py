@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from glob import glob
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,38 @@ def source_state(kind: str, options: Mapping[str, Any]) -> str:
         files += _listed(paths[0], options.get("image", "path")).values() if files else []
     states = [(file, os.stat(file)) for file in files if os.path.isfile(file)]
     return repr([(name, found.st_size, found.st_mtime_ns) for name, found in states])
+
+
+def source_paths(kind: str, options: Mapping[str, Any]) -> list[Path]:
+    """The files and folders that have to be watched for changes of a data set's images.
+
+    The images of a list are represented by their folders, a pattern by the folder that it is in.
+    Nothing has to exist.
+    """
+    if kind in _PUBLISHED:
+        return []
+    if kind == "parquet":
+        given = (
+            Path(text).expanduser() for split in _SPLITS for text in _texts(options.get(split))
+        )
+        return [path for pattern in given for path in _without_pattern(pattern)]
+    paths = list(_paths(kind, options))
+    if kind == "table" and paths[0].is_file():
+        paths += _folders(_listed(paths[0], options.get("image", "path")).values())
+    return paths
+
+
+def _folders(files: Iterable[str]) -> list[Path]:
+    """The folder that has all files below it; their own ones if it has the current one as well."""
+    folders = sorted({os.path.relpath(os.path.dirname(file) or ".") for file in files})
+    together = os.path.commonpath(folders) if folders else ""
+    return [Path(together)] if together.strip("./") else [Path(folder) for folder in folders]
+
+
+def _without_pattern(pattern: Path) -> list[Path]:
+    """A path without wildcards; the folder before the first wildcard, or the matching files."""
+    plain = Path(*takewhile(lambda part: not set("*?[") & set(part), pattern.parts))
+    return [plain] if plain != Path() else _matching(pattern)
 
 
 def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:

@@ -1,18 +1,58 @@
-"""Digests of the files that params.yaml names by path: images and checkpoints.
+"""The files that params.yaml names by path, images and checkpoints, and their digests.
 
-A changed file under the same name runs its jobs again. Where a file is missing, as for a colleague
-who pulled the results without the images, what the result was made from counts.
+A changed file under the same name reruns its jobs. Where a file is missing, as for a colleague who
+pulled the results without the images, what the result was made from counts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from kdsteps.files.input_digests import file_digest
-from kdsteps.files.manifest import source_digest
+from kdsteps.files.manifest import source_digest, source_paths
 from kdsteps.jobs.provenance import provenance_file, read_provenance
+from kdsteps.study import registry
+from kdsteps.study.part_imports import is_users
 from kdsteps.study.settings import Dataset, Model
+from kdsteps.study.study import Study
+
+
+def input_paths(study: Study) -> list[Path]:
+    """The files and folders of the user that a study's jobs read, whether or not they exist.
+
+    These are images, checkpoints, and code such as `./mine.py:Mine` with the files of the study's
+    folder that it imports.
+
+    Raises:
+        KdstepsError: A list of images cannot be read.
+    """
+    return list(dict.fromkeys(_input_paths(study)))
+
+
+def _input_paths(study: Study) -> Iterator[Path]:
+    pairs = study.pairs.values()
+    datasets = [study.datasets[name] for name in {pair.dataset: None for pair in pairs}]
+    models = [
+        study.models[name]
+        for name in dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student))
+    ]
+    for dataset in datasets:
+        yield from source_paths(dataset.kind, dataset.options)
+    for model in models:
+        if checkpoint := model.options.get("checkpoint"):
+            yield Path(str(checkpoint)).expanduser()
+    parts: list[tuple[registry.Kind, str]] = [
+        *(("data", dataset.kind) for dataset in datasets),
+        *(("models", model.family) for model in models),
+        *(("methods", entry.method) for entry in study.methods.values()),
+        *(("metrics", reference) for reference in study.params.evaluate.metrics),
+    ]
+    for kind, reference in parts:
+        for file in map(Path, registry.find(kind, reference, kind).described.files):
+            if is_users(file) and file.is_relative_to(Path.cwd()):
+                yield file.relative_to(Path.cwd())
 
 
 def images_digest(dataset: Dataset, outputs: Mapping[str, str]) -> str:

@@ -45,6 +45,10 @@ class FeatureMethod(Weighted):
         kd_temperature: PositiveFloat = 4.0,
         **options: Any,
     ) -> None:
+        """Args:
+        kd_weight: Weight of an additional `kd` loss on the logits; 0: none.
+        kd_temperature: Temperature of that loss.
+        """
         super().__init__(*given, **options)
         if self.teacher is None:
             raise ValueError(f"{type(self).__name__} reads the teacher's layers and got no teacher")
@@ -86,6 +90,10 @@ class OneLayer(FeatureMethod):
         teacher_layer: str | None = None,
         **options: Any,
     ) -> None:
+        """Args:
+        student_layer: The student's layer; by default the method's own choice.
+        teacher_layer: The teacher's layer; by default the method's own choice.
+        """
         super().__init__(*given, **options)
         self.student_layer = layer_of(
             self.student, student_layer, self.default_layer(self.student), "student", self.name
@@ -115,6 +123,10 @@ class LayerPairs(FeatureMethod):
         teacher_layers: list[str] | None = None,
         **options: Any,
     ) -> None:
+        """Args:
+        student_layers: The student's layers, in forward order; by default the ends of its stages.
+        teacher_layers: The teacher's layers, paired with them; by default the ends of its stages.
+        """
         super().__init__(*given, **options)
         self.pairs = layer_pairs(
             self.student, self.teacher, student_layers, teacher_layers, self.name

@@ -24,6 +24,9 @@ class LogitMethod(Weighted):
     any_classes: ClassVar[bool] = False
 
     def __init__(self, *given: Any, temperature: PositiveFloat = 4.0, **options: Any) -> None:
+        """Args:
+        temperature: Divides the logits of both sides before the softmax.
+        """
         super().__init__(*given, **options)
         if not self.any_classes:
             same_classes(self.teacher, self.task, self.name)

@@ -24,6 +24,10 @@ class Weighted(Method):
         weight: NonNegativeFloat = 1.0,
         labels_weight: NonNegativeFloat = 1.0,
     ) -> None:
+        """Args:
+        weight: Weight of the method's loss.
+        labels_weight: Weight of the cross-entropy with the labels.
+        """
         super().__init__(teacher, student, task)
         self.weight, self.labels_weight = weight, labels_weight
 
@@ -44,6 +48,10 @@ class WarmUp(Weighted):
     """
 
     def __init__(self, *given: Any, warmup: NonNegativeFloat = 1 / 12, **options: Any) -> None:
+        """Args:
+        warmup: When the loss has its full weight: a fraction of the run, or from 1 on a number of
+            epochs; 0: from the start.
+        """
         super().__init__(*given, **options)
         self.warmup_epochs = self.epochs_of("warmup", warmup)
 

@@ -46,14 +46,8 @@ class BlockKD(Method):
     the stones to the mean of the stones' logits (equation 4). The teacher's blocks inside a stone
     are frozen; gradients pass through them to the connectors and to the student's first blocks.
 
-    Not fixed by the paper, and options here: alpha, beta and gamma (1, 1, 1); the temperature
-    (None: that of the distance's method, for `kd` the benchmark's 4); whether the ensemble is a
-    target without gradient (`detach_ensemble`); whether the stone weights also hold in the cross
-    term (`weigh_cross`); whether the student takes part in it (`cross_student`); the mode of the
-    teacher's batch normalization inside stones (`norm`); the distance d^L (`distance`). Ours alone:
-    `stones_per_step`: k stones, drawn at random in each step, their weights scaled by n/k so that
-    the expectation of the weighted sums is the same. The stage `build` decides where the stones are
-    cut and which connectors they have.
+    The paper fixes none of the options, and `stones_per_step` is ours alone. The stage `build`
+    decides where the stones are cut and which connectors they have.
 
     Source: Yu et al. 2024, arXiv:2411.01547, equations 2 to 6.
     """
@@ -79,6 +73,22 @@ class BlockKD(Method):
         norm: Literal["eval", "batch"] = "eval",
         stones_per_step: Literal["all"] | PositiveInt = "all",
     ) -> None:
+        """Args:
+        alpha: Weight of L_task, the cross-entropy with the labels.
+        beta: Weight of L_distill, the distance to the teacher.
+        gamma: Weight of L_cross, the distance to the mean of the stones' logits.
+        temperature: Of the distance; by default that of its method, for `kd` the benchmark's 4.
+        distance: The loss between logits, d^L, by the method that it comes from.
+        stone_weights: Weights of the stones, shallow to deep: `halving` is 1/2^(n-i), `equal` is 1,
+            or a list.
+        detach_ensemble: Whether the ensemble is a target without gradient.
+        weigh_cross: Whether the stone weights also hold in L_cross.
+        cross_student: Whether the student takes part in L_cross.
+        norm: Mode of the teacher's batch normalization inside stones: `eval`, or `batch` for the
+            statistics of the batch.
+        stones_per_step: All stones, or this many, drawn at random in each step. Their weights are
+            scaled so that the expectation of the weighted sums is the same.
+        """
         super().__init__(teacher, student, task)
         same_classes(teacher, task, "block_kd")
         assert teacher is not None and task.plan is not None, "block_kd needs a teacher and a plan"

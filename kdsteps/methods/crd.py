@@ -133,6 +133,13 @@ class CRD(OneLayer):
         weight: NonNegativeFloat = 0.8,
         **options: Any,
     ) -> None:
+        """Args:
+        width: Length of the embeddings.
+        negatives: Number of negatives for each image.
+        temperature: Divides the similarities.
+        momentum: Fraction of the old memory that remains in each update.
+        mode: Positives: the image itself (`exact`), or a random one of its class (`relax`).
+        """
         super().__init__(*given, weight=weight, **options)
         self.mode, self.negatives = mode, negatives
         ours = feature_shapes(self.student, self.task.image_shape)[self.student_layer]

@@ -63,6 +63,10 @@ class DIST(LogitMethod):
         weight: NonNegativeFloat = 2.0,
         **options: Any,
     ) -> None:
+        """Args:
+        beta: Weight of the correlation over the classes of each image.
+        gamma: Weight of the correlation over the images of each class.
+        """
         super().__init__(*given, weight=weight, **options)
         self.beta, self.gamma = beta, gamma
 

@@ -74,6 +74,11 @@ class DKD(WarmUp, LogitMethod):
         standardize: bool = False,
         **options: Any,
     ) -> None:
+        """Args:
+        alpha: Weight of the label against all other classes together.
+        beta: Weight of the distribution over the other classes.
+        standardize: Whether logits are standardized first, as in `lskd`.
+        """
         super().__init__(*given, **options)
         self.alpha, self.beta, self.standardize = alpha, beta, standardize
 

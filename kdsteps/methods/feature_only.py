@@ -30,14 +30,7 @@ class FeatureOnly(Method):
     Larger maps are pooled to the size of the smaller. Tokens are transposed, never viewed, into
     (channel, token): the authors' code for stored features views them, which scrambles a ViT's.
 
-    `mapping`: pairs as planned; every student layer with every teacher layer, each pair with its
-    own projector, averaged over all pairs (the authors' sum is J times as large); or the
-    same, weighted image by image by SemCKD's attention.
-
-    Options beyond the paper: `distance` (the paper: mse); `detach="head"`: only the classifier
-    after the last layer sees labels; `classifier_after`: when feature learning ends and the
-    layers after the detach point are trained alone, as a fraction of the run or, from 1 on, a
-    number of epochs (0: both at once, as in the paper).
+    `distance`, `detach` and `classifier_after` go beyond the paper; their defaults are the paper's.
 
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
@@ -57,6 +50,17 @@ class FeatureOnly(Method):
         detach: Literal["last", "head"] = "last",
         classifier_after: NonNegativeFloat = 0.0,
     ) -> None:
+        """Args:
+        weight: Weight of the loss between features.
+        mapping: Pairs as planned; every student layer with every teacher layer, each pair with its
+            own projector, averaged over all pairs (the authors' sum is J times as large); or the
+            same, weighted image by image by SemCKD's attention.
+        distance: The loss between projected and target features.
+        detach: Which layers see labels: those after the last distilled layer (`last`), or only the
+            classifier (`head`).
+        classifier_after: When feature learning ends and the layers after the detach point are
+            trained alone: a fraction of the run, or from 1 on a number of epochs; 0: both at once.
+        """
         super().__init__(teacher, student, task)
         assert teacher is not None and task.plan is not None, (
             "feature_only needs a teacher and a plan"

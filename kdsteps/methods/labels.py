@@ -28,6 +28,9 @@ class Labels(Method):
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
+        """Args:
+        label_smoothing: Probability that is spread evenly over all classes.
+        """
         super().__init__(None, student, task)
         self.label_smoothing = label_smoothing
 

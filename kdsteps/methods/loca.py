@@ -76,6 +76,10 @@ class LoCa(KD):
     def __init__(
         self, *given: Any, alpha: Annotated[float, Field(gt=0, le=1)] = 0.9, **options: Any
     ) -> None:
+        """Args:
+        alpha: Where the teacher is wrong, the label leads by 1 - alpha; toward 0 the target becomes
+            the label alone.
+        """
         super().__init__(*given, **options)
         self.alpha = alpha
 

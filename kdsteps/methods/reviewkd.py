@@ -69,6 +69,9 @@ class ReviewKD(WarmUp, LayerPairs):
         weight: NonNegativeFloat = 5.0,
         **options: Any,
     ) -> None:
+        """Args:
+        max_width: Largest number of channels inside the projectors.
+        """
         super().__init__(*given, weight=weight, **options)
         self.student_pool, self.teacher_pool = (
             pooled_layer(self.student),

@@ -71,6 +71,10 @@ class RKD(OneLayer):
         angle_weight: NonNegativeFloat = 50.0,
         **options: Any,
     ) -> None:
+        """Args:
+        distance_weight: Weight of the relative distances between two images.
+        angle_weight: Weight of the angles between three images.
+        """
         super().__init__(*given, **options)
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
 

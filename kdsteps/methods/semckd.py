@@ -67,6 +67,10 @@ class SemCKD(FeatureMethod):
         kd_weight: NonNegativeFloat = 1.0,
         **options: Any,
     ) -> None:
+        """Args:
+        student_layers: The student's layers; by default the ends of its stages.
+        teacher_layers: The teacher's layers; by default the ends of its stages.
+        """
         super().__init__(*given, weight=weight, kd_weight=kd_weight, **options)
         self.student_layers = named_layers(self.student, student_layers, "student", self.name)
         self.teacher_layers = named_layers(self.teacher, teacher_layers, "teacher", self.name)

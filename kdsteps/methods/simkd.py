@@ -41,6 +41,9 @@ class SimKD(OneLayer):
         labels_weight: NonNegativeFloat = 0.0,
         **options: Any,
     ) -> None:
+        """Args:
+        factor: How many times narrower than the teacher the projector is inside.
+        """
         super().__init__(*given, labels_weight=labels_weight, **options)
         same_classes(self.teacher, self.task, self.name)
         shape = self.task.image_shape

@@ -16,7 +16,7 @@ MAX_NAME = 80  # characters of a name that becomes part of paths
 _LONGEST = 60  # characters of a value that are shown
 
 Keys = Callable[[Sequence[str]], Mapping[str, str | None]]
-"""The keys that are allowed at a path of settings, and what each should be where that is known."""
+"""The keys that are allowed at a path of settings, with their descriptions if there are any."""
 
 # pydantic's words, which speak of JSON, in those of params.yaml.
 _PLAIN = {
@@ -85,10 +85,16 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
         return str(first["ctx"]["error"])
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         right = keys(path[:-1]).get(path[-1])
-        return "is missing" + (f"; it should be {right}" if right else "")
+        return "is missing" + (f"; it should be {_phrase(right)}" if right else "")
     right = _joined([_right(problem) for problem in problems])
     verb = "" if right.startswith("have ") else "be "
     return f"is {shown(_value_at(content, path))}; it should {verb}{right}"
+
+
+def _phrase(description: str) -> str:
+    """The first clause of a description, for the middle of a sentence."""
+    first = re.split(r"[.;:]\s", " ".join(description.split()), maxsplit=1)[0].rstrip(".")
+    return first[0].lower() + first[1:]
 
 
 def _right(problem: ErrorDetails) -> str:

@@ -1,8 +1,9 @@
 """The options of a part: its parameters by ordinary Python semantics, described as plain JSON.
 
 A parameter that the pipeline does not fill in itself is an option. Its annotation is the type, its
-default the default; `**options` of a constructor means the options of the next class. `main`
-describes parts for a process that must not import them (`part_cache`).
+default the default, and the section `Args` of the docstring describes it; `**options` of a
+constructor means the options of the next class. `main` describes parts for a process that must not
+import them (`part_cache`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
+from kdsteps.study.docstrings import arguments, summary
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
@@ -108,7 +110,7 @@ def describe(kind: Kind, reference: str) -> Description:
         KdstepsError: It cannot be imported, or needs an option that params.yaml cannot express.
     """
     part = load(kind, reference)
-    signature = signature_of(kind, part)
+    signature, told = signature_of(kind, part), _described_arguments(part)
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
     refused: dict[str, str] = {}
@@ -123,8 +125,9 @@ def describe(kind: Kind, reference: str) -> Description:
             if parameter.required:
                 raise KdstepsError(f"the option {name!r} of {reference!r} {error}") from error
             continue
-        fields[name] = (hint, ... if parameter.required else parameter.default)
-    model = _model(fields, is_open=signature.is_open)
+        default = ... if parameter.required else parameter.default
+        fields[name] = (hint, Field(default, description=told.get(name)))
+    model = _model(fields, summary(_documented(part)), is_open=signature.is_open)
     traits: dict[str, Any] = (
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
     )
@@ -176,6 +179,21 @@ def _constructors(part: Any) -> Iterator[tuple[Any, int]]:
     for cls in part.__mro__:
         if "__init__" in vars(cls):
             yield vars(cls)["__init__"], 1
+
+
+def _described_arguments(part: Any) -> dict[str, str]:
+    """The arguments that docstrings describe: of a function, or of a class and its bases."""
+    if not inspect.isclass(part):
+        return arguments(_documented(part))
+    found: dict[str, str] = {}
+    for cls in reversed(part.__mro__[:-1]):
+        found |= arguments(vars(cls).get("__init__")) | arguments(cls)
+    return found
+
+
+def _documented(part: Any) -> Any:
+    """The object with the docstring of a part."""
+    return part if inspect.isclass(part) else inspect.unwrap(_bare(part))
 
 
 def _bare(function: Any) -> Any:
@@ -273,12 +291,12 @@ def _field_schema(schema: dict[str, Any], parameter: Parameter) -> dict[str, Any
     return {"type": "typed-dict-field", "schema": schema, "required": required}
 
 
-def _model(fields: dict[str, Any], *, is_open: bool) -> type[BaseModel]:
+def _model(fields: dict[str, Any], text: str, *, is_open: bool) -> type[BaseModel]:
     extra: typing.Literal["allow", "forbid"] = "allow" if is_open else "forbid"
     config = ConfigDict(extra=extra, allow_inf_nan=False, protected_namespaces=())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an option may have the name of a method of BaseModel
-        return create_model("Options", __config__=config, **fields)
+        return create_model("Options", __config__=config, __doc__=text or None, **fields)
 
 
 def _trait(reference: str, part: type, name: str) -> Any:

@@ -1,6 +1,7 @@
 """The sections of params.yaml: one frozen model each, unknown keys refused.
 
-Every training field is declared here and nowhere else; stages receive these objects.
+Every training field is declared here and nowhere else; stages receive these objects. The text below
+a field describes its key in the JSON schema, in editors and in `kdsteps STAGE --help`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ Score = Literal["quality", "separation", "information", "efficiency", "root_info
 class Section(BaseModel):
     """Frozen; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def taken_from(cls, section: Section) -> Self:
@@ -63,12 +66,17 @@ class Section(BaseModel):
 
 
 class Prepare(Section):
-    """How a data set is split if its source does not say: the section `prepare`."""
+    """How a data set is split, as far as its source does not say."""
 
-    validation: Fraction = 0.1  # of the images that are not for testing
+    validation: Fraction = 0.1
+    """Fraction of the images that are not for testing."""
     test: Fraction = 0.2
+    """Fraction of all images."""
     seed: Seed = 0
-    broken: Literal["refuse", "skip"] = "refuse"  # images that cannot be read
+    """Seed of the random split."""
+    broken: Literal["refuse", "skip"] = "refuse"
+    """What happens to images that cannot be read: `refuse` stops with a list of them, `skip` leaves
+    them out."""
 
 
 class ViewSettings(Section):
@@ -78,10 +86,14 @@ class ViewSettings(Section):
     because rounding depends on them.
     """
 
-    crop_padding: NonNegativeInt = 0  # pixels; 0: no random crop
+    crop_padding: NonNegativeInt = 0
+    """Pixels by which a random crop moves at most, in each direction; 0: no random crop."""
     flip: bool = False
+    """Whether images are mirrored at random, left to right."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the forward and backward pass."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
+    """Images of one training step."""
 
     @property
     def name(self) -> str:
@@ -96,22 +108,37 @@ class Training(ViewSettings):
     """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
 
     epochs: Annotated[int, Field(gt=0, le=MAX_EPOCHS)] = 240
+    """Passes over the training images."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.05  # peak, after the warm-up
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of sgd
+    """Optimizer: stochastic gradient descent with momentum, or AdamW."""
+    learning_rate: PositiveFloat = 0.05
+    """Peak learning rate, after the warm-up."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
     nesterov: bool = False
+    """Whether sgd uses Nesterov momentum."""
     weight_decay: NonNegativeFloat = 5e-4
+    """Weight decay; decoupled from the gradient for adamw."""
     schedule: Literal["constant", "cosine", "onecycle", "steps"] = "steps"
-    warmup: Fraction = 0.0  # of all steps; onecycle: the rising part, 0.3 if left at 0
-    # Where the schedule `steps` lowers the rate: fractions of the run, or epochs.
+    """How the learning rate falls after the warm-up."""
+    warmup: Fraction = 0.0
+    """Fraction of all steps in which the learning rate rises; onecycle: 0.3 if this is 0."""
     milestones: tuple[PositiveFloat, ...] = (0.625, 0.75, 0.875)
-    decay: PositiveFloat = 0.1  # factor at each milestone
-    randaugment: Annotated[int, Field(ge=0, le=30)] = 0  # magnitude; 0: off
-    resized_crop: Fraction = 0.0  # smallest fraction of the area that a random crop keeps; 0: off
-    mixup: NonNegativeFloat = 0.0  # alpha; 0: off
-    cutmix: NonNegativeFloat = 0.0  # alpha; 0: off
+    """Where the schedule `steps` lowers the rate: fractions of the run, or epochs."""
+    decay: PositiveFloat = 0.1
+    """Factor of the learning rate at each milestone."""
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
+    """Magnitude of RandAugment; 0: off."""
+    resized_crop: Fraction = 0.0
+    """Smallest fraction of the area that a random resized crop keeps; 0: off."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of mixup; 0: off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0: off."""
     compile: bool = False
-    checkpoint_minutes: PositiveFloat = 10.0  # between two saves to resume from
+    """Whether the network is compiled with torch.compile."""
+    checkpoint_minutes: PositiveFloat = 10.0
+    """Minutes between two saved states from which an interrupted run resumes."""
 
     @property
     def per_image(self) -> bool:
@@ -150,60 +177,78 @@ class Training(ViewSettings):
 
 
 class Train(Training):
-    """How every teacher is trained: the section `train`."""
+    """How every teacher is trained."""
 
-    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = (
-        240  # 0: used as is, from its `checkpoint` or `pretrained`
-    )
+    epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 240
+    """Passes over the training images; 0: the network is used as its `checkpoint` or `pretrained`
+    weights make it."""
     seed: Seed = 0
-    teacher_check: Literal["stop", "warn"] = "stop"  # if the trained teacher is not good enough
+    """Seed of initial weights, order of images and augmentation."""
+    teacher_check: Literal["stop", "warn"] = "stop"
+    """What happens if the trained teacher fails its check: the study stops, or logs a warning."""
 
 
 class Distil(Training):
-    """How every student is trained: the section `distil`."""
+    """How every student is trained."""
 
 
 class FeatureSample(Section):
     """The images whose features are cached for the scores, balanced over the classes."""
 
     images: PositiveInt = 5000
+    """Training images whose features are cached for the scores, balanced over the classes."""
     seed: Seed = 0
+    """Seed of the choice of images."""
 
 
 class Cache(FeatureSample):
-    """What is cached of a teacher: the section `cache`."""
+    """What is cached of a teacher."""
 
     budget_gib: PositiveFloat = 4.0
-    outputs: Literal["auto", "always", "never"] = "auto"  # the teacher's logits for training
+    """Largest size of a cache file, in GiB."""
+    outputs: Literal["auto", "always", "never"] = "auto"
+    """Whether the teacher's logits for training are cached; `auto`: if that saves time."""
 
 
 class ScoreSection(Section):
-    """How layers are scored and selected: the section `score`."""
+    """How layers are scored and selected."""
 
     variant: Literal["intended", "as_coded"] = "intended"
+    """The formula of knowledge quality: as the paper intends it, or as its authors' code has it."""
     select: Score = "quality"
+    """The score by which layers are selected."""
     num_layers: PositiveInt = 3
+    """Number of layers that are selected."""
 
 
 class BuildStones(Section):
     """The keys of `build` that stepping stones use."""
 
     cuts: Literal["stages", "quality"] | tuple[tuple[str, str], ...] = "stages"
-    num_stones: PositiveInt | None = None  # None: one for each stage
+    """Where the networks are cut: at the ends of their stages, where knowledge quality selects, or
+    a list of pairs [student layer, teacher layer]."""
+    num_stones: PositiveInt | None = None
+    """Number of stepping stones; by default one for each stage."""
     connector: Literal["conv_norm", "conv", "three_layer", "identity"] = "conv_norm"
+    """What joins a student's front to a teacher's tail."""
 
 
 class BuildPairs(Section):
     """The keys of `build` that pairs of layers use."""
 
-    select: Score | tuple[str, ...] | None = None  # None: as the stage `score` selected
-    num_pairs: PositiveInt | None = None  # None: one for each stage of the student
-    student_layers: tuple[str, ...] | None = None  # None: the student's stages
+    select: Score | tuple[str, ...] | None = None
+    """The teacher's layers: a score that selects them, or their names; by default as the stage
+    `score` selected."""
+    num_pairs: PositiveInt | None = None
+    """Number of pairs; by default one for each stage of the student."""
+    student_layers: tuple[str, ...] | None = None
+    """The student's layers; by default the ends of its stages."""
     projector: Literal["conv", "three_layer"] = "conv"
+    """What maps the student's features to the teacher's in training."""
 
 
 class Build(BuildStones, BuildPairs):
-    """How students and teachers are joined: the section `build`."""
+    """How students and teachers are joined."""
 
     def of_plan(self, plan: str | None) -> BuildStones | BuildPairs:
         """The keys that a plan, "stones" or "pairs", uses."""
@@ -214,97 +259,46 @@ class MetricSettings(Section):
     """The keys of `evaluate` for metrics of predictions and networks."""
 
     calibration_bins: PositiveInt = 15
+    """Bins of the expected calibration error."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
-    metrics: tuple[str, ...] = ()  # your own: ./file.py:name, package.module:name, entry point
+    """Images of one batch when predictions are made."""
+    metrics: tuple[str, ...] = ()
+    """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
 
 class TimingSettings(Section):
     """The keys of `evaluate` for measuring latency and throughput."""
 
-    latency_runs: PositiveInt = 100  # single images, after a warm-up
-    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64  # images
+    latency_runs: PositiveInt = 100
+    """Single images that are timed, after a warm-up."""
+    throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
+    """Images of one batch when throughput is measured."""
     metrics: tuple[str, ...] = ()
 
 
 class Evaluate(TimingSettings, MetricSettings):
-    """How trained networks are evaluated: the section `evaluate`."""
+    """How trained networks are evaluated."""
+
+    metrics: tuple[str, ...] = ()
+    """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
 
 class Report(Section):
-    """The settings of the report: the section `report`."""
+    """What the report shows."""
 
     title: Title = "Distillation study"
+    """Title of the report."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
 
 
 class Normalization(Section):
     """How a network's images are normalized: (x - mean) / std, on the scale 0 to 1."""
 
     mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    """Mean of each channel."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
-
-
-class DatasetEntry(BaseModel):
-    """An entry of `datasets`: its kind, and the options of that kind."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    kind: Annotated[str, Field(description="a kind of data, such as digits or folder")]
-
-
-class ModelEntry(BaseModel):
-    """An entry of `models`: its family, the options of that family, and how it is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    family: Annotated[str, Field(description="a model family, such as cifar_resnet or timm")]
-    checkpoint: str | None = None
-    checkpoint_key: str | None = None  # of the weights in the file, where several fit
-    checkpoint_prefix: str | None = None
-    expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None  # on validation images
-    # How images are normalized; None: `pretrained` if its weights are, otherwise `dataset`.
-    normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
-    classes: tuple[str, ...] | None = None  # the names of its outputs, in their order
-    train: Train | None = None  # values of the section `train` that differ for this model
-
-
-class MethodEntry(BaseModel):
-    """An entry of `methods`: the options of a method, under its name or another one."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    method: str | None = None  # None: the entry's own name
-    distil: Distil | None = None  # values of the section `distil` that differ for this method
-    build: Build | None = None
-
-
-class Pair(Section):
-    """A teacher, a student and the images that both see."""
-
-    dataset: Annotated[Name, Field(description="a name under datasets")]
-    teacher: Annotated[Name, Field(description="a name under models")]
-    student: Annotated[Name, Field(description="a name under models")]
-    distil: Distil | None = None  # values of the section `distil` that differ for this pair
-    build: Build | None = None
-    published: str | None = None  # published values that the report shows next to ours
-
-
-class Params(Section):
-    """The whole params.yaml as written."""
-
-    datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
-    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
-    pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
-    methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    prepare: Prepare = Prepare()
-    train: Train = Train()
-    cache: Cache = Cache()
-    score: ScoreSection = ScoreSection()
-    build: Build = Build()
-    distil: Distil = Distil()
-    evaluate: Evaluate = Evaluate()
-    report: Report = Report()
+    """Standard deviation of each channel."""
 
 
 class Dataset(Section):

@@ -15,6 +15,7 @@ from pydantic_core import ValidationError
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
+from kdsteps.study.entries import MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.messages import sentence, shown
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
@@ -22,12 +23,8 @@ from kdsteps.study.settings import (
     Build,
     Dataset,
     Distil,
-    MethodEntry,
     Model,
-    ModelEntry,
     Options,
-    Pair,
-    Params,
     Train,
     Training,
 )

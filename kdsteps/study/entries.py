@@ -1,0 +1,109 @@
+"""What params.yaml names, its data sets, models, pairs and methods, and the file as a whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kdsteps.study.settings import (
+    Build,
+    Cache,
+    Distil,
+    Evaluate,
+    Name,
+    Normalization,
+    Prepare,
+    Report,
+    ScoreSection,
+    Section,
+    Seed,
+    Train,
+)
+
+
+class _Entry(BaseModel):
+    """The keys of an entry besides the options of the part that it names."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="allow", protected_namespaces=(), use_attribute_docstrings=True
+    )
+
+
+class DatasetEntry(_Entry):
+    """An entry of `datasets`: its kind, and the options of that kind."""
+
+    kind: str
+    """A kind of data, such as digits or folder."""
+
+
+class ModelEntry(_Entry):
+    """An entry of `models`: its family, the options of that family, and how it is trained."""
+
+    family: str
+    """A model family, such as cifar_resnet or timm."""
+    checkpoint: str | None = None
+    """File of weights to start from."""
+    checkpoint_key: str | None = None
+    """Key of the weights in the file, where several fit."""
+    checkpoint_prefix: str | None = None
+    """Prefix of the names of the weights in the file, where several fit."""
+    expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Accuracy on the validation images that a teacher should reach, 0 to 1."""
+    normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
+    """How images are normalized; by default `pretrained` if the weights are, else `dataset`."""
+    classes: tuple[str, ...] | None = None
+    """The names of the network's outputs, in their order; by default the classes of the data."""
+    train: Train | None = None
+    """Values of the section `train` that differ for this model."""
+
+
+class MethodEntry(_Entry):
+    """An entry of `methods`: the options of a method, under its name or another one."""
+
+    method: str | None = None
+    """A method, or your own as `./file.py:Name`; by default the name of the entry."""
+    distil: Distil | None = None
+    """Values of the section `distil` that differ for this method."""
+    build: Build | None = None
+    """Values of the section `build` that differ for this method."""
+
+
+class Pair(Section):
+    """A teacher, a student and the images that both see."""
+
+    dataset: Name
+    """A name under `datasets`."""
+    teacher: Name
+    """A name under `models`."""
+    student: Name
+    """A name under `models`."""
+    distil: Distil | None = None
+    """Values of the section `distil` that differ for this pair."""
+    build: Build | None = None
+    """Values of the section `build` that differ for this pair."""
+    published: str | None = None
+    """The pair of networks whose published accuracies the report shows next to yours."""
+
+
+class Params(Section):
+    """The whole params.yaml as written; the docstring of a section's class describes it."""
+
+    datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
+    """Images, by a name of your choice."""
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
+    """Networks, teachers and students alike, by a name of your choice."""
+    pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
+    """Which student learns from which teacher, on which images."""
+    methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
+    """How students learn: a method with its options, or several variants under other names."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """Every student is trained once with each seed."""
+    prepare: Prepare = Prepare()
+    train: Train = Train()
+    cache: Cache = Cache()
+    score: ScoreSection = ScoreSection()
+    build: Build = Build()
+    distil: Distil = Distil()
+    evaluate: Evaluate = Evaluate()
+    report: Report = Report()
