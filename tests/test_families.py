@@ -246,12 +246,12 @@ def test_images_may_be_grey_and_of_other_sizes(name, size):
         ("vgg", {"depth": 12}, "depth is 12.*8, 11, 13, 16 or 19"),
         ("vgg", {"image_size": 4}, "image_size 4 is too small.*8 pixels or more"),
         ("vgg", {"image_size": 28, "form": "classic"}, "28 is too small.*32 pixels or more"),
-        ("cifar_resnet", {"depth": 9}, "depth 9; it is 6 n \\+ 2"),
-        ("wide_resnet", {"depth": 20}, "depth 20; it is 6 n \\+ 4"),
-        ("shufflenet", {"size": 3.0}, "size 3.0; there are 0.5, 1.0, 1.5, 2.0"),
+        ("cifar_resnet", {"depth": 9}, "depth is 9; .*6 n \\+ 2"),
+        ("wide_resnet", {"depth": 20}, "depth is 20; .*6 n \\+ 4"),
+        ("shufflenet", {"size": 3.0}, "size is 3; .*0.5, 1.0, 1.5, 2.0"),
         ("vit", {}, "needs to know image_size"),
         ("vit", {"image_size": 32, "patch": 5}, "patch 5 .* does not tile images of 32 .* 4 would"),
-        ("vit", {"image_size": 32, "heads": 5}, "5 heads .* do not divide width 192"),
+        ("vit", {"image_size": 32, "heads": 5}, "heads is 5, .*divide width 192"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_sentence(family, options, sentence):

@@ -1,4 +1,4 @@
-"""What a network is fed: pixels, resized and normalized as the first step of its chain.
+"""The input of a network: pixels, resized and normalized as the first step of its chain.
 
 The step belongs to the network, so that it goes wherever the network goes. Weights are saved and
 published by the names of the plain network, without it.
@@ -7,7 +7,7 @@ published by the names of the plain network, without it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -33,31 +33,48 @@ class InputContract:
         mean, std: Of each channel, on the scale 0 to 1.
         size: (height, width) that the network is built for; None: that of the images.
         interpolation: How images of another size are resized.
+        limits: For each channel, the values that stand for the pixels 0 and 255 in images that are
+            normalized already (`after`); None: 0 and 255. Resized images stay between them.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: tuple[int, int] | None = None
     interpolation: Interpolation = "bilinear"
+    limits: tuple[tuple[float, float], ...] | None = None
+
+    @classmethod
+    def of_size(
+        cls, size: tuple[int, int], interpolation: Interpolation, channels: int
+    ) -> InputContract:
+        """The contract that resizes images and leaves their values unchanged."""
+        return cls((0.0,) * channels, (1 / _MAX,) * channels, size, interpolation)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> InputContract:
         """What `as_dict` wrote, also after JSON."""
-        size = values["size"]
+        size, limits = values["size"], values["limits"]
         return cls(
             tuple(values["mean"]),
             tuple(values["std"]),
             None if size is None else (size[0], size[1]),
             values["interpolation"],
+            None if limits is None else tuple((low, high) for low, high in limits),
         )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def keeps_values(self) -> bool:
+        """Whether normalization leaves the values of images unchanged."""
+        return not any(self.mean) and all(abs(_MAX * std - 1) < 1e-12 for std in self.std)
+
     def after(self, mean: Sequence[float], std: Sequence[float]) -> InputContract:
         """The contract for images that are normalized already, by another mean and std.
 
-        Both steps are affine, and so is the one that leads from one to the other.
+        Both steps are affine, and so is the one that leads from one to the other. Resizing takes
+        averages with weights that sum to 1, so it may come before or after an affine step.
 
         Args:
             mean, std: Of each channel, on the scale 0 to 1: how the images are normalized.
@@ -67,7 +84,11 @@ class InputContract:
             (own - given) / spread * ratio
             for own, given, spread, ratio in zip(self.mean, mean, self.std, ratios, strict=True)
         ]
-        return InputContract(tuple(shifts), tuple(ratios), self.size, self.interpolation)
+        limits = tuple(
+            (-center / spread, (1 - center) / spread)
+            for center, spread in zip(mean, std, strict=True)
+        )
+        return replace(self, mean=tuple(shifts), std=tuple(ratios), limits=limits)
 
     def for_channels(self, channels: int, where: str) -> InputContract:
         """The contract for images with another number of channels than three.
@@ -88,10 +109,10 @@ class InputContract:
             )
         if channels == 1:
             mean, std = (sum(values) / known for values in (self.mean, self.std))
-            return InputContract((mean,), (std,), self.size, self.interpolation)
+            return replace(self, mean=(mean,), std=(std,))
         turns = [number % known for number in range(channels)]
         mean_of, std_of = ([values[turn] for turn in turns] for values in (self.mean, self.std))
-        return InputContract(tuple(mean_of), tuple(std_of), self.size, self.interpolation)
+        return replace(self, mean=tuple(mean_of), std=tuple(std_of))
 
 
 class Normalize(nn.Module):
@@ -153,11 +174,31 @@ class ToFloat(nn.Module):
 
 
 class Resize(nn.Module):
-    """Images (N, C, H, W) at another size, where they have another."""
+    """Resize images (N, C, H, W) that have another size; antialiased, as in torchvision and timm.
 
-    def __init__(self, size: tuple[int, int], interpolation: Interpolation) -> None:
+    Pixels are not rounded to whole numbers. Bicubic interpolation overshoots at edges: its results
+    are clamped to the limits.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        interpolation: Interpolation,
+        limits: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        """Args:
+        size: (height, width).
+        interpolation: How values between pixels are computed.
+        limits: Lowest and highest value of each channel; None: 0 and 255.
+        """
         super().__init__()
         self.size, self.interpolation = size, interpolation
+        low, high = torch.tensor(limits or [(0, _MAX)], dtype=torch.float32).T  # (C,) or (1,)
+        self.register_buffer("low", low[:, None, None].clone(), persistent=False)
+        self.register_buffer("high", high[:, None, None].clone(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[2:]) == self.size:
@@ -166,7 +207,9 @@ class Resize(nn.Module):
         if self.interpolation == "nearest":
             return F.interpolate(floats, self.size, mode="nearest-exact")
         resized = F.interpolate(floats, self.size, mode=self.interpolation, antialias=True)
-        return resized.clamp(0, _MAX)  # bicubic overshoots at edges
+        if self.interpolation == "bilinear":
+            return resized
+        return resized.clamp(self.low.to(resized.dtype), self.high.to(resized.dtype))
 
 
 class InputChain(Wrapped):
@@ -178,15 +221,19 @@ class InputChain(Wrapped):
 
     Attributes:
         resize: The first step; None if the contract has no size.
-        normalize: The second step.
+        normalize: The second step; the identity if it would leave the values unchanged.
     """
 
     def __init__(self, chain: Chain, contract: InputContract) -> None:
         super().__init__(chain)
         self.contract = contract
         size = contract.size
-        self.resize = None if size is None else Resize(size, contract.interpolation)
-        self.normalize: nn.Module = Normalize(contract.mean, contract.std)
+        self.resize = (
+            None if size is None else Resize(size, contract.interpolation, contract.limits)
+        )
+        self.normalize: nn.Module = (
+            nn.Identity() if contract.keeps_values else Normalize(contract.mean, contract.std)
+        )
 
     def input(self, images: Tensor) -> Tensor:
         """Pixels as the network takes them."""
@@ -214,6 +261,15 @@ class InputChain(Wrapped):
             return inner
         steps = (self.resize, self.normalize, inner)
         return nn.Sequential(*(step for step in steps if step is not None))
+
+
+def behind_resize(chain: Chain) -> nn.Module:
+    """The deployed module, after the step that resizes images where the network has one.
+
+    It takes images of the data set's size: this is what is timed and whose MACs are counted.
+    """
+    resize = chain.resize if isinstance(chain, InputChain) else None
+    return chain.plain() if resize is None else nn.Sequential(resize, chain.plain())
 
 
 def published_input(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from kdsteps.study.settings import (
     Build,
@@ -52,8 +52,12 @@ class ModelEntry(_Entry):
     """Accuracy on the validation images that a teacher should reach, 0 to 1."""
     normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
     """How images are normalized; by default `pretrained` if the weights are, else `dataset`."""
-    classes: tuple[str, ...] | None = None
-    """The names of the network's outputs, in their order; by default the classes of the data."""
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Pixels that the network is built for, one number or [height, width]; others are resized."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    """How images are resized; by default as published if `normalize` is, else bilinear."""
+    classes: tuple[str, ...] | tuple[NonNegativeInt, ...] | None = None
+    """Names of the network's outputs in their order, or the number of the output of each class."""
     train: Train | None = None
     """Values of the section `train` that differ for this model."""
 

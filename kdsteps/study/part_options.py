@@ -14,12 +14,19 @@ import json
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PydanticUserError,
+    TypeAdapter,
+    create_model,
+)
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
@@ -28,6 +35,8 @@ from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, 
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
 """Parameters that the pipeline fills in by name."""
+CUTTING: dict[str, Any] = {"output": str | int, "prefix_tokens": NonNegativeInt}
+"""Types of the options of networks from elsewhere that say how to cut them (`CutChain`)."""
 _POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2}
 """How many it fills in by position: teacher, student, task; logits, labels."""
 
@@ -86,6 +95,7 @@ class Description(BaseModel):
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
         json_schema: The options as a JSON schema.
+        is_checked: Whether the part has a function for what types of options cannot express.
         files: Digests of the files that all this was read from, by path; none for a shipped part.
     """
 
@@ -98,6 +108,7 @@ class Description(BaseModel):
     wanted: dict[str, str | None]
     refused: dict[str, str]
     json_schema: dict[str, Any]
+    is_checked: bool = False
     files: dict[str, str] = {}
 
 
@@ -124,6 +135,11 @@ def describe(kind: Kind, reference: str) -> Description:
                 raise KdstepsError(f"the option {name!r} of {reference!r} {error}") from error
             continue
         fields[name] = (hint, ... if parameter.required else parameter.default)
+    if kind == "models" and reference not in shipped(kind):
+        for name in CUTTING.keys() - signature.parameters.keys():
+            schema = _core_schema(CUTTING[name])
+            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
+            fields[name] = (CUTTING[name], None)
     model = _model(fields, is_open=signature.is_open)
     traits: dict[str, Any] = (
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
@@ -141,21 +157,51 @@ def describe(kind: Kind, reference: str) -> Description:
         wanted={name: field.description for name, field in model.model_fields.items()},
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
+        is_checked=_checker(part) is not None,
         files={} if reference in shipped(kind) else _files(part),
     )
 
 
+def options_problem(kind: Kind, reference: str, options: Mapping[str, Any]) -> str | None:
+    """What is wrong with the options of a part that their types cannot express, or None.
+
+    It is found by the function `options_problem(**options) -> str | None` of the module that
+    defines the part. Its sentence begins with the option: "depth is 9; it should be 8 or 14".
+    """
+    checker = _checker(load(kind, reference))
+    try:
+        return None if checker is None else checker(**options)
+    except KdstepsError as error:
+        return str(error)
+    except Exception as error:  # it may be the user's code: anything can happen
+        return f"cannot be checked: options_problem raises {type(error).__name__}: {error}"
+
+
 def main() -> None:
-    """Describe the parts named on standard input, one per line; write to standard output."""
+    """Describe the parts named on standard input, or check their options.
+
+    Each line has a kind, a reference and, for a check, options; so has each line of output an
+    answer.
+    """
     output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
     for line in sys.stdin:
-        kind, reference = json.loads(line)
+        kind, reference, *options = json.loads(line)
         answer: dict[str, Any]
         try:
-            answer = {"found": describe(kind, reference).model_dump(mode="json")}
+            if options:
+                answer = {"found": options_problem(kind, reference, options[0])}
+            else:
+                answer = {"found": describe(kind, reference).model_dump(mode="json")}
         except KdstepsError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=output)
+
+
+def _checker(part: Any) -> Callable[..., str | None] | None:
+    """The function `options_problem` of the module that defines a part, if it has one."""
+    definition = part if inspect.isclass(part) else inspect.unwrap(_bare(part))
+    module = sys.modules.get(getattr(definition, "__module__", ""))
+    return getattr(module, "options_problem", None)
 
 
 def _files(part: Any) -> dict[str, str]:

@@ -17,6 +17,7 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.entries import MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.messages import sentence, shown
+from kdsteps.study.part_imports import shipped
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
     MAX_SEED,
@@ -38,6 +39,9 @@ _REQUIRED = {
     "methods": "at least one entry `name: {options}`, such as `kd: {}`",
     "seeds": f"a list of whole numbers from 0 to {MAX_SEED}, such as [0, 1, 2]",
 }
+
+WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+"""Keys of a model that are passed on with the options of its family."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,15 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     )
     for reference in params.evaluate.metrics:
         registry.find("metrics", reference, f"{where}: evaluate.metrics")
+    registry.check_options(
+        {
+            f"{where}: models.{name}": (
+                registry.find("models", model.family, where),
+                {key: value for key, value in model.options.items() if key not in WEIGHTS},
+            )
+            for name, model in study.models.items()
+        }
+    )
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
@@ -196,15 +209,41 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
         if name in (entry.model_extra or {}):
             raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
     _, options = _part("models", entry.family, entry, where, "family")
-    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
-    options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
+    options |= {name: value for name in WEIGHTS if (value := getattr(entry, name)) is not None}
     by_default = "pretrained" if options.get("pretrained") else None
+    if entry.interpolation and entry.image_size is None:
+        raise KdstepsError(
+            f"{where}.interpolation is {entry.interpolation!r} and image_size is not set; set it "
+            "to the size to which images are resized"
+        )
+    if problem := _classes_problem(entry, options):
+        raise KdstepsError(f"{where}.classes {problem}")
+    size = entry.image_size
     return Model.model_construct(
         family=entry.family,
         options=options,
         normalize=None if entry.normalize == "dataset" else entry.normalize or by_default,
+        image_size=(size, size) if isinstance(size, int) else size,
+        interpolation=entry.interpolation,
         classes=entry.classes,
     )
+
+
+def _classes_problem(entry: ModelEntry, options: Options) -> str | None:
+    """What is wrong with `classes` as far as it is known without data and weights."""
+    if entry.classes is None:
+        return None
+    twice = [name for name, count in Counter(entry.classes).items() if count > 1]
+    if twice:
+        return f"has {shown(twice[0])} twice; list each output once"
+    by_number = any(isinstance(name, int) for name in entry.classes)
+    has_weights = options.get("checkpoint") or options.get("pretrained")
+    if by_number and not has_weights and entry.family in shipped("models"):
+        return (
+            "are numbers of outputs, and without weights the network has no outputs to choose "
+            "from; set checkpoint or pretrained, or list the names of its outputs"
+        )
+    return None
 
 
 def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:

@@ -131,7 +131,7 @@ def _run(network: nn.Module, images: Tensor) -> Any:
         size = " x ".join(map(str, images.shape[1:]))
         raise KdstepsError(
             f"models: {type(network).__name__} does not run on images of {size} ({reason}); "
-            "choose another image size or network"
+            "set image_size of the model to a size that it takes, or choose another network"
         ) from error
 
 

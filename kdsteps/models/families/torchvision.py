@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
+from kdsteps.models.families._options import unknown_name, unknown_option
 from kdsteps.models.families._stems import fit_channels, shrink_stem
 from kdsteps.models.image_size import ImageSize, as_text, height_width
 from kdsteps.models.input import InputContract, known_interpolation
@@ -41,7 +43,7 @@ def build(
         in_channels: Channels of an image; with other than three the first convolution is refitted,
             its weights summed or repeated, as timm does.
         image_size: In pixels, one number or (height, width); passed to networks that must know it
-            (MaxViT, and ViT, which takes square images alone). None: 224.
+            (MaxViT, and ViT, which takes only squares of whole patches). None: 224.
         name: As `torchvision.models.list_models()` has it.
         pretrained: Whether to start from torchvision's default weights, fetched from the network or
             its cache.
@@ -76,26 +78,43 @@ def build(
     return chain
 
 
+def options_problem(*, name: str, **options: Any) -> str | None:
+    """What is wrong with a name or options of torchvision, as far as it is known without data."""
+    from torchvision import models
+
+    for own in set(signature(build).parameters) & set(options):
+        del options[own]
+    create = partial(models.get_model, name, weights=None)
+    return _name_problem(name) or unknown_option(create, options)
+
+
+def _name_problem(name: str) -> str | None:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    return None if name in names else unknown_name(name, "torchvision", names)
+
+
 def _sized(name: str, size: tuple[int, int]) -> dict[str, Any]:
     """The option that tells networks the size of the images, for those that must know."""
     if name.startswith("vit_"):
-        if size[0] != size[1]:
+        patch = int(name.rpartition("_")[2])  # vit_b_16 has patches of 16 pixels
+        side = -(-max(size) // patch) * patch
+        if size != (side, side):
             raise KdstepsError(
-                f"models: torchvision's {name} takes square images alone, not {as_text(size)}; "
-                "timm's ViTs take both"
+                f"models: torchvision's {name} takes square images of a multiple of {patch} "
+                f"pixels, not {as_text(size)}; set `image_size: {side}`, and images are resized "
+                "(timm's ViTs take other proportions)"
             )
-        return {"image_size": size[0]}
+        return {"image_size": side}
     return {"input_size": size} if name.startswith("maxvit") else {}
 
 
 def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"near are {', '.join(near)}" if near else f"it has {', '.join(names)}"
-        raise KdstepsError(f"models: torchvision has no classifier {name!r}; {hint}")
+    if problem := _name_problem(name):
+        raise KdstepsError(f"models: {problem}")
     try:
         network: nn.Module = models.get_model(
             name, weights=None, num_classes=num_classes, **options
@@ -131,7 +150,8 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     if inner:
         raise KdstepsError(
             f"models: the pretrained weights of torchvision's {name} are for another image size "
-            f"({', '.join(inner[:3])} differ); use image_size {_MADE_FOR}"
+            f"({', '.join(inner[:3])} differ); set `image_size: {_MADE_FOR}`, and images are "
+            "resized"
         )
     network.load_state_dict(fitting, strict=False)
     return missing
@@ -152,6 +172,14 @@ def _published(name: str) -> dict[str, Tensor]:
     ) as error:  # no connection; not the right file
         raise KdstepsError(no_weights(f"torchvision's {name}", error)) from error
     return state
+
+
+def published_classes(network: nn.Module, name: str) -> int:
+    """The number of classes that torchvision's default weights of a network were trained for."""
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name).DEFAULT
+    return len(weights.meta["categories"])
 
 
 def published_input(network: nn.Module, name: str) -> InputContract:
