@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from _commands import NET, write_study
+from _entries import MEAN, STD, data_of, model
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -31,13 +32,10 @@ from kdsteps.models.input import InputChain, InputContract, Interpolation, Norma
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import Stones, pair_stages, plan_stones
 from kdsteps.stages._shared import fresh_model, untrained_model
-from kdsteps.study.entries import ModelEntry
-from kdsteps.study.settings import Model
-from kdsteps.study.study import load_study, resolve_model
+from kdsteps.study.study import load_study
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.variants import input_variants
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 OWN = InputContract((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
 
 
@@ -45,26 +43,6 @@ def pixels(height: int, width: int, count: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, height, width)
     return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-
-
-def data_of(height: int, width: int, class_names: tuple[str, ...] = ("a", "b", "c")) -> Prepared:
-    """A data set as far as networks are made for it."""
-    nothing = np.empty(0)
-    return Prepared(
-        class_names=class_names,
-        image_shape=(3, height, width),
-        mean=torch.tensor(MEAN),
-        std=torch.tensor(STD),
-        images=nothing,
-        labels=nothing,
-        split=nothing,
-        hashes=cast(Any, None),
-        device=torch.device("cpu"),
-    )
-
-
-def model(**entry: Any) -> Model:
-    return resolve_model(ModelEntry.model_validate(entry), "params.yaml: models.big")
 
 
 def made(data: Prepared, **entry: Any) -> Chain:
