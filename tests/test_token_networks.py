@@ -31,6 +31,8 @@ TRANSFORMERS: list[Case] = [
     ("deit_tiny_distilled_patch16_224", (32, 48), {"depth": 2}, 2, 4),
     ("vit_tiny_r_s16_p8_224", (64, 96), {"depth": 2}, 1, 4),
     ("cait_xxs24_224", (32, 64), {"depth": 2}, 0, 4),
+    ("mvitv2_tiny", (64, 96), {}, 0, 12),
+    ("mvitv2_tiny", (96, 64), {}, 0, 12),
 ]
 MAPS: list[Case] = [
     ("swin_tiny_patch4_window7_224", (64, 96), {"depths": (1, 1, 2, 1)}, 0, 10),

@@ -24,14 +24,15 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
     """Run a network in both modes and look for its logits, which many return differently.
 
     Training mode runs on copies of the buffers; a network that cannot run in it (images too small
-    for its auxiliary heads, say) fails only once it is trained.
+    for its auxiliary heads, say) fails only once it is trained. Two outputs are averaged in
+    training mode only, by a network that returns one tensor in eval mode.
 
     Raises:
         KdstepsError: It does not run on such images, or its logits cannot be identified.
     """
     images = noise(network, image_shape, 2)
     with evaluating(network):
-        logits = rule.logits(_run(network, images))
+        logits = replace(rule, averages=False).logits(_run(network, images))
     if logits.ndim != 2:
         raise KdstepsError(
             f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
