@@ -18,6 +18,7 @@ from kdsteps.models.cut.pieces import SizeReader, Sizes
 from kdsteps.models.cut.taps import tapped
 from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_output, noise
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.image_size import as_text
 
 
 def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
@@ -132,8 +133,15 @@ def _run(network: nn.Module, images: Tensor) -> Any:
         size = " x ".join(map(str, images.shape[1:]))
         raise KdstepsError(
             f"models: {type(network).__name__} does not run on images of {size} ({reason}); "
-            "set image_size of the model to a size that it takes, or choose another network"
+            f"set image_size of the model to {_taken_size(network)}, and images are resized"
         ) from error
+
+
+def _taken_size(network: nn.Module) -> str:
+    """The size that a network of timm was made for; for others, in words."""
+    config = getattr(network, "pretrained_cfg", None) or {}
+    _, *size = config.get("input_size") or (None,)
+    return as_text(size) if size else "a size that it takes"
 
 
 @contextmanager

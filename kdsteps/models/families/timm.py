@@ -201,7 +201,8 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
             why = error if reached else f"no connection to {constants.ENDPOINT}"
             raise KdstepsError(no_weights(what, why)) from error
         raise KdstepsError(
-            f"models: {what} cannot be built ({_reason(error)}); see its options and image_size"
+            f"models: {what} cannot be built ({_reason(error)}); see its options, and image_size "
+            "if it does not take images of this size"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

@@ -124,8 +124,8 @@ def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
-            f"models: torchvision's {name} cannot be built ({reason}); see its options and "
-            "image_size"
+            f"models: torchvision's {name} cannot be built ({reason}); see its options, and "
+            "image_size if it does not take images of this size"
         ) from error
 
 
