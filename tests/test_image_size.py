@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from _commands import NET, write_study
 from _entries import MEAN, STD, data_of, model
+from _methods import batch_of, class_of, make, step
+from _networks import ENTRIES, NUM_CLASSES
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -32,6 +36,7 @@ from kdsteps.models.input import InputChain, InputContract, Interpolation, Norma
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import Stones, pair_stages, plan_stones
 from kdsteps.stages._shared import fresh_model, untrained_model
+from kdsteps.study import registry
 from kdsteps.study.study import load_study
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.variants import input_variants
@@ -190,6 +195,28 @@ def test_student_and_teacher_of_other_sizes_are_joined(resized):
     assert all(loss.isfinite() for loss in losses.values())
 
 
+LEARNING = [name for name in registry.names("methods") if class_of(name).wants != "nothing"]
+
+
+@pytest.mark.parametrize("kind", ["large resnet", "large vit"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_method_learns_from_a_teacher_of_another_size(name, kind):
+    family, options = ENTRIES[kind]["family"], ENTRIES[kind]["options"]
+    torch.manual_seed(0)
+    inner = build_model(family, num_classes=NUM_CLASSES, image_size=(32, 24), **options)
+    teacher = InputChain(inner, InputContract.of_size((32, 24), "bilinear", 3))
+    method = make(name, teacher=teacher.requires_grad_(False).eval())
+    assert all(loss.isfinite() for loss in step(method, batch_of()).values())
+    if name != "simkd":
+        return
+    entry = method.deployed_entry(ENTRIES["resnet"], ENTRIES[kind] | {"image_size": [32, 24]})
+    built = build_model("simkd", num_classes=NUM_CLASSES, image_size=16, **entry["options"]).eval()
+    built.load_state_dict(method.deployed().state_dict())
+    images = batch_of().images
+    with torch.no_grad():
+        torch.testing.assert_close(built(images), method.eval().deployed()(images))
+
+
 # the settings
 
 
@@ -213,6 +240,23 @@ def test_the_size_is_resolved_while_planning(entry, said):
 def test_a_size_that_a_network_does_not_take_is_a_sentence():
     with pytest.raises(KdstepsError, match=r"of a multiple of 32 pixels, not 16 x 20; .*size: 32"):
         made(data_of(16, 20), family="torchvision", name="vit_b_32")
+
+
+@pytest.mark.parametrize("image_size", [None, 160])
+def test_published_weights_of_a_fixed_size_say_that_they_are_resampled(tmp_path, image_size):
+    timm = pytest.importorskip("timm")
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
+    config = {"num_classes": 1000, "input_size": [3, 160, 160], "fixed_input_size": True}
+    content = {"architecture": "test_vit", **config, "pretrained_cfg": config}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    options = {"name": f"local-dir:{tmp_path}", "pretrained": True}
+    chain = build_model("timm", num_classes=1000, image_size=image_size or 32, **options)
+    if image_size is not None:
+        assert not chain.notes
+        return
+    (note,) = chain.notes
+    for words in ("for images of 160 pixels", "built for 32", "resamples", "image_size to 160"):
+        assert words in note
 
 
 # a whole study
