@@ -411,7 +411,9 @@ def test_a_study_is_planned_without_torch():
 # options that types cannot check
 
 CHECKED_NET = """
-def build(num_classes, *, width: int = 4, groups: int = 1): ...
+def build(num_classes, *, width: int = 4, groups: int = 1, depth: int = 2): ...
+
+def other(num_classes, *, width: int = 5): ...
 
 def options_problem(*, width, groups):
     if width == 13:
@@ -444,7 +446,8 @@ CHECKS: list[tuple[str, dict[str, Any], str | None]] = [
         "dropot is an unknown key; did you mean 'dropout'?",
     ),
     ("./net.py:build", {"width": 6, "groups": 4}, "groups is 4, which does not divide width 6"),
-    ("./net.py:build", {"width": 6, "groups": 3}, None),
+    ("./net.py:build", {"width": 6, "groups": 3, "depth": 2}, None),
+    ("./net.py:other", {"width": 13}, None),  # the function names options that it does not have
     ("./net.py:build", {"width": 13, "groups": 3}, "options_problem raises RuntimeError: unlucky"),
 ]
 
@@ -454,7 +457,8 @@ FIND_PROBLEMS = """
     started = []
     run = subprocess.run
     subprocess.run = lambda *a, **k: started.append(1) or run(*a, **k)
-    registry.find("models", "./net.py:build", "")
+    for name in ("build", "other"):
+        registry.find("models", f"./net.py:{name}", "")
     asked = json.loads(pathlib.Path("asked.json").read_text())
     print(json.dumps([part_cache.problems(asked), len(started)]))
 """
@@ -466,14 +470,14 @@ def test_options_are_checked_by_another_process_and_found_again_in_the_cache(fol
     requests = [("models", name, options) for name, options, _ in CHECKS]
     write("asked.json", json.dumps(requests))
     found, started = json.loads(planned(FIND_PROBLEMS))
-    assert started == 2  # all descriptions in one process, and all checks in another
+    assert started == 3  # to describe all parts, to describe `other`, and for all checks
     for (_, options, said), problem in zip(CHECKS, found, strict=True):
         assert (said is None) == (problem is None), (options, problem)
         assert said is None or said in problem
     assert json.loads(planned(FIND_PROBLEMS)) == [found, 0]
     write("net.py", CHECKED_NET.replace("divisor of it", "divisor"))
     again, started = json.loads(planned(FIND_PROBLEMS))
-    assert started == 2  # the description of the changed file, and the checks of its options
+    assert started == 2  # to describe what the changed file defines, and to check its options
     pairs = zip(CHECKS, found, again, strict=True)
     changed = [options for (_, options, _), before, after in pairs if before != after]
     assert changed == [{"width": 6, "groups": 4}]

@@ -165,12 +165,21 @@ def describe(kind: Kind, reference: str) -> Description:
 def options_problem(kind: Kind, reference: str, options: Mapping[str, Any]) -> str | None:
     """What is wrong with the options of a part that their types cannot express, or None.
 
-    It is found by the function `options_problem(**options) -> str | None` of the module that
-    defines the part. Its sentence begins with the option: "depth is 9; it should be 8 or 14".
+    It is found by the function `options_problem(*, ...) -> str | None` of the module that defines
+    the part, if the part has all the options that it names. Its sentence begins with the option:
+    "depth is 9; it should be 8 or 14".
     """
     checker = _checker(load(kind, reference))
+    if checker is None:
+        return None
+    named = inspect.signature(checker).parameters.values()
+    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
+    needed = {p.name for p in named if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+    if needed - options.keys():
+        return None
+    names = {parameter.name for parameter in named}
     try:
-        return None if checker is None else checker(**options)
+        return checker(**{k: v for k, v in options.items() if is_open or k in names})
     except KdstepsError as error:
         return str(error)
     except Exception as error:  # it may be the user's code: anything can happen

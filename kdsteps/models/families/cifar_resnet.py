@@ -6,8 +6,6 @@ depths 8 and 32 of widths (32, 64, 128, 256). State-dict keys are those of the C
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -42,7 +40,7 @@ def build(
     return CifarResNet(num_classes, in_channels, (depth - 2) // 6, tuple(widths))
 
 
-def options_problem(*, depth: int, **_: Any) -> str | None:
+def options_problem(*, depth: int) -> str | None:
     """What is wrong with the depth."""
     if depth >= 8 and (depth - 2) % 6 == 0:
         return None

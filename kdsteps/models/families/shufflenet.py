@@ -7,7 +7,7 @@ version 2 of size 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveFloat
@@ -60,7 +60,7 @@ def build(
     return ShuffleNet(num_classes, in_channels, SplitDown, SplitBlock, widths, last_width)
 
 
-def options_problem(*, size: float, **_: Any) -> str | None:
+def options_problem(*, size: float) -> str | None:
     """What is wrong with the size."""
     if size in WIDTHS_V2:
         return None

@@ -6,7 +6,7 @@ ViT_ETT is the default; ViT_B is width 768, depth 12, heads 12, mlp 3072.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def build(
     return VisionTransformer(num_classes, stem, blocks, dropout, zero_head=zero_head)
 
 
-def options_problem(*, width: int, heads: int, **_: Any) -> str | None:
+def options_problem(*, width: int, heads: int) -> str | None:
     """What is wrong with the number of heads."""
     if width % heads == 0:
         return None

@@ -6,7 +6,7 @@ CIFAR-100 benchmark.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def build(
     return WideResNet(num_classes, in_channels, (depth - 4) // 6, width, dropout)
 
 
-def options_problem(*, depth: int, **_: Any) -> str | None:
+def options_problem(*, depth: int) -> str | None:
     """What is wrong with the depth."""
     if depth >= 10 and (depth - 4) % 6 == 0:
         return None
