@@ -39,7 +39,6 @@ from kdsteps.stages._shared import fresh_model, untrained_model
 from kdsteps.study import registry
 from kdsteps.study.study import load_study
 from kdsteps.teachers.frozen import frozen
-from kdsteps.teachers.variants import input_variants
 
 OWN = InputContract((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
 
@@ -151,15 +150,6 @@ def test_shapes_and_macs_are_those_at_the_networks_size(kind):
     assert feature_shapes(built, (3, 16, 20)) == feature_shapes(chain, (3, 16, 20))
     inner = chain.chain if isinstance(chain, InputChain) else chain
     assert feature_shapes(chain, (3, 16, 20)) == feature_shapes(inner, (3, height, width))
-
-
-@torch.no_grad()
-def test_other_forms_of_images_are_resized_as_well():
-    chain = made(data_of(16, 20), **KINDS["vit"])
-    images = torch.randn(3, 3, 16, 20)
-    shown = input_variants(chain, MEAN, STD)
-    torch.testing.assert_close(shown["`normalize: dataset`"](images), chain(images))
-    assert all(f(images).shape == (3, 3) for f in shown.values())
 
 
 @pytest.mark.parametrize("resized", ["teacher", "student", "both"])

@@ -13,7 +13,8 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import height_width, plain_size
-from kdsteps.study.part_options import CUTTING, signature_of
+from kdsteps.study.part_checks import CUTTING
+from kdsteps.study.part_options import signature_of
 
 
 def build_foreign(

@@ -85,7 +85,7 @@ def description(kind: Kind, reference: str) -> Description:
 
 
 def problems(asked: Sequence[tuple[Kind, str, Mapping[str, Any]]]) -> list[str | None]:
-    """What is wrong with options of parts (see `part_options.options_problem`), by another process.
+    """What is wrong with options of parts (see `part_checks`), by another process.
 
     A process that has torch was planned already, so there nothing is checked.
     """

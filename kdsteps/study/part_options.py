@@ -14,29 +14,21 @@ import json
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    NonNegativeInt,
-    PydanticUserError,
-    TypeAdapter,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
+from kdsteps.study.part_checks import CUTTING, checker, options_problem
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
 """Parameters that the pipeline fills in by name."""
-CUTTING: dict[str, Any] = {"output": str | int, "prefix_tokens": NonNegativeInt}
-"""Types of the options of networks from elsewhere that say how to cut them (`CutChain`)."""
 _POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2}
 """How many it fills in by position: teacher, student, task; logits, labels."""
 
@@ -136,7 +128,7 @@ def describe(kind: Kind, reference: str) -> Description:
             continue
         fields[name] = (hint, ... if parameter.required else parameter.default)
     if kind == "models" and reference not in shipped(kind):
-        for name in CUTTING.keys() - signature.parameters.keys():
+        for name in [name for name in CUTTING if name not in signature.parameters]:
             schema = _core_schema(CUTTING[name])
             schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
             fields[name] = (CUTTING[name], None)
@@ -157,33 +149,9 @@ def describe(kind: Kind, reference: str) -> Description:
         wanted={name: field.description for name, field in model.model_fields.items()},
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
-        is_checked=_checker(part) is not None,
+        is_checked=checker(part) is not None,
         files={} if reference in shipped(kind) else _files(part),
     )
-
-
-def options_problem(kind: Kind, reference: str, options: Mapping[str, Any]) -> str | None:
-    """What is wrong with the options of a part that their types cannot express, or None.
-
-    It is found by the function `options_problem(*, ...) -> str | None` of the module that defines
-    the part, if the part has all the options that it names. Its sentence begins with the option:
-    "depth is 9; it should be 8 or 14".
-    """
-    checker = _checker(load(kind, reference))
-    if checker is None:
-        return None
-    named = inspect.signature(checker).parameters.values()
-    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named)
-    needed = {p.name for p in named if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    if needed - options.keys():
-        return None
-    names = {parameter.name for parameter in named}
-    try:
-        return checker(**{k: v for k, v in options.items() if is_open or k in names})
-    except KdstepsError as error:
-        return str(error)
-    except Exception as error:  # it may be the user's code: anything can happen
-        return f"cannot be checked: options_problem raises {type(error).__name__}: {error}"
 
 
 def main() -> None:
@@ -204,13 +172,6 @@ def main() -> None:
         except KdstepsError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=output)
-
-
-def _checker(part: Any) -> Callable[..., str | None] | None:
-    """The function `options_problem` of the module that defines a part, if it has one."""
-    definition = part if inspect.isclass(part) else inspect.unwrap(_bare(part))
-    module = sys.modules.get(getattr(definition, "__module__", ""))
-    return getattr(module, "options_problem", None)
 
 
 def _files(part: Any) -> dict[str, str]:

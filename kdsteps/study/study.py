@@ -17,7 +17,6 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.entries import MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.messages import sentence, shown
-from kdsteps.study.part_imports import shipped
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
     MAX_SEED,
@@ -211,13 +210,8 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
     _, options = _part("models", entry.family, entry, where, "family")
     options |= {name: value for name in WEIGHTS if (value := getattr(entry, name)) is not None}
     by_default = "pretrained" if options.get("pretrained") else None
-    if entry.interpolation and entry.image_size is None:
-        raise KdstepsError(
-            f"{where}.interpolation is {entry.interpolation!r} and image_size is not set; set it "
-            "to the size to which images are resized"
-        )
-    if problem := _classes_problem(entry, options):
-        raise KdstepsError(f"{where}.classes {problem}")
+    if problem := entry.problem():
+        raise KdstepsError(f"{where}.{problem}")
     size = entry.image_size
     return Model.model_construct(
         family=entry.family,
@@ -227,23 +221,6 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
         interpolation=entry.interpolation,
         classes=entry.classes,
     )
-
-
-def _classes_problem(entry: ModelEntry, options: Options) -> str | None:
-    """What is wrong with `classes` as far as it is known without data and weights."""
-    if entry.classes is None:
-        return None
-    twice = [name for name, count in Counter(entry.classes).items() if count > 1]
-    if twice:
-        return f"has {shown(twice[0])} twice; list each output once"
-    by_number = any(isinstance(name, int) for name in entry.classes)
-    has_weights = options.get("checkpoint") or options.get("pretrained")
-    if by_number and not has_weights and entry.family in shipped("models"):
-        return (
-            "are numbers of outputs, and without weights the network has no outputs to choose "
-            "from; set checkpoint or pretrained, or list the names of its outputs"
-        )
-    return None
 
 
 def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:

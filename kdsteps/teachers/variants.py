@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +22,7 @@ def input_variants(
         network: Frozen, in eval mode; takes images that are normalized with `mean` and `std`.
         mean, std: Of each channel, on the scale 0 to 1.
     """
-    inner, resized = network, dict[str, Any]()
-    if isinstance(network, InputChain):
-        own, inner = network.contract, network.chain
-        resized = {"size": own.size, "interpolation": own.interpolation}
+    inner = network.chain if isinstance(network, InputChain) else network
     channels, device = len(mean), next(network.parameters()).device
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     contracts = {
@@ -40,7 +35,7 @@ def input_variants(
         "std: [0.229, 0.224, 0.225]}`)": IMAGENET.for_channels(channels, "models"),
     }
     shown: dict[str, Callable[[Tensor], Tensor]] = {
-        what: InputChain(inner, replace(contract, **resized).after(mean, std)).to(device)
+        what: InputChain(inner, contract.after(mean, std)).to(device)
         for what, contract in contracts.items()
     }
     if channels == 3:
