@@ -77,6 +77,22 @@ def test_front_and_tail_join_to_the_network_at_every_layer(chain):
         assert torch.equal(chain.tail(layer)(chain.front(layer)(IMAGES)), logits), layer
 
 
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_front_and_tail_join_on_images_that_are_not_square(name):
+    chain = small(name, image_size=(32, 40))
+    images = torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    logits = chain(images)
+    for layer in chain.layers:
+        features = chain.front(layer)(images)
+        assert torch.equal(chain.tail(layer)(features), logits), layer
+    first = chain.front(chain.layers[0])(images)
+    if chain.layout(chain.layers[0]) == "map":
+        assert first.shape[2] * 40 == first.shape[3] * 32
+    else:
+        assert chain.token_grid("stem") == (1, 8, 10)
+
+
 @torch.no_grad()
 def test_spans_join_and_give_what_trace_gives(chain):
     traced = chain.trace(IMAGES)
