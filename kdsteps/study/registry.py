@@ -108,18 +108,21 @@ class Part:
         return SchemaValidator(self.described.core_schema)
 
 
-def check_options(asked: Mapping[str, tuple[Part, Mapping[str, Any]]]) -> None:
+def check_options(asked: Mapping[str, tuple[Kind, str, Mapping[str, Any]]]) -> None:
     """Check options that `Part.parse` returned, as far as their types cannot.
 
     Args:
-        asked: A part and its options, by the place where the sentence of an error begins.
+        asked: Kind and name of a part, and its options, by where the sentence of an error begins.
 
     Raises:
         KdstepsError: Options contradict each other, or a library does not have them.
     """
-    checked = {where: found for where, found in asked.items() if found[0].described.is_checked}
-    requests = [(part.kind, part.reference, options) for part, options in checked.values()]
-    for where, problem in zip(checked, problems(requests), strict=True):
+    checked = {
+        where: (kind, reference, options)
+        for where, (kind, reference, options) in asked.items()
+        if find(kind, reference, where).described.is_checked
+    }
+    for where, problem in zip(checked, problems(list(checked.values())), strict=True):
         if problem is not None:
             raise KdstepsError(f"{where}.{problem}")
 

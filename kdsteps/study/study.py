@@ -187,15 +187,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     )
     for reference in params.evaluate.metrics:
         registry.find("metrics", reference, f"{where}: evaluate.metrics")
-    registry.check_options(
-        {
-            f"{where}: models.{name}": (
-                registry.find("models", model.family, where),
-                {key: value for key, value in model.options.items() if key not in WEIGHTS},
-            )
-            for name, model in study.models.items()
-        }
-    )
+    _check_options(study, where)
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
@@ -290,6 +282,19 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     inner = (_model_in(argument) for argument in get_args(annotation))
     return next((kind for kind in inner if kind is not None), None)
+
+
+def _check_options(study: Study, where: str) -> None:
+    """Check options of all parts as far as the types of the options cannot."""
+    asked: dict[str, tuple[registry.Kind, str, Options]] = {}
+    for name, data in study.datasets.items():
+        asked[f"{where}: datasets.{name}"] = "data", data.kind, data.options
+    for name, model in study.models.items():
+        own = {key: value for key, value in model.options.items() if key not in WEIGHTS}
+        asked[f"{where}: models.{name}"] = "models", model.family, own
+    for name, entry in study.methods.items():
+        asked[f"{where}: methods.{name}"] = "methods", entry.method, entry.options
+    registry.check_options(asked)
 
 
 def _check_training(study: Study, where: str) -> None:
