@@ -6,113 +6,17 @@ published by the names of the plain network, without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
+from kdsteps.models.input_contract import PIXEL_MAX
+from kdsteps.models.input_contract import InputContract as InputContract
+from kdsteps.models.input_contract import Interpolation as Interpolation
 from kdsteps.models.wrapped import Wrapped
-from kdsteps.study import registry
-
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-
-_MAX = 255  # of a pixel
-
-
-@dataclass(frozen=True)
-class InputContract:
-    """How pixels become the input of a network.
-
-    Attributes:
-        mean, std: Of each channel, on the scale 0 to 1.
-        size: (height, width) that the network is built for; None: that of the images.
-        interpolation: How images of another size are resized.
-        limits: For each channel, the values that stand for the pixels 0 and 255 in images that are
-            normalized already (`after`); None: 0 and 255. Resized images stay between them.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: tuple[int, int] | None = None
-    interpolation: Interpolation = "bilinear"
-    limits: tuple[tuple[float, float], ...] | None = None
-
-    @classmethod
-    def of_size(
-        cls, size: tuple[int, int], interpolation: Interpolation, channels: int
-    ) -> InputContract:
-        """The contract that resizes images and leaves their values unchanged."""
-        return cls((0.0,) * channels, (1 / _MAX,) * channels, size, interpolation)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> InputContract:
-        """What `as_dict` wrote, also after JSON."""
-        size, limits = values["size"], values["limits"]
-        return cls(
-            tuple(values["mean"]),
-            tuple(values["std"]),
-            None if size is None else (size[0], size[1]),
-            values["interpolation"],
-            None if limits is None else tuple((low, high) for low, high in limits),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def keeps_values(self) -> bool:
-        """Whether normalization leaves the values of images unchanged."""
-        return not any(self.mean) and all(abs(_MAX * std - 1) < 1e-12 for std in self.std)
-
-    def after(self, mean: Sequence[float], std: Sequence[float]) -> InputContract:
-        """The contract for images that are normalized already, by another mean and std.
-
-        Both steps are affine, and so is the one that leads from one to the other. Resizing takes
-        averages with weights that sum to 1, so it may come before or after an affine step.
-
-        Args:
-            mean, std: Of each channel, on the scale 0 to 1: how the images are normalized.
-        """
-        ratios = [own / (_MAX * given) for own, given in zip(self.std, std, strict=True)]
-        shifts = [
-            (own - given) / spread * ratio
-            for own, given, spread, ratio in zip(self.mean, mean, self.std, ratios, strict=True)
-        ]
-        limits = tuple(
-            (-center / spread, (1 - center) / spread)
-            for center, spread in zip(mean, std, strict=True)
-        )
-        return replace(self, mean=tuple(shifts), std=tuple(ratios), limits=limits)
-
-    def for_channels(self, channels: int, where: str) -> InputContract:
-        """The contract for images with another number of channels than three.
-
-        The first convolution is adapted in the same way (`fit_channels`): one channel has the mean
-        over the three, further channels repeat them.
-
-        Raises:
-            KdstepsError: Neither the contract nor the network is for colors.
-        """
-        known = len(self.mean)
-        if channels == known:
-            return self
-        if known != 3:
-            raise KdstepsError(
-                f"{where}: normalize has {known} channels, the images have {channels}; give a mean "
-                "and a std for each"
-            )
-        if channels == 1:
-            mean, std = (sum(values) / known for values in (self.mean, self.std))
-            return replace(self, mean=(mean,), std=(std,))
-        turns = [number % known for number in range(channels)]
-        mean_of, std_of = ([values[turn] for turn in turns] for values in (self.mean, self.std))
-        return replace(self, mean=tuple(mean_of), std=tuple(std_of))
 
 
 class Normalize(nn.Module):
@@ -127,7 +31,7 @@ class Normalize(nn.Module):
         """
         super().__init__()
         mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
-        self.register_buffer("scale", 1 / (_MAX * std), persistent=False)
+        self.register_buffer("scale", 1 / (PIXEL_MAX * std), persistent=False)
         self.register_buffer("shift", mean / std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -196,7 +100,7 @@ class Resize(nn.Module):
         """
         super().__init__()
         self.size, self.interpolation = size, interpolation
-        low, high = torch.tensor(limits or [(0, _MAX)], dtype=torch.float32).T  # (C,) or (1,)
+        low, high = torch.tensor(limits or [(0, PIXEL_MAX)], dtype=torch.float32).T  # (C,) or (1,)
         self.register_buffer("low", low[:, None, None].clone(), persistent=False)
         self.register_buffer("high", high[:, None, None].clone(), persistent=False)
 
@@ -270,31 +174,6 @@ def behind_resize(chain: Chain) -> nn.Module:
     """
     resize = chain.resize if isinstance(chain, InputChain) else None
     return chain.plain() if resize is None else nn.Sequential(resize, chain.plain())
-
-
-def published_input(
-    family: str, network: nn.Module, options: Mapping[str, Any], channels: int
-) -> InputContract | None:
-    """The normalization that a family's published weights were trained with; None if unknown.
-
-    Args:
-        family: With a function `published_input(network, name)`: timm and torchvision.
-        network: The plain network, built.
-        options: Of the family.
-        channels: Of the images.
-    """
-    module = import_module(registry.module("models", family))
-    find = getattr(module, "published_input", None)
-    if find is None:
-        return None
-    contract: InputContract = find(network, options["name"])
-    return contract.for_channels(channels, f"models: {options['name']}")
-
-
-def known_interpolation(name: str) -> Interpolation:
-    """An interpolation by its name in other libraries; bicubic where it has no equal here."""
-    known: dict[str, Interpolation] = {"nearest": "nearest", "bilinear": "bilinear"}
-    return known.get(name, "bicubic")
 
 
 def _aligned(images: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

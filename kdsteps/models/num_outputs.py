@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from kdsteps.models.checkpoints import classes_in_checkpoint
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import ImageSize, height_width
 from kdsteps.study import registry
-from kdsteps.study.part_imports import shipped
 from kdsteps.study.part_options import signature_of
 
 _PROBED = 13  # outputs of a network whose classifier is then compared with that of the weights
@@ -54,11 +52,9 @@ def num_outputs(
             key=options.get("checkpoint_key"),
             prefix=options.get("checkpoint_prefix"),
         )
-    if not options.get("pretrained") or family not in shipped("models"):
+    if not options.get("pretrained") or chain.published is None:
         raise KdstepsError(
             f"classes: are numbers, and the number of outputs of {family} is not known without a "
             "checkpoint; list the names of its outputs"
         )
-    module = import_module(registry.module("models", family))
-    count: int = module.published_classes(chain.plain(), options["name"])
-    return count
+    return chain.published.num_classes

@@ -22,6 +22,7 @@ class Wrapped(Chain):
         self.chain = chain
         self.layers, self.stages = chain.layers, chain.stages
         self.notes, self.new_weights = chain.notes, chain.new_weights
+        self.published = chain.published
 
     def trace(
         self,

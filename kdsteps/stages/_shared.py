@@ -30,7 +30,7 @@ from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.cost import multiply_adds
 from kdsteps.models.image_size import as_text
-from kdsteps.models.input import InputChain, InputContract, published_input
+from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
 from kdsteps.study.settings import Model, Normalization
@@ -170,13 +170,12 @@ def _normalization(entry: Model, chain: Chain, channels: int) -> InputContract |
                 "have one of each per channel"
             )
         return InputContract(mean, std).for_channels(channels, f"models: {entry.family}")
-    found = published_input(entry.family, chain.plain(), entry.options, channels)
-    if found is None:
+    if chain.published is None:
         raise KdstepsError(
             f"normalize: pretrained is not available for the family {entry.family!r}; set "
             "{mean: [...], std: [...]}"
         )
-    return found
+    return chain.published.input.for_channels(channels, f"models: {entry.family}")
 
 
 def as_built(entry: Model, chain: Chain, data: Prepared) -> Model:

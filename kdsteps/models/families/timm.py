@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -20,7 +20,7 @@ from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._options import unknown_name, unknown_option
 from kdsteps.models.families._stems import shrink_stem
 from kdsteps.models.image_size import ImageSize, as_text, height_width, plain_size
-from kdsteps.models.input import InputContract, known_interpolation
+from kdsteps.models.input_contract import InputContract, Published, known_interpolation
 
 _HUB, _FOLDER = ("hf-hub:", "hf_hub:"), ("local-dir:", "local_dir:")
 _OF_SQUARES = "mvitv2"
@@ -60,7 +60,7 @@ def build(
             they take `patch_size` or `img_size`.
         output: Key or index of the logits, if the network returns several outputs.
         prefix_tokens: Number of class and register tokens before those of the patches; None: as the
-            network says.
+            network declares.
         options: Of timm's factory, such as `drop_path_rate` or `patch_size`.
 
     Raises:
@@ -90,6 +90,7 @@ def build(
         output=output,
         prefix_tokens=prefix_tokens,
     )
+    chain.published = _published(network, config)
     if type(network).__name__ in _BY_WINDOWS:
         chain.notes.append(
             f"models: the tokens of timm's {name} are in the order of its attention windows, so "
@@ -230,25 +231,12 @@ def _rules() -> Rules:
     return Rules(tuple(found.get_notrace_modules()), tuple(found.get_notrace_functions()))
 
 
-def published_classes(network: nn.Module, name: str) -> int:
-    """The number of classes that a network's published weights were trained for."""
-    config: Any = network.pretrained_cfg
-    count: int = config["num_classes"]
-    return count
-
-
-def published_input(network: nn.Module, name: str) -> InputContract:
-    """The normalization and interpolation that timm's config of a network names.
-
-    Its crop of the center is not part of it: images are resized whole.
-    """
+def _published(network: nn.Module, config: Mapping[str, Any]) -> Published:
+    """What timm's config states about a network's weights."""
     from timm import data
 
     found: Any = data
-    config = found.resolve_model_data_config(network)
-    return InputContract(
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        None,
-        known_interpolation(config["interpolation"]),
-    )
+    pixels = found.resolve_model_data_config(network)
+    how = known_interpolation(pixels["interpolation"])
+    contract = InputContract(tuple(pixels["mean"]), tuple(pixels["std"]), None, how)
+    return Published(contract, config.get("num_classes", network.num_classes))

@@ -18,7 +18,7 @@ from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._options import unknown_name, unknown_option
 from kdsteps.models.families._stems import fit_channels, shrink_stem
 from kdsteps.models.image_size import ImageSize, as_text, height_width
-from kdsteps.models.input import InputContract, known_interpolation
+from kdsteps.models.input_contract import InputContract, Published, known_interpolation
 
 _MADE_FOR = 224  # pixels, height and width
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -70,6 +70,7 @@ def build(
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
     chain = CutChain(network, image_shape=(in_channels, *size), prefix_tokens=prefix_tokens)
+    chain.published = _published(name)
     if new:
         chain.new_weights = new
         chain.notes.append(
@@ -135,7 +136,7 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     Raises:
         KdstepsError: More than the classifier does not fit, such as positions of another size.
     """
-    state = _published(name)
+    state = _published_state(name)
     own = network.state_dict()
     fitting = {
         key: value for key, value in state.items() if key in own and own[key].shape == value.shape
@@ -157,7 +158,7 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     return missing
 
 
-def _published(name: str) -> dict[str, Tensor]:
+def _published_state(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
@@ -174,23 +175,12 @@ def _published(name: str) -> dict[str, Tensor]:
     return state
 
 
-def published_classes(network: nn.Module, name: str) -> int:
-    """The number of classes that torchvision's default weights of a network were trained for."""
-    from torchvision.models import get_model_weights
-
-    weights: Any = get_model_weights(name).DEFAULT
-    return len(weights.meta["categories"])
-
-
-def published_input(network: nn.Module, name: str) -> InputContract:
-    """The normalization and interpolation of torchvision's default weights of a network.
-
-    Their crop of the center is not part of it: images are resized whole.
-    """
+def _published(name: str) -> Published:
+    """What torchvision states about its default weights of a network."""
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
     preset = weights.transforms()
-    return InputContract(
-        tuple(preset.mean), tuple(preset.std), None, known_interpolation(preset.interpolation.value)
-    )
+    how = known_interpolation(preset.interpolation.value)
+    contract = InputContract(tuple(preset.mean), tuple(preset.std), None, how)
+    return Published(contract, len(weights.meta["categories"]))
