@@ -33,7 +33,7 @@ from kdsteps.models.image_size import as_text
 from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
-from kdsteps.study.settings import Model, Normalization
+from kdsteps.study.settings import Model, Normalization, Training
 from kdsteps.training.device import keep_busy
 from kdsteps.training.loop import Fit, Resume
 
@@ -214,6 +214,12 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
     return chain.requires_grad_(False).eval()
+
+
+def check_batch(recipe: Training, num_images: int, section: str) -> None:
+    """Raise KdstepsError if a batch is larger than the training images."""
+    if problem := recipe.batch_problem(num_images):
+        raise KdstepsError(f"{section}: {problem}")
 
 
 def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:

@@ -32,6 +32,7 @@ from kdsteps.models.memory_format import batch_format
 from kdsteps.models.wrapped import Wrapped
 from kdsteps.stages._shared import (
     as_built,
+    check_batch,
     entry_of,
     fresh_model,
     prepared,
@@ -62,6 +63,7 @@ def run(job: Job[DistilSettings]) -> None:
     student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
     part = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(part), "distil")
     method = _method(job, teacher, student, data, part).to(device)
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(

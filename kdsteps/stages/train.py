@@ -38,6 +38,7 @@ from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._shared import (
     as_built,
+    check_batch,
     entry_of,
     fresh_model,
     prepared,
@@ -77,6 +78,7 @@ def _train(job: Job[TrainSettings]) -> None:
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
     part = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(part), "train")
     task = Task(data.image_shape, len(data.class_names), part.labels)
     fit = Fit(
         Labels(None, network, task),

@@ -3,6 +3,7 @@
 import sys
 
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.early_checks import check_study
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
 from kdsteps.jobs.restoring import restore_records
@@ -32,8 +33,10 @@ def study_of(path):
             begin_run()
             check_records()
         study = load_study(path)
-        for finding in restore_records(study) if workflow.is_main_process else []:
-            print(finding, file=sys.stderr)
+        if workflow.is_main_process:
+            for check in (restore_records, check_study):
+                for finding in check(study):
+                    print(finding, file=sys.stderr)
         return study
     except KdstepsError as error:
         print(error, file=sys.stderr)
