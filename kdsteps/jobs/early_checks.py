@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.manifest import is_missing, missing_images
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.jobs.provenance import is_whole, provenance_file, read_provenance
+from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
@@ -37,15 +37,15 @@ def check_study(study: Study) -> list[str]:
         KdstepsError: A job would fail.
     """
     datasets = list(dict.fromkeys(pair.dataset for pair in study.pairs.values()))
-    prepared = {dataset: _summary(study, dataset) for dataset in datasets}
+    prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
     try:
         for dataset in datasets:
             _check_images(study, dataset)
         _check_checkpoints(study)
-        for dataset, summary in prepared.items():
-            if summary is not None:
-                _check_batches(study, dataset, summary["images"]["train"])
-        return _check_layers(study, prepared)
+        for dataset, found in prepared.items():
+            if found is not None:
+                _check_batches(study, dataset, found.num_images)
+        return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
     except KdstepsError as error:
         raise KdstepsError(f"params.yaml: {error}") from error
 
@@ -85,14 +85,25 @@ def _is_done(node: graph.JobNode) -> bool:
     return all(map(isfile, graph.outputs(node.rule, node.names).values()))
 
 
-def _summary(study: Study, dataset: str) -> dict[str, Any] | None:
-    """The summary of a data set that is prepared with the settings of the study."""
+class _Prepared(NamedTuple):
+    """A data set that is prepared with the settings of the study."""
+
+    num_images: int  # for training
+    image_shape: ImageShape
+
+
+def _prepared(study: Study, dataset: str) -> _Prepared | None:
     node = graph.node(study, "prepare", {"dataset": dataset})
     outputs = graph.outputs(node.rule, node.names)
-    path, known = Path(outputs["summary"]), read_provenance(provenance_file(outputs))
-    if known is None or known.settings != node.text or not path.is_file():
+    known = read_provenance(provenance_file(outputs))
+    if known is None or known.settings != node.text:
         return None
-    return read_json(path) if is_whole(path, known) else None
+    try:
+        found = read_json(outputs["summary"])
+        channels, height, width = found["image_shape"]
+        return _Prepared(found["images"]["train"], (channels, height, width))
+    except (KdstepsError, KeyError, TypeError, ValueError):  # damaged: its readers say so
+        return None
 
 
 def _check_batches(study: Study, dataset: str, images: int) -> None:
@@ -107,11 +118,11 @@ def _check_batches(study: Study, dataset: str, images: int) -> None:
                 raise KdstepsError(f"{spot}: {problem}")
 
 
-def _check_layers(study: Study, prepared: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:
     """Check layers by name and by number, and say for which networks this is done later."""
     shapes = {
-        dataset: _shape(summary) or declared_shape(study.datasets[dataset])
-        for dataset, summary in prepared.items()
+        dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
+        for dataset, found in prepared.items()
     }
     wanted = [
         (name, method)
@@ -136,12 +147,10 @@ def _check_layers(study: Study, prepared: Mapping[str, Mapping[str, Any] | None]
                 deepest(network, study.params.score.num_layers, "score.num_layers")
             except KdstepsError as error:
                 raise KdstepsError(f"models.{names['teacher']}: {error}") from error
-    unknown = dict.fromkeys(pair_of for pair_of, found in networks.items() if found is None)
-    return [
-        f"the layers of models.{model} are checked when it is built for the images of "
-        f"datasets.{dataset}"
-        for dataset, model in unknown
-    ]
+    unknown = dict.fromkeys(
+        f"models.{model}" for (_, model), found in networks.items() if not found
+    )
+    return [f"layers of {', '.join(unknown)} are checked when they are built"] if unknown else []
 
 
 def _outlines(
@@ -181,10 +190,3 @@ def _named(study: Study, method: str) -> dict[str, list[str]]:
     options: dict[str, Any] = entry.options if entry.method in shipped("methods") else {}
     given = {option: options[option] for option in _LAYERS if options.get(option)}
     return {option: [x] if isinstance(x, str) else list(x) for option, x in given.items()}
-
-
-def _shape(summary: Mapping[str, Any] | None) -> ImageShape | None:
-    if summary is None:
-        return None
-    channels, height, width = summary["image_shape"]
-    return channels, height, width

@@ -30,10 +30,10 @@ from kdsteps.methods.base import Method, Task
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.models.wrapped import Wrapped
+from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     as_built,
     check_batch,
-    entry_of,
     fresh_model,
     prepared,
     resume_file,

@@ -9,6 +9,7 @@ damaged, everything is described again.
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def problems(asked: Sequence[tuple[Kind, str, Mapping[str, Any]]]) -> list[str |
 
 
 def outlines(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> list[Outline | None]:
-    """The layers of networks, by another process that builds them without weights.
+    """The layers of networks, by a process that builds them without weights.
 
     Args:
         asked: Family, options and the shape (C, H, W) of the images.
@@ -107,6 +108,10 @@ def outlines(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> l
         None for a network that cannot be built for such images, or whose options are not enough to
         know it; what is wrong then is found when it is built.
     """
+    if "torch" in sys.modules:  # as for descriptions
+        networks = importlib.import_module("kdsteps.models.outline")
+        found = [networks.outline(*question) for question in asked]
+        return [None if names is None else Outline(**names) for names in found]
     questions: list[_Question] = [
         ("models", family, {"options": options, "image_shape": list(shape)})
         for family, options, shape in asked
