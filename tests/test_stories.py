@@ -78,7 +78,8 @@ def test_the_first_build_runs_every_job_once_and_leaves_every_file(built: Study)
     wanted = {path for stage in graph.STAGES for path in graph.all_outputs(described, stage)}
     files = (built.path / "results").rglob("*")
     found = {str(path.relative_to(built.path)) for path in files if path.is_file()}
-    assert found == wanted
+    made = {path for path in found if path.endswith(".provenance.json")}
+    assert found - made == wanted
     num_jobs = sum(len(graph.jobs(described, rule)) for rule in graph.OUTPUTS)
     assert len(list((built.path / "logs").rglob("*.txt"))) == num_jobs
 
@@ -236,9 +237,7 @@ def test_files_of_other_values_are_not_recorded_under_these(recorded: Study, clo
     assert set(recorded.executed()) & KD, "Snakemake notices it, too"
 
 
-def test_after_an_interrupted_pull_the_rest_is_pulled_rather_than_computed(
-    shared: Study, clone: Study
-):
+def test_after_an_interrupted_pull_the_rest_is_pulled_rather_than_computed(clone: Study):
     for path in list(clone.path.glob("results/distil/**/*.*"))[::2]:
         path.unlink()
     said = clone.snakemake("--dry-run")
