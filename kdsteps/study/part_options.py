@@ -115,6 +115,11 @@ def describe(kind: Kind, reference: str) -> Description:
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    if kind == "models" and reference not in shipped(kind):
+        for name in [name for name in CUTTING if name not in signature.parameters]:
+            schema = _core_schema(CUTTING[name])
+            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
+            fields[name] = (CUTTING[name], None)
     for name, parameter in signature.parameters.items():
         if name in FILLED_IN.get(kind, ()) or name.startswith("_"):
             continue
@@ -127,11 +132,6 @@ def describe(kind: Kind, reference: str) -> Description:
                 raise KdstepsError(f"the option {name!r} of {reference!r} {error}") from error
             continue
         fields[name] = (hint, ... if parameter.required else parameter.default)
-    if kind == "models" and reference not in shipped(kind):
-        for name in [name for name in CUTTING if name not in signature.parameters]:
-            schema = _core_schema(CUTTING[name])
-            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
-            fields[name] = (CUTTING[name], None)
     model = _model(fields, is_open=signature.is_open)
     traits: dict[str, Any] = (
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
