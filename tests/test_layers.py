@@ -74,7 +74,7 @@ def test_no_modules_import_each_other_in_a_circle():
         }
         for path in modules()
     }
-    assert graph["kdsteps.models.cut.span"] == set()
+    assert "kdsteps.models.cut.span" in graph["kdsteps.models.cut.cutting"]
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
