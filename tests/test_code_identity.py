@@ -365,10 +365,6 @@ def _followed() -> list[Path]:
     return [file for file in files if file.relative_to(PACKAGE).parts[0] not in NEUTRAL]
 
 
-# Places that may find code by name. Other parts are loaded by the registry and are roots of jobs.
-DYNAMIC = {"models/input.py": {"import_module"}}  # no stage calls `published_input`
-
-
 @pytest.mark.parametrize("file", _followed(), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_code_is_found_by_name_only_where_roots_cover_it(file: Path):
     found = {
@@ -378,7 +374,7 @@ def test_code_is_found_by_name_only_where_roots_cover_it(file: Path):
         and not (isinstance(node.func, ast.Attribute) and node.func.attr == "eval")
     }
     dynamic = {"import_module", "__import__", "eval", "exec", "globals", "entry_points"}
-    assert found & dynamic <= DYNAMIC.get(str(file.relative_to(PACKAGE)), set())
+    assert not found & dynamic  # parts are loaded by the registry and are roots of jobs
 
 
 @pytest.mark.parametrize("file", _followed(), ids=lambda file: str(file.relative_to(PACKAGE)))

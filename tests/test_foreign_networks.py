@@ -11,6 +11,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 
 NETS = """
+import torch
 from torch import nn
 from kdsteps.models import build_model
 
@@ -30,6 +31,44 @@ class Wider(Net):
 
 def chain(num_classes, in_channels, image_size):
     return build_model("cifar_resnet", num_classes=num_classes, depth=8, widths=(2, 2, 2, 2))
+
+class Several(Net):
+    def __init__(self, num_classes, form: str = "dictionary", in_training: bool = False):
+        super().__init__(num_classes)
+        self.form, self.in_training = form, in_training
+        self.auxiliary = nn.Linear(4, num_classes)
+        if form == "two heads":
+            self.head_dist = self.auxiliary
+
+    def forward(self, images):
+        first = self.first(images)
+        second = self.second(first)
+        logits = self.head(second.mean(dim=(2, 3)))
+        if self.in_training and not self.training:
+            return logits
+        return {
+            "dictionary": {"features": second, "scores": logits},
+            "auxiliary": (logits, self.auxiliary(first.mean(dim=(2, 3)))),
+            "two heads": (logits, self.auxiliary(first.mean(dim=(2, 3)))),
+            "features only": [first, second],
+        }[self.form]
+
+class Tokens(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.unfold, self.embed = nn.Unfold(2, stride=2), nn.Linear(12, 4)
+        self.extra = nn.Parameter(torch.zeros(1, 9, 4))
+        layers = (nn.TransformerEncoderLayer(4, 1, 4, batch_first=True) for _ in range(2))
+        self.blocks, self.head = nn.Sequential(*layers), nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        tokens = self.embed(self.unfold(images).transpose(1, 2))
+        tokens = torch.cat([self.extra.expand(len(images), -1, -1), tokens], dim=1)
+        return self.head(self.blocks(tokens).mean(dim=1))
+
+def named(num_classes, output: str):
+    assert output == "mine"
+    return Net(num_classes)
 
 def fixed():
     return Net(7)
@@ -86,3 +125,79 @@ def test_what_cannot_serve_is_refused_in_a_sentence(name, options, said):
 def test_a_network_is_cut_for_images_of_a_known_size():
     with pytest.raises(KdstepsError, match="image_size"):
         build_model("./nets.py:Net", num_classes=5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        ({}, "scores"),
+        ({"form": "auxiliary"}, 0),
+        ({"form": "auxiliary", "in_training": True}, 0),
+        ({"form": "auxiliary", "in_training": True}, -2),
+    ],
+)
+@torch.no_grad()
+def test_the_logits_among_several_outputs_are_named_in_params_yaml(options, output, training):
+    torch.manual_seed(0)
+    chain = build("Several", **options, output=output).train(training)
+    images = torch.randn(2, 3, 8, 8)
+    network = chain.plain()
+    logits = network.head(network.second(network.first(images)).mean(dim=(2, 3)))
+    assert torch.equal(chain(images), logits)
+    assert torch.equal(chain.tail("first")(chain.front("first")(images)), logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "returns a dictionary with features, scores; say which are the logits"),
+        ({"output": "score"}, "in which there is no 'score'"),
+        ({"form": "auxiliary"}, "returns 2 outputs ((2, 5), (2, 5)); say which are the logits"),
+        ({"form": "auxiliary", "in_training": True}, "2 outputs ((2, 5), (2, 5)); say which"),
+        ({"form": "auxiliary", "output": 2}, "in which there is no 2"),
+        ({"form": "two heads"}, "2 outputs ((2, 5), (2, 5)); say which"),
+        ({"form": "features only"}, "returns 2 outputs ((2, 4, 8, 8), (2, 4, 4, 4)); say which"),
+        ({"form": "features only", "output": 1}, "(2, 4, 4, 4) for 2 images; it should return"),
+    ],
+)
+def test_outputs_are_never_chosen_or_averaged_silently(options, said):
+    with pytest.raises(KdstepsError) as caught:
+        build("Several", **options)
+    assert said in str(caught.value)
+
+
+@torch.no_grad()
+def test_heads_that_a_network_averages_in_evaluation_are_averaged_in_training():
+    chain = build("Several", form="two heads", in_training=True).train()
+    images = torch.randn(2, 3, 8, 8)
+    both = torch.stack(chain.plain()(images)).mean(dim=0)
+    assert torch.equal(chain(images), both)
+
+
+def test_prefix_tokens_may_be_set_in_params_yaml():
+    assert build("Tokens").token_grid("blocks.0") == (0, 5, 5)  # of 16 patches and 9 other tokens
+    chain = build("Tokens", prefix_tokens=9).eval()
+    assert chain.token_grid("blocks.0") == (9, 4, 4)
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(chain.tail("blocks.0")(chain.front("blocks.0")(images)), chain(images))
+    assert "prefix_tokens 3 does not fit" in build("Tokens", prefix_tokens=3).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("Net", {"prefix_tokens": -1}, "prefix_tokens is -1; it should be at least 0"),
+        ("Net", {"output": 1.5}, "output is 1.5; it should be text or a whole number"),
+        ("Net", {"outputs": 1}, "outputs is an unknown key; did you mean 'output'"),
+        ("chain", {"output": 0}, "returns a chain, which is not cut; leave out output"),
+    ],
+)
+def test_options_of_cutting_that_cannot_be_are_a_sentence(name, options, said):
+    with pytest.raises(KdstepsError) as caught:
+        build(name, **options)
+    assert said in str(caught.value)
+
+
+def test_an_option_that_the_factory_has_itself_is_its_own():
+    assert build("named", output="mine").layers

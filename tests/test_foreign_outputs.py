@@ -164,7 +164,7 @@ def test_a_branch_on_the_number_of_images_is_not_followed():
     assert "no fixed graph" in chain.notes[0]
 
 
-@pytest.mark.parametrize("option", ["num_classes", "in_channels", "image_size"])
+@pytest.mark.parametrize("option", ["num_classes", "in_channels"])
 def test_options_that_follow_from_the_data_are_refused_at_planning(option):
     with pytest.raises(KdstepsError, match=rf"models\.big\.{option} follows from the data set"):
         resolve_model(
@@ -181,8 +181,15 @@ def timm_network(name: str, **options: Any) -> Any:
 def test_options_of_timm_that_leave_no_logits_are_a_sentence():
     with pytest.raises(KdstepsError, match=r"features_only .* no logits; leave it out"):
         timm_network("test_resnet", features_only=True)
-    with pytest.raises(KdstepsError, match=r"in_chans .* follows from the images"):
+    with pytest.raises(KdstepsError, match=r"test_resnet: in_chans follows from the images"):
         timm_network("test_resnet", in_chans=1)
+
+
+def test_the_size_of_images_is_set_for_timm_as_for_every_network():
+    with pytest.raises(KdstepsError, match=r"img_size is 64 and images have 32 .*set image_size"):
+        timm_network("test_vit", img_size=64)
+    chain = timm_network("test_vit", img_size=64, dynamic_img_size=True)
+    assert chain.trace(torch.rand(2, 3, 32, 32), ["blocks.0"])["blocks.0"].shape[1] == 1 + 2 * 2
 
 
 def test_a_local_folder_is_a_network_of_timm(tmp_path):

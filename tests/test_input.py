@@ -24,7 +24,6 @@ from kdsteps.models.input import (
     InputContract,
     Normalize,
     ToFloat,
-    published_input,
 )
 from kdsteps.models.memory_format import batch_format
 from kdsteps.teachers.frozen import frozen
@@ -159,7 +158,7 @@ def test_folding_is_exact_up_to_rounding_at_the_borders_too():
 def test_published_networks_name_their_own_normalization():
     pytest.importorskip("timm")
     found = {
-        name: published_input(family, _built(family, name), {"name": name}, 3)
+        name: _published(family, name)
         for family, name in (
             ("timm", "test_resnet"),
             ("timm", "resnet18.a1_in1k"),
@@ -172,11 +171,13 @@ def test_published_networks_name_their_own_normalization():
     assert found["resnet18.a1_in1k"] == InputContract(*imagenet, None, "bicubic")
     assert found["resnet18"] == InputContract(*imagenet, None, "bilinear")
     assert found["swin_t"] == InputContract(*imagenet, None, "bicubic")
-    assert published_input("cifar_resnet", nn.Identity(), {}, 3) is None
+    assert network("resnet").published is None
 
 
-def _built(family: str, name: str) -> nn.Module:
-    return build_model(family, name=name, num_classes=2, image_size=32).plain()
+def _published(family: str, name: str) -> InputContract:
+    chain = build_model(family, name=name, num_classes=2, image_size=32)
+    assert chain.published is not None and chain.published.num_classes == 1000
+    return chain.published.input
 
 
 def test_a_contract_is_the_same_after_json_and_fits_other_channels():

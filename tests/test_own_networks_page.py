@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdsteps.models import architecture, build_model
+from kdsteps.stages._shared import untrained_model
 from kdsteps.study.entries import ModelEntry
 from kdsteps.study.study import resolve_model
 
@@ -33,8 +33,7 @@ def test_an_entry_builds_the_network_it_names(name, tmp_path, monkeypatch):
     (file,) = [code for code in blocks("python") if code.startswith("# networks.py")]
     Path("networks.py").write_text(file)
     model = resolve_model(ModelEntry.model_validate(ENTRIES[name]), name)
-    options = architecture(model.options)
-    chain = build_model(model.family, num_classes=10, image_size=(32, 32), **options)
+    chain = untrained_model(model, (3, 32, 32), num_classes=10)
     assert chain.layers
     assert not chain.notes
 

@@ -406,3 +406,121 @@ def test_a_study_is_planned_without_torch():
         planned(code)
     finally:
         os.chdir(cwd)
+
+
+# options that types cannot check
+
+CHECKED_NET = """
+def build(num_classes, *, width: int = 4, groups: int = 1, depth: int = 2): ...
+
+def other(num_classes, *, width: int = 5): ...
+
+def options_problem(*, width, groups):
+    if width == 13:
+        raise RuntimeError("unlucky")
+    if width % groups:
+        return f"groups is {groups}, which does not divide width {width}; use a divisor of it"
+"""
+TORCHVISION = {"pretrained": False, "small_stem": False, "prefix_tokens": None}
+TIMM = TORCHVISION | {"output": None}
+CHECKS: list[tuple[str, dict[str, Any], str | None]] = [
+    ("cifar_resnet", {"depth": 9}, "depth is 9; it should be 6 n + 2: 8, 14"),
+    ("cifar_resnet", {"depth": 14}, None),
+    ("wide_resnet", {"depth": 20}, "depth is 20; it should be 6 n + 4: 10, 16"),
+    ("shufflenet", {"size": 3.0}, "size is 3; it should be one of 0.5, 1.0"),
+    ("vit", {"width": 10, "heads": 4}, "heads is 4, which does not divide width 10"),
+    ("timm", TIMM | {"name": "resnet19"}, "name is 'resnet19', which timm does not have; near are"),
+    ("timm", TIMM | {"name": "resnet18.a9_in1k"}, "resnet18.a1_in1k"),
+    ("timm", TIMM | {"name": "resnet18.a1_in1k", "drop_path_rate": 0.1}, None),
+    (
+        "timm",
+        TIMM | {"name": "resnet18", "drop_path_rat": 0.1},
+        "drop_path_rat is an unknown key; did you mean 'drop_path_rate'?",
+    ),
+    ("timm", TIMM | {"name": "resnet18", "features_only": True}, "features_only is true"),
+    ("timm", TIMM | {"name": "hf-hub:somebody/network"}, None),
+    ("torchvision", TORCHVISION | {"name": "resnet19"}, "near are resnet18"),
+    (
+        "torchvision",
+        TORCHVISION | {"name": "mobilenet_v2", "dropot": 0.1},
+        "dropot is an unknown key; did you mean 'dropout'?",
+    ),
+    ("./net.py:build", {"width": 6, "groups": 4}, "groups is 4, which does not divide width 6"),
+    ("./net.py:build", {"width": 6, "groups": 3, "depth": 2}, None),
+    ("./net.py:other", {"width": 13}, None),  # the function names options that it does not have
+]
+
+FIND_PROBLEMS = """
+    import json, pathlib, subprocess
+    from kdsteps.study import part_cache, registry
+    started = []
+    run = subprocess.run
+    subprocess.run = lambda *a, **k: started.append(1) or run(*a, **k)
+    for name in ("build", "other"):
+        registry.find("models", f"./net.py:{name}", "")
+    asked = json.loads(pathlib.Path("asked.json").read_text())
+    print(json.dumps([part_cache.problems(asked), len(started)]))
+"""
+
+
+@pytest.mark.slow
+def test_options_are_checked_by_another_process_and_found_again_in_the_cache(folder):
+    write("net.py", CHECKED_NET)
+    requests = [("models", name, options) for name, options, _ in CHECKS]
+    write("asked.json", json.dumps(requests))
+    found, started = json.loads(planned(FIND_PROBLEMS))
+    assert started == 3  # to describe all parts, to describe `other`, and for all checks
+    for (_, options, said), problem in zip(CHECKS, found, strict=True):
+        assert (said is None) == (problem is None), (options, problem)
+        assert said is None or said in problem
+    assert json.loads(planned(FIND_PROBLEMS)) == [found, 0]
+    write("net.py", CHECKED_NET.replace("divisor of it", "divisor"))
+    again, started = json.loads(planned(FIND_PROBLEMS))
+    assert started == 2  # to describe what the changed file defines, and to check its options
+    pairs = zip(CHECKS, found, again, strict=True)
+    changed = [options for (_, options, _), before, after in pairs if before != after]
+    assert changed == [{"width": 6, "groups": 4}]
+
+
+@pytest.mark.slow
+def test_a_check_that_fails_is_a_sentence_and_not_cached(folder):
+    write("net.py", CHECKED_NET)
+    code = """
+        from kdsteps.errors import KdstepsError
+        from kdsteps.study import part_cache, registry
+        registry.find("models", "./net.py:build", "")
+        try:
+            part_cache.problems([("models", "./net.py:build", {"width": 13, "groups": 3})])
+        except KdstepsError as error:
+            print(error)
+    """
+    assert planned(code) == (
+        "models: options_problem of ./net.py:build raises RuntimeError: unlucky"
+    )
+    assert json.loads(part_cache.FILE.read_text())["checks"] == []
+
+
+@pytest.mark.slow
+def test_a_problem_of_options_is_said_with_its_place_while_planning(folder):
+    write("net.py", CHECKED_NET)
+    study = {
+        "datasets": {"d": {"kind": "digits"}},
+        "models": {
+            "big": {"family": "cifar_resnet", "checkpoint": "a.pt"},
+            "small": {"family": "./net.py:build", "groups": 3},
+        },
+        "pairs": {"p": {"dataset": "d", "teacher": "big", "student": "small"}},
+        "methods": {"kd": {}},
+        "seeds": [0],
+    }
+    write("params.yaml", json.dumps(study))
+    code = """
+        from kdsteps.errors import KdstepsError
+        from kdsteps.study.study import load_study
+        try:
+            load_study()
+        except KdstepsError as error:
+            print(error)
+    """
+    said = planned(code)
+    assert said.startswith("params.yaml: models.small.groups is 3, which does not divide width 4; ")

@@ -9,6 +9,7 @@ import torch
 from _methods import class_of
 from torch import Tensor, nn
 
+from kdsteps.errors import KdstepsError
 from kdsteps.methods.base import Batch, Task
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -35,6 +36,7 @@ TRANSFORMERS: list[Case] = [
 MAPS: list[Case] = [
     ("swin_tiny_patch4_window7_224", (64, 96), {"depths": (1, 1, 2, 1)}, 0, 10),
     ("pvt_v2_b0", (32, 64), {}, 0, 20),
+    ("mvitv2_tiny", (64, 96), {}, 0, 11),  # tokens of several resolutions
     ("test_resnet", (16, 32), {}, 0, 9),
     ("test_convnext", (32, 48), {}, 0, 13),
 ]
@@ -218,3 +220,9 @@ def test_the_order_of_dimensions_follows_from_the_proportions_of_the_image():
         "map", "map_last", "tokens", "vector",
     ]  # fmt: skip
     assert layouts([(2, 8, 8, 8), (2, 4, 4, 8)], (32, 32)) == ["map_last", "map_last"]
+
+
+def test_a_network_that_takes_no_such_proportions_names_the_size_that_it_takes():
+    options = {"name": "efficientformer_l1", "num_classes": 3}
+    with pytest.raises(KdstepsError, match=r"images of 3 x 64 x 96 .*image_size .*to 224, and"):
+        build_model("timm", image_size=(64, 96), **options)

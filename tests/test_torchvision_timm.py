@@ -204,7 +204,7 @@ def test_a_grey_image_is_seen_as_its_colour_copy_was():
 
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
 def test_an_unknown_name_is_answered_with_the_nearest(family):
-    with pytest.raises(KdstepsError, match=rf"{family} has no .*'resnet19'.*near are .*resnet18"):
+    with pytest.raises(KdstepsError, match=rf"'resnet19', which {family}.*near are .*resnet18"):
         build_model(family, name="resnet19", num_classes=5, image_size=32)
 
 
@@ -242,7 +242,7 @@ def test_a_server_that_is_not_there_is_out_of_reach_and_a_proxy_is_trusted(monke
 def test_published_weights_of_other_classes_get_a_new_classifier_only_to_be_trained(monkeypatch):
     published = torchvision.models.resnet18(num_classes=1000)
     monkeypatch.setattr(
-        "kdsteps.models.families.torchvision._published", lambda name: _state(published)
+        "kdsteps.models.families.torchvision._published_state", lambda name: _state(published)
     )
     options = {"name": "resnet18", "image_size": 32, "pretrained": True}
     chain = build_model("torchvision", num_classes=5, will_train=True, **options)

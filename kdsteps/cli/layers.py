@@ -16,7 +16,8 @@ def show_layers(given: argparse.Namespace) -> None:
     from kdsteps.models.listing import list_layers, render_layers
 
     model = _model(given)
-    channels, height, width = _image_shape(given.image)
+    channels, *size = _image_shape(given.image)
+    height, width = model.image_size or size
     chain = build_model(
         model.family,
         num_classes=given.classes,

@@ -22,6 +22,8 @@ def macs(network: nn.Module, image: Tensor) -> int:
     """Multiply-accumulate operations for one image.
 
     Args:
-        image: (1, C, H, W); its values do not matter.
+        network: Behind the step that resizes its images, if it has one. By convention that step
+            counts as little as norms and activations do.
+        image: (1, C, H, W) as in the data set; its values do not matter.
     """
     return multiply_adds(network, image)

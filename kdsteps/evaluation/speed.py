@@ -47,7 +47,8 @@ def time_network(
     uses as many of the current threads as it keeps busy. The number of threads is restored.
 
     Args:
-        image_shape: (C, H, W).
+        network: Behind the step that resizes its images, if it has one, which is timed as well.
+        image_shape: (C, H, W) of the data set's images.
         runs: Single images that are timed, after a warm-up.
         batch_size: Images in a batch.
     """

@@ -7,6 +7,8 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
+from kdsteps.models.checkpoints import load_checkpoint
+from kdsteps.models.foreign import build_foreign
 from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry
 
@@ -18,7 +20,7 @@ _WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 def build_model(
     family: str,
     *,
-    num_classes: int,
+    num_classes: int | None,
     in_channels: int = 3,
     image_size: ImageSize | None = None,
     checkpoint: str | None = None,
@@ -31,7 +33,8 @@ def build_model(
 
     Args:
         family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
-        num_classes: Width of the logits.
+        num_classes: Width of the logits; None: as a factory of the user has it, which has no such
+            argument.
         in_channels: Channels of an image.
         image_size: In pixels, one number or (height, width); None if the family does not need it.
         checkpoint: Weights for the plain module: kdsteps' own file or one from elsewhere.
@@ -51,12 +54,9 @@ def build_model(
     if part.target.startswith("kdsteps."):
         chain: Chain = factory(**given, **options)
     else:
-        from kdsteps.models.foreign import build_foreign
-
         chain = build_foreign(factory, family, given, options)
     if checkpoint is not None:
-        from kdsteps.models.checkpoints import load_checkpoint
-
+        assert num_classes is not None, "weights are for a known number of classes"
         load_checkpoint(
             chain,
             checkpoint,

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from kdsteps.models.blocks import Preactivated, ending
+from kdsteps.models.input_contract import Published
 
 Layout = Literal["map", "map_last", "tokens", "vector"]
 """Order of a layer's dimensions: (N, C, H, W), (N, H, W, C), (N, T, D) or (N, D)."""
@@ -42,6 +43,7 @@ class Chain(nn.Module, ABC):
         notes: Sentences on what is not as expected, such as stages that cannot be cut.
         new_weights: Names of weights that were initialized although weights of another number of
             classes were loaded.
+        published: What is known of the weights that a library publishes for the network.
     """
 
     layers: tuple[str, ...]
@@ -51,6 +53,7 @@ class Chain(nn.Module, ABC):
         super().__init__()
         self.notes: list[str] = []
         self.new_weights: tuple[str, ...] = ()
+        self.published: Published | None = None
 
     @abstractmethod
     def span(self, start: str | None, stop: str) -> nn.Module:

@@ -90,6 +90,38 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
     module.load_state_dict({**own, **weights})
 
 
+def classes_in_checkpoint(
+    chain: Chain,
+    path: str,
+    *,
+    num_classes: int,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> int:
+    """The number of classes of the classifier in a file.
+
+    Args:
+        chain: The network, with a classifier of another width.
+        path: Of a file that `kdsteps.models.weight_files` reads.
+        num_classes: Of the chain.
+        key, prefix: As for `load_checkpoint`.
+
+    Raises:
+        KdstepsError: The file cannot be read, or has no classifier of this network.
+    """
+    where = f"checkpoint {path}"
+    content = read_file(path)
+    candidates = _requested(find(content, chain.plain().state_dict()), content, key, prefix, where)
+    best = max(candidates, key=lambda found: len(found.weights))
+    rows = {len(best.weights[n]) for n in _classifier(chain, num_classes) if n in best.weights}
+    if len(rows) != 1:
+        raise KdstepsError(
+            f"{where}: has no classifier of this network, so the number of its outputs is not "
+            "known; list the names of its outputs in `classes`"
+        )
+    return rows.pop()
+
+
 def _requested(
     candidates: Sequence[Found], content: Any, key: str | None, prefix: str | None, where: str
 ) -> list[Found]:

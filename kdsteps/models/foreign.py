@@ -13,6 +13,7 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import height_width, plain_size
+from kdsteps.study.part_checks import CUTTING
 from kdsteps.study.part_options import signature_of
 
 
@@ -26,7 +27,8 @@ def build_foreign(
         name: As params.yaml has it, for messages.
         given: `num_classes`, `in_channels` and `image_size`, passed as far as the signature names
             them; the size as one number for square images, else as (height, width).
-        options: The factory's own, from params.yaml.
+        options: From params.yaml: the factory's own, and those of `CutChain` (`output`,
+            `prefix_tokens`) that are not among the factory's.
 
     Raises:
         KdstepsError: The factory fails, returns no network, or one that does not take such images
@@ -35,8 +37,10 @@ def build_foreign(
     taken = signature_of("models", factory).parameters
     size = None if given["image_size"] is None else plain_size(given["image_size"])
     given = {**given, "image_size": size}
+    cutting = {key: options[key] for key in CUTTING if key in options and key not in taken}
+    own = {key: value for key, value in options.items() if key not in cutting}
     try:
-        network = factory(**{key: given[key] for key in given if key in taken}, **options)
+        network = factory(**{key: given[key] for key in given if key in taken}, **own)
     except KdstepsError:
         raise
     except Exception as error:  # it is the user's code: anything can happen
@@ -45,6 +49,10 @@ def build_foreign(
             f"models: {name} cannot be built ({type(error).__name__}: {reason})"
         ) from error
     if isinstance(network, Chain):
+        if cutting:
+            raise KdstepsError(
+                f"models: {name} returns a chain, which is not cut; leave out {', '.join(cutting)}"
+            )
         return network
     if not isinstance(network, nn.Module):
         raise KdstepsError(
@@ -53,8 +61,9 @@ def build_foreign(
     if size is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))
-    chain = CutChain(network, image_shape=shape)
-    _check_logits(chain, name, shape, given["num_classes"])
+    chain = CutChain(network, image_shape=shape, **cutting)
+    if given["num_classes"] is not None:
+        _check_logits(chain, name, shape, given["num_classes"])
     return chain
 
 

@@ -1,4 +1,4 @@
-"""What a network is fed: pixels, resized and normalized as the first step of its chain.
+"""The input of a network: pixels, resized and normalized as the first step of its chain.
 
 The step belongs to the network, so that it goes wherever the network goes. Weights are saved and
 published by the names of the plain network, without it.
@@ -6,92 +6,17 @@ published by the names of the plain network, without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import import_module
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
+from kdsteps.models.input_contract import PIXEL_MAX
+from kdsteps.models.input_contract import InputContract as InputContract
+from kdsteps.models.input_contract import Interpolation as Interpolation
 from kdsteps.models.wrapped import Wrapped
-from kdsteps.study import registry
-
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
-
-_MAX = 255  # of a pixel
-
-
-@dataclass(frozen=True)
-class InputContract:
-    """How pixels become the input of a network.
-
-    Attributes:
-        mean, std: Of each channel, on the scale 0 to 1.
-        size: (height, width) that the network is built for; None: that of the images.
-        interpolation: How images of another size are resized.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: tuple[int, int] | None = None
-    interpolation: Interpolation = "bilinear"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> InputContract:
-        """What `as_dict` wrote, also after JSON."""
-        size = values["size"]
-        return cls(
-            tuple(values["mean"]),
-            tuple(values["std"]),
-            None if size is None else (size[0], size[1]),
-            values["interpolation"],
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def after(self, mean: Sequence[float], std: Sequence[float]) -> InputContract:
-        """The contract for images that are normalized already, by another mean and std.
-
-        Both steps are affine, and so is the one that leads from one to the other.
-
-        Args:
-            mean, std: Of each channel, on the scale 0 to 1: how the images are normalized.
-        """
-        ratios = [own / (_MAX * given) for own, given in zip(self.std, std, strict=True)]
-        shifts = [
-            (own - given) / spread * ratio
-            for own, given, spread, ratio in zip(self.mean, mean, self.std, ratios, strict=True)
-        ]
-        return InputContract(tuple(shifts), tuple(ratios), self.size, self.interpolation)
-
-    def for_channels(self, channels: int, where: str) -> InputContract:
-        """The contract for images with another number of channels than three.
-
-        The first convolution is adapted in the same way (`fit_channels`): one channel has the mean
-        over the three, further channels repeat them.
-
-        Raises:
-            KdstepsError: Neither the contract nor the network is for colors.
-        """
-        known = len(self.mean)
-        if channels == known:
-            return self
-        if known != 3:
-            raise KdstepsError(
-                f"{where}: normalize has {known} channels, the images have {channels}; give a mean "
-                "and a std for each"
-            )
-        if channels == 1:
-            mean, std = (sum(values) / known for values in (self.mean, self.std))
-            return InputContract((mean,), (std,), self.size, self.interpolation)
-        turns = [number % known for number in range(channels)]
-        mean_of, std_of = ([values[turn] for turn in turns] for values in (self.mean, self.std))
-        return InputContract(tuple(mean_of), tuple(std_of), self.size, self.interpolation)
 
 
 class Normalize(nn.Module):
@@ -106,7 +31,7 @@ class Normalize(nn.Module):
         """
         super().__init__()
         mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
-        self.register_buffer("scale", 1 / (_MAX * std), persistent=False)
+        self.register_buffer("scale", 1 / (PIXEL_MAX * std), persistent=False)
         self.register_buffer("shift", mean / std, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -153,11 +78,31 @@ class ToFloat(nn.Module):
 
 
 class Resize(nn.Module):
-    """Images (N, C, H, W) at another size, where they have another."""
+    """Resize images (N, C, H, W) that have another size; antialiased, as in torchvision and timm.
 
-    def __init__(self, size: tuple[int, int], interpolation: Interpolation) -> None:
+    Pixels are not rounded to whole numbers. Bicubic interpolation overshoots at edges: its results
+    are clamped to the limits.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        interpolation: Interpolation,
+        limits: Sequence[tuple[float, float]] | None = None,
+    ) -> None:
+        """Args:
+        size: (height, width).
+        interpolation: How values between pixels are computed.
+        limits: Lowest and highest value of each channel; None: 0 and 255.
+        """
         super().__init__()
         self.size, self.interpolation = size, interpolation
+        low, high = torch.tensor(limits or [(0, PIXEL_MAX)], dtype=torch.float32).T  # (C,) or (1,)
+        self.register_buffer("low", low[:, None, None].clone(), persistent=False)
+        self.register_buffer("high", high[:, None, None].clone(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[2:]) == self.size:
@@ -166,7 +111,9 @@ class Resize(nn.Module):
         if self.interpolation == "nearest":
             return F.interpolate(floats, self.size, mode="nearest-exact")
         resized = F.interpolate(floats, self.size, mode=self.interpolation, antialias=True)
-        return resized.clamp(0, _MAX)  # bicubic overshoots at edges
+        if self.interpolation == "bilinear":
+            return resized
+        return resized.clamp(self.low.to(resized.dtype), self.high.to(resized.dtype))
 
 
 class InputChain(Wrapped):
@@ -178,15 +125,19 @@ class InputChain(Wrapped):
 
     Attributes:
         resize: The first step; None if the contract has no size.
-        normalize: The second step.
+        normalize: The second step; the identity if it would leave the values unchanged.
     """
 
     def __init__(self, chain: Chain, contract: InputContract) -> None:
         super().__init__(chain)
         self.contract = contract
         size = contract.size
-        self.resize = None if size is None else Resize(size, contract.interpolation)
-        self.normalize: nn.Module = Normalize(contract.mean, contract.std)
+        self.resize = (
+            None if size is None else Resize(size, contract.interpolation, contract.limits)
+        )
+        self.normalize: nn.Module = (
+            nn.Identity() if contract.keeps_values else Normalize(contract.mean, contract.std)
+        )
 
     def input(self, images: Tensor) -> Tensor:
         """Pixels as the network takes them."""
@@ -216,29 +167,13 @@ class InputChain(Wrapped):
         return nn.Sequential(*(step for step in steps if step is not None))
 
 
-def published_input(
-    family: str, network: nn.Module, options: Mapping[str, Any], channels: int
-) -> InputContract | None:
-    """The normalization that a family's published weights were trained with; None if unknown.
+def behind_resize(chain: Chain) -> nn.Module:
+    """The deployed module, after the step that resizes images where the network has one.
 
-    Args:
-        family: With a function `published_input(network, name)`: timm and torchvision.
-        network: The plain network, built.
-        options: Of the family.
-        channels: Of the images.
+    It takes images of the data set's size: this is what is timed and whose MACs are counted.
     """
-    module = import_module(registry.module("models", family))
-    find = getattr(module, "published_input", None)
-    if find is None:
-        return None
-    contract: InputContract = find(network, options["name"])
-    return contract.for_channels(channels, f"models: {options['name']}")
-
-
-def known_interpolation(name: str) -> Interpolation:
-    """An interpolation by its name in other libraries; bicubic where it has no equal here."""
-    known: dict[str, Interpolation] = {"nearest": "nearest", "bilinear": "bilinear"}
-    return known.get(name, "bicubic")
+    resize = chain.resize if isinstance(chain, InputChain) else None
+    return chain.plain() if resize is None else nn.Sequential(resize, chain.plain())
 
 
 def _aligned(images: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Wrapped(Chain):
         self.chain = chain
         self.layers, self.stages = chain.layers, chain.stages
         self.notes, self.new_weights = chain.notes, chain.new_weights
+        self.published = chain.published
 
     def trace(
         self,
@@ -69,15 +70,21 @@ class SelectClasses(nn.Module):
 
 
 class ClassChain(Wrapped):
-    """A network with its classes in another order than the study's, or with more of them."""
+    """A network with its classes in another order than the study's, or with more of them.
 
-    def __init__(self, chain: Chain, columns: Collection[int]) -> None:
+    Attributes:
+        outputs: The names of the network's own outputs, in their order.
+    """
+
+    def __init__(self, chain: Chain, outputs: Sequence[str], classes: Sequence[str]) -> None:
         """Args:
         chain: Returns the logits of its own classes.
-        columns: For each class of the study, the index of its logit.
+        outputs: Their names.
+        classes: Names of the study's classes, all of them among the outputs.
         """
         super().__init__(chain)
-        self.select = SelectClasses(columns)
+        self.outputs = tuple(outputs)
+        self.select = SelectClasses([self.outputs.index(name) for name in classes])
 
     def trace(
         self,

@@ -17,9 +17,10 @@ from kdsteps.files.checkpoints import read_checkpoint
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import LatencySettings
-from kdsteps.models import architecture, build_model
+from kdsteps.models import architecture
 from kdsteps.models.checkpoints import load_weights
-from kdsteps.stages._shared import provenance
+from kdsteps.models.input import behind_resize
+from kdsteps.stages._shared import model_in, provenance, untrained_model
 from kdsteps.study.settings import TimingSettings
 from kdsteps.training.device import choose_device
 
@@ -58,10 +59,15 @@ _TEACHER = ""  # cannot be the name of a method
 
 
 def _architecture(header: Mapping[str, Any]) -> str:
-    """What determines the speed of a network: its entry without weights, classes, image shape."""
-    entry = header["model"]
-    shape = [header["num_classes"], header["image_shape"]]
-    return json.dumps([entry["family"], architecture(entry["options"]), shape], sort_keys=True)
+    """What determines the speed of a network: its entry without weights, and the images' shape."""
+    entry = model_in(header)
+    resizing = [entry.image_size, entry.interpolation]
+    known = [architecture(entry.options), header["image_shape"], _num_outputs(header), *resizing]
+    return json.dumps([entry.family, *known], sort_keys=True)
+
+
+def _num_outputs(header: Mapping[str, Any]) -> int:
+    return len(header["model"].get("classes") or header["class_names"])
 
 
 def _time(
@@ -73,17 +79,12 @@ def _time(
     section: TimingSettings,
 ) -> dict[str, Any]:
     """The speed metrics of one network, and the number of threads that computed its batches."""
-    entry, shape = header["model"], tuple(header["image_shape"])
-    network = build_model(
-        entry["family"],
-        num_classes=len(entry.get("classes") or header["class_names"]),
-        in_channels=shape[0],
-        image_size=shape[1],
-        **architecture(entry["options"]),
-    )
+    channels, height, width = header["image_shape"]
+    shape = (channels, height, width)
+    network = untrained_model(model_in(header), shape, _num_outputs(header))
     load_weights(network.plain(), weights, where=str(path))
     timing = time_network(
-        network.plain().to(device),
+        behind_resize(network.to(device)),
         shape,
         runs=section.latency_runs,
         batch_size=section.throughput_batch,

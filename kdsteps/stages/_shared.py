@@ -8,6 +8,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from kdsteps.jobs.settings import JobSettings
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.cost import multiply_adds
-from kdsteps.models.input import InputChain, InputContract, published_input
+from kdsteps.models.image_size import as_text
+from kdsteps.models.input import InputChain, InputContract
+from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
 from kdsteps.study.settings import Model, Normalization
 from kdsteps.training.device import keep_busy
@@ -53,40 +56,107 @@ def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
     """
     channels, *size = data.image_shape
     options: dict[str, Any] = dict(entry.options)
-    names = entry.classes or data.class_names
+    outputs = _outputs(entry, data)
     chain = build_model(
         entry.family,
-        num_classes=len(names),
+        num_classes=len(outputs),
         in_channels=channels,
-        image_size=size,
+        image_size=entry.image_size or size,
         will_train=will_train,
         **options,
     )
     for note in chain.notes:
         log.info("%s", note)
     if entry.classes is not None:
-        chain = ClassChain(chain, _columns(entry.classes, data.class_names))
-    contract = _input_contract(entry, chain, channels)
-    if contract is not None:
-        return InputChain(chain, contract.after(data.mean.tolist(), data.std.tolist()))
-    if "checkpoint" in options:
+        chain = ClassChain(chain, outputs, data.class_names)
+    contract = _input_contract(entry, chain, data)
+    if entry.normalize is None and "checkpoint" in options:
         log.info("images are normalized with the data set's mean and std: `normalize` is not set")
-    return chain
-
-
-def _columns(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """For each class of the data set, the index of its output in a network."""
-    missing = [name for name in wanted if name not in classes]
-    if missing:
-        raise KdstepsError(
-            f"classes: has no {missing[0]!r}, a class of the data set{nearest(missing[0], classes)}"
+    if contract is None:
+        return chain
+    if contract.size is not None:
+        log.info(
+            "images of %s pixels are resized to %s (%s)",
+            *(as_text(size), as_text(contract.size), contract.interpolation),
         )
-    if len(set(classes)) < len(classes):
-        raise KdstepsError("classes: a name appears twice; list the name of each output once")
-    return [list(classes).index(name) for name in wanted]
+    return InputChain(chain, contract.after(data.mean.tolist(), data.std.tolist()))
 
 
-def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract | None:
+def untrained_model(entry: Model, image_shape: Sequence[int], num_classes: int) -> Chain:
+    """The network of a model's settings with random weights, which resizes images as it would.
+
+    Args:
+        image_shape: (C, H, W) of the images, before they are resized.
+        num_classes: Of its outputs.
+    """
+    channels, *size = image_shape
+    chain = build_model(
+        entry.family,
+        num_classes=num_classes,
+        in_channels=channels,
+        image_size=entry.image_size or size,
+        **architecture(entry.options),
+    )
+    if not _resizes(entry, size):
+        return chain
+    assert entry.image_size is not None  # it resizes
+    how = entry.interpolation or "bilinear"
+    return InputChain(chain, InputContract.of_size(entry.image_size, how, channels))
+
+
+def _resizes(entry: Model, size: Sequence[int]) -> bool:
+    """Whether a network is built for another size than that of the images."""
+    return entry.image_size is not None and entry.image_size != tuple(size)
+
+
+def _outputs(entry: Model, data: Prepared) -> Sequence[str]:
+    """The names of a network's outputs, in their order.
+
+    Where `classes` has numbers, outputs that are not used have made-up names.
+
+    Raises:
+        KdstepsError: A class of the data set is not among them, there are more or fewer numbers
+            than classes, or a number is not that of an output.
+    """
+    wanted = data.class_names
+    names: Sequence[Any] = entry.classes or wanted
+    if isinstance(names[0], str):
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            near = nearest(missing[0], names)
+            raise KdstepsError(f"classes: has no {missing[0]!r}, a class of the data set{near}")
+        return names
+    if len(names) != len(wanted):
+        raise KdstepsError(
+            f"classes: has {len(names)} numbers for {len(wanted)} classes; list the output of each "
+            f"class, in the order {', '.join(wanted)}"
+        )
+    count = num_outputs(entry.family, entry.options, data.image_shape, entry.image_size)
+    if (largest := max(names)) >= count:
+        raise KdstepsError(
+            f"classes: has output {largest} of a network with {count} outputs; they are numbered "
+            f"from 0 to {count - 1}"
+        )
+    found = [f"output {number}, not used" for number in range(count)]
+    for number, name in zip(names, wanted, strict=True):
+        found[number] = name
+        log.info("class %s is output %d of the network", name, number)
+    return found
+
+
+def _input_contract(entry: Model, chain: Chain, data: Prepared) -> InputContract | None:
+    """How a network's images are normalized and resized; None if they are taken as they are."""
+    channels, *size = data.image_shape
+    contract = _normalization(entry, chain, channels)
+    if not _resizes(entry, size):
+        return contract
+    own = contract or InputContract(tuple(data.mean.tolist()), tuple(data.std.tolist()))
+    return replace(
+        own, size=entry.image_size, interpolation=entry.interpolation or own.interpolation
+    )
+
+
+def _normalization(entry: Model, chain: Chain, channels: int) -> InputContract | None:
     """How a network's images are normalized; None if as the data set's."""
     if entry.normalize is None:
         return None
@@ -100,22 +170,29 @@ def _input_contract(entry: Model, chain: Chain, channels: int) -> InputContract 
                 "have one of each per channel"
             )
         return InputContract(mean, std).for_channels(channels, f"models: {entry.family}")
-    found = published_input(entry.family, chain.plain(), entry.options, channels)
-    if found is None:
+    if chain.published is None:
         raise KdstepsError(
             f"normalize: pretrained is not available for the family {entry.family!r}; set "
             "{mean: [...], std: [...]}"
         )
-    return found
+    return chain.published.input.for_channels(channels, f"models: {entry.family}")
 
 
 def as_built(entry: Model, chain: Chain, data: Prepared) -> Model:
-    """The settings of a network with its normalization in numbers, to build it again."""
-    contract = _input_contract(entry, chain, data.image_shape[0])
-    if contract is None:
-        return entry
-    numbers = Normalization(mean=contract.mean, std=contract.std)
-    return entry.model_copy(update={"normalize": numbers})
+    """The settings from which a network is built again without the weights it started from.
+
+    Its normalization is in numbers, and all its outputs have names.
+    """
+    known: dict[str, Any] = {}
+    contract = _input_contract(entry, chain, data)
+    if contract is not None and entry.normalize is not None:
+        known["normalize"] = Normalization(mean=contract.mean, std=contract.std)
+    if contract is not None and contract.size is not None:
+        known["interpolation"] = contract.interpolation
+    inner = chain.chain if isinstance(chain, InputChain) else chain
+    if isinstance(inner, ClassChain):
+        known["classes"] = inner.outputs
+    return entry.model_copy(update=known)
 
 
 def trained_model(path: Path, data: Prepared) -> Chain:
@@ -132,7 +209,7 @@ def trained_model(path: Path, data: Prepared) -> Chain:
             f"{path}: was made for {made_for[0]} classes of images {made_for[1]}, but the data set "
             f"has {found[0]} classes of {found[1]}; train it on this data set"
         )
-    entry = Model.model_validate_json(json.dumps(header["model"]), strict=True)
+    entry = model_in(header)
     plain = entry.model_copy(update={"options": architecture(entry.options)})
     chain = fresh_model(plain, data, will_train=False)
     load_weights(chain.plain(), weights, where=str(path))
@@ -145,6 +222,11 @@ def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
     if data.device.type == "cpu":
         keep_busy(batch_size * cost)
     return cost
+
+
+def model_in(header: Mapping[str, Any]) -> Model:
+    """The settings of the network in a kdsteps checkpoint."""
+    return Model.model_validate_json(json.dumps(header["model"]), strict=True)
 
 
 def entry_of(path: Path) -> Entry:

@@ -17,12 +17,13 @@ from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import BuildSettings
-from kdsteps.models import Chain, architecture, build_model
+from kdsteps.models import Chain
 from kdsteps.models.cost import multiply_adds, num_parameters
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import pair_layers, pair_stages, plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
-from kdsteps.study.settings import BuildPairs, BuildStones, Model
+from kdsteps.stages._shared import untrained_model
+from kdsteps.study.settings import BuildPairs, BuildStones
 
 log = logging.getLogger("kdsteps")
 
@@ -37,7 +38,11 @@ def run(job: Job[BuildSettings]) -> None:
     summary = read_json(job.inputs["summary"])
     shape = tuple(summary["image_shape"])
     settings = job.settings
-    teacher, student = (_network(model, summary) for model in (settings.teacher, settings.student))
+    num_classes = len(summary["class_names"])
+    teacher, student = (  # a plan needs shapes only
+        untrained_model(model, shape, num_classes).eval()
+        for model in (settings.teacher, settings.student)
+    )
     scores = _scores(job)
     section = settings.build
     plan: dict[str, Any] = {"plan": settings.plan, "settings": settings.as_json()}
@@ -59,18 +64,6 @@ def run(job: Job[BuildSettings]) -> None:
     for joint in plan[plan["plan"]]:
         log.info("%(student_layer)s -> %(teacher_layer)s: %(why)s", joint)
     write_json(job.outputs["plan"], plan)
-
-
-def _network(entry: Model, summary: dict[str, Any]) -> Chain:
-    """The network with random weights: a plan needs shapes only."""
-    channels, *size = summary["image_shape"]
-    return build_model(
-        entry.family,
-        num_classes=len(summary["class_names"]),
-        in_channels=channels,
-        image_size=size,
-        **architecture(entry.options),
-    ).eval()
 
 
 def _scores(job: Job[BuildSettings]) -> Rows:

@@ -150,7 +150,8 @@ def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) ->
     if joined and (isinstance(student, Wrapped) or (taught_by and taught_by.get("classes"))):
         raise KdstepsError(
             f"methods: {settings.method} deploys blocks of student and teacher; set "
-            "`normalize: dataset` for the student, and use a teacher without `classes`"
+            "`normalize: dataset` and no `image_size` for the student, and use a teacher without "
+            "`classes`"
         )
     return entry
 

@@ -34,6 +34,7 @@ from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import EvaluateSettings
+from kdsteps.models.input import behind_resize
 from kdsteps.stages._latency import time_networks
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 from kdsteps.training.device import choose_device
@@ -71,7 +72,7 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
     found: dict[str, Any] = {metric.name: None for metric in metrics if metric.source != "speed"}
     known: dict[str, Any] = {"num_classes": logits.shape[1], "options": section.model_dump()}
     image = torch.zeros(1, *data.image_shape, device=device)
-    found |= compute(metrics, "network", network.plain(), image, **known)
+    found |= compute(metrics, "network", behind_resize(network), image, **known)
     found |= {"accuracy_per_class": None}
     if not diverged:
         found |= compute(metrics, "predictions", logits, labels, **known)

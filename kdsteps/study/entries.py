@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from kdsteps.study.messages import shown
+from kdsteps.study.part_imports import shipped
 from kdsteps.study.settings import (
     Build,
     Cache,
@@ -52,10 +55,35 @@ class ModelEntry(_Entry):
     """Accuracy on the validation images that a teacher should reach, 0 to 1."""
     normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
     """How images are normalized; by default `pretrained` if the weights are, else `dataset`."""
-    classes: tuple[str, ...] | None = None
-    """The names of the network's outputs, in their order; by default the classes of the data."""
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Pixels that the network is built for, one number or [height, width]; others are resized."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    """How images are resized; by default as published if `normalize` is, else bilinear."""
+    classes: tuple[str, ...] | tuple[NonNegativeInt, ...] | None = None
+    """Names of the network's outputs in their order, or the number of the output of each class."""
     train: Train | None = None
     """Values of the section `train` that differ for this model."""
+
+    def problem(self) -> str | None:
+        """The first contradiction, as `key is value; what would be right`, or None."""
+        if self.interpolation and self.image_size is None:
+            return (
+                f"interpolation is {self.interpolation!r} and image_size is not set; set it to the "
+                "size to which images are resized"
+            )
+        if self.classes is None:
+            return None
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        if twice:
+            return f"classes has {shown(twice[0])} twice; list each output once"
+        by_number = any(isinstance(name, int) for name in self.classes)
+        has_weights = self.checkpoint or (self.model_extra or {}).get("pretrained")
+        if by_number and not has_weights and self.family in shipped("models"):
+            return (
+                "classes are numbers of outputs, and without weights the network has no outputs to "
+                "choose from; set checkpoint or pretrained, or list the names of its outputs"
+            )
+        return None
 
 
 class MethodEntry(_Entry):

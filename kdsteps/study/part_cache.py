@@ -2,8 +2,8 @@
 
 Planning has to know the options of methods, networks and kinds of data without importing torch. A
 description is valid while the files it was read from are unchanged: those of kdsteps for a part
-that ships with it, the user's own for any other. If the file is missing or damaged, everything is
-described again.
+that ships with it, the user's own for any other; and so is what was found wrong with its options.
+If the file is missing or damaged, everything is described again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import pydantic
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdsteps.errors import KdstepsError
@@ -40,12 +42,31 @@ class _Entry(BaseModel):
     description: Description
 
 
+class _Check(BaseModel):
+    """What is wrong with options (JSON text) of a part; None: nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Kind
+    reference: str
+    options: str
+    problem: str | None
+
+
 class _Content(BaseModel):
     """The content of the cache file: a digest of the kdsteps that wrote it, and the entries."""
 
     model_config = ConfigDict(extra="forbid")
     made_with: str
     entries: list[_Entry]
+    checks: list[_Check] = []
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is valid in a folder's cache, and what was added since it was read."""
+
+    described: dict[Name, Description]
+    problems: dict[tuple[Kind, str, str], str | None]
 
 
 def description(kind: Kind, reference: str) -> Description:
@@ -54,40 +75,85 @@ def description(kind: Kind, reference: str) -> Description:
     Raises:
         KdstepsError: The part cannot be imported, or needs an option that YAML cannot express.
     """
-    table = _table(str(Path.cwd()))
-    if (kind, reference) not in table:
+    known = _known(str(Path.cwd()))
+    if (kind, reference) not in known.described:
         if "torch" in sys.modules:  # a stage or a script: nothing is saved by another process
-            table[kind, reference] = describe(kind, reference)
+            known.described[kind, reference] = describe(kind, reference)
         else:
-            _extend(table, (kind, reference))
-    return table[kind, reference]
+            _extend(known, (kind, reference))
+    return known.described[kind, reference]
+
+
+def problems(asked: Sequence[tuple[Kind, str, Mapping[str, Any]]]) -> list[str | None]:
+    """What is wrong with options of parts (see `part_checks`), by another process.
+
+    A process that has torch was planned already, so there nothing is checked.
+
+    Raises:
+        KdstepsError: A part's own function for this fails.
+    """
+    if "torch" in sys.modules:
+        return [None] * len(asked)
+    found = _known(str(Path.cwd())).problems
+    keys = [(kind, name, json.dumps(options, sort_keys=True)) for kind, name, options in asked]
+    missing = [key for key in dict.fromkeys(keys) if key not in found]
+    if missing:
+        lines = [(kind, name, json.loads(options)) for kind, name, options in missing]
+        for key, answer in zip(missing, _elsewhere(lines), strict=True):
+            if "error" in answer:
+                raise KdstepsError(f"{key[0]}: {answer['error']}")
+            found[key] = answer["found"]
+        _save(_known(str(Path.cwd())))
+    return [found[key] for key in keys]
 
 
 @cache
-def _table(folder: str) -> dict[Name, Description]:
-    """The valid entries of a folder's cache; later descriptions are added."""
+def _known(folder: str) -> _Known:
+    """The valid entries of a folder's cache; later ones are added."""
     content = _read(Path(folder, FILE))
     if content is None or content.made_with != _made_with():
-        return {}
-    return {
+        return _Known({}, {})
+    described = {
         (entry.kind, entry.reference): entry.description
         for entry in content.entries
         if all(digest_if_any(p) == found for p, found in entry.description.files.items())
     }
+    found = {
+        (check.kind, check.reference, check.options): check.problem
+        for check in content.checks
+        if (check.kind, check.reference) in described
+    }
+    return _Known(described, found)
 
 
-def _extend(table: dict[Name, Description], asked: Name) -> None:
+def _extend(known: _Known, asked: Name) -> None:
     """Describe a part, and all others of which the cache has no valid entry."""
+    table = known.described
     content = _read(FILE)
     former = [(e.kind, e.reference) for e in content.entries] if content is not None else []
     every: list[Name] = [(kind, name) for kind in _KINDS for name in shipped(kind)]
     missing = [name for name in dict.fromkeys((*every, *former, asked)) if name not in table]
-    answers = dict(zip(missing, _described_elsewhere(missing), strict=True))
-    table |= {name: found for name, found in answers.items() if isinstance(found, Description)}
-    if isinstance(problem := answers[asked], str):
-        raise KdstepsError(problem)
-    entries = [_Entry(kind=k, reference=r, description=found) for (k, r), found in table.items()]
-    text = _Content(made_with=_made_with(), entries=entries).model_dump_json()
+    answers = dict(zip(missing, _elsewhere(missing), strict=True))
+    table |= {
+        name: Description.model_validate(answer["found"])
+        for name, answer in answers.items()
+        if "found" in answer
+    }
+    if "error" in answers[asked]:
+        raise KdstepsError(answers[asked]["error"])
+    _save(known)
+
+
+def _save(known: _Known) -> None:
+    entries = [
+        _Entry(kind=k, reference=r, description=found) for (k, r), found in known.described.items()
+    ]
+    checks = [
+        _Check(kind=k, reference=r, options=options, problem=problem)
+        for (k, r, options), problem in known.problems.items()
+    ]
+    content = _Content(made_with=_made_with(), entries=entries, checks=checks)
+    text = content.model_dump_json()
     with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
         write_text(FILE, text)
 
@@ -95,24 +161,28 @@ def _extend(table: dict[Name, Description], asked: Name) -> None:
 _KINDS: tuple[Kind, ...] = ("methods", "models", "data")
 
 
-def _described_elsewhere(names: Sequence[Name]) -> list[Description | str]:
-    """A description of each part, or what is wrong with it, from a process that imports them."""
+def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What a process that imports the parts finds (see `part_options.main`).
+
+    Args:
+        lines: A part each, or a part and options.
+
+    Returns:
+        For each line `found`, or an `error` in words.
+    """
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PROGRAM.format(path=[str(PACKAGE.parent), *sys.path])],
-        input="".join(f"{json.dumps(name)}\n" for name in names),
+        input="".join(f"{json.dumps(line)}\n" for line in lines),
         capture_output=True,
         text=True,
         check=False,
     )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    if done.returncode or len(answers) != len(names):
+    answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    if done.returncode or len(answers) != len(lines):
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        kind, reference = names[min(len(answers), len(names) - 1)]
+        kind, reference, *_ = lines[min(len(answers), len(lines) - 1)]
         raise KdstepsError(f"{kind}: importing {reference!r} ends the process: {last[0]}")
-    return [
-        Description.model_validate(answer["found"]) if "found" in answer else answer["error"]
-        for answer in answers
-    ]
+    return answers
 
 
 def _read(path: Path) -> _Content | None:
@@ -126,7 +196,8 @@ def _read(path: Path) -> _Content | None:
 @cache
 def _made_with() -> str:
     """A digest of everything the descriptions of shipped parts depend on; takes milliseconds."""
-    digest = blake2b(f"{sys.version} {pydantic.VERSION}".encode(), digest_size=16)
+    libraries = [version(name) for name in ("pydantic", "timm", "torchvision")]
+    digest = blake2b(f"{sys.version} {libraries}".encode(), digest_size=16)
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(str(file.relative_to(PACKAGE)).encode() + file.read_bytes())
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
 from kdsteps.study.docstrings import arguments, summary
+from kdsteps.study.part_checks import CUTTING, checker, options_problem
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
 FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
@@ -88,6 +89,7 @@ class Description(BaseModel):
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
         json_schema: The options as a JSON schema.
+        is_checked: Whether the part has a function for what types of options cannot express.
         files: Digests of the files that all this was read from, by path; none for a shipped part.
     """
 
@@ -100,6 +102,7 @@ class Description(BaseModel):
     wanted: dict[str, str | None]
     refused: dict[str, str]
     json_schema: dict[str, Any]
+    is_checked: bool = False
     files: dict[str, str] = {}
 
 
@@ -114,6 +117,11 @@ def describe(kind: Kind, reference: str) -> Description:
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    if kind == "models" and reference not in shipped(kind):
+        for name in [name for name in CUTTING if name not in signature.parameters]:
+            schema = _core_schema(CUTTING[name])
+            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
+            fields[name] = (CUTTING[name], None)
     for name, parameter in signature.parameters.items():
         if name in FILLED_IN.get(kind, ()) or name.startswith("_"):
             continue
@@ -144,18 +152,26 @@ def describe(kind: Kind, reference: str) -> Description:
         wanted={name: field.description for name, field in model.model_fields.items()},
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
+        is_checked=checker(part) is not None,
         files={} if reference in shipped(kind) else _files(part),
     )
 
 
 def main() -> None:
-    """Describe the parts named on standard input, one per line; write to standard output."""
+    """Describe the parts named on standard input, or check their options.
+
+    Each line has a kind, a reference and, for a check, options; so has each line of output an
+    answer.
+    """
     output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
     for line in sys.stdin:
-        kind, reference = json.loads(line)
+        kind, reference, *options = json.loads(line)
         answer: dict[str, Any]
         try:
-            answer = {"found": describe(kind, reference).model_dump(mode="json")}
+            if options:
+                answer = {"found": options_problem(kind, reference, options[0])}
+            else:
+                answer = {"found": describe(kind, reference).model_dump(mode="json")}
         except KdstepsError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=output)

@@ -20,11 +20,21 @@ from pydantic_core import SchemaValidator, ValidationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study.messages import sentence
-from kdsteps.study.part_cache import description
+from kdsteps.study.part_cache import description, problems
 from kdsteps.study.part_imports import NOUNS, PACKAGE, Kind, installed, load, location, shipped
 from kdsteps.study.part_options import Description
 
-__all__ = ["Kind", "Part", "find", "load", "module", "names", "published_pairs", "target"]
+__all__ = [
+    "Kind",
+    "Part",
+    "check_options",
+    "find",
+    "load",
+    "module",
+    "names",
+    "published_pairs",
+    "target",
+]
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,25 @@ class Part:
     @cached_property
     def _validator(self) -> SchemaValidator:
         return SchemaValidator(self.described.core_schema)
+
+
+def check_options(asked: Mapping[str, tuple[Kind, str, Mapping[str, Any]]]) -> None:
+    """Check options that `Part.parse` returned, as far as their types cannot.
+
+    Args:
+        asked: Kind and name of a part, and its options, by where the sentence of an error begins.
+
+    Raises:
+        KdstepsError: Options contradict each other, or a library does not have them.
+    """
+    checked = {
+        where: (kind, reference, options)
+        for where, (kind, reference, options) in asked.items()
+        if find(kind, reference, where).described.is_checked
+    }
+    for where, problem in zip(checked, problems(list(checked.values())), strict=True):
+        if problem is not None:
+            raise KdstepsError(f"{where}.{problem}")
 
 
 @cache

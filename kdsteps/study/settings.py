@@ -313,10 +313,16 @@ class Model(Section):
 
     Attributes:
         normalize: How its images are normalized; None: as the data set's.
-        classes: The names of its outputs in their order; None: the data set's classes.
+        image_size: (height, width) that it is built for; None: that of the data set's images.
+        interpolation: How images of another size are resized; None: as published if `normalize` is
+            "pretrained", else bilinear.
+        classes: The names of its outputs in their order, or for each class of the data set the
+            number of its output; None: the data set's classes.
     """
 
     family: str
     options: Options
     normalize: Literal["pretrained", "none"] | Normalization | None = None
-    classes: tuple[str, ...] | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    classes: tuple[str, ...] | tuple[NonNegativeInt, ...] | None = None

@@ -39,6 +39,9 @@ _REQUIRED = {
     "seeds": f"a list of whole numbers from 0 to {MAX_SEED}, such as [0, 1, 2]",
 }
 
+WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
+"""Keys of a model that are passed on with the options of its family."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -184,6 +187,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     )
     for reference in params.evaluate.metrics:
         registry.find("metrics", reference, f"{where}: evaluate.metrics")
+    _check_options(study, where)
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
@@ -196,13 +200,17 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
         if name in (entry.model_extra or {}):
             raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
     _, options = _part("models", entry.family, entry, where, "family")
-    weights = ("checkpoint", "checkpoint_key", "checkpoint_prefix")
-    options |= {name: value for name in weights if (value := getattr(entry, name)) is not None}
+    options |= {name: value for name in WEIGHTS if (value := getattr(entry, name)) is not None}
     by_default = "pretrained" if options.get("pretrained") else None
+    if problem := entry.problem():
+        raise KdstepsError(f"{where}.{problem}")
+    size = entry.image_size
     return Model.model_construct(
         family=entry.family,
         options=options,
         normalize=None if entry.normalize == "dataset" else entry.normalize or by_default,
+        image_size=(size, size) if isinstance(size, int) else size,
+        interpolation=entry.interpolation,
         classes=entry.classes,
     )
 
@@ -274,6 +282,19 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return annotation
     inner = (_model_in(argument) for argument in get_args(annotation))
     return next((kind for kind in inner if kind is not None), None)
+
+
+def _check_options(study: Study, where: str) -> None:
+    """Check options of all parts as far as the types of the options cannot."""
+    asked: dict[str, tuple[registry.Kind, str, Options]] = {}
+    for name, data in study.datasets.items():
+        asked[f"{where}: datasets.{name}"] = "data", data.kind, data.options
+    for name, model in study.models.items():
+        own = {key: value for key, value in model.options.items() if key not in WEIGHTS}
+        asked[f"{where}: models.{name}"] = "models", model.family, own
+    for name, entry in study.methods.items():
+        asked[f"{where}: methods.{name}"] = "methods", entry.method, entry.options
+    registry.check_options(asked)
 
 
 def _check_training(study: Study, where: str) -> None:

@@ -264,10 +264,11 @@ def _modules(chain: Chain) -> Iterator[nn.Module]:
 
 
 def _probe(chain: Chain, image_shape: tuple[int, int, int]) -> Tensor:
-    """Two fixed images of noise; pixel values if the chain normalizes its images."""
+    """Two fixed images of noise; pixel values if the chain takes pixels."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, *image_shape, generator=generator).double()
-    return noise * 64 + 128 if isinstance(chain, InputChain) else noise
+    takes_pixels = isinstance(chain, InputChain) and chain.contract.limits is None
+    return noise * 64 + 128 if takes_pixels else noise
 
 
 @torch.no_grad()

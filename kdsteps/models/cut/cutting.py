@@ -37,7 +37,7 @@ class CutChain(Chain):
             by the size of the maps.
         output: Key or index of the logits, if the network returns several outputs.
         prefix_tokens: Number of class and register tokens before those of the patches; None: as
-            the network says (`num_prefix_tokens`) or as the lengths of its sequences show.
+            the network declares (`num_prefix_tokens`) or as the lengths of its sequences show.
 
     Attributes:
         network: As given.

@@ -103,7 +103,7 @@ def block_ends(found: Sequence[Spot], wanted: Collection[fx.Node | None]) -> lis
 def choose_stages(
     ends: Sequence[Spot], layouts: Sequence[Layout], named: Collection[fx.Node | None]
 ) -> list[Spot]:
-    """The default cuts: the stages named by the network's makers, or those found by size.
+    """The default cuts: the stages named by the network's authors, or those found by size.
 
     Of the named ones neither a stem nor a pooling counts. Where every block is named, as in a ViT,
     four evenly spaced ones are taken.

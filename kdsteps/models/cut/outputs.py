@@ -23,9 +23,9 @@ class OutputRule:
         network: Name of its class, for messages.
         output: Key or index of the logits. A tensor on its own is taken as the logits whatever it
             says, for many networks return further outputs in training mode only.
-        averages: Whether two outputs are the logits of a head for labels and of a head for a
-            distillation token (DeiT, LeViT, EfficientFormer), which such a network averages in
-            eval mode.
+        averages: Whether two outputs in training mode are the logits of a head for labels and of
+            a head for a distillation token (DeiT, LeViT, EfficientFormer), which such a network
+            averages in eval mode.
     """
 
     network: str

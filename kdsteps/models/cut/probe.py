@@ -18,20 +18,22 @@ from kdsteps.models.cut.pieces import SizeReader, Sizes
 from kdsteps.models.cut.taps import tapped
 from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_output, noise
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.image_size import as_text
 
 
 def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
     """Run a network in both modes and look for its logits, which many return differently.
 
     Training mode runs on copies of the buffers; a network that cannot run in it (images too small
-    for its auxiliary heads, say) fails only once it is trained.
+    for its auxiliary heads, say) fails only once it is trained. Two outputs are averaged in
+    training mode only, by a network that returns one tensor in eval mode.
 
     Raises:
         KdstepsError: It does not run on such images, or its logits cannot be identified.
     """
     images = noise(network, image_shape, 2)
     with evaluating(network):
-        logits = rule.logits(_run(network, images))
+        logits = replace(rule, averages=False).logits(_run(network, images))
     if logits.ndim != 2:
         raise KdstepsError(
             f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
@@ -131,8 +133,15 @@ def _run(network: nn.Module, images: Tensor) -> Any:
         size = " x ".join(map(str, images.shape[1:]))
         raise KdstepsError(
             f"models: {type(network).__name__} does not run on images of {size} ({reason}); "
-            "choose another image size or network"
+            f"set image_size of the model to {_taken_size(network)}, and images are resized"
         ) from error
+
+
+def _taken_size(network: nn.Module) -> str:
+    """The size that a network of timm was made for; for others, in words."""
+    config = getattr(network, "pretrained_cfg", None) or {}
+    _, *size = config.get("input_size") or (None,)
+    return as_text(size) if size else "a size that it takes"
 
 
 @contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor, fx, nn
 
-if TYPE_CHECKING:
-    from kdsteps.models.cut.cutting import CutChain
+
+class Pieces(Protocol):
+    """A cut network, as far as spans use it: its mode, and the graph between two layers."""
+
+    network: nn.Module
+
+    def piece(self, start: str | None, stop: str) -> Piece: ...
 
 
 class Span(nn.Module):
@@ -22,7 +27,7 @@ class Span(nn.Module):
         stop: A later layer, or `head`.
     """
 
-    def __init__(self, chain: CutChain, start: str | None, stop: str) -> None:
+    def __init__(self, chain: Pieces, start: str | None, stop: str) -> None:
         super().__init__()
         self._chain = (chain,)  # in a tuple, since a span does not own the rest of the network
         self._ends = (start, stop)
@@ -70,7 +75,7 @@ class Piece(nn.Module):
 class Whole(nn.Module):
     """A network that cannot be cut, from images to logits."""
 
-    def __init__(self, chain: CutChain) -> None:
+    def __init__(self, chain: nn.Module) -> None:
         super().__init__()
         self.chain = chain
 

@@ -35,11 +35,16 @@ def build(
     Source: He et al. 2016, arXiv:1512.03385, section 4.2. As in the benchmark, a shortcut that
     changes shape is a 1x1 convolution with batch normalization instead of padding.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise KdstepsError(
-            f"models: cifar_resnet has no depth {depth}; it is 6 n + 2: 8, 14, 20, 32, 56, 110"
-        )
+    if problem := options_problem(depth=depth):
+        raise KdstepsError(f"models: cifar_resnet: {problem}")
     return CifarResNet(num_classes, in_channels, (depth - 2) // 6, tuple(widths))
+
+
+def options_problem(*, depth: int) -> str | None:
+    """What is wrong with the depth."""
+    if depth >= 8 and (depth - 2) % 6 == 0:
+        return None
+    return f"depth is {depth}; it should be 6 n + 2: 8, 14, 20, 32, 56, 110"
 
 
 class CifarResNet(BlockChain):

@@ -51,14 +51,20 @@ def build(
     Source: Zhang et al. 2018, arXiv:1707.01083, table 1 (3 groups); Ma et al. 2018,
     arXiv:1807.11164, table 5. The stem is that of megvii-research/mdistiller.
     """
-    if size not in WIDTHS_V2:
-        sizes = ", ".join(map(str, WIDTHS_V2))
-        raise KdstepsError(f"models: shufflenet has no size {size}; there are {sizes}")
+    if problem := options_problem(size=size):
+        raise KdstepsError(f"models: shufflenet: {problem}")
     if version == 1:
         widths: tuple[int, ...] = tuple(int(width * size) for width in WIDTHS_V1)
         return ShuffleNet(num_classes, in_channels, GroupedDown, GroupedBlock, widths, None)
     widths, last_width = WIDTHS_V2[size][:3], WIDTHS_V2[size][3]
     return ShuffleNet(num_classes, in_channels, SplitDown, SplitBlock, widths, last_width)
+
+
+def options_problem(*, size: float) -> str | None:
+    """What is wrong with the size."""
+    if size in WIDTHS_V2:
+        return None
+    return f"size is {size:g}; it should be one of {', '.join(map(str, WIDTHS_V2))}"
 
 
 class ShuffleNet(BlockChain):

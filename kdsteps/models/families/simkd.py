@@ -46,7 +46,7 @@ def build(
             entry["family"],
             num_classes=num_classes,
             in_channels=in_channels,
-            image_size=image_size,
+            image_size=entry.get("image_size") or image_size,
             **architecture(entry["options"]),
         )
         for entry in (student, teacher)

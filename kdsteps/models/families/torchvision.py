@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
+from kdsteps.models.families._options import unknown_name, unknown_option
 from kdsteps.models.families._stems import fit_channels, shrink_stem
 from kdsteps.models.image_size import ImageSize, as_text, height_width
-from kdsteps.models.input import InputContract, known_interpolation
+from kdsteps.models.input_contract import InputContract, Published, known_interpolation
 
 _MADE_FOR = 224  # pixels, height and width
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -41,7 +43,7 @@ def build(
         in_channels: Channels of an image; with other than three the first convolution is refitted,
             its weights summed or repeated, as timm does.
         image_size: In pixels, one number or (height, width); passed to networks that must know it
-            (MaxViT, and ViT, which takes square images alone). None: 224.
+            (MaxViT, and ViT, which takes only squares of whole patches). None: 224.
         name: As `torchvision.models.list_models()` has it.
         pretrained: Whether to start from torchvision's default weights, fetched from the network or
             its cache.
@@ -68,6 +70,7 @@ def build(
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
     chain = CutChain(network, image_shape=(in_channels, *size), prefix_tokens=prefix_tokens)
+    chain.published = _published(name)
     if new:
         chain.new_weights = new
         chain.notes.append(
@@ -76,26 +79,43 @@ def build(
     return chain
 
 
+def options_problem(*, name: str, **options: Any) -> str | None:
+    """What is wrong with a name or options of torchvision, as far as it is known without data."""
+    from torchvision import models
+
+    for own in set(signature(build).parameters) & set(options):
+        del options[own]
+    create = partial(models.get_model, name, weights=None)
+    return _name_problem(name) or unknown_option(create, options)
+
+
+def _name_problem(name: str) -> str | None:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    return None if name in names else unknown_name(name, "torchvision", names)
+
+
 def _sized(name: str, size: tuple[int, int]) -> dict[str, Any]:
     """The option that tells networks the size of the images, for those that must know."""
     if name.startswith("vit_"):
-        if size[0] != size[1]:
+        patch = int(name.rpartition("_")[2])  # vit_b_16 has patches of 16 pixels
+        side = -(-max(size) // patch) * patch
+        if size != (side, side):
             raise KdstepsError(
-                f"models: torchvision's {name} takes square images alone, not {as_text(size)}; "
-                "timm's ViTs take both"
+                f"models: torchvision's {name} takes square images of a multiple of {patch} "
+                f"pixels, not {as_text(size)}; set `image_size: {side}`, and images are resized "
+                "(timm's ViTs take other proportions)"
             )
-        return {"image_size": size[0]}
+        return {"image_size": side}
     return {"input_size": size} if name.startswith("maxvit") else {}
 
 
 def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
-    names = models.list_models(module=models)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3)
-        hint = f"near are {', '.join(near)}" if near else f"it has {', '.join(names)}"
-        raise KdstepsError(f"models: torchvision has no classifier {name!r}; {hint}")
+    if problem := _name_problem(name):
+        raise KdstepsError(f"models: {problem}")
     try:
         network: nn.Module = models.get_model(
             name, weights=None, num_classes=num_classes, **options
@@ -105,8 +125,8 @@ def _create(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
-            f"models: torchvision's {name} cannot be built ({reason}); see its options and "
-            "image_size"
+            f"models: torchvision's {name} cannot be built ({reason}); see its options, and "
+            "image_size if it does not take images of this size"
         ) from error
 
 
@@ -116,7 +136,7 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     Raises:
         KdstepsError: More than the classifier does not fit, such as positions of another size.
     """
-    state = _published(name)
+    state = _published_state(name)
     own = network.state_dict()
     fitting = {
         key: value for key, value in state.items() if key in own and own[key].shape == value.shape
@@ -131,13 +151,14 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     if inner:
         raise KdstepsError(
             f"models: the pretrained weights of torchvision's {name} are for another image size "
-            f"({', '.join(inner[:3])} differ); use image_size {_MADE_FOR}"
+            f"({', '.join(inner[:3])} differ); set `image_size: {_MADE_FOR}`, and images are "
+            "resized"
         )
     network.load_state_dict(fitting, strict=False)
     return missing
 
 
-def _published(name: str) -> dict[str, Tensor]:
+def _published_state(name: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
@@ -154,15 +175,12 @@ def _published(name: str) -> dict[str, Tensor]:
     return state
 
 
-def published_input(network: nn.Module, name: str) -> InputContract:
-    """The normalization and interpolation of torchvision's default weights of a network.
-
-    Their crop of the center is not part of it: images are resized whole.
-    """
+def _published(name: str) -> Published:
+    """What torchvision states about its default weights of a network."""
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
     preset = weights.transforms()
-    return InputContract(
-        tuple(preset.mean), tuple(preset.std), None, known_interpolation(preset.interpolation.value)
-    )
+    how = known_interpolation(preset.interpolation.value)
+    contract = InputContract(tuple(preset.mean), tuple(preset.std), None, how)
+    return Published(contract, len(weights.meta["categories"]))

@@ -65,13 +65,18 @@ def build(
             f"models: patch {patch} of vit does not tile images of {as_text(image_size)} pixels; "
             f"{nearest_patch(height, width_px)} would"
         )
-    if width % heads:
-        raise KdstepsError(
-            f"models: {heads} heads of vit do not divide width {width}; use a divisor of it"
-        )
+    if problem := options_problem(width=width, heads=heads):
+        raise KdstepsError(f"models: vit: {problem}")
     stem = PatchEmbedding(in_channels, (height, width_px), patch, width)
     blocks = [EncoderBlock(width, heads, mlp, dropout) for _ in range(depth)]
     return VisionTransformer(num_classes, stem, blocks, dropout, zero_head=zero_head)
+
+
+def options_problem(*, width: int, heads: int) -> str | None:
+    """What is wrong with the number of heads."""
+    if width % heads == 0:
+        return None
+    return f"heads is {heads}, which does not divide width {width}; use a divisor of it"
 
 
 def nearest_patch(height: int, width: int) -> int:

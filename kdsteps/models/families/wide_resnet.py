@@ -38,11 +38,16 @@ def build(
 
     Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146, section 2.
     """
-    if depth < 10 or (depth - 4) % 6:
-        raise KdstepsError(
-            f"models: wide_resnet has no depth {depth}; it is 6 n + 4: 10, 16, 22, 28, 34, 40"
-        )
+    if problem := options_problem(depth=depth):
+        raise KdstepsError(f"models: wide_resnet: {problem}")
     return WideResNet(num_classes, in_channels, (depth - 4) // 6, width, dropout)
+
+
+def options_problem(*, depth: int) -> str | None:
+    """What is wrong with the depth."""
+    if depth >= 10 and (depth - 4) % 6 == 0:
+        return None
+    return f"depth is {depth}; it should be 6 n + 4: 10, 16, 22, 28, 34, 40"
 
 
 class WideResNet(BlockChain):
