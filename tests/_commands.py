@@ -62,8 +62,8 @@ def command(
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by its path, with its bytes; without what planning caches."""
-    cached = (folder / ".kdsteps/parts.json", folder / ".kdsteps/manifests")
+    """Every file below a folder by its path, with its bytes; without caches and locks."""
+    cached = (folder / ".kdsteps/parts.json", folder / ".kdsteps/manifests", folder / ".snakemake")
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")

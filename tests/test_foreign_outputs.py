@@ -185,6 +185,13 @@ def test_options_of_timm_that_leave_no_logits_are_a_sentence():
         timm_network("test_resnet", in_chans=1)
 
 
+def test_the_size_of_images_is_set_for_timm_as_for_every_network():
+    with pytest.raises(KdstepsError, match=r"img_size is 64 and images have 32 .*set image_size"):
+        timm_network("test_vit", img_size=64)
+    chain = timm_network("test_vit", img_size=64, dynamic_img_size=True)
+    assert chain.trace(torch.rand(2, 3, 32, 32), ["blocks.0"])["blocks.0"].shape[1] == 1 + 2 * 2
+
+
 def test_a_local_folder_is_a_network_of_timm(tmp_path):
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file

@@ -27,6 +27,7 @@ from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.settings import CheckSettings
 from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.fitnet import FitNet
 from kdsteps.models import Chain, build_model
@@ -35,7 +36,14 @@ from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.models.input import InputChain, InputContract, Interpolation, Normalize, behind_resize
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import Stones, plan_stones
-from kdsteps.stages._shared import fresh_model, untrained_model
+from kdsteps.stages._latency import _architecture as architecture_key
+from kdsteps.stages._shared import (
+    as_built,
+    fresh_model,
+    save_model,
+    trained_model,
+    untrained_model,
+)
 from kdsteps.study import registry
 from kdsteps.study.joints import pair_stages
 from kdsteps.study.study import load_study
@@ -92,6 +100,24 @@ def test_images_of_the_networks_size_are_not_resized(image_size):
     assert not isinstance(chain, InputChain)
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(chain(images), made(data_of(8, 8), **NET)(images))
+
+
+def test_a_checkpoint_restores_the_resizing_and_differs_by_it(tmp_path):
+    data, settings = data_of(8, 8), CheckSettings.model_construct()
+    images = torch.randn(2, 3, 8, 8)
+    logits = {}
+    for how in ("bilinear", "bicubic"):
+        entry = model(**NET, image_size=[12, 16], interpolation=how, normalize="none")
+        chain = made(data, **NET, image_size=[12, 16], interpolation=how, normalize="none")
+        path = tmp_path / how
+        save_model(path, chain.plain(), as_built(entry, chain, data), data, settings)
+        restored = trained_model(path, data)
+        with torch.no_grad():
+            logits[how] = restored(images)
+            assert torch.equal(logits[how], chain(images))
+    assert not torch.equal(logits["bilinear"], logits["bicubic"])
+    # the key of cached logits holds the digest of the checkpoint
+    assert (tmp_path / "bilinear").read_bytes() != (tmp_path / "bicubic").read_bytes()
 
 
 # networks of every kind
@@ -151,6 +177,19 @@ def test_shapes_and_macs_are_those_at_the_networks_size(kind):
     assert feature_shapes(built, (3, 16, 20)) == feature_shapes(chain, (3, 16, 20))
     inner = chain.chain if isinstance(chain, InputChain) else chain
     assert feature_shapes(chain, (3, 16, 20)) == feature_shapes(inner, (3, height, width))
+
+
+def test_networks_are_timed_separately_where_size_resizing_or_outputs_differ():
+    def key(**entry: Any) -> str:
+        names = ["a", "b", "c"]
+        described = model(**NET, **entry).model_dump(mode="json")
+        header = {"model": described, "image_shape": [3, 16, 20], "class_names": names}
+        return architecture_key(header)
+
+    other = [{}, {"image_size": 32}, {"image_size": 32, "interpolation": "bicubic"}]
+    other.append({"classes": ["a", "b", "c", "d"]})
+    assert len({key(**entry) for entry in other}) == len(other)
+    assert key(checkpoint="a.pt", normalize="none") == key()
 
 
 @pytest.mark.parametrize("resized", ["teacher", "student", "both"])

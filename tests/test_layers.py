@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,24 @@ def test_a_module_imports_its_own_room_and_those_above(path: Path):
         if package == "kdsteps" and rest:
             other = rest.split(".")[0]
             assert ROOMS.index(other) <= ROOMS.index(top(path)), f"{path.name} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    def dotted(path: Path) -> str:
+        name = ".".join(("kdsteps", *path.relative_to(PACKAGE).with_suffix("").parts))
+        return name.removesuffix(".__init__")
+
+    named = {dotted(path) for path in modules()}
+    graph = {
+        dotted(path): {
+            module
+            for name in imports(path)
+            if (module := name if name in named else name.rpartition(".")[0]) in named
+        }
+        for path in modules()
+    }
+    assert "kdsteps.models.cut.span" in graph["kdsteps.models.cut.cutting"]
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

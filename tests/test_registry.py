@@ -448,7 +448,6 @@ CHECKS: list[tuple[str, dict[str, Any], str | None]] = [
     ("./net.py:build", {"width": 6, "groups": 4}, "groups is 4, which does not divide width 6"),
     ("./net.py:build", {"width": 6, "groups": 3, "depth": 2}, None),
     ("./net.py:other", {"width": 13}, None),  # the function names options that it does not have
-    ("./net.py:build", {"width": 13, "groups": 3}, "options_problem raises RuntimeError: unlucky"),
 ]
 
 FIND_PROBLEMS = """
@@ -481,6 +480,24 @@ def test_options_are_checked_by_another_process_and_found_again_in_the_cache(fol
     pairs = zip(CHECKS, found, again, strict=True)
     changed = [options for (_, options, _), before, after in pairs if before != after]
     assert changed == [{"width": 6, "groups": 4}]
+
+
+@pytest.mark.slow
+def test_a_check_that_fails_is_a_sentence_and_not_cached(folder):
+    write("net.py", CHECKED_NET)
+    code = """
+        from kdsteps.errors import KdstepsError
+        from kdsteps.study import part_cache, registry
+        registry.find("models", "./net.py:build", "")
+        try:
+            part_cache.problems([("models", "./net.py:build", {"width": 13, "groups": 3})])
+        except KdstepsError as error:
+            print(error)
+    """
+    assert planned(code) == (
+        "models: options_problem of ./net.py:build raises RuntimeError: unlucky"
+    )
+    assert json.loads(part_cache.FILE.read_text())["checks"] == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from kdsteps.cli import job_cache, upgrade
 from kdsteps.cli.layers import show_layers
-from kdsteps.cli.resolve import resolve
+from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
 from kdsteps.cli.stages import add_stage, count
 from kdsteps.cli.verify import check_stages
@@ -107,9 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     described = commands.add_parser(
         "resolve", help="write the settings of every job to files (run by `dvc repro`)"
     )
-    described.add_argument(
-        "folder", nargs="?", default="results/settings", help="where to write (%(default)s)"
-    )
+    described.add_argument("folder", nargs="?", default=FOLDER, help="where to write (%(default)s)")
     described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     described.set_defaults(run=resolve)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")

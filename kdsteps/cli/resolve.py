@@ -7,15 +7,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.inputs import input_paths
-from kdsteps.study.study import load_study
+from kdsteps.study.study import Study, load_study
 
 _PIPELINE = Path("dvc.yaml")
 _STAGE = "resolve"
+FOLDER = "results/settings"
 
 
 def resolve(given: argparse.Namespace) -> None:
@@ -31,15 +33,20 @@ def resolve(given: argparse.Namespace) -> None:
     study = load_study(given.params)
     check_dependencies(input_paths(study), given.params)
     for stage in graph.STAGES:
-        jobs = {
-            " ".join([rule, *names.values()]): {
-                "settings": json.loads(graph.settings_text(study, rule, names)),
-                "code": code_identity.code(study, rule, names),
-            }
-            for rule in graph.rules_of(stage)
-            for names in graph.jobs(study, rule)
+        write_json(Path(given.folder, f"{stage}.json"), resolved(study, stage))
+
+
+def resolved(study: Study, stage: str) -> dict[str, Any]:
+    """The settings and the code digest of each job of a stage."""
+    jobs = {
+        " ".join([rule, *names.values()]): {
+            "settings": json.loads(graph.settings_text(study, rule, names)),
+            "code": code_identity.code(study, rule, names),
         }
-        write_json(Path(given.folder, f"{stage}.json"), {"jobs": jobs})
+        for rule in graph.rules_of(stage)
+        for names in graph.jobs(study, rule)
+    }
+    return {"jobs": jobs}
 
 
 def check_dependencies(paths: Sequence[Path], params: str) -> None:

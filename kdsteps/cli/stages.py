@@ -137,7 +137,7 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
     _check_inputs(inputs, call.lists)
     final = Files(call.outputs, "--outputs")
     check_places(final.values())
-    with during_job(next(iter(final.values()))) as check_run:
+    with during_job(next(iter(final.values()), Path())) as check_run:
         started = time.time()
         _check_provenance(call)
         text = json.dumps(call.settings.as_json(), sort_keys=True)

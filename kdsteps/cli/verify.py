@@ -9,7 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
+from kdsteps.cli.resolve import FOLDER, resolved
 from kdsteps.errors import KdstepsError
+from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.provenance import Provenance, is_whole, provenance_file, read_provenance
 from kdsteps.jobs.settings import first_difference
@@ -52,9 +54,20 @@ def _check_made_for(path: Path, known: Provenance, wanted: str) -> None:
     )
 
 
+def _check_unchanged(study: Study, stage: str, params: str) -> None:
+    """Refuse a study that was edited after `dvc repro` read it, whose results DVC would misfile."""
+    file = Path(FOLDER, f"{stage}.json")
+    if file.is_file() and read_json(file) != resolved(study, stage):
+        raise KdstepsError(
+            f"{params}: was changed, or the code was, while `dvc repro` was running; run "
+            "`dvc repro` again"
+        )
+
+
 def check_stages(given: argparse.Namespace) -> None:
     """Check the stages that the command line names, and create their folders for DVC."""
     study = load_study(given.params)
     for stage in given.stages:
+        _check_unchanged(study, stage, given.params)
         print(f"{stage}: {verify(study, stage)} jobs match params.yaml")
         Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,11 @@ _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
 """Options of methods that name layers."""
 
 
-def check_study(study: Study) -> list[str]:
+def check_study(study: Study, *, with_files: bool = True) -> list[str]:
     """Check a study as far as it is possible before its first job.
+
+    Args:
+        with_files: Whether images and checkpoints have to be there; not if results can be pulled.
 
     Returns:
         What is checked later, each one sentence.
@@ -39,9 +42,10 @@ def check_study(study: Study) -> list[str]:
     datasets = list(dict.fromkeys(pair.dataset for pair in study.pairs.values()))
     prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
     try:
-        for dataset in datasets:
-            _check_images(study, dataset)
-        _check_checkpoints(study)
+        if with_files:
+            for dataset in datasets:
+                _check_images(study, dataset)
+            _check_checkpoints(study)
         for dataset, found in prepared.items():
             if found is not None:
                 _check_batches(study, dataset, found.num_images)

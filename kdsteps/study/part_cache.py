@@ -91,6 +91,9 @@ def problems(asked: Sequence[tuple[Kind, str, Mapping[str, Any]]]) -> list[str |
     """What is wrong with options of parts (see `part_checks`), by another process.
 
     A process that has torch was planned already, so there nothing is checked.
+
+    Raises:
+        KdstepsError: A part's own function for this fails.
     """
     if "torch" in sys.modules:
         return [None] * len(asked)
@@ -129,7 +132,10 @@ def _answers(questions: Sequence[_Question]) -> list[Any]:
     missing = [key for key in dict.fromkeys(keys) if key not in known.answers]
     if missing:
         lines = [(kind, name, json.loads(about)) for kind, name, about in missing]
-        known.answers.update(zip(missing, _elsewhere(lines), strict=True))
+        for key, answer in zip(missing, _elsewhere(lines), strict=True):
+            if "error" in answer:
+                raise KdstepsError(f"{key[0]}: {answer['error']}")
+            known.answers[key] = answer["found"]
         _save(known)
     return [known.answers[key] for key in keys]
 
@@ -162,12 +168,12 @@ def _extend(known: _Known, asked: Name) -> None:
     missing = [name for name in dict.fromkeys((*every, *former, asked)) if name not in table]
     answers = dict(zip(missing, _elsewhere(missing), strict=True))
     table |= {
-        name: Description.model_validate(found)
-        for name, found in answers.items()
-        if not isinstance(found, str)
+        name: Description.model_validate(answer["found"])
+        for name, answer in answers.items()
+        if "found" in answer
     }
-    if isinstance(problem := answers[asked], str):
-        raise KdstepsError(problem)
+    if "error" in answers[asked]:
+        raise KdstepsError(answers[asked]["error"])
     _save(known)
 
 
@@ -188,11 +194,14 @@ def _save(known: _Known) -> None:
 _KINDS: tuple[Kind, ...] = ("methods", "models", "data")
 
 
-def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What a process that imports the parts finds (see `part_options.main`), or what is wrong.
+def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What a process that imports the parts finds (see `part_options.main`).
 
     Args:
         lines: A part each, or a part and a question about it.
+
+    Returns:
+        For each line `found`, or an `error` in words.
     """
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PROGRAM.format(path=[str(PACKAGE.parent), *sys.path])],
@@ -201,12 +210,12 @@ def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[Any]:
         text=True,
         check=False,
     )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode or len(answers) != len(lines):
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         kind, reference, *_ = lines[min(len(answers), len(lines) - 1)]
         raise KdstepsError(f"{kind}: importing {reference!r} ends the process: {last[0]}")
-    return [answer["found"] if "found" in answer else answer["error"] for answer in answers]
+    return answers
 
 
 def _read(path: Path) -> _Content | None:

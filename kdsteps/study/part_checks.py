@@ -26,6 +26,9 @@ def options_problem(kind: Kind, reference: str, options: Mapping[str, Any]) -> s
 
     Args:
         options: With defaults.
+
+    Raises:
+        KdstepsError: The function itself fails.
     """
     check = checker(load(kind, reference))
     if check is None:
@@ -38,10 +41,10 @@ def options_problem(kind: Kind, reference: str, options: Mapping[str, Any]) -> s
     names = {p.name for p in named}
     try:
         return check(**{k: v for k, v in options.items() if is_open or k in names})
-    except KdstepsError as error:
-        return str(error)
     except Exception as error:  # it may be the user's code: anything can happen
-        return f"cannot be checked: options_problem raises {type(error).__name__}: {error}"
+        raise KdstepsError(
+            f"options_problem of {reference} raises {type(error).__name__}: {error}"
+        ) from error
 
 
 def checker(part: Any) -> Callable[..., str | None] | None:

@@ -118,6 +118,11 @@ def describe(kind: Kind, reference: str) -> Description:
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
     refused: dict[str, str] = {}
+    if kind == "models" and reference not in shipped(kind):
+        for name in [name for name in CUTTING if name not in signature.parameters]:
+            schema = _core_schema(CUTTING[name])
+            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
+            fields[name] = (CUTTING[name], None)
     for name, parameter in signature.parameters.items():
         if name in FILLED_IN.get(kind, ()) or name.startswith("_"):
             continue
@@ -131,11 +136,6 @@ def describe(kind: Kind, reference: str) -> Description:
             continue
         default = ... if parameter.required else parameter.default
         fields[name] = (hint, Field(default, description=told.get(name)))
-    if kind == "models" and reference not in shipped(kind):
-        for name in [name for name in CUTTING if name not in signature.parameters]:
-            schema = _core_schema(CUTTING[name])
-            schemas[name] = {"type": "typed-dict-field", "schema": schema, "required": False}
-            fields[name] = (CUTTING[name], None)
     model = _model(fields, summary(_documented(part)), is_open=signature.is_open)
     traits: dict[str, Any] = (
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}

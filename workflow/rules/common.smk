@@ -3,12 +3,10 @@
 import sys
 
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.early_checks import check_study
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
-from kdsteps.jobs.restoring import restore_records
-from kdsteps.jobs.run_lock import begin_run
-from kdsteps.jobs.snakemake_records import check_records, use_this_python
+from kdsteps.jobs.snakemake_records import use_this_python
+from kdsteps.jobs.starting import start_run
 from kdsteps.study.study import load_study
 
 
@@ -29,15 +27,7 @@ def study_of(path):
             raise KdstepsError(
                 f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
-        if workflow.is_main_process:
-            begin_run()
-            check_records()
-        study = load_study(path)
-        if workflow.is_main_process:
-            for check in (restore_records, check_study):
-                for finding in check(study):
-                    print(finding, file=sys.stderr)
-        return study
+        return start_run(path) if workflow.is_main_process else load_study(path)
     except KdstepsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -57,7 +57,7 @@ def build(
             maps four times (two times where there is no pooling) as wide; EfficientNet, MobileNet,
             GhostNet, HRNet: two times; ConvNeXt: the 4x4 patches become 3x3, maps four times as
             wide; VGG: as it is. Networks of patches and positions (ViT, Swin, MaxViT): refused,
-            they take `patch_size` or `img_size`.
+            they take `patch_size`.
         output: Key or index of the logits, if the network returns several outputs.
         prefix_tokens: Number of class and register tokens before those of the patches; None: as the
             network declares.
@@ -67,7 +67,7 @@ def build(
         KdstepsError: timm has no such network or option, it does not take such images, or its
             weights are not available.
     """
-    if problem := _refused_option(options):
+    if problem := _refused_option(options) or _size_problem(image_size, options):
         raise KdstepsError(f"models: {name}: {problem}")
     network = _create(
         name,
@@ -81,7 +81,7 @@ def build(
         shrink_stem(network, f"timm's {name}")
     config: Any = network.pretrained_cfg
     made_for = config.get("input_size", (3, 224, 224))[1:]
-    size = height_width(options.get("img_size") or image_size or made_for)
+    size = height_width(image_size or options.get("img_size") or made_for)
     chain = CutChain(
         network,
         image_shape=(in_channels, *size),
@@ -133,6 +133,19 @@ def _refused_option(options: dict[str, Any]) -> str | None:
     if "in_chans" in options:
         return "in_chans follows from the images; leave it out"
     return None
+
+
+def _size_problem(image_size: ImageSize | None, options: Mapping[str, Any]) -> str | None:
+    """What is wrong with timm's own option for the size of the images."""
+    own = options.get("img_size")
+    if own is None or image_size is None or options.get("dynamic_img_size"):
+        return None
+    if height_width(own) == height_width(image_size):
+        return None
+    return (
+        f"img_size is {as_text(own)} and images have {as_text(image_size)} pixels; set image_size "
+        "instead, to which images are resized"
+    )
 
 
 def _create(name: str, image_size: ImageSize | None, **options: Any) -> nn.Module:
@@ -195,8 +208,8 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
     except Exception as error:
         if "loading state_dict" in str(error):
             raise KdstepsError(
-                f"models: the pretrained weights of {what} do not fit a network for this image "
-                f"size ({_reason(error)}); set image_size to the size that they are for"
+                f"models: the pretrained weights of {what} do not fit ({_reason(error)}); where "
+                "sizes of images differ, set image_size to that of the weights"
             ) from error
         if fetches and not isinstance(error, TypeError):
             why = error if reached else f"no connection to {constants.ENDPOINT}"
@@ -210,7 +223,10 @@ def _quick_to_fail(what: str, *, fetches: bool) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of a message, with the next one if it ends in a colon."""
+    first, _, rest = str(error).strip().partition("\n")
+    more = rest.strip().partition("\n")[0] if first.rstrip().endswith(":") else ""
+    return f"{first.rstrip()} {more}".strip() or type(error).__name__
 
 
 def _classifier(network: nn.Module, named: str | tuple[str, ...] | None) -> tuple[str, ...]:

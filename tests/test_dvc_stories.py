@@ -1,0 +1,149 @@
+"""What people who share a study through git and DVC live through, with the real programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from _study import TINY, Study, clean_environment
+
+pytestmark = [pytest.mark.stories, pytest.mark.slow]
+
+PARAMS: dict[str, Any] = TINY | {"methods": {"labels": {}}}
+STUDENTS = "results/distil/**/student.safetensors"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A small study that `dvc repro` has finished, committed."""
+    study = Study.new(tmp_path_factory.mktemp("dvc") / "study", PARAMS)
+    study.dvc("repro")
+    study.commit()
+    return study
+
+
+@pytest.fixture
+def study(recorded: Study, tmp_path: Path) -> Study:
+    return recorded.copy(tmp_path / "study")
+
+
+def finish_branch(study: Study, name: str, methods: dict[str, Any]) -> dict[str, bytes]:
+    """A branch from main with other methods, finished and committed; returns its students."""
+    study.git("checkout", "--quiet", "-b", name, "main")
+    study.dvc("checkout")
+    study.change(methods=methods)
+    study.dvc("repro")
+    study.commit()
+    return study.bytes_of(STUDENTS)
+
+
+def test_two_branches_that_each_added_a_method_are_merged_without_training(study: Study):
+    ours = finish_branch(study, "ours", {"labels": {}, "kd": {}})
+    theirs = finish_branch(study, "theirs", {"labels": {}, "fitnet": {}})
+    study.git("checkout", "--quiet", "ours")
+    study.dvc("checkout")
+    study.attempt(["git", "merge", "theirs"])
+    study.git("checkout", "--ours", ".")
+    study.change(methods={"labels": {}, "kd": {}, "fitnet": {}})
+    study.commit()
+    study.executed()
+    study.dvc("repro")
+    trained = {name for name, log in study.executed().items() if "epoch 1" in log}
+    assert trained == set(), "the job cache has the students of both"
+    assert study.bytes_of(STUDENTS) == ours | theirs
+    assert study.planned() == {}
+    assert "up to date" in study.dvc("status")
+
+
+def test_an_older_commit_brings_its_results_back(study: Study):
+    before = study.bytes_of(STUDENTS)
+    finish_branch(study, "other", {"labels": {"label_smoothing": 0.1}})
+    assert study.bytes_of(STUDENTS) != before
+    study.git("checkout", "--quiet", "main")
+    assert study.planned() != {}, "git alone does not change results"
+    study.dvc("checkout")
+    assert study.bytes_of(STUDENTS) == before
+    assert study.planned() == {}
+    assert "up to date" in study.dvc("status")
+
+
+def test_a_study_that_is_edited_during_dvc_repro_is_not_recorded_under_its_old_values(
+    study: Study,
+):
+    before = (study.path / "params.yaml").read_text()
+    study.change(methods={"labels": {"distil": {"epochs": 400}}})
+    with subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=study.path,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
+        log = study.path / "logs/distil/pair/labels/0.txt"
+        while "of 400" not in log.read_text():
+            assert run.poll() is None
+            time.sleep(0.1)
+        study.change(methods={"labels": {"distil": {"epochs": 3}}})
+        said = run.communicate()[0]
+    assert run.returncode == 255
+    assert re.search("params.yaml: was changed.*while `dvc repro` was running", said)
+    (study.path / "params.yaml").write_text(before)
+    study.dvc("repro")
+    assert study.planned() == {}
+    assert study.dvc("repro").count("Running stage") == 0
+
+
+@pytest.mark.parametrize("how", [[], ["--temp"], ["--queue"]])
+def test_an_experiment_runs_its_jobs_alone(study: Study, how: list[str]):
+    setting = "methods.labels.label_smoothing=0.1"
+    study.dvc("exp", "run", *how, "--set-param", setting)
+    if how == ["--queue"]:
+        study.dvc("exp", "run", "--run-all")
+    shown = study.dvc("exp", "show", "--csv")
+    assert "0.1" in shown
+    if how:
+        assert study.planned() == {}, "the workspace is as it was"
+        name = re.findall(r"^(?:,|)([a-z]+-[a-z]+),", shown, flags=re.MULTILINE)
+        study.dvc("exp", "apply", *name[:1])
+    study.executed()
+    assert study.planned() == {}
+    values = yaml.safe_load((study.path / "params.yaml").read_text())
+    assert values["methods"]["labels"]["label_smoothing"] == 0.1
+
+
+def test_an_interrupted_push_and_pull_are_taken_up_again(study: Study, tmp_path: Path):
+    study.dvc("remote", "add", "--default", "shelf", str(tmp_path / "remote"))
+    study.commit()
+    for seconds in (0.6, 1.0, 1.4):
+        kill_after(seconds, ["dvc", "push"], study)
+    study.dvc("push")
+    clone = study.clone(tmp_path / "clone")
+    for seconds in (0.6, 1.0, 1.4):
+        kill_after(seconds, ["dvc", "pull"], clone)
+    said = clone.snakemake("--dry-run")
+    if "Nothing to be done" not in said:
+        assert "`dvc pull` fetches the others" in said
+    clone.dvc("pull")
+    assert clone.planned() == {}
+    assert clone.bytes_of(STUDENTS) == study.bytes_of(STUDENTS)
+
+
+def kill_after(seconds: float, command: list[str], study: Study) -> None:
+    """Start a command and kill it with all its processes."""
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(
+        command, cwd=study.path, env=clean_environment(), start_new_session=True, **quiet
+    ) as run:
+        try:
+            run.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
