@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 
+from kdsteps.jobs import code_identity
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.restoring import restore_records
@@ -30,6 +31,7 @@ def start_run(path: str) -> Study:
         _say(finding)
     for later in check_study(study, with_files=not to_pull):
         _say(later)
+    code_identity.read_code(study)
     for finding in to_pull:
         atexit.register(_say, finding)
     return study
