@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from _commands import DATA, NET, REPOSITORY, STUDY, TEACHER, write_study
+from _commands import DATA, NET, REPOSITORY, STUDY, TEACHER, run_of, write_study
 from _pictures import prepared, write_folder
 from _study import clean_environment
 
@@ -148,6 +148,9 @@ def test_layers_that_depend_on_an_unknown_image_size_are_checked_later(folder):
     assert (
         later == "params.yaml: layers of models.big, models.small are checked when they are built"
     )
+    for seed in "01":
+        finished("distil", pair="pair", method="fitnet", seed=seed)
+    assert check_study(study) == []
     sized = sections | data("folder", path="pets", image_size=32)
     with pytest.raises(KdstepsError, match="the teacher has no layer 'nowhere'"):
         check_study(parse_study(sized))
@@ -254,7 +257,7 @@ def test_images_that_dvc_can_fetch_are_not_missing(folder):
 def test_images_from_which_a_finished_result_exists_are_not_missing(folder):
     sections = data("folder", path="pets", image_size=8)
     assert "'pets'" in said(**sections)
-    finished(sections, "prepare", dataset="digits")
+    finished("prepare", dataset="digits")
     assert said(**sections) == ""
 
 
@@ -262,7 +265,7 @@ def test_a_missing_checkpoint_is_named_until_its_results_exist(folder):
     sections = {"models": {"big": NET | {"checkpoint": "theirs.pt"}, "small": NET}}
     sentence = "params.yaml: models.big.checkpoint: there is no file 'theirs.pt'; correct"
     assert said(**sections).startswith(sentence)
-    finished(sections, "train", dataset="digits", teacher="big")
+    finished("train", dataset="digits", teacher="big")
     assert said(**sections) == ""
 
 
@@ -273,7 +276,7 @@ def test_a_missing_checkpoint_of_a_student_is_named_unless_dvc_tracks_it(folder)
     assert said(**sections) == ""
 
 
-def finished(sections: dict[str, Any], rule: str, **names: str) -> None:
+def finished(rule: str, **names: str) -> None:
     """Make empty files of a job's results, as if it had run."""
     for path in graph.outputs(rule, names).values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -291,6 +294,13 @@ def test_a_batch_larger_than_the_data_is_refused_as_soon_as_the_data_are_known(f
     assert "pairs.pair with labels: batch_size is 5000, but there are " in said(**large)
     assert "models.big: batch_size is 5000, but" in said(train={"batch_size": 5000})
     assert said(**large, prepare={"validation": 0.3}) == ""  # will be prepared again
+    network = NET | {"checkpoint": "theirs.pt", "train": {"epochs": 0, "batch_size": 5000}}
+    (folder / "theirs.pt").touch()
+    assert said(models={"big": network, "small": NET}) == ""  # it is not trained
+    for name in STUDY["methods"]:
+        for seed in "01":
+            finished("distil", pair="pair", method=name, seed=seed)
+    assert said(**large) == ""  # finished by an earlier version
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_the_first_job_that_knows(folder, capsys):
@@ -298,6 +308,10 @@ def test_a_batch_larger_than_the_data_is_refused_by_the_first_job_that_knows(fol
     assert main(["prepare", *DATA]) == 0
     assert main(["train", *TEACHER]) == 2
     assert "train: batch_size is 5000, but there are" in capsys.readouterr().err
+    write_study(folder, distil={"batch_size": 5000, "epochs": 1})
+    assert main(["train", *TEACHER]) == 0
+    assert main(["distil", *run_of("labels")]) == 2
+    assert "distil: batch_size is 5000, but there are" in capsys.readouterr().err
 
 
 # by the real program

@@ -21,6 +21,7 @@ from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
 from kdsteps.study.part_cache import outlines
 from kdsteps.study.part_imports import shipped
+from kdsteps.study.settings import Training
 from kdsteps.study.study import WEIGHTS, Study
 
 _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
@@ -46,9 +47,7 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
             for dataset in datasets:
                 _check_images(study, dataset)
             _check_checkpoints(study)
-        for dataset, found in prepared.items():
-            if found is not None:
-                _check_batches(study, dataset, found.num_images)
+        _check_batches(study, prepared)
         return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
     except KdstepsError as error:
         raise KdstepsError(f"params.yaml: {error}") from error
@@ -110,15 +109,19 @@ def _prepared(study: Study, dataset: str) -> _Prepared | None:
         return None
 
 
-def _check_batches(study: Study, dataset: str, images: int) -> None:
-    for name, pair in study.pairs.items():
-        if pair.dataset != dataset:
-            continue
-        recipes = {f"models.{pair.teacher}": study.trainings[pair.teacher]} | {
-            f"pairs.{name} with {method}": study.distil(name, method) for method in study.methods
-        }
-        for spot, recipe in recipes.items():
-            if problem := recipe.batch_problem(images):
+def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> None:
+    for rule in ("train", "distil"):
+        for names in graph.jobs(study, rule):
+            recipe: Training
+            pair = study.pairs.get(names.get("pair", ""))
+            data = prepared[names["dataset"] if pair is None else pair.dataset]
+            if pair is None:
+                recipe, spot = study.trainings[names["teacher"]], f"models.{names['teacher']}"
+            else:
+                recipe = study.distil(names["pair"], names["method"])
+                spot = f"pairs.{names['pair']} with {names['method']}"
+            problem = recipe.batch_problem(data.num_images) if data is not None else None
+            if problem and not _is_done(graph.node(study, rule, names)):
                 raise KdstepsError(f"{spot}: {problem}")
 
 
@@ -152,9 +155,18 @@ def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> lis
             except KdstepsError as error:
                 raise KdstepsError(f"models.{names['teacher']}: {error}") from error
     unknown = dict.fromkeys(
-        f"models.{model}" for (_, model), found in networks.items() if not found
+        f"models.{model}"
+        for name in dict.fromkeys(name for name, _ in wanted)
+        for model in (study.pairs[name].teacher, study.pairs[name].student)
+        if networks[study.pairs[name].dataset, model] is None and not _is_trained(study, name)
     )
     return [f"layers of {', '.join(unknown)} are checked when they are built"] if unknown else []
+
+
+def _is_trained(study: Study, pair: str) -> bool:
+    """Whether all students of a pair exist."""
+    runs = (names for names in graph.jobs(study, "distil") if names["pair"] == pair)
+    return all(_is_done(graph.node(study, "distil", names)) for names in runs)
 
 
 def _outlines(

@@ -33,7 +33,7 @@ from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
 from kdsteps.stages._headers import model_in, read_network
-from kdsteps.study.settings import Model, Normalization, Training
+from kdsteps.study.settings import Model, Normalization, ViewSettings
 from kdsteps.training.device import keep_busy
 from kdsteps.training.loop import Fit, Resume
 
@@ -214,7 +214,7 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     return chain.requires_grad_(False).eval()
 
 
-def check_batch(recipe: Training, num_images: int, section: str) -> None:
+def check_batch(recipe: ViewSettings, num_images: int, section: str) -> None:
     """Raise KdstepsError if a batch is larger than the training images."""
     if problem := recipe.batch_problem(num_images):
         raise KdstepsError(f"{section}: {problem}")

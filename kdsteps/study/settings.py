@@ -88,6 +88,15 @@ class ViewSettings(Section):
         precision = [self.precision] * (self.precision != "float32")
         return "_".join([*shown, *precision, f"batch{self.batch_size}"])
 
+    def batch_problem(self, num_images: int) -> str | None:
+        """What is wrong with `batch_size` for a number of training images, or None."""
+        if self.batch_size <= num_images:
+            return None
+        return (
+            f"batch_size is {self.batch_size}, but there are {num_images} training images; it "
+            f"should be at most {num_images}"
+        )
+
 
 class Training(ViewSettings):
     """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
@@ -144,15 +153,6 @@ class Training(ViewSettings):
         """Where the rate falls, in epochs from the start."""
         return [in_epochs(at, self.epochs) for at in self.milestones]
 
-    def batch_problem(self, num_images: int) -> str | None:
-        """What is wrong with `batch_size` for a number of training images, or None."""
-        if not self.epochs or self.batch_size <= num_images:
-            return None
-        return (
-            f"batch_size is {self.batch_size}, but there are {num_images} training images; it "
-            f"should be at most {num_images}"
-        )
-
     def problem(self) -> str | None:
         """The first contradiction, as `key is value; what would be right`, or None."""
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
@@ -180,6 +180,10 @@ class Train(Training):
     """Seed of initial weights, order of images and augmentation."""
     teacher_check: Literal["stop", "warn"] = "stop"
     """What happens if the trained teacher fails its check: the study stops, or logs a warning."""
+
+    def batch_problem(self, num_images: int) -> str | None:
+        """As for any training; a network that is not trained has no batches."""
+        return super().batch_problem(num_images) if self.epochs else None
 
 
 class Distil(Training):
