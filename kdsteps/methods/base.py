@@ -80,12 +80,15 @@ class Method(nn.Module, ABC):
     Attributes:
         wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
+        one_class: Whether its losses are defined only for images of one class, so that mixup and
+            CutMix are refused; {option: value} if that is so for one value of an option.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
 
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
+    one_class: ClassVar[bool | Mapping[str, Any]] = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
 
