@@ -81,7 +81,8 @@ def _time(
         image_size=shape[1],
         **architecture(entry["options"]),
     )
-    load_weights(network.plain(), weights, where=str(path))
+    finite = not header.get("diverged")  # the values do not decide the speed
+    load_weights(network.plain(), weights, where=str(path), finite=finite)
     timing = time_network(
         network.plain().to(device),
         shape,

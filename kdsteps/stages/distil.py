@@ -7,8 +7,10 @@ reads   images, index, summary
         check      check.json of the stage train: only has to exist
         ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
                    the teacher's logits, which may be cached
-writes  model      student.safetensors: the deployed network after the last epoch
-        history    history.parquet: every loss term and validation metric of every epoch
+writes  model      student.safetensors: the deployed network after the last epoch; if the training
+                   diverged, the header has `diverged`: term, epoch, step
+        history    history.parquet: every loss term and validation metric of every epoch; it ends
+                   with the epoch in which the training diverged, whose losses may be NaN
         digest     digest.json: digests of the other files
 """
 
@@ -53,7 +55,10 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[DistilSettings]) -> None:
-    """Train a student by one method and save its last epoch."""
+    """Train a student by one method and save its last epoch.
+
+    A student whose training diverges is saved all the same, so that the other runs are compared.
+    """
     settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -74,8 +79,15 @@ def run(job: Job[DistilSettings]) -> None:
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
+    if fit.diverged is not None:
+        log.warning(
+            "diverged: %s; the training ends here and the report shows the run as diverged; a "
+            "lower learning_rate or weight, or clip_grad_norm, may help",
+            fit.diverged,
+        )
     entry = _deployed_entry(job, method, data)
-    save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
+    deployed = method.deployed().plain()
+    save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
     write_history(job.outputs["history"], fit, settings, device)
     fit.forget()
 

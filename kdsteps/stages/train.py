@@ -68,7 +68,11 @@ def run(job: Job[Any]) -> None:
 
 
 def _train(job: Job[TrainSettings]) -> None:
-    """Train a network by cross-entropy and save its last epoch."""
+    """Train a network by cross-entropy and save its last epoch.
+
+    Raises:
+        KdstepsError: The training diverged: no student can learn from this teacher.
+    """
     entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -87,6 +91,11 @@ def _train(job: Job[TrainSettings]) -> None:
         resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
     )
     fit.run()
+    if fit.diverged is not None:
+        raise KdstepsError(
+            f"the teacher diverged: {fit.diverged}; a lower learning_rate or clip_grad_norm in "
+            "its section `train` may help"
+        )
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
     built = as_built(entry, network, data)
