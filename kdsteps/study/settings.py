@@ -110,6 +110,21 @@ class Training(ViewSettings):
     resized_crop: Fraction = 0.0  # smallest fraction of the area that a random crop keeps; 0: off
     mixup: NonNegativeFloat = 0.0  # alpha; 0: off
     cutmix: NonNegativeFloat = 0.0  # alpha; 0: off
+    clip_grad_norm: Annotated[
+        PositiveFloat | None,
+        Field(
+            description="largest norm of the gradient of all trained weights together, those of "
+            "the student and of the method's own modules; a larger one is scaled down to it; "
+            "null: off"
+        ),
+    ] = None
+    head_learning_rate_factor: Annotated[
+        PositiveFloat,
+        Field(
+            description="times the learning rate: that of a classifier that starts with new "
+            "weights in a network that starts from a checkpoint or published weights"
+        ),
+    ] = 1.0
     compile: bool = False
     checkpoint_minutes: PositiveFloat = 10.0  # between two saves to resume from
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from kdsteps.data.augmentation import Augmentation
@@ -180,6 +180,8 @@ class Fit:
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if self.recipe.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
         if self._first_step:
             keep_to_layout(self.optimizer)
             self._first_step = False
