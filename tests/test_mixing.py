@@ -31,8 +31,8 @@ def refusal_while_planning(name: str, options: dict[str, Any], **recipe: float) 
 
 def refusal_of_a_batch(name: str, options: dict[str, Any]) -> str | None:
     batch = batch_of()
-    shares = F.one_hot(batch.labels, NUM_CLASSES).float()
-    mixed = replace(batch, shares=shares.roll(1, dims=0).lerp(shares, 0.7))
+    fractions = F.one_hot(batch.labels, NUM_CLASSES).float()
+    mixed = replace(batch, fractions=fractions.roll(1, dims=0).lerp(fractions, 0.7))
     try:
         terms = make(name, **options).terms(mixed)
     except KdstepsError as error:

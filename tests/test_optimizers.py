@@ -31,7 +31,7 @@ def after_one_step(fit: Fit) -> dict[str, Tensor]:
     before = {name: weight.detach().clone() for name, weight in fit.method.named_parameters()}
     fit.optimizer.param_groups[0] |= {"momentum": 0.0, "weight_decay": 0.0}
     fit.optimizer.param_groups[-1] |= {"momentum": 0.0, "weight_decay": 0.0}
-    batches = fit.part.shuffled(fit.recipe.batch_size, fit.views, fit.generator)
+    batches = fit.split.shuffled(fit.recipe.batch_size, fit.views, fit.generator)
     fit.method.train()
     fit._step(next(iter(batches)))
     return {name: weight.detach() - before[name] for name, weight in fit.method.named_parameters()}

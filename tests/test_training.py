@@ -130,7 +130,7 @@ def test_nothing_is_saved_before_it_is_due(tmp_path):
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_mixed_images_teach_shares_and_others_labels():
+def test_mixed_images_teach_fractions_and_others_labels():
     seen = []
     for mixup in (0.0, 1.0):
         fit = fit_of("labels", mixup=mixup, epochs=1)

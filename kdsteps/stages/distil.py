@@ -66,16 +66,16 @@ def run(job: Job[DistilSettings]) -> None:
     torch.manual_seed(settings.seed)
     student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
-    part = data.part("train", stream=recipe.per_image)
-    method = _method(job, teacher, student, data, part).to(device)
+    split = data.part("train", stream=recipe.per_image)
+    method = _method(job, teacher, student, data, split).to(device)
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(
         method,
-        part,
+        split,
         recipe,
         seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
-        teacher=_teacher_outputs(job, method, data, part),
+        teacher=_teacher_outputs(job, method, data, split),
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
@@ -107,13 +107,13 @@ def _method(
     teacher: Chain | None,
     student: Chain,
     data: Prepared,
-    part: ImageSplit,
+    split: ImageSplit,
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     settings = job.settings
     recipe = settings.distil
     task = Task(
-        *(data.image_shape, data.num_classes, part.labels),
+        *(data.image_shape, data.num_classes, split.labels),
         *(plan, recipe.batch_size, recipe.epochs),
     )
     build = registry.load("methods", settings.method)
@@ -122,7 +122,7 @@ def _method(
 
 
 def _teacher_outputs(
-    job: Job[DistilSettings], method: Method, data: Prepared, part: ImageSplit
+    job: Job[DistilSettings], method: Method, data: Prepared, split: ImageSplit
 ) -> TeacherOutputs | None:
     """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
@@ -137,11 +137,11 @@ def _teacher_outputs(
         teacher = method.teacher
         if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
-        return outputs_of(job, "teacher", teacher, data, part, views, passes=recipe.epochs)
+        return outputs_of(job, "teacher", teacher, data, split, views, passes=recipe.epochs)
     if not method.feature_layers or views_of(recipe).count > 1:
         return None
     found = outputs_of(
-        *(job, "teacher", method.teacher, data, part, views),
+        *(job, "teacher", method.teacher, data, split, views),
         layers=method.feature_layers,
         passes=recipe.epochs,
     )

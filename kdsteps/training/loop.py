@@ -88,7 +88,7 @@ class Fit:
     def __init__(
         self,
         method: Method,
-        part: ImageSplit,
+        split: ImageSplit,
         recipe: Training,
         *,
         seed: int,
@@ -98,22 +98,22 @@ class Fit:
     ) -> None:
         """Args:
         method: Holds the student; it is trained in place, on its device.
-        part: The training images.
+        split: The training images.
         seed: Seed of the order and the views of the images.
         validate: Returns metrics of the student; called after every epoch.
         teacher: Returns the teacher's outputs for a batch; None if the method runs the teacher.
         resume: Where the state is saved; None: nowhere.
         """
-        self.method, self.part, self.recipe = method, part, recipe
+        self.method, self.split, self.recipe = method, split, recipe
         self.validate, self.teacher, self.resume = validate, teacher, resume
-        self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
+        self.method.to(memory_format=split.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
         self.augmentation = Augmentation(
             *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
             *(recipe.mixup, recipe.cutmix),
         )
-        self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
+        self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.history = History()
@@ -160,7 +160,7 @@ class Fit:
     def _epoch(self, offset: float) -> None:
         self.method.train()
         self._epoch_rng = self.generator.get_state()
-        batches = self.part.shuffled(
+        batches = self.split.shuffled(
             self.recipe.batch_size,
             self.views,
             self.generator,
@@ -201,7 +201,7 @@ class Fit:
             epoch=self.epoch,
             teacher_logits=outputs.pop(HEAD, None),
             teacher_features=outputs or None,
-            shares=drawn.targets if drawn.targets.ndim == 2 else None,
+            fractions=drawn.targets if drawn.targets.ndim == 2 else None,
         )
         device = drawn.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
@@ -209,8 +209,8 @@ class Fit:
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
-        index = torch.arange(min(self.recipe.batch_size, len(self.part)))
-        drawn = self.part.take(index, self.views, torch.zeros_like(index))
+        index = torch.arange(min(self.recipe.batch_size, len(self.split)))
+        drawn = self.split.take(index, self.views, torch.zeros_like(index))
         torch.stack(list(self._terms(drawn).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
@@ -282,7 +282,7 @@ class Fit:
             torch.cuda.set_rng_state_all(state["device_rng"])
         self.generator.set_state(state["epoch_rng"])
         self.history = History(**state["history"])
-        self.losses = list(state["losses"].to(self.part.device).unbind())
+        self.losses = list(state["losses"].to(self.split.device).unbind())
         self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         log.info("resuming in epoch %d, after step %d", self.epoch + 1, self.step)
