@@ -177,6 +177,7 @@ def test_diverged_runs_leave_a_report_with_all_others(tmp_path, lost):
     finished = {name: numbers.get("seeds", 0) for name, numbers in found.items()}
     if lost == ["kd/1"]:
         assert "Diverged: kd (seed 1)." in text
+        assert text.count("1 diverged") > 1  # next to every mean
         assert finished == {"kd": 1, "labels": 2}
     elif lost == ["kd/0", "kd/1"]:
         assert "labels reached" in text
