@@ -34,27 +34,27 @@ def make_optimizer(method: Method, recipe: Training) -> torch.optim.Optimizer:
 
 
 def _groups(
-    method: Method, trained: list[torch.nn.Parameter], recipe: Training
+    method: Method, weights: list[torch.nn.Parameter], recipe: Training
 ) -> list[dict[str, Any]]:
     """The weights with one learning rate each, those of the recipe's own rate first."""
     factor = recipe.head_learning_rate_factor
     if factor == 1:
-        return [{"params": trained}]
+        return [{"params": weights}]
     student = method.student
     new = {
         id(weight)
         for name, weight in student.plain().named_parameters()
         if name in student.new_weights
     }
-    head = [weight for weight in trained if id(weight) in new]
+    head = [weight for weight in weights if id(weight) in new]
     if not head:
         log.info("head_learning_rate_factor has no effect: no classifier starts with new weights")
-        return [{"params": trained}]
+        return [{"params": weights}]
     log.info(
         "%s: learning rate %g, %g times that of the other weights",
         *(", ".join(student.new_weights), factor * recipe.learning_rate, factor),
     )
-    rest = [weight for weight in trained if id(weight) not in new]
+    rest = [weight for weight in weights if id(weight) not in new]
     return [{"params": rest}, {"params": head, "lr": factor * recipe.learning_rate}]
 
 
