@@ -82,6 +82,7 @@ class SemCKD(FeatureMethod):
         """Args:
         student_layers: The student's layers; by default the ends of its stages.
         teacher_layers: The teacher's layers; by default the ends of its stages.
+        scale_teacher: Whether each map of the teacher is scaled to a mean square of 1.
         """
         super().__init__(*given, weight=weight, kd_weight=kd_weight, **options)
         self.scale_teacher = scale_teacher
