@@ -86,3 +86,22 @@ def same_bytes(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(first[name], second[name]) for name in first
     )
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped_after(step: int, fit: Fit) -> Fit:
+    """The run with an end after that many steps, each of which is saved before."""
+    save = fit._save_if_due
+    done = [0]
+
+    def save_and_stop(offset: float) -> None:
+        save(offset)
+        done[0] += 1
+        if done[0] == step:
+            raise Stopped
+
+    fit._save_if_due = save_and_stop
+    return fit

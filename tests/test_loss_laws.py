@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, localcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,41 +40,6 @@ def test_the_gradient_of_kd_is_the_difference_of_the_predictions():
     kd_loss(student, T, 4.0).backward()
     expected = 4 / 2 * ((S / 4).softmax(dim=1) - (T / 4).softmax(dim=1))
     assert torch.allclose(student.grad, expected)
-
-
-def exact_kd(student: Tensor, teacher: Tensor, temperature: int) -> float:
-    """The divergence with 50 digits, from the definition."""
-    total = Decimal(0)
-    with localcontext(prec=50):
-        for logits in zip(student.tolist(), teacher.tolist(), strict=True):
-            ours, theirs = ([Decimal(value) / temperature for value in side] for side in logits)
-            ours_sum, theirs_sum = (sum(v.exp() for v in side).ln() for side in (ours, theirs))
-            for q, p in zip(ours, theirs, strict=True):
-                total += (p - theirs_sum).exp() * (p - theirs_sum - q + ours_sum)
-        return float(total * temperature**2 / len(student))
-
-
-@pytest.mark.parametrize("difference", [1.0, 1e-3, 1e-5])
-@pytest.mark.parametrize("temperature", [1, 20, 100, 1000])
-def test_kd_and_its_gradient_keep_six_digits_at_any_temperature(temperature, difference):
-    torch.manual_seed(0)
-    teacher = 3 * torch.randn(4, 10)
-    student = (teacher + difference * torch.randn(4, 10)).requires_grad_()
-    value = kd_loss(student, teacher, float(temperature))
-    assert value.item() == pytest.approx(exact_kd(student, teacher, temperature), rel=1e-6)
-    (found,) = torch.autograd.grad(value, student)
-    ours, theirs = ((side.double() / temperature).softmax(dim=1) for side in (student, teacher))
-    expected = temperature / 4 * (ours - theirs)
-    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
-
-
-@pytest.mark.parametrize("name", ["lskd", "dkd", "dist", "loca", "uld"])
-def test_losses_of_near_equal_logits_are_those_of_the_same_logits_in_float64(name):
-    torch.manual_seed(0)
-    teacher = torch.randn(2, 3)
-    student = teacher + 1e-3 * torch.randn(2, 3)
-    exact = LOGIT_LOSSES[name](student.double(), teacher.double()).item()
-    assert LOGIT_LOSSES[name](student, teacher).item() == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [4.0, 1000.0])

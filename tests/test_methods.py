@@ -156,8 +156,8 @@ ONE_CLASS = {"dkd": {}, "loca": {}, "crd": {}, "block_kd": {"distance": "dkd"}}
 @pytest.mark.parametrize("name", [name for name in METHODS if ONE_CLASS.get(name) != {}])
 def test_mixed_images_teach_the_fractions_of_their_classes(name):
     batch = batch_of()
-    hard = replace(batch, shares=F.one_hot(batch.labels, NUM_CLASSES).float())
-    mixed = replace(batch, shares=hard.shares.roll(1, dims=0).lerp(hard.shares, 0.7))
+    hard = replace(batch, fractions=F.one_hot(batch.labels, NUM_CLASSES).float())
+    mixed = replace(batch, fractions=hard.fractions.roll(1, dims=0).lerp(hard.fractions, 0.7))
     as_labels, as_fractions, of_mixed = (
         {term: value.item() for term, value in terms_of(make(name), given).items()}
         for given in (batch, hard, mixed)
@@ -174,7 +174,7 @@ def test_mixed_images_teach_the_fractions_of_their_classes(name):
 @pytest.mark.parametrize("name", ONE_CLASS)
 def test_a_loss_for_images_of_one_class_refuses_mixed_ones(name):
     batch = batch_of()
-    mixed = replace(batch, shares=F.one_hot(batch.labels, NUM_CLASSES).float())
+    mixed = replace(batch, fractions=F.one_hot(batch.labels, NUM_CLASSES).float())
     with pytest.raises(KdstepsError, match=rf"methods.{name}.*mixup and cutmix .* set both to 0"):
         make(name, **ONE_CLASS[name]).terms(mixed)
 

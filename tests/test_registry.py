@@ -101,8 +101,8 @@ OPTIONS_OF_METHODS = {
     "kd_temperature=4 warmup=0.08333333333333333",
     "rkd": "student_layer teacher_layer distance_weight=25 angle_weight=50 weight=1 "
     "labels_weight=1 kd_weight=0 kd_temperature=4",
-    "semckd": "student_layers teacher_layers weight=400 labels_weight=1 kd_weight=1 "
-    "kd_temperature=4",
+    "semckd": "student_layers teacher_layers weight=5 scale_teacher=true labels_weight=1 "
+    "kd_weight=1 kd_temperature=4",
     "simkd": "student_layer teacher_layer factor=2 weight=1 labels_weight=0 kd_weight=0 "
     "kd_temperature=4",
     "sp": "student_layer teacher_layer weight=3000 labels_weight=1 kd_weight=0 kd_temperature=4",

@@ -23,7 +23,16 @@ from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.report.formats import count, duration, p_value, percent, points
 from kdsteps.report.published import TABLE, published_rows
-from kdsteps.report.results import Results, chance_level, identity, load_results, run_columns
+from kdsteps.report.results import (
+    Results,
+    chance_level,
+    identity,
+    load_results,
+    run_columns,
+)
+from kdsteps.report.results import (
+    finished as finished_runs,
+)
 from kdsteps.report.stones import drawing
 from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import PairTable, find_references, pair_tables
@@ -168,6 +177,7 @@ def test_diverged_runs_leave_a_report_with_all_others(tmp_path, lost):
     finished = {name: numbers.get("seeds", 0) for name, numbers in found.items()}
     if lost == ["kd/1"]:
         assert "Diverged: kd (seed 1)." in text
+        assert text.count("1 diverged") > 1  # next to every mean
         assert finished == {"kd": 1, "labels": 2}
     elif lost == ["kd/0", "kd/1"]:
         assert "labels reached" in text
@@ -353,16 +363,43 @@ def test_one_seed_is_told_as_one_run_each():
     assert found.headline == "One run each: kd reached 95.0%, labels (90.0%)"
 
 
-def test_diverged_runs_are_named_and_not_part_of_the_numbers():
+def test_diverged_runs_are_named_and_their_methods_come_last():
     table = table_of(
         {"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.95, 1: None}, "sp": {0: None, 1: None}}
     )
     assert table.row("kd").values == {0: 0.95}
     assert table.diverged == {"kd": [1], "sp": [0, 1]}
-    assert [row.method for row in table.rows] == ["kd", "labels"]
+    assert [row.method for row in table.rows] == ["labels", "kd"]
     said = verdict(table)
     assert said.sentences[0].startswith("Diverged: kd (seed 1) and sp (seeds 0 and 1).")
-    assert "won" not in said.headline
+    assert said.headline == "No method without diverged runs did better than labels (90.5%)"
+
+
+def test_a_method_or_a_reference_with_diverged_runs_is_not_called_better():
+    labels = {seed: 0.9 + 0.001 * seed for seed in range(6)}
+    above = {seed: value + 0.03 + 0.001 * (seed % 2) for seed, value in labels.items()}
+    below = {seed: value - 0.03 - 0.001 * (seed % 2) for seed, value in labels.items()}
+    complete = table_of({"labels": labels, "kd": above, "sp": below})
+    found = {name: complete.row(name).versus["labels"].verdict for name in ("kd", "sp")}
+    assert found == {"kd": "better", "sp": "worse"}
+    without = table_of({"labels": labels, "kd": above | {5: None}, "sp": below | {5: None}})
+    found = {name: without.row(name).versus["labels"].verdict for name in ("kd", "sp")}
+    assert found == {"kd": "undecided", "sp": "worse"}
+    reference = table_of({"labels": labels | {5: None}, "kd": above, "sp": below})
+    found = {name: reference.row(name).versus["labels"].verdict for name in ("kd", "sp")}
+    assert found == {"kd": "better", "sp": "undecided"}
+
+
+def test_a_run_that_diverged_is_part_of_no_mean_of_the_curves():
+    rows = [("p", "kd", 0, epoch, "total", 1.0) for epoch in (1, 2, 3)]
+    rows += [("p", "kd", 1, epoch, "total", 9.0) for epoch in (1, 2)]
+    rows += [("p", "sp", 0, 1, "total", 5.0)]
+    curves = pd.DataFrame(rows, columns=["pair", "method", "seed", *HISTORY])
+    left = finished_runs(curves, by=("pair", "method"))
+    assert left.groupby("method")["value"].apply(list).to_dict() == {
+        "kd": [1.0, 1.0, 1.0],
+        "sp": [5.0],
+    }
 
 
 def test_chance_is_the_most_common_class_of_the_test_images():

@@ -211,8 +211,13 @@ def test_a_colleague_who_changes_a_value_runs_its_jobs_alone(clone: Study):
     assert clone.planned() == Counter(ONE_RUN)
 
 
-def test_results_without_records_are_refused_and_dvc_heals_them(recorded: Study):
+def test_results_of_unknown_origin_are_refused_and_dvc_heals_them(recorded: Study):
     recorded.run(["rm", "-r", ".snakemake"])
+    recorded.snakemake()
+    assert recorded.executed() == {}, "the results say how they were made"
+    recorded.run(["rm", "-r", ".snakemake"])
+    for path in recorded.path.glob("results/**/*.provenance.json"):
+        path.unlink()
     said = recorded.snakemake(status=2)
     assert "no records of how it was made" in said
     assert "dvc checkout" in said

@@ -31,6 +31,8 @@ from kdsteps.study.settings import (
 INPUTS = ("source", "weights")
 """Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
+_OFF = {"clip_grad_norm": None, "head_learning_rate_factor": 1.0}
+"""Options that came later and are left out at this value, where they have no effect."""
 
 
 class JobSettings(Section):
@@ -39,10 +41,12 @@ class JobSettings(Section):
     def as_json(self) -> dict[str, Any]:
         """The settings without values that do not change the job's result."""
         content = self.model_dump(mode="json")
-        for section in content.values():
-            if isinstance(section, dict):
-                for name in _WITHOUT_EFFECT:
-                    section.pop(name, None)
+        for name in content.keys() & {"train", "distil"}:
+            content[name] = {
+                key: value
+                for key, value in content[name].items()
+                if key not in _WITHOUT_EFFECT and not (key in _OFF and value == _OFF[key])
+            }
         return {name: value for name, value in content.items() if value != "" or name not in INPUTS}
 
     def as_text(self) -> str:

@@ -32,7 +32,7 @@ def single_labels(batch: Batch, method: str) -> Tensor:
     Raises:
         KdstepsError: Images were mixed, so that they have fractions of several classes.
     """
-    if batch.shares is not None:
+    if batch.fractions is not None:
         raise KdstepsError(
             f"methods.{method}: is defined for images of one class, and mixup and cutmix mix "
             "classes; set both to 0 in the method's `distil`, or use kd, lskd or dist"

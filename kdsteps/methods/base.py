@@ -30,7 +30,7 @@ class Batch:
         view: (N,) the augmented view of each image; zeros without augmentation.
         epoch: Of the training run, from 0.
         teacher_logits: (N, K) of these views if they were cached, else None.
-        shares: (N, K), the fraction of each class in each image if images were mixed, else None.
+        fractions: (N, K), the fraction of each class in each image if images were mixed, else None.
         teacher_features: The teacher's outputs for these views by layer, if they were cached.
     """
 
@@ -40,13 +40,13 @@ class Batch:
     view: Tensor
     epoch: int = 0
     teacher_logits: Tensor | None = None
-    shares: Tensor | None = None
+    fractions: Tensor | None = None
     teacher_features: Mapping[str, Tensor] | None = None
 
     @property
     def targets(self) -> Tensor:
         """The targets of cross-entropy: class numbers (N,), or fractions (N, K) of mixed images."""
-        return self.labels if self.shares is None else self.shares
+        return self.labels if self.fractions is None else self.fractions
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,15 @@ class Method(nn.Module, ABC):
     Attributes:
         wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
+        one_class: Whether its losses are defined only for images of one class, so that mixup and
+            CutMix are refused; {option: value} if that is so for one value of an option.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
 
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
+    one_class: ClassVar[bool | Mapping[str, Any]] = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
 

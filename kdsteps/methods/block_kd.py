@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ class BlockKD(Method):
 
     wants = "blocks"
     plan = "stones"
+    one_class: ClassVar[Mapping[str, str]] = {"distance": "dkd"}
 
     def __init__(
         self,

@@ -66,6 +66,8 @@ class DKD(WarmUp, LogitMethod):
     depending on the pair.
     """
 
+    one_class = True
+
     def __init__(
         self,
         *given: Any,

@@ -73,6 +73,8 @@ class LoCa(KD):
     temperature and weights, which were not recovered, as in `kd`.
     """
 
+    one_class = True
+
     def __init__(
         self, *given: Any, alpha: Annotated[float, Field(gt=0, le=1)] = 0.9, **options: Any
     ) -> None:

@@ -71,13 +71,16 @@ def load_checkpoint(
     chain.notes += [*notes, *_notes(chosen, chain.new_weights, where)]
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], where: str, *, finite: bool = True
+) -> None:
     """Put the weights into the module, all of them or none.
 
     Counters and indices, which old checkpoints lack, may be missing.
 
     Args:
         where: The beginning of an error's sentence.
+        finite: Whether NaN and infinity are refused.
 
     Raises:
         KdstepsError: Keys are missing or unexpected, shapes differ, or a weight is not finite.
@@ -86,7 +89,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
     found = match(weights, own)
     if _missing(found, own) or _misshapen(found, own) or found.others:
         raise KdstepsError(f"{where}: does not fit the network; {_misfit(found, own)}")
-    _check_finite(weights, own, where)
+    if finite:
+        _check_finite(weights, own, where)
     module.load_state_dict({**own, **weights})
 
 

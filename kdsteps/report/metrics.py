@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdsteps.report.results import Results
+from kdsteps.report.results import Results, finished
 from kdsteps.report.tables import MethodRow, PairTable
 
 
@@ -94,9 +94,10 @@ def _accuracy(tables: Iterable[PairTable]) -> pd.DataFrame:
 
 
 def _curves(curves: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds; one row per epoch of a pair and method."""
+    """Means over the seeds that finished; one row per epoch of a pair and method."""
     names = ["validation_accuracy", "validation_loss", "total"]
-    rows = curves[curves["name"].isin(names)].rename(columns={"name": "measure"})
+    rows = finished(curves, by=("pair", "method"))
+    rows = rows[rows["name"].isin(names)].rename(columns={"name": "measure"})
     rows = rows.assign(name=rows["pair"] + " " + rows["method"])
     wide = rows.pivot_table(
         index=["name", "epoch"], columns="measure", values="value", aggfunc="mean"

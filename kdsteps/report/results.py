@@ -116,6 +116,17 @@ def chance_level(summary: Mapping[str, Any]) -> float:
     return max(images) / sum(images) if sum(images) else 1 / len(summary["class_names"])
 
 
+def finished(curves: pd.DataFrame, by: Sequence[str] = ("method",)) -> pd.DataFrame:
+    """Curves without the runs that ended early because they diverged.
+
+    Args:
+        curves: With a column `seed`.
+        by: Columns that name a method. Where none of its runs finished, the longest are left.
+    """
+    last = curves.groupby([*by, "seed"])["epoch"].transform("max")
+    return curves[last == curves.groupby(list(by))["epoch"].transform("max")]
+
+
 ORIGINS = ["what", "stage", "git_commit", "device", "threads", "versions", "seconds"]
 
 

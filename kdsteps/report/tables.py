@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ class Comparison:
     Attributes:
         p_adjusted: After Holm over the methods of the pair; None where there is no test.
         verdict: `better` or `worse` than the reference if the adjusted p-value is small enough;
-            `equal` in every seed; `single` for one seed, which decides nothing.
+            `equal` in every seed; `single` for one seed, which decides nothing. A method with
+            runs that diverged is never the better one, nor is such a reference: the seeds that
+            are left are a selection in its favor.
     """
 
     difference: Difference
@@ -75,7 +77,7 @@ class Power:
 
 @dataclass(frozen=True)
 class PairTable:
-    """All methods on one pair, the best mean first.
+    """All methods on one pair: the best mean first, and those with diverged runs last.
 
     Attributes:
         rows: Of methods with at least one run that did not diverge.
@@ -150,8 +152,13 @@ def _pair_table(
     }
     there = {word: method for word, method in references.items() if method in values}
     num_images = int(runs["num_images"].iloc[0])
+    diverged = {
+        str(method): group["seed"].astype(int).tolist()
+        for method, group in runs[bad].groupby("method", sort=False)
+    }
     versus = {
-        word: _versus(values, method, confidence, 1 / num_images) for word, method in there.items()
+        word: _versus(values, method, diverged, confidence, 1 / num_images)
+        for word, method in there.items()
     }
     names = [metric.name for metric in results.metrics if metric.name != "accuracy"]
     rows = [
@@ -170,11 +177,8 @@ def _pair_table(
         dataset=first["dataset"],
         teacher_name=first["teacher"],
         student_name=first["student"],
-        rows=sorted(rows, key=lambda row: -row.accuracy.mean),
-        diverged={
-            str(method): group["seed"].astype(int).tolist()
-            for method, group in runs[bad].groupby("method", sort=False)
-        },
+        rows=sorted(rows, key=lambda row: (row.method in diverged, -row.accuracy.mean)),
+        diverged=diverged,
         references=there,
         power=_powers(versus, confidence),
         teacher=_teacher(results, name, first["dataset"], first["teacher"]),
@@ -187,6 +191,7 @@ def _pair_table(
 def _versus(
     values: Mapping[str, Mapping[int, float]],
     reference: str,
+    diverged: Collection[str],
     confidence: float,
     resolution: float,
 ) -> dict[str, Comparison]:
@@ -198,10 +203,12 @@ def _versus(
         is not None
     }
     adjusted = holm([difference.p for difference in differences.values()])
-    return {
-        method: Comparison(difference, p, _verdict(difference, p, 1 - confidence))
-        for (method, difference), p in zip(differences.items(), adjusted, strict=True)
-    }
+    found = {}
+    for (method, difference), p in zip(differences.items(), adjusted, strict=True):
+        verdict = _verdict(difference, p, 1 - confidence)
+        ahead = {"better": method, "worse": reference}.get(verdict)
+        found[method] = Comparison(difference, p, "undecided" if ahead in diverged else verdict)
+    return found
 
 
 def _verdict(difference: Difference, p: float | None, alpha: float) -> Verdict:

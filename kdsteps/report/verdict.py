@@ -85,12 +85,13 @@ def _headline(table: PairTable) -> str:
         return f"{_reached(best, table, 'reached')}"
     if best.accuracy.count == 1:
         return f"One run each: {_reached(best, table, 'reached')}, {_reached(table.rows[1], table)}"
-    tied = [row for row in table.rows if best.accuracy.mean - row.accuracy.mean < ROUNDING]
+    tied = [row for row in table.rows if abs(best.accuracy.mean - row.accuracy.mean) < ROUNDING]
     if len(tied) > 1:
         names = listed([row.method for row in tied])
         return f"{names} tie at {with_sign(best.accuracy.mean, decimals(table.num_images))}"
     if best.method == table.references.get("labels"):
-        return f"No method did better than {_reached(best, table)}"
+        methods = "No method without diverged runs" if table.diverged else "No method"
+        return f"{methods} did better than {_reached(best, table)}"
     if not best.versus:
         return _without_reference(table)
     word, comparison = next(iter(best.versus.items()))
@@ -150,7 +151,10 @@ def _diverged(table: PairTable) -> list[str]:
         f"{method} (seed{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in seeds])})"
         for method, seeds in table.diverged.items()
     ]
-    return [f"Diverged: {listed(lost)}. These runs are not part of the numbers."]
+    return [
+        f"Diverged: {listed(lost)}. These runs have no numbers. A method’s other runs are then a "
+        "selection in its favor: it is listed last and is not called better than another."
+    ]
 
 
 def _against(table: PairTable, row: MethodRow, word: str) -> str:

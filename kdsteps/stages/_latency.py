@@ -82,7 +82,8 @@ def _time(
     channels, height, width = header["image_shape"]
     shape = (channels, height, width)
     network = untrained_model(model_in(header), shape, _num_outputs(header))
-    load_weights(network.plain(), weights, where=str(path))
+    finite = not header.get("diverged")  # the values do not decide the speed
+    load_weights(network.plain(), weights, where=str(path), finite=finite)
     timing = time_network(
         behind_resize(network.to(device)),
         shape,

@@ -7,7 +7,7 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from kdsteps.models.wrapped import ClassChain
 from kdsteps.stages._headers import model_in, read_network
 from kdsteps.study.settings import Model, Normalization, ViewSettings
 from kdsteps.training.device import keep_busy
+from kdsteps.training.divergence import Divergence
 from kdsteps.training.loop import Fit, Resume
 
 log = logging.getLogger("kdsteps")
@@ -193,13 +194,23 @@ def as_built(entry: Model, chain: Chain, data: Prepared) -> Model:
     return entry.model_copy(update=known)
 
 
-def trained_model(path: Path, data: Prepared) -> Chain:
+def trained_model(path: Path, data: Prepared, *, even_diverged: bool = False) -> Chain:
     """The network of a kdsteps checkpoint, frozen and in eval mode.
 
+    Args:
+        even_diverged: Whether to load a network whose training diverged.
+
     Raises:
-        KdstepsError: The file is damaged, is not from kdsteps, or is for other classes or images.
+        KdstepsError: The file is damaged, is not from kdsteps, or is for other classes or images,
+            or the training diverged.
     """
     weights, header = read_network(path)
+    diverged = header.get("diverged")
+    if diverged and not even_diverged:
+        raise KdstepsError(
+            f"{path}: {Divergence(**diverged)}; train it again with a lower learning_rate or with "
+            "clip_grad_norm"
+        )
     made_for = (header["num_classes"], header["image_shape"])
     found = (len(data.class_names), list(data.image_shape))
     if made_for != found:
@@ -210,7 +221,7 @@ def trained_model(path: Path, data: Prepared) -> Chain:
     entry = model_in(header)
     plain = entry.model_copy(update={"options": architecture(entry.options)})
     chain = fresh_model(plain, data, will_train=False)
-    load_weights(chain.plain(), weights, where=str(path))
+    load_weights(chain.plain(), weights, where=str(path), finite=not diverged)
     return chain.requires_grad_(False).eval()
 
 
@@ -232,10 +243,19 @@ RESUME = Path(".kdsteps/resume")  # one file for each interrupted run
 
 
 def save_model(
-    path: Path, network: nn.Module, entry: Model, data: Prepared, settings: JobSettings
+    path: Path,
+    network: nn.Module,
+    entry: Model,
+    data: Prepared,
+    settings: JobSettings,
+    diverged: Divergence | None = None,
 ) -> None:
-    """Write the deployed weights with everything needed to build the network again."""
-    header = {
+    """Write the deployed weights with everything needed to build the network again.
+
+    Args:
+        diverged: Where the training diverged, if it did; the weights may be NaN then.
+    """
+    header: dict[str, Any] = {
         "model": entry.model_dump(),
         "num_classes": len(data.class_names),
         "class_names": list(data.class_names),
@@ -244,6 +264,8 @@ def save_model(
         "std": data.std.tolist(),
         "settings": settings.as_json(),
     }
+    if diverged is not None:
+        header["diverged"] = asdict(diverged)
     write_checkpoint(path, network.state_dict(), header)
 
 

@@ -7,8 +7,10 @@ reads   images, index, summary
         check      check.json of the stage train: only has to exist
         ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
                    the teacher's logits, which may be cached
-writes  model      student.safetensors: the deployed network after the last epoch
-        history    history.parquet: every loss term and validation metric of every epoch
+writes  model      student.safetensors: the deployed network after the last epoch; if the training
+                   diverged, the header has `diverged`: term, epoch, step
+        history    history.parquet: every loss term and validation metric of every epoch; it ends
+                   with the epoch in which the training diverged, whose losses may be NaN
         digest     digest.json: digests of the other files
 """
 
@@ -54,7 +56,10 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[DistilSettings]) -> None:
-    """Train a student by one method and save its last epoch."""
+    """Train a student by one method and save its last epoch.
+
+    A student whose training diverges is saved all the same, so that the other runs are compared.
+    """
     settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -62,22 +67,29 @@ def run(job: Job[DistilSettings]) -> None:
     torch.manual_seed(settings.seed)
     student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
-    part = data.part("train", stream=recipe.per_image)
-    check_batch(recipe, len(part), "distil")
-    method = _method(job, teacher, student, data, part).to(device)
+    split = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(split), "distil")
+    method = _method(job, teacher, student, data, split).to(device)
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(
         method,
-        part,
+        split,
         recipe,
         seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
-        teacher=_teacher_outputs(job, method, data, part),
+        teacher=_teacher_outputs(job, method, data, split),
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
     )
     fit.run()
+    if fit.diverged is not None:
+        log.warning(
+            "diverged: %s; the training ends here and the report shows the run as diverged; a "
+            "lower learning_rate or weight, or clip_grad_norm, may help",
+            fit.diverged,
+        )
     entry = _deployed_entry(job, method, data)
-    save_model(job.outputs["model"], method.deployed().plain(), entry, data, settings)
+    deployed = method.deployed().plain()
+    save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
     write_history(job.outputs["history"], fit, settings, device)
     fit.forget()
 
@@ -97,13 +109,13 @@ def _method(
     teacher: Chain | None,
     student: Chain,
     data: Prepared,
-    part: ImageSplit,
+    split: ImageSplit,
 ) -> Method:
     plan = read_json(job.inputs["plan"]) if "plan" in job.inputs else None
     settings = job.settings
     recipe = settings.distil
     task = Task(
-        *(data.image_shape, data.num_classes, part.labels),
+        *(data.image_shape, data.num_classes, split.labels),
         *(plan, recipe.batch_size, recipe.epochs),
     )
     build = registry.load("methods", settings.method)
@@ -112,7 +124,7 @@ def _method(
 
 
 def _teacher_outputs(
-    job: Job[DistilSettings], method: Method, data: Prepared, part: ImageSplit
+    job: Job[DistilSettings], method: Method, data: Prepared, split: ImageSplit
 ) -> TeacherOutputs | None:
     """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
@@ -127,11 +139,11 @@ def _teacher_outputs(
         teacher = method.teacher
         if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
-        return outputs_of(job, "teacher", teacher, data, part, views, passes=recipe.epochs)
+        return outputs_of(job, "teacher", teacher, data, split, views, passes=recipe.epochs)
     if not method.feature_layers or views_of(recipe).count > 1:
         return None
     found = outputs_of(
-        *(job, "teacher", method.teacher, data, part, views),
+        *(job, "teacher", method.teacher, data, split, views),
         layers=method.feature_layers,
         passes=recipe.epochs,
     )

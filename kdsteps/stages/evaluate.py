@@ -6,7 +6,8 @@ reads   images, index, summary
         teacher       predictions.parquet of the teacher, to compare with; missing for methods
                       without a teacher and for the teacher itself
 writes  measures      measures.json: accuracy, NLL, ECE, parameters, MACs and all other metrics
-                      (null where one does not apply), accuracy per class, whether it diverged
+                      (null where one does not apply), accuracy per class, whether its training
+                      diverged, and where (`divergence`: term, epoch, step)
         predictions   predictions.parquet: one row per test image, with logits (K,)
         digest        digest.json: digests of the other files (of a teacher)
 or, with --pair alone,
@@ -29,6 +30,7 @@ from torch import Tensor
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.metrics import all_metrics, compute
 from kdsteps.evaluation.predictions import accuracy_per_class, predict
+from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import write_json
@@ -38,6 +40,7 @@ from kdsteps.models.input import behind_resize
 from kdsteps.stages._latency import time_networks
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 from kdsteps.training.device import choose_device
+from kdsteps.training.divergence import Divergence
 
 log = logging.getLogger("kdsteps")
 
@@ -56,7 +59,8 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
     started = time.monotonic()
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
-    network = trained_model(job.inputs["model"], data).to(device)
+    network = trained_model(job.inputs["model"], data, even_diverged=True).to(device)
+    divergence = read_checkpoint_header(job.inputs["model"]).get("diverged")
     share_cores(network, data, section.batch_size)
     split = data.part("test")
     logits, labels = predict(network, split.in_order(section.batch_size))
@@ -67,7 +71,7 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
         "logits": list(logits.numpy()),
     }
     write_table(job.outputs["predictions"], rows, PREDICTIONS, job.settings.as_json())
-    diverged = not bool(logits.isfinite().all())
+    diverged = divergence is not None or not bool(logits.isfinite().all())
     metrics = all_metrics(section.metrics)
     found: dict[str, Any] = {metric.name: None for metric in metrics if metric.source != "speed"}
     known: dict[str, Any] = {"num_classes": logits.shape[1], "options": section.model_dump()}
@@ -83,13 +87,16 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
     content = {
         "num_images": len(labels),
         "diverged": diverged,
+        "divergence": divergence,
         **found,
         "settings": job.settings.as_json(),
         "provenance": provenance(device, time.monotonic() - started),
     }
     write_json(job.outputs["measures"], content)
-    if diverged:
-        log.warning("the network diverged: its logits contain NaN or infinity")
+    if divergence is not None:
+        log.warning("not measured, because the training diverged: %s", Divergence(**divergence))
+    elif diverged:
+        log.warning("not measured, because the logits contain NaN or infinity")
     else:
         log.info("test accuracy %.4f on %d images", found["accuracy"], len(labels))
 

@@ -69,7 +69,11 @@ def run(job: Job[Any]) -> None:
 
 
 def _train(job: Job[TrainSettings]) -> None:
-    """Train a network by cross-entropy and save its last epoch."""
+    """Train a network by cross-entropy and save its last epoch.
+
+    Raises:
+        KdstepsError: The training diverged: no student can learn from this teacher.
+    """
     entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads)
     data = prepared(job, device)
@@ -77,18 +81,23 @@ def _train(job: Job[TrainSettings]) -> None:
     network = fresh_model(entry, data, will_train=recipe.epochs > 0).to(device)
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
-    part = data.part("train", stream=recipe.per_image)
-    check_batch(recipe, len(part), "train")
-    task = Task(data.image_shape, len(data.class_names), part.labels)
+    split = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(split), "train")
+    task = Task(data.image_shape, len(data.class_names), split.labels)
     fit = Fit(
         Labels(None, network, task),
-        part,
+        split,
         recipe,
         seed=recipe.seed,
         validate=validator(network, data.part("validation")),
         resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
     )
     fit.run()
+    if fit.diverged is not None:
+        raise KdstepsError(
+            f"the teacher diverged: {fit.diverged}; a lower learning_rate or clip_grad_norm in "
+            "its section `train` may help"
+        )
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
     built = as_built(entry, network, data)
@@ -104,14 +113,14 @@ def _check(job: Job[CheckSettings]) -> None:
     data = prepared(job, device)
     path = job.inputs["model"]
     network = trained_model(path, data).to(device)
-    part = data.part("validation")
-    if not len(part):
+    split = data.part("validation")
+    if not len(split):
         log.warning("cannot check the teacher: there are no validation images")
         write_json(job.outputs["check"], {"settings": settings.as_json(), "accuracy": None})
         return
     if (broken := not_finite(network.plain().state_dict())) is not None:
         raise KdstepsError(f"{path}: the weight {broken!r} has NaN or infinity; train it again")
-    logits, labels = predict(network, part.in_order(settings.batch_size))
+    logits, labels = predict(network, split.in_order(settings.batch_size))
     entry = entry_of(path)
     from_elsewhere = bool(entry["options"].get("checkpoint") or entry["options"].get("pretrained"))
     found = check_teacher(
@@ -137,9 +146,9 @@ def _check(job: Job[CheckSettings]) -> None:
 
 def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
     """Logits and labels of some validation images, shown in other forms."""
-    part = data.part("validation")
-    number = torch.arange(min(len(part), COMPARED))
-    batch = part.take(number, Views(), torch.zeros_like(number))
+    split = data.part("validation")
+    number = torch.arange(min(len(split), COMPARED))
+    batch = split.take(number, Views(), torch.zeros_like(number))
     shown = input_variants(network, data.mean.tolist(), data.std.tolist())
     with torch.inference_mode():
         return {what: (f(batch.images).cpu(), batch.labels.cpu()) for what, f in shown.items()}

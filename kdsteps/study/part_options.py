@@ -21,7 +21,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PydanticUserError,
+    TypeAdapter,
+    create_model,
+)
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError
@@ -86,6 +94,8 @@ class Description(BaseModel):
     Attributes:
         target: Where the part is defined, `module:Name` or `./file.py:Name`.
         wants, plan: Of a method: what it needs from the teacher, which plan `build` makes.
+        one_class: Of a method: whether it is defined only for images of one class; {option: value}
+            if that is so for one value of an option.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
@@ -99,6 +109,7 @@ class Description(BaseModel):
     target: str
     wants: str | None = None
     plan: str | None = None
+    one_class: bool | dict[str, JsonValue] = False
     core_schema: dict[str, Any]
     wanted: dict[str, str | None]
     refused: dict[str, str]
@@ -140,6 +151,8 @@ def describe(kind: Kind, reference: str) -> Description:
     traits: dict[str, Any] = (
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
     )
+    if kind == "methods":
+        traits["one_class"] = _one_class(reference, part)
     place = location(kind, reference)
     return Description(
         **traits,
@@ -324,4 +337,13 @@ def _trait(reference: str, part: type, name: str) -> Any:
     if value not in choices:
         right = ", ".join(map(str, choices))
         raise KdstepsError(f"{reference!r}: {name} is {value!r}; it should be one of {right}")
+    return value
+
+
+def _one_class(reference: str, part: type) -> bool | dict[str, JsonValue]:
+    value = getattr(part, "one_class", False)
+    if not isinstance(value, bool | dict):
+        raise KdstepsError(
+            f"{reference!r}: one_class is {value!r}; it should be True, False or {{option: value}}"
+        )
     return value

@@ -66,6 +66,13 @@ class Part:
         """Which plan the stage `build` makes for a method, if any."""
         return self.described.plan
 
+    def needs_one_class(self, options: Mapping[str, Any]) -> bool:
+        """Whether a method with these options is defined only for images of one class."""
+        found = self.described.one_class
+        if isinstance(found, bool):
+            return found
+        return any(options.get(name) == value for name, value in found.items())
+
     @property
     def json_schema(self) -> dict[str, Any]:
         """The options as a JSON schema of type object."""

@@ -129,6 +129,12 @@ class Training(ViewSettings):
     """Alpha of mixup; 0: off."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of CutMix; 0: off."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Largest norm of the gradient of all trained weights together, those of the student and of the
+    method's own modules; a larger one is scaled down to it; null: off."""
+    head_learning_rate_factor: PositiveFloat = 1.0
+    """Factor of the learning rate for a classifier that starts with new weights in a network that
+    starts from a checkpoint or published weights."""
     compile: bool = False
     """Whether the network is compiled with torch.compile."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] = 10.0

@@ -52,6 +52,7 @@ class Method:
         options: All of them, defaults filled in.
         wants: "nothing", "logits", "blocks" or "layers".
         plan: "stones", "pairs" or None.
+        one_class: Whether it is defined only for images of one class.
         distil, build: The values that differ for this method.
     """
 
@@ -59,6 +60,7 @@ class Method:
     options: Options
     wants: str
     plan: str | None
+    one_class: bool
     distil: Distil | None
     build: Build | None
 
@@ -221,7 +223,10 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     key = None if entry.method is None else "method"
     part, options = _part("methods", method, entry, where, key)
     assert part.wants is not None, "every method declares what it wants"
-    return Method(method, options, part.wants, part.plan, entry.distil, entry.build)
+    return Method(
+        *(method, options, part.wants, part.plan, part.needs_one_class(options)),
+        *(entry.distil, entry.build),
+    )
 
 
 def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:
@@ -311,7 +316,9 @@ def _check_training(study: Study, where: str) -> None:
                 f"pairs.{name}.distil": pair.distil,
                 f"methods.{method}.distil": entry.distil,
             }
-            _check_section(study.distil(name, method), spots, where)
+            recipe = study.distil(name, method)
+            _check_section(recipe, spots, where)
+            _check_mixing(recipe, entry, spots, f"{where}: methods.{method}")
 
 
 def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
@@ -323,6 +330,23 @@ def _check_section(section: Training, spots: Mapping[str, Training | None], wher
     if problem := section.problem():
         spot = [name for name, given in spots.items() if given is not None][-1]
         raise KdstepsError(f"{where}: {spot}: {problem}")
+
+
+def _check_mixing(
+    recipe: Distil, entry: Method, spots: Mapping[str, Training | None], where: str
+) -> None:
+    """Raise KdstepsError if images are mixed for a method that is defined for images of one class.
+
+    Args:
+        spots: Where the values of `recipe` come from.
+    """
+    for name in ("mixup", "cutmix"):
+        if entry.one_class and (value := getattr(recipe, name)):
+            spot = [place for place, own in spots.items() if own and name in own.model_fields_set]
+            raise KdstepsError(
+                f"{where}: {entry.method} needs images of one class, and {spot[-1]}.{name} is "
+                f"{value:g}; set `distil: {{mixup: 0, cutmix: 0}}` here, or use kd, lskd or dist"
+            )
 
 
 def _check_pair(study: Study, pair: Pair, where: str) -> None:

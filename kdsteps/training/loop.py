@@ -2,7 +2,7 @@
 
 The loop does not know methods by name. It adds up the loss terms of each batch, takes a step and
 logs every term. Nothing in a step waits for the device: losses are checked every `CHECK_EVERY`
-steps.
+steps. A run whose losses are no longer finite ends there and says so.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from kdsteps.data.augmentation import Augmentation
 from kdsteps.data.images import ImageBatch, ImageSplit, Views
-from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
+from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 
 log = logging.getLogger("kdsteps")
@@ -78,12 +78,17 @@ class Resume:
 
 
 class Fit:
-    """One training run: what every step needs, and the state to resume from."""
+    """One training run: what every step needs, and the state to resume from.
+
+    Attributes:
+        history: Every loss term and validation metric of every epoch.
+        diverged: Where the run ended because a loss or a weight became NaN or infinite, else None.
+    """
 
     def __init__(
         self,
         method: Method,
-        part: ImageSplit,
+        split: ImageSplit,
         recipe: Training,
         *,
         seed: int,
@@ -93,25 +98,26 @@ class Fit:
     ) -> None:
         """Args:
         method: Holds the student; it is trained in place, on its device.
-        part: The training images.
+        split: The training images.
         seed: Seed of the order and the views of the images.
         validate: Returns metrics of the student; called after every epoch.
         teacher: Returns the teacher's outputs for a batch; None if the method runs the teacher.
         resume: Where the state is saved; None: nowhere.
         """
-        self.method, self.part, self.recipe = method, part, recipe
+        self.method, self.split, self.recipe = method, split, recipe
         self.validate, self.teacher, self.resume = validate, teacher, resume
-        self.method.to(memory_format=part.memory_format)  # type: ignore[call-overload]
+        self.method.to(memory_format=split.memory_format)  # type: ignore[call-overload]
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
         self.augmentation = Augmentation(
             *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
             *(recipe.mixup, recipe.cutmix),
         )
-        self.steps_per_epoch = max(1, len(part) // recipe.batch_size)
+        self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.history = History()
+        self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
         self.losses: list[Tensor] = []  # (terms,) of each step of this epoch
         self.names: list[str] = []
@@ -122,8 +128,8 @@ class Fit:
     def run(self) -> History:
         """Train to the end of the recipe, from the saved state of an earlier run if there is one.
 
-        Raises:
-            KdstepsError: A loss is not finite.
+        A run that diverges ends at the next check of its losses. The epoch is the last one of its
+        history, not validated, and the weights stay as they are.
         """
         if self.recipe.compile:
             compile_student(self.method, self._trial)
@@ -140,6 +146,8 @@ class Fit:
         ):
             self._epoch(before - started)
             self.seconds = before + time.monotonic() - started
+            if self.diverged is not None:
+                break
             if not terminal and self.epoch in _milestones(total):
                 log.info("epoch %d of %d: %s", self.epoch, total, self._summary())
         return self.history
@@ -152,7 +160,7 @@ class Fit:
     def _epoch(self, offset: float) -> None:
         self.method.train()
         self._epoch_rng = self.generator.get_state()
-        batches = self.part.shuffled(
+        batches = self.split.shuffled(
             self.recipe.batch_size,
             self.views,
             self.generator,
@@ -161,10 +169,10 @@ class Fit:
         )
         for drawn in batches:
             self._step(drawn)
-            if self.step % CHECK_EVERY == 0:
-                self._check()
+            if self.step % CHECK_EVERY == 0 and self._not_finite() is not None:
+                break
             self._save_if_due(offset)
-        self._check()
+        self.diverged = self._not_finite() or self._broken_weights()
         self._close_epoch()
 
     def _step(self, drawn: ImageBatch) -> None:
@@ -172,6 +180,8 @@ class Fit:
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        if self.recipe.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
         if self._first_step:
             keep_to_layout(self.optimizer)
             self._first_step = False
@@ -191,7 +201,7 @@ class Fit:
             epoch=self.epoch,
             teacher_logits=outputs.pop(HEAD, None),
             teacher_features=outputs or None,
-            shares=drawn.targets if drawn.targets.ndim == 2 else None,
+            fractions=drawn.targets if drawn.targets.ndim == 2 else None,
         )
         device = drawn.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
@@ -199,30 +209,27 @@ class Fit:
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
-        index = torch.arange(min(self.recipe.batch_size, len(self.part)))
-        drawn = self.part.take(index, self.views, torch.zeros_like(index))
+        index = torch.arange(min(self.recipe.batch_size, len(self.split)))
+        drawn = self.split.take(index, self.views, torch.zeros_like(index))
         torch.stack(list(self._terms(drawn).values())).sum().backward()
 
-    def _check(self) -> None:
-        """Stop at a loss that is not finite."""
-        if not self.losses:
-            return
-        losses = torch.stack(self.losses).cpu()  # (steps, terms)
-        wrong = (~losses.isfinite()).nonzero()
-        if len(wrong):
-            step, term = wrong[0].tolist()
-            raise KdstepsError(
-                f"the loss {self.names[term]!r} became {losses[step, term].item()} in epoch "
-                f"{self.epoch + 1}, step {step + 1}; a lower learning_rate or weight may help"
-            )
+    def _not_finite(self) -> Divergence | None:
+        """The first loss of this epoch that is not finite."""
+        return first_divergence(self.losses, self.names, self.epoch + 1)
+
+    def _broken_weights(self) -> Divergence | None:
+        """Weights that the last step made NaN or infinite, which no loss of this epoch shows."""
+        finite = torch.stack([weight.isfinite().all() for weight in self.method.parameters()])
+        return None if finite.all() else Divergence(None, self.epoch + 1, self.step)
 
     def _close_epoch(self) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
-        means = torch.stack(self.losses).double().mean(dim=0).tolist()
+        mean = torch.stack(self.losses).double().mean(dim=0)
+        means = mean.where(mean.isfinite(), torch.nan).tolist()
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         losses = dict(zip(self.names, means, strict=True))
         values = losses | {"total": sum(means), "learning_rate": rate}
-        self.history.add(self.epoch, values | self.validate())
+        self.history.add(self.epoch, values | (self.validate() if self.diverged is None else {}))
 
     def _summary(self) -> str:
         last = [
@@ -236,7 +243,8 @@ class Fit:
         """
         if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
             return
-        self._check()
+        if self._not_finite() is not None:  # the next regular check ends the run, at a fixed step
+            return
         save_state(self.resume.path, self._state(offset + time.monotonic()))
         self._saved_at = time.monotonic()
 
@@ -274,7 +282,7 @@ class Fit:
             torch.cuda.set_rng_state_all(state["device_rng"])
         self.generator.set_state(state["epoch_rng"])
         self.history = History(**state["history"])
-        self.losses = list(state["losses"].to(self.part.device).unbind())
+        self.losses = list(state["losses"].to(self.split.device).unbind())
         self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         log.info("resuming in epoch %d, after step %d", self.epoch + 1, self.step)

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import lr_scheduler
 
+from kdsteps.methods.base import Method
 from kdsteps.study.settings import Training
 
+log = logging.getLogger("kdsteps")
 
-def make_optimizer(method: nn.Module, recipe: Training) -> torch.optim.Optimizer:
+
+def make_optimizer(method: Method, recipe: Training) -> torch.optim.Optimizer:
     """An optimizer for everything the method trains: the student and the method's own modules.
+
+    A classifier that starts with new weights in a student that does not is a second group, whose
+    learning rate is `head_learning_rate_factor` times the recipe's.
 
     On a GPU one fused kernel updates all weights. On a CPU it would save a thousandth of a step.
     """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     fused = all(parameter.is_cuda for parameter in trained)
+    groups = _groups(method, trained, recipe)
     given: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(trained, **given, fused=fused)
+        return torch.optim.AdamW(groups, **given, fused=fused)
     return torch.optim.SGD(
-        trained, **given, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
+        groups, **given, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
     )
+
+
+def _groups(
+    method: Method, weights: list[torch.nn.Parameter], recipe: Training
+) -> list[dict[str, Any]]:
+    """The weights with one learning rate each, those of the recipe's own rate first."""
+    factor = recipe.head_learning_rate_factor
+    if factor == 1:
+        return [{"params": weights}]
+    student = method.student
+    new = {
+        id(weight)
+        for name, weight in student.plain().named_parameters()
+        if name in student.new_weights
+    }
+    head = [weight for weight in weights if id(weight) in new]
+    if not head:
+        log.info("head_learning_rate_factor has no effect: no classifier starts with new weights")
+        return [{"params": weights}]
+    log.info(
+        "%s: learning rate %g, %g times that of the other weights",
+        *(", ".join(student.new_weights), factor * recipe.learning_rate, factor),
+    )
+    rest = [weight for weight in weights if id(weight) not in new]
+    return [{"params": rest}, {"params": head, "lr": factor * recipe.learning_rate}]
 
 
 def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
@@ -50,7 +82,7 @@ def make_schedule(
     if recipe.schedule == "onecycle":
         return lr_scheduler.OneCycleLR(
             optimizer,
-            recipe.learning_rate,
+            [group["lr"] for group in optimizer.param_groups],
             total_steps=steps + 1,
             pct_start=recipe.warmup or 0.3,
             cycle_momentum=recipe.optimizer != "sgd",  # the recipe sets it

@@ -8,6 +8,7 @@ import altair as alt
 import pandas as pd
 
 from kdsteps.report.charts.theme import LIGHT, SERIES, Chart, log_ticks, whole_ticks
+from kdsteps.report.results import finished
 
 NOT_LOSSES = ("learning_rate", "train_accuracy", "validation_accuracy", "validation_loss", "total")
 HEIGHT = 130
@@ -82,7 +83,10 @@ def validation_domain(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def losses(curves: pd.DataFrame, width: int) -> Chart | None:
-    """Every loss term of one method on one pair: thick lines for means, thin ones for seeds."""
+    """Every loss term of one method on one pair: thick lines for means, thin ones for seeds.
+
+    A run that diverged has a thin line, as far as it goes, and is part of no mean.
+    """
     rows = curves[~curves["name"].isin(NOT_LOSSES)]
     rows = rows[rows["value"].map(pd.notna)]
     if rows.empty:
@@ -101,7 +105,7 @@ def losses(curves: pd.DataFrame, width: int) -> Chart | None:
         scale=alt.Scale(domain=names, range=colors),
         legend=alt.Legend(columns=2, labelLimit=90, symbolType="stroke", symbolOpacity=1),
     )
-    means = rows.groupby(["name", "epoch"], sort=False, as_index=False)["value"].mean()
+    means = finished(rows).groupby(["name", "epoch"], sort=False, as_index=False)["value"].mean()
     means = means.assign(label=means["name"] + ", mean")
     layers = [
         alt.Chart(rows)
@@ -129,4 +133,4 @@ def _span(rows: pd.DataFrame) -> alt.Scale:
 
 
 def _mean(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    return rows.groupby("epoch")[[column]].mean().reset_index()
+    return finished(rows).groupby("epoch")[[column]].mean().reset_index()
