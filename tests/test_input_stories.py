@@ -33,8 +33,8 @@ STUDY = TINY | {
         "digits": {"dataset": "digits", "teacher": "big", "student": "small"},
     },
     "methods": {"labels": {}, "kd": {}},
-    "train": {"epochs": 1, "batch_size": 32, "teacher_check": "warn"},
-    "distil": {"epochs": 1, "batch_size": 32},
+    "train": {"epochs": 1, "batch_size": 16, "teacher_check": "warn"},
+    "distil": {"epochs": 1, "batch_size": 16},
     "prepare": {"validation": 0.2},
 }
 FOLLOWED = ["kdsteps", "photos", "given.safetensors"]
