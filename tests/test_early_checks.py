@@ -25,7 +25,8 @@ from kdsteps.models import build_model
 from kdsteps.models.outline import outline
 from kdsteps.study import registry
 from kdsteps.study.image_size import declared_shape
-from kdsteps.study.settings import Dataset
+from kdsteps.study.joints import Outline, check_build
+from kdsteps.study.settings import BuildPairs, BuildStones, Dataset
 from kdsteps.study.study import parse_study
 
 LAYERS = "stem, layer1.0, layer2.0, layer3.0, pool"  # of NET
@@ -120,6 +121,22 @@ def test_the_score_of_more_layers_than_a_teacher_has_is_refused_where_no_pair_us
     assert said(**sections).startswith("params.yaml: models.big: score.num_layers is 6, but")
 
 
+@pytest.mark.parametrize(
+    ("section", "without", "who"),
+    [
+        (BuildStones(), "teacher", "the teacher has no stages"),
+        (BuildStones(), "student", "the student has no stages"),
+        (BuildStones(cuts="quality"), "teacher", "the teacher has no layers"),
+        (BuildPairs(), "teacher", "the teacher has no layers"),
+    ],
+)
+def test_a_network_that_cannot_be_cut_is_named(section, without, who):
+    networks = {"teacher": Outline(("a", "b", "c"), ("a", "c"))}
+    networks["student"] = networks["teacher"]
+    with pytest.raises(KdstepsError, match=f"{who} to cut at; use methods that need"):
+        check_build(section, 3, **networks | {without: Outline((), ())})
+
+
 def test_each_pair_is_checked_with_its_own_networks():
     models = {"models": {"big": DEEP, "small": NET}}
     build = {"cuts": [["layer1.0", "layer1.1"]]}
@@ -145,9 +162,7 @@ def test_layers_that_depend_on_an_unknown_image_size_are_checked_later(folder):
     sections = STUDY | data("folder", path="pets") | method("fitnet", teacher_layer="nowhere")
     study = parse_study(sections | {"models": {"big": network, "small": NET}})
     [later] = check_study(study)
-    assert (
-        later == "params.yaml: layers of models.big, models.small are checked when they are built"
-    )
+    assert later.startswith("params.yaml: the layers of models.big, models.small are checked when")
     for seed in "01":
         finished("distil", pair="pair", method="fitnet", seed=seed)
     assert check_study(study) == []

@@ -160,7 +160,8 @@ def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> lis
         for model in (study.pairs[name].teacher, study.pairs[name].student)
         if networks[study.pairs[name].dataset, model] is None and not _is_trained(study, name)
     )
-    return [f"layers of {', '.join(unknown)} are checked when they are built"] if unknown else []
+    later = f"the layers of {', '.join(unknown)} are checked when these networks are built"
+    return [later] if unknown else []
 
 
 def _is_trained(study: Study, pair: str) -> bool:

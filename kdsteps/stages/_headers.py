@@ -56,4 +56,4 @@ def _check(path: Path, header: Any) -> None:
     try:
         parse(_Header, header, "header")
     except KdstepsError as error:
-        raise KdstepsError(f"{path}: {error}; delete it and run again") from error
+        raise KdstepsError(f"{path}: {error}; delete the file and run again") from error
