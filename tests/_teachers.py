@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.study.study import load_study
 
-SHAPES = ("disk", "frame", "stripes", "cross")
 COLORS = {"orange": (0.8, 0.45, 0.15), "teal": (0.1, 0.55, 0.45)}
-CLASSES = tuple(f"{color} {shape}" for shape in SHAPES for color in COLORS)
+SHAPES = ("cross", "disk", "frame", "stripes")
+OTHER_SHAPES = ("bars", "corner", "dots", "slash")
+CLASSES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)  # as they are numbered
 SIZE = 20  # pixels
+COUNTS = {"train": 640, "validation": 400, "test": 200}
 RECIPE = {
-    "epochs": 12,
+    "epochs": 8,
     "batch_size": 32,
     "optimizer": "adamw",
     "learning_rate": 0.004,
@@ -34,34 +36,48 @@ RECIPE = {
 }
 
 
-def write_shapes(folder: Path, seed: int = 0) -> dict[str, Any]:
-    """Dark pictures of colored shapes in noise, split by their files; the entry of `datasets`."""
-    rng = np.random.default_rng(seed)
+def write_shapes(
+    folder: Path, shapes: Sequence[str] = SHAPES, rare: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Dark pictures of colored shapes in noise, split by their files; the entry of `datasets`.
+
+    Args:
+        shapes: Four of them, for the names in `SHAPES`.
+        rare: Classes with one training image each.
+    """
+    rng = np.random.default_rng(0)
     entry: dict[str, Any] = {"kind": "parquet"}
-    for split, count in {"train": 800, "validation": 400, "test": 200}.items():
-        labels = np.arange(count) % len(CLASSES)
-        images = [as_bytes(_picture(CLASSES[label], rng)) for label in labels]
+    for split, count in COUNTS.items():
+        labels = [CLASSES[number % len(CLASSES)] for number in range(count)]
+        if split == "train":
+            often = [label for label in labels if label not in rare]
+            labels = [*often, *rare]
+        images = [as_bytes(_picture(label, shapes, rng)) for label in labels]
         path = folder / f"{split}.parquet"
-        pq.write_table(pa.table({"image": images, "label": [CLASSES[n] for n in labels]}), path)
+        pq.write_table(pa.table({"image": images, "label": labels}), path)
         entry[split] = str(path)
     return entry
 
 
-def _picture(name: str, rng: np.random.Generator) -> Image.Image:
+def _picture(name: str, shapes: Sequence[str], rng: np.random.Generator) -> Image.Image:
     color, shape = name.split()
     rows, columns = np.mgrid[:SIZE, :SIZE]
     row, column = rng.uniform(7, SIZE - 7, 2)
     y, x, radius = rows - row, columns - column, rng.uniform(4, 6)
-    distance = np.maximum(abs(y), abs(x))
+    square = np.maximum(abs(y), abs(x)) < radius
     masks = {
         "disk": y**2 + x**2 < radius**2,
-        "frame": (distance < radius) & (distance > radius - 2),
-        "stripes": (distance < radius) & (rows % 3 == 0),
-        "cross": (distance < radius) & (np.minimum(abs(y), abs(x)) < 1.2),
+        "frame": square & (np.maximum(abs(y), abs(x)) > radius - 2),
+        "stripes": square & (rows % 3 == 0),
+        "cross": square & (np.minimum(abs(y), abs(x)) < 1.2),
+        "bars": square & (columns % 3 == 0),
+        "corner": square & ((y < 2 - radius) | (x < 2 - radius)),
+        "dots": square & (rows % 3 == 0) & (columns % 3 == 0),
+        "slash": square & (abs(x - y) < 1.5),
     }
-    light = rng.uniform(0.35, 0.6)
+    mask = masks[shapes[SHAPES.index(shape)]]
     ink = np.array(COLORS[color]) + rng.normal(0, 0.1, 3)
-    pixels = rng.uniform(0, 0.25, 3) + masks[shape][..., None] * ink * light
+    pixels = rng.uniform(0, 0.25, 3) + mask[..., None] * ink * rng.uniform(0.35, 0.6)
     pixels = pixels + rng.normal(0, 0.07, (SIZE, SIZE, 3))
     return Image.fromarray((pixels.clip(0, 1) * 255).astype(np.uint8))
 
@@ -72,7 +88,7 @@ class Checked:
 
     Attributes:
         status: Of the command that failed first; 0 if none did.
-        said: The error message; empty if there is none.
+        said: Its error message; empty if there is none.
         found: check.json; {} if it was not written.
     """
 
@@ -103,29 +119,39 @@ class Teachers:
         if not Path(graph.outputs("prepare", {"dataset": "data"})["summary"]).exists():
             assert main(["prepare", "--dataset", "data"]) == 0
 
-    def check(self, capsys: Any, teacher: str, **model: Any) -> Checked:
-        """Train a teacher, or take it as it is, and check it as Snakemake does."""
+    def train(self, teacher: str, **model: Any) -> int:
+        """Train a teacher, or take it as it is; return the status of the command."""
         self.add(teacher, **model)
+        return main(["train", "--dataset", "data", "--teacher", teacher])
+
+    def check(self, capsys: Any, teacher: str, **model: Any) -> Checked:
+        """Train and check a teacher as Snakemake does.
+
+        Args:
+            capsys: Of pytest.
+        """
         capsys.readouterr()
-        names = {"dataset": "data", "teacher": teacher}
-        if status := main(["train", "--dataset", "data", "--teacher", teacher]):
+        if status := self.train(teacher, **model):
             return Checked(status, capsys.readouterr().err, {})
-        node, outputs = (part("train_check", names) for part in (self._node, graph.outputs))
+        return self.check_trained(capsys, teacher)
+
+    def check_trained(self, capsys: Any, teacher: str) -> Checked:
+        """Check a teacher that is trained already."""
+        names = {"dataset": "data", "teacher": teacher}
+        node = graph.node(load_study(), "train_check", names)
+        outputs = graph.outputs("train_check", names)
+        path = Path(outputs["check"])
+        path.unlink(missing_ok=True)
         status = main(
             [
                 *("train", "--settings", node.text),
-                *("--inputs", *(f"{key}={path}" for key, path in node.inputs.items())),
-                *("--outputs", *(f"{key}={path}" for key, path in outputs.items())),
+                *("--inputs", *(f"{key}={value}" for key, value in node.inputs.items())),
+                *("--outputs", *(f"{key}={value}" for key, value in outputs.items())),
             ]
         )
-        path = Path(outputs["check"])
         found = read_json(path) if path.exists() else {}
         return Checked(status, capsys.readouterr().err, found)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The plain weights of a trained teacher."""
         return load_file(graph.outputs("train", {"dataset": "data", "teacher": name})["model"])
-
-    @staticmethod
-    def _node(rule: str, names: graph.Names) -> graph.JobNode:
-        return graph.node(load_study(), rule, names)

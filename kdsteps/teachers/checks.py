@@ -28,6 +28,7 @@ from kdsteps.teachers.diagnosis import (
 from kdsteps.teachers.variants import Better, Correct, better_forms
 
 CONFIDENT = 0.9  # a probability from which on an error is called confident
+_MANY = 0.25  # of the images with confident errors
 SCALES = (0.1, 3.0)  # best temperatures outside of these mean that logits are scaled
 _SEPARATED = 50.0  # between the two largest logits: no usual temperature brings them together
 _NEAR = 0.05  # of the way from chance to perfect: an accuracy below it is near chance
@@ -127,17 +128,18 @@ def check_teacher(
         problems.append(f"{start}, which is below expected_accuracy ({expected}); {_ADVICE}")
     elif causes:
         warnings.append(f"{start}, but {' or '.join(named)}")
-    errors = ~right
     temperature = best_temperature(logits, labels)
     confidence = logits.double().softmax(dim=1).max(dim=1).values
-    if not problems and (scaled := _scale(logits, temperature, int(errors.sum()))):
-        warnings.append(scaled)
+    confident_errors = float((~right & (confidence > CONFIDENT)).double().mean())
+    if not problems:
+        warnings += _overconfident(confident_errors)
+        warnings += _scale(logits, temperature, int((~right).sum()))
     return TeacherCheck(
         accuracy,
         chance,
         classes,
         temperature,
-        confident_errors=float((errors & (confidence > CONFIDENT)).double().mean()),
+        confident_errors,
         problems=tuple(problems),
         warnings=tuple(warnings),
     )
@@ -164,22 +166,31 @@ def as_yaml(names: Sequence[str]) -> str:
     return text.strip()
 
 
-def _scale(logits: Tensor, temperature: float, num_errors: int) -> str | None:
-    """A sentence about logits that are much too large or too small."""
+def _overconfident(confident_errors: float) -> list[str]:
+    """A warning about many errors with high probabilities."""
+    if confident_errors < _MANY:
+        return []
+    return [
+        f"{100 * confident_errors:.1f}% of its predictions are wrong with a probability above "
+        f"{100 * CONFIDENT:.0f}%, as if it had been trained on other images; check its weights"
+    ]
+
+
+def _scale(logits: Tensor, temperature: float, num_errors: int) -> list[str]:
+    """A warning about logits that are much too large or too small."""
     small, large = SCALES
     if temperature > large or (temperature < small and num_errors >= _FEW_ERRORS):
-        return (
+        return [
             f"its logits are {temperature:.2g} times as large as its accuracy supports; multiply "
             f"the distillation temperature by {temperature:.2g}"
-        )
-    apart = separation(logits)
-    if apart > _SEPARATED:
-        return (
+        ]
+    if (apart := separation(logits)) > _SEPARATED:
+        return [
             f"its largest logit is typically {apart:.0f} above the second, so its probabilities "
             "are 0 and 1 at usual temperatures; raise the distillation temperature until they are "
             "not"
-        )
-    return None
+        ]
+    return []
 
 
 def _shown(names: Sequence[str]) -> str:
