@@ -185,5 +185,5 @@ def test_a_teacher_of_other_images_is_named(plant, elsewhere):
     weights = elsewhere(
         shapes=OTHER_SHAPES
     )  # of the same colors: it is right more often than chance
-    found = plant(weights).found
-    assert any("trained on other images" in warning for warning in found["warnings"])
+    (warning,) = plant(weights).found["warnings"]
+    assert "trained on other images" in warning

@@ -28,7 +28,6 @@ from kdsteps.teachers.diagnosis import (
 from kdsteps.teachers.variants import Better, Correct, better_forms
 
 CONFIDENT = 0.9  # a probability from which on an error is called confident
-_MANY = 0.25  # of the images with confident errors
 SCALES = (0.1, 3.0)  # best temperatures outside of these mean that logits are scaled
 _SEPARATED = 50.0  # between the two largest logits: no usual temperature brings them together
 _NEAR = 0.05  # of the way from chance to perfect: an accuracy below it is near chance
@@ -94,14 +93,15 @@ def check_teacher(
     predicted = logits.argmax(dim=1)
     right = predicted == labels
     accuracy = proportion(right)
-    start = f"its validation accuracy is {accuracy}"
-    order = class_order(predicted, labels, len(class_names))
-    unknown = [class_names[number] for number in missing_classes(logits, labels)]
     ignorant = by_chance(predicted, labels, len(class_names))
-    near_chance = accuracy.low <= ignorant or accuracy.value < ignorant + _NEAR * (1 - ignorant)
-    below = expected_accuracy is not None and accuracy.high < expected_accuracy
-    doubtful = bool(order or unknown or near_chance or below)
-    better = better_forms(right, forms or {}, doubtful=doubtful)
+    unknown = [class_names[number] for number in missing_classes(logits, labels)]
+    fault = (
+        _near_chance(accuracy, ignorant)
+        or _unknown(unknown, len(class_names))
+        or _below(accuracy, expected_accuracy)
+    )
+    order = class_order(predicted, labels, len(class_names))
+    better = better_forms(right, forms or {}, doubtful=bool(fault or order))
     causes = {_form_cause(form, len(labels)): form.accuracy for form in better}
     classes = None
     if order is not None:
@@ -110,39 +110,45 @@ def check_teacher(
         reached = proportion(torch.tensor(order)[predicted] == labels).value
         causes[_order_cause(reached, meant, classes)] = reached
     best = max(causes.values(), default=0.0)
-    named = [cause for cause, reached in causes.items() if reached >= best - _CLEARLY]
-    problems, warnings = [], []
-    if causes and (doubtful or best >= accuracy.value + _CLEARLY):
-        problems.append(f"{start}, but {' or '.join(named)}")
-    elif near_chance:
-        chance_level = f"near chance ({100 * ignorant:.1f}%)"
-        problems.append(f"{start}, which is {chance_level}; {_ADVICE}")
-    elif unknown:
-        problems.append(
-            f"{start}, and it never predicts {len(unknown)} of {len(class_names)} classes "
-            f"({_shown(unknown)}), as if it had not been trained on them; train it on all classes, "
-            "or leave these out of the data set"
-        )
-    elif below:
-        expected = f"{100 * (expected_accuracy or 0):.1f}%"
-        problems.append(f"{start}, which is below expected_accuracy ({expected}); {_ADVICE}")
-    elif causes:
-        warnings.append(f"{start}, but {' or '.join(named)}")
+    likely = " or ".join(cause for cause, value in causes.items() if value >= best - _CLEARLY)
+    stops = bool(fault or order or best >= accuracy.value + _CLEARLY)
+    found = [f"its validation accuracy is {accuracy}, {f'but {likely}' if likely else fault}"]
     temperature = best_temperature(logits, labels)
+    scale = [] if stops else _scale(logits, temperature, int((~right).sum()))
     confidence = logits.double().softmax(dim=1).max(dim=1).values
-    confident_errors = float((~right & (confidence > CONFIDENT)).double().mean())
-    if not problems:
-        warnings += _overconfident(confident_errors)
-        warnings += _scale(logits, temperature, int((~right).sum()))
     return TeacherCheck(
         accuracy,
         chance,
         classes,
         temperature,
-        confident_errors,
-        problems=tuple(problems),
-        warnings=tuple(warnings),
+        confident_errors=float((~right & (confidence > CONFIDENT)).double().mean()),
+        problems=tuple(found if stops else ()),
+        warnings=(*(found if likely and not stops else ()), *scale),
     )
+
+
+def _near_chance(accuracy: Proportion, ignorant: float) -> str | None:
+    """A fault of a teacher that is about as accurate as if it ignored the images."""
+    if accuracy.low > ignorant and accuracy.value >= ignorant + _NEAR * (1 - ignorant):
+        return None
+    return f"which is near chance ({100 * ignorant:.1f}%); {_ADVICE}"
+
+
+def _unknown(names: Sequence[str], num_classes: int) -> str | None:
+    """A fault of a teacher that does not know some classes."""
+    if not names:
+        return None
+    return (
+        f"and it never predicts {len(names)} of {num_classes} classes ({_shown(names)}), as if it "
+        "had not been trained on them; train it on all classes, or leave these out of the data set"
+    )
+
+
+def _below(accuracy: Proportion, expected: float | None) -> str | None:
+    """A fault of a teacher that is less accurate than it is known to be."""
+    if expected is None or accuracy.high >= expected:
+        return None
+    return f"which is below expected_accuracy ({100 * expected:.1f}%); {_ADVICE}"
 
 
 def _form_cause(form: Better, num_images: int) -> str:
@@ -166,24 +172,15 @@ def as_yaml(names: Sequence[str]) -> str:
     return text.strip()
 
 
-def _overconfident(confident_errors: float) -> list[str]:
-    """A warning about many errors with high probabilities."""
-    if confident_errors < _MANY:
-        return []
-    return [
-        f"{100 * confident_errors:.1f}% of its predictions are wrong with a probability above "
-        f"{100 * CONFIDENT:.0f}%, as if it had been trained on other images; check its weights"
-    ]
-
-
 def _scale(logits: Tensor, temperature: float, num_errors: int) -> list[str]:
     """A warning about logits that are much too large or too small."""
     small, large = SCALES
-    if temperature > large or (temperature < small and num_errors >= _FEW_ERRORS):
-        return [
-            f"its logits are {temperature:.2g} times as large as its accuracy supports; multiply "
-            f"the distillation temperature by {temperature:.2g}"
-        ]
+    multiply = f"multiply the distillation temperature by {temperature:.2g}"
+    size = f"its logits are {temperature:.2g} times as large as its accuracy supports"
+    if temperature > large:
+        return [f"{size}: they are scaled, or it was trained on other images; {multiply}"]
+    if temperature < small and num_errors >= _FEW_ERRORS:
+        return [f"{size}: they are scaled; {multiply}"]
     if (apart := separation(logits)) > _SEPARATED:
         return [
             f"its largest logit is typically {apart:.0f} above the second, so its probabilities "
