@@ -108,12 +108,12 @@ def _check(job: Job[CheckSettings]) -> None:
     for line in notes:
         log.info("the teacher %s: %s", path, line)
     if found.classes is not None:
-        log.info("its outputs in their order: `classes: %s`", as_yaml(found.classes))
+        log.info("the teacher %s: its outputs are `classes: %s`", path, as_yaml(found.classes))
     for line in (*warnings, *found.problems):
         log.warning("the teacher %s: %s", path, line)
     if found.problems and job.settings.on_failure == "stop":
         raise KdstepsError(
-            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to continue"
+            f"{path}: {found.problems[0]}; set `train: {{teacher_check: warn}}` to continue anyway"
         )
     content = asdict(found) | {"warnings": warnings, "notes": notes, "ece": calibration}
     expected = {"expected_accuracy": job.settings.expected_accuracy}
@@ -183,12 +183,13 @@ def _seen_before(drawn: Collection[str]) -> list[str]:
     if "test" in drawn:
         return [
             "its weights are from elsewhere and the test images were drawn at random, so it may "
-            "have been trained on them and the test accuracies may be too high; fix the split "
-            "with the images that it was not trained on"
+            "have been trained on some of them, and test accuracies may be too high; name test "
+            "images that it was not trained on (docs/own-images.md)"
         ]
     if "validation" in drawn:
         return [
             "its weights are from elsewhere and the validation images were drawn from the training "
-            "images, so it may have been trained on them and this check may be too optimistic"
+            "images, so it may have been trained on some of them, and its validation accuracy may "
+            "be too high; name validation images (docs/own-images.md)"
         ]
     return []

@@ -131,7 +131,7 @@ def _near_chance(accuracy: Proportion, ignorant: float) -> str | None:
     """A fault of a teacher that is about as accurate as if it ignored the images."""
     if accuracy.low > ignorant and accuracy.value >= ignorant + _NEAR * (1 - ignorant):
         return None
-    return f"which is near chance ({100 * ignorant:.1f}%); {_ADVICE}"
+    return f"which is near chance ({100 * ignorant:.1f}%); train it longer, or {_ADVICE}"
 
 
 def _unknown(names: Sequence[str], num_classes: int) -> str | None:

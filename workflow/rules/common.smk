@@ -29,7 +29,9 @@ def study_of(path):
         if workflow.is_main_process:
             forget_dead_locks()
             check_records()
-        return load_study(path)
+        study = load_study(path)
+        graph.jobs(study, "report")  # builds the graph, which finds mistakes of its own
+        return study
     except KdstepsError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
