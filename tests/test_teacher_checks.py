@@ -96,7 +96,7 @@ def test_chance_counts_how_often_classes_are_predicted():
 
 def test_shifted_classes_are_named_with_the_order_that_is_right():
     logits, labels = predictions(0.9)
-    shifted = logits.roll(1, dims=1)  # output n + 1 stands for class n
+    shifted = logits.roll(1, dims=1)  # output n + 1 means class n
     found = check_teacher(shifted, labels, NAMES)
     assert found.classes == ("class9", *NAMES[:9])
     assert "class1 means class0" in found.problems[0]
@@ -222,7 +222,8 @@ def test_forms_are_compared_on_the_same_images_of_all_classes():
         return correct[numbers]
 
     assert better_forms(correct, {"same": same}, doubtful=True) == []
-    assert int((shown[0] < 500).sum()) == 256 and len(shown[0].unique()) == 512
+    assert len(shown[0].unique()) == 512
+    assert 220 < int((shown[0] < 500).sum()) < 292
 
 
 def test_more_often_is_decided_by_the_images_that_differ():

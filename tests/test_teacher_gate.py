@@ -99,7 +99,7 @@ def test_a_check_is_one_pass_and_a_glance_at_other_forms(shapes, tmp_path, monke
         seen[name] = calls
     batches = [256, COUNTS["validation"] - 256]
     assert seen["own"] == batches
-    assert seen["outside"] == [*batches, *[32] * 5]
+    assert seen["outside"] == [*batches, *[32] * 4]
 
 
 def test_without_validation_images_the_check_says_that_there_was_none(

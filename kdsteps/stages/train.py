@@ -52,7 +52,7 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.study import registry
 from kdsteps.teachers.checks import TeacherCheck, as_yaml, check_teacher
-from kdsteps.teachers.variants import input_forms
+from kdsteps.teachers.variants import Correct, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 
@@ -109,12 +109,14 @@ def _check(job: Job[CheckSettings]) -> None:
         log.info("the teacher %s: %s", path, line)
     if found.classes is not None:
         log.info("the teacher %s: its outputs are `classes: %s`", path, as_yaml(found.classes))
-    for line in (*warnings, *found.problems):
+    for line in warnings:
         log.warning("the teacher %s: %s", path, line)
     if found.problems and job.settings.on_failure == "stop":
         raise KdstepsError(
             f"{path}: {found.problems[0]}; set `train: {{teacher_check: warn}}` to continue anyway"
         )
+    for line in found.problems:
+        log.warning("the teacher %s: %s", path, line)
     content = asdict(found) | {"warnings": warnings, "notes": notes, "ece": calibration}
     expected = {"expected_accuracy": job.settings.expected_accuracy}
     write_json(job.outputs["check"], content | expected | {"settings": job.settings.as_json()})
@@ -124,20 +126,21 @@ def _judged(
     network: Chain, entry: Entry, data: Prepared, settings: CheckSettings
 ) -> tuple[TeacherCheck, float | None]:
     """The check of a network by its predictions, and its expected calibration error."""
-    part = data.part("validation")
-    if not len(part):
+    images = data.part("validation")
+    if not len(images):
         unchecked = "it was not checked, since there are no validation images"
         return TeacherCheck(warnings=(unchecked,)), None
-    logits, labels = predict(network, part.in_order(settings.batch_size))
+    logits, labels = predict(network, images.in_order(settings.batch_size))
+    forms = {}
+    if _is_from_elsewhere(entry):
+        forms = _forms(network, data, images, settings.batch_size)
     found = check_teacher(
         logits,
         labels,
         data.class_names,
-        outputs=entry["classes"],
+        outputs=entry.get("classes"),
         expected_accuracy=settings.expected_accuracy,
-        forms=_forms(network, data, part, settings.batch_size)
-        if _is_from_elsewhere(entry)
-        else None,
+        forms=forms,
     )
     if found.accuracy is None:
         return found, None
@@ -151,14 +154,14 @@ def _is_from_elsewhere(entry: Entry) -> bool:
 
 
 def _forms(
-    network: Chain, data: Prepared, part: ImageSplit, batch_size: int
-) -> dict[str, Callable[[Tensor], Tensor]]:
+    network: Chain, data: Prepared, images: ImageSplit, batch_size: int
+) -> dict[str, Correct]:
     """Which images the network gets right in other forms: bool (n,) from their numbers (n,)."""
 
     def correct(form: Callable[[Tensor], Tensor], numbers: Tensor) -> Tensor:
         found = []
         for some in numbers.split(batch_size):
-            batch = part.take(some, Views(), torch.zeros_like(some))
+            batch = images.take(some, Views(), torch.zeros_like(some))
             found.append(form(batch.images).argmax(dim=1) == batch.labels)
         return torch.cat(found).cpu()
 
@@ -168,7 +171,7 @@ def _forms(
 
 def _normalization(entry: Entry) -> str:
     """How the images of a network from elsewhere are normalized."""
-    if (given := entry["normalize"]) is None:
+    if (given := entry.get("normalize")) is None:
         return "images are normalized with the data set's mean and std: `normalize` is not set"
     mean, std = ([round(value, 4) for value in given[name]] for name in ("mean", "std"))
     return f"images are normalized with mean {mean} and std {std}"

@@ -13,7 +13,7 @@ from kdsteps.models.input import InputChain, InputContract
 from kdsteps.teachers.diagnosis import more_often
 
 IMAGENET = InputContract((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-COMPARED = 512  # images that are shown in every form where there is reason to doubt
+_COMPARED = 512  # images that are shown in every form where there is reason to doubt
 _GLANCE = (32, 128)  # images that are shown in every form without doubt, at least and at most
 _GLANCE_OF = 40  # of so many images, one is shown
 _REVERSED = "channels in the order blue, green, red (flip the input channels of its first layer)"
@@ -47,8 +47,8 @@ class Better:
 def better_forms(correct: Tensor, forms: Mapping[str, Correct], *, doubtful: bool) -> list[Better]:
     """The forms of the images in which a teacher makes clearly fewer errors, the best first.
 
-    All forms are compared on the same images, evenly spread over the split. Without doubt, they are
-    compared at a glance first, which costs a good teacher little.
+    All forms are compared on the same images. Without doubt, they are compared at a glance first,
+    which costs a good teacher little.
 
     Args:
         correct: (N,) bool, whether the teacher is right on each image as it is.
@@ -61,7 +61,7 @@ def better_forms(correct: Tensor, forms: Mapping[str, Correct], *, doubtful: boo
     for form, correct_in in forms.items():
         if not doubtful and not _promises(correct, correct_in):
             continue
-        numbers = _spread(torch.arange(len(correct)), COMPARED)
+        numbers = _some(torch.arange(len(correct)), _COMPARED)
         right, as_is = correct_in(numbers), correct[numbers]
         accuracies = float(right.double().mean()), float(as_is.double().mean())
         better = Better(form, *accuracies, len(numbers))
@@ -77,7 +77,7 @@ def _promises(correct: Tensor, correct_in: Correct) -> bool:
     Half of them are wrong as they are: where errors are rare, they tell the most.
     """
     few = min(_GLANCE[1], max(_GLANCE[0], len(correct) // _GLANCE_OF))
-    wrong, right = (_spread(kind.nonzero().flatten(), few // 2) for kind in (~correct, correct))
+    wrong, right = (_some(kind.nonzero().flatten(), few // 2) for kind in (~correct, correct))
     seen = correct_in(torch.cat([wrong, right]))
     errors = float((~correct).double().mean())
     left = float((~seen[: len(wrong)]).double().mean())
@@ -85,10 +85,10 @@ def _promises(correct: Tensor, correct_in: Correct) -> bool:
     return errors * left + (1 - errors) * new <= _FEWER_ERRORS * errors
 
 
-def _spread(numbers: Tensor, wanted: int) -> Tensor:
-    """`wanted` of the numbers, or all of them, evenly spread."""
-    wanted = min(len(numbers), wanted)
-    return numbers[torch.arange(wanted) * len(numbers) // max(1, wanted)]
+def _some(numbers: Tensor, wanted: int) -> Tensor:
+    """`wanted` of the numbers, or all of them, drawn at random but always the same."""
+    drawn = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))
+    return numbers[drawn[:wanted].sort().values]
 
 
 def input_forms(
@@ -105,7 +105,6 @@ def input_forms(
     channels, device = len(mean), next(network.parameters()).device
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     contracts = {
-        "`normalize: dataset`": InputContract(tuple(mean), tuple(std)),
         "`normalize: none` (pixels from 0 to 1)": InputContract(zeros, ones),
         f"`normalize: {_setting(zeros, (1 / 255,) * channels)}` (pixels from 0 to 255)": (
             InputContract(zeros, (1 / 255,) * channels)
@@ -114,6 +113,8 @@ def input_forms(
     imagenet = IMAGENET.for_channels(channels, "models")
     named = f"`normalize: {_setting(imagenet.mean, imagenet.std)}` (ImageNet's normalization)"
     contracts[named] = imagenet
+    if network is not inner:
+        contracts["`normalize: dataset`"] = InputContract(tuple(mean), tuple(std))
     shown: dict[str, Callable[[Tensor], Tensor]] = {}
     for form, contract in contracts.items():
         if resized is not None:
