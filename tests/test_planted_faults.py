@@ -185,5 +185,7 @@ def test_a_teacher_of_other_images_is_named(plant, elsewhere):
     weights = elsewhere(
         shapes=OTHER_SHAPES
     )  # of the same colors: it is right more often than chance
-    (warning,) = plant(weights).found["warnings"]
+    found = plant(weights).found
+    (warning,) = found["warnings"]
     assert "trained on other images" in warning
+    assert found["confident_errors"] > 0.1

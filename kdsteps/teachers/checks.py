@@ -28,8 +28,9 @@ from kdsteps.teachers.diagnosis import (
 from kdsteps.teachers.variants import Better, Correct, better_forms
 
 CONFIDENT = 0.9  # a probability from which on an error is called confident
-SCALES = (0.1, 3.0)  # best temperatures outside of these mean that logits are scaled
-_SEPARATED = 50.0  # between the two largest logits: no usual temperature brings them together
+_SMALL, _LARGE = 0.1, 4.0  # best temperatures beyond which logits are scaled
+_LARGE_APART = 2.5  # likewise, if the two largest logits are also far apart
+_APART, _SEPARATED = 20.0, 50.0  # differences of logits that are far, and that are too far
 _NEAR = 0.05  # of the way from chance to perfect: an accuracy below it is near chance
 _FEW_ERRORS = 5  # with fewer, larger logits always fit better, so none are too small
 _CLEARLY = 0.1  # of accuracy: a form of the images that is so much better stops the study
@@ -173,15 +174,19 @@ def as_yaml(names: Sequence[str]) -> str:
 
 
 def _scale(logits: Tensor, temperature: float, num_errors: int) -> list[str]:
-    """A warning about logits that are much too large or too small."""
-    small, large = SCALES
+    """A warning about logits that are much too large or too small.
+
+    An overfitted teacher has a best temperature of 2 to 3 as well, but not so large differences.
+    """
+    apart = separation(logits)
     multiply = f"multiply the distillation temperature by {temperature:.2g}"
     size = f"its logits are {temperature:.2g} times as large as its accuracy supports"
-    if temperature > large:
+    large = temperature > _LARGE or (temperature > _LARGE_APART and apart > _APART)
+    if large and num_errors:
         return [f"{size}: they are scaled, or it was trained on other images; {multiply}"]
-    if temperature < small and num_errors >= _FEW_ERRORS:
+    if temperature < _SMALL and num_errors >= _FEW_ERRORS:
         return [f"{size}: they are scaled; {multiply}"]
-    if (apart := separation(logits)) > _SEPARATED:
+    if apart > _SEPARATED:
         return [
             f"its largest logit is typically {apart:.0f} above the second, so its probabilities "
             "are 0 and 1 at usual temperatures; raise the distillation temperature until they are "
