@@ -169,16 +169,15 @@ def test_logits_that_are_scaled_are_named(accuracy):
     assert "times as large" in small and "multiply the distillation temperature by 0.0" in small
 
 
-def test_an_overfitted_teacher_is_not_called_scaled_and_a_scaled_sharp_one_is():
-    logits, labels = predictions(0.9)
+def test_an_overfitted_teacher_is_not_called_scaled_but_a_sharp_one_is():
+    logits, labels = predictions(0.7)
     overfitted = 3.5 * logits
     assert best_temperature(overfitted, labels) > 3
     assert check_teacher(overfitted, labels, NAMES).warnings == ()
-    sharp = 0.35 * logits  # not confident enough
-    assert check_teacher(sharp, labels, NAMES).warnings == ()
-    apart = 28 / (logits.max() - logits.min())
-    scaled = check_teacher(apart * logits, labels, NAMES)
-    assert "times as large" in scaled.warnings[0]
+    logits, labels = predictions(0.95)
+    sharp = 10 * 0.35 * logits  # scaled, of a teacher that was not confident enough
+    assert best_temperature(sharp, labels) < 4
+    assert "times as large" in check_teacher(sharp, labels, NAMES).warnings[0]
 
 
 def test_scaled_logits_are_named_where_no_error_shows_it():

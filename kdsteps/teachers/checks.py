@@ -30,7 +30,7 @@ from kdsteps.teachers.variants import Better, Correct, better_forms
 CONFIDENT = 0.9  # a probability from which on an error is called confident
 _SMALL, _LARGE = 0.1, 4.0  # best temperatures beyond which logits are scaled
 _LARGE_APART = 2.5  # likewise, if the two largest logits are also far apart
-_APART, _SEPARATED = 20.0, 50.0  # differences of logits that are far, and that are too far
+_APART, _SEPARATED = 15.0, 50.0  # differences of logits that are far, and that are too far
 _NEAR = 0.05  # of the way from chance to perfect: an accuracy below it is near chance
 _FEW_ERRORS = 5  # with fewer, larger logits always fit better, so none are too small
 _CLEARLY = 0.1  # of accuracy: a form of the images that is so much better stops the study
