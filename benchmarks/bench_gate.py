@@ -23,7 +23,8 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, PrepareSettings, TrainSettings
 from kdsteps.stages import prepare, train
 from kdsteps.stages._shared import prepared, trained_model
-from kdsteps.study.entries import ModelEntry, Prepare, Train
+from kdsteps.study.entries import ModelEntry
+from kdsteps.study.settings import Prepare, Train
 from kdsteps.study.study import resolve_model
 
 _IMAGES = {"train": 2000, "validation": 5000, "test": 100}
