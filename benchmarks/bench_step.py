@@ -25,7 +25,8 @@ from kdsteps.methods.block_kd import BlockKD
 from kdsteps.methods.kd import KD
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
-from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.plans.stones import plan_stones
+from kdsteps.study.joints import pair_stages
 from kdsteps.study.settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.plans.stones import plan_stones
 from kdsteps.study import registry
+from kdsteps.study.joints import pair_stages
 
 NUM_IMAGES = 40  # of the training part
 BATCH_SIZE = 8

@@ -254,6 +254,30 @@ def test_a_checkpoint_that_is_not_whole_and_ours_is_refused(refused, folder, spo
     assert refused("distil", *run_of("fitnet")).startswith(f"{WEIGHTS}: {sentence}")
 
 
+@pytest.mark.parametrize("field", ["model", "num_classes", "class_names", "image_shape"])
+@pytest.mark.parametrize("change", ["missing", "of another type"])
+def test_a_checkpoint_whose_header_lacks_a_field_is_refused(refused, folder, field, change):
+    weights, header = read_checkpoint(folder / WEIGHTS)
+    if change == "missing":
+        del header[field]
+    else:
+        header[field] = "text"
+    write_checkpoint(folder / WEIGHTS, weights, header)
+    said = refused("distil", *run_of("fitnet"))
+    assert says(said, f"{WEIGHTS}: ", f"header: {field}", "run again")
+
+
+def test_a_checkpoint_of_kdsteps_is_as_good_as_one_from_elsewhere(folder, monkeypatch):
+    (folder / WEIGHTS).rename(folder / "ours.safetensors")
+    entry = NET | {"checkpoint": "ours.safetensors", "train": {"epochs": 0}}
+    write_study(folder, models={"big": entry, "small": NET})
+    monkeypatch.chdir(folder)
+    assert main(["train", *TEACHER]) == 0
+    ours, _ = read_checkpoint(folder / "ours.safetensors")
+    taken, _ = read_checkpoint(folder / WEIGHTS)
+    assert all(torch.equal(taken[name], weight) for name, weight in ours.items())
+
+
 class Bomb:
     """Leaves a file behind if anybody unpickles it carelessly."""
 

@@ -204,6 +204,15 @@ def test_a_table_reads_back_with_what_it_was_made_with(tmp_path):
     assert table_metadata(path) == {"settings": {"epochs": 2}, "provenance": {"seconds": 1.5}}
 
 
+def test_a_table_whose_provenance_cannot_be_read_is_damaged(tmp_path):
+    path = tmp_path / "history.parquet"
+    write_table(path, ROWS, HISTORY)
+    damaged = pq.read_table(path).replace_schema_metadata({"kdsteps.provenance": '{"seconds": 1'})
+    pq.write_table(damaged, path)
+    with pytest.raises(KdstepsError, match=f"{path}: is not a complete Parquet file"):
+        table_metadata(path)
+
+
 def test_weights_read_back_to_the_byte_with_their_header(tmp_path):
     path = tmp_path / "net.safetensors"
     write_checkpoint(path, WEIGHTS, {"classes": ["a", "b"]})

@@ -35,7 +35,7 @@ from kdsteps.models.cost import multiply_adds
 from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.models.input import InputChain, InputContract, Interpolation, Normalize, behind_resize
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import Stones, pair_stages, plan_stones
+from kdsteps.plans.stones import Stones, plan_stones
 from kdsteps.stages._latency import _architecture as architecture_key
 from kdsteps.stages._shared import (
     as_built,
@@ -45,6 +45,7 @@ from kdsteps.stages._shared import (
     untrained_model,
 )
 from kdsteps.study import registry
+from kdsteps.study.joints import pair_stages
 from kdsteps.study.study import load_study
 from kdsteps.teachers.frozen import frozen
 

@@ -341,8 +341,16 @@ def test_a_source_that_does_not_fit_together_is_refused():
     images = np.zeros((4, 1, 2, 2), np.uint8)
     with pytest.raises(KdstepsError, match="has no images"):
         check_source(source(images[:0]))
-    with pytest.raises(KdstepsError, match=r"class name 'a\\x07' cannot be printed"):
-        check_source(source(images, class_names=("a\x07", "b")))
+    for character in "\x07\n\u2028\u202e\udce9\ufffe":
+        with pytest.raises(KdstepsError) as raised:
+            check_source(source(images, class_names=(f"a{character}", "b")))
+        assert f"the class name {f'a{character}'!r} has the character" in str(raised.value)
+        assert "rename the class" in str(raised.value)
+    check_source(
+        source(images, class_names=("\u0645\u06cc\u200c\u062e", "\U0001f469\u200d\U0001f467"))
+    )
+    with pytest.raises(KdstepsError, match="class name ' ' is empty"):
+        check_source(source(images, class_names=(" ", "b")))
     with pytest.raises(KdstepsError, match="two classes are called 'a'"):
         check_source(source(images, class_names=("a", "a")))
     with pytest.raises(ValueError, match="differ in length"):

@@ -12,8 +12,9 @@ from kdsteps.jobs import graph
 from kdsteps.models import Chain, architecture, build_model
 from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import pair_stages, plan_stones
+from kdsteps.plans.stones import plan_stones
 from kdsteps.study import registry
+from kdsteps.study.joints import pair_stages
 from kdsteps.study.study import Study, load_study
 from kdsteps.teachers.features import forecast_bytes
 

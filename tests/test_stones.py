@@ -14,7 +14,8 @@ from kdsteps.methods.block_kd import BlockKD, weigh_stones
 from kdsteps.methods.kd import kd_loss
 from kdsteps.methods.lskd import lskd_loss
 from kdsteps.models import build_model
-from kdsteps.plans.stones import Stones, pair_layers, pair_stages, plan_stones
+from kdsteps.plans.stones import Stones, plan_stones
+from kdsteps.study.joints import pair_layers, pair_stages
 
 SHAPE = (1, 8, 8)
 

@@ -17,7 +17,8 @@ from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.layouts import layouts, token_grid
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import Stones, pair_stages, plan_stones
+from kdsteps.plans.stones import Stones, plan_stones
+from kdsteps.study.joints import pair_stages
 
 pytest.importorskip("timm")
 

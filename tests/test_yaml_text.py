@@ -72,6 +72,8 @@ def test_what_yaml_1_1_reads_differently_is_refused_unless_quoted(word):
         ("a: @b", 1, "'@'", "quote the text"),
         ("[1]: 2", 1, "a list or mapping is used as a key", "quotes"),
         ("a: 1\nb: \x00", 2, "'\\x00'", "delete it"),
+        ('a: 1\nb: "x\\ud800"', 2, "'\\ud800'", "delete it"),
+        ('"a\\0": 1', 1, "'\\x00'", "delete it"),
         ("a: !mine 3", 1, "'!mine'", "without `!`"),
         ("a: !!int x", None, "its tag", "without `!!`"),
         ("[" * 3000, None, "nested too deeply", "close the brackets"),
@@ -108,6 +110,7 @@ def bomb(levels: int = 9) -> str:
         (bomb(), "more than 100,000 values"),
         ("models: &a {b: *a}", "more than 100,000 values"),
         ("a: " + "x" * 1_001, "1,001 characters"),
+        ("a: " + "9" * 5_000, "5,000 characters"),
     ],
 )
 def test_what_is_too_large_is_refused_at_once(text, found):

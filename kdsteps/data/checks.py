@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from unicodedata import category
 
 import numpy as np
 
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.errors import KdstepsError
+from kdsteps.files.text import unprintable
 
 
 def check_source(source: Source) -> None:
@@ -34,9 +34,12 @@ def check_source(source: Source) -> None:
             "needed"
         )
     for name in source.class_names:
-        if not name.strip() or any(category(letter) in ("Cc", "Cs") for letter in name):
+        if not name.strip():
+            raise KdstepsError(f"the class name {name!r} is empty; every class needs a name")
+        if (character := unprintable(name)) is not None:
             raise KdstepsError(
-                f"the class name {name!r} cannot be printed; use letters without control characters"
+                f"the class name {name!r} has the character {character!r}, which cannot be "
+                "printed; rename the class"
             )
     twice = {name for name in source.class_names if source.class_names.count(name) > 1}
     if twice:

@@ -74,6 +74,47 @@ def source_state(kind: str, options: Mapping[str, Any]) -> str:
     return repr([(name, found.st_size, found.st_mtime_ns) for name, found in states])
 
 
+def missing_images(kind: str, options: Mapping[str, Any]) -> str | None:
+    """What is missing of the images that a data set reads, and what would be right; or None.
+
+    What a `.dvc` file tracks is not missing, since DVC can fetch it.
+
+    Args:
+        kind: Of data; one that ships with kdsteps.
+        options: Of that kind, defaults included.
+    """
+    if kind == "torchvision":
+        root = options["root"]
+        if options["download"] or Path(root).expanduser().is_dir():
+            return None
+        return (
+            f"there is no folder {root!r}; set root to the folder that has the files of "
+            f"{options['name']}, or `download: true`"
+        )
+    if kind == "digits":
+        return None
+    for path in _paths(kind, options):
+        if is_missing(path):
+            return (
+                f"there is no file or folder {str(path)!r}; correct the path, or put the images "
+                "there"
+            )
+    if kind == "table":
+        table = Path(options["path"]).expanduser()
+        listed = _listed(table, options["image"]) if table.is_file() else {}
+        if listed and all(is_missing(Path(file)) for file in listed.values()):
+            return (
+                f"none of the images in {table} exist, such as {next(iter(listed.values()))!r}; "
+                "correct the paths, or put the images there"
+            )
+    return None
+
+
+def is_missing(path: Path) -> bool:
+    """Whether a file or folder does not exist, and no `.dvc` file tracks it."""
+    return not path.exists() and dvc_hash(path) is None
+
+
 def source_paths(kind: str, options: Mapping[str, Any]) -> list[Path]:
     """The files and folders that have to be watched for changes of a data set's images.
 

@@ -80,12 +80,19 @@ def whole_parquet(path: str | Path) -> Iterator[None]:
 
 
 def table_metadata(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The `settings` and `provenance` that a Parquet file carries."""
+    """The `settings` and `provenance` that a Parquet file carries.
+
+    Raises:
+        KdstepsError: The file is damaged.
+    """
     found = _parquet(path).schema_arrow.metadata or {}
-    return {
-        key: json.loads(found.get(f"kdsteps.{key}".encode(), b"{}"))
-        for key in ("settings", "provenance")
-    }
+    try:
+        return {
+            key: json.loads(found.get(f"kdsteps.{key}".encode(), b"{}"))
+            for key in ("settings", "provenance")
+        }
+    except ValueError as error:
+        raise KdstepsError(f"{path}: {damage(error, 'Parquet file')}") from error
 
 
 def _parquet(path: str | Path) -> pq.ParquetFile:

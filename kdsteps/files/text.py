@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,23 @@ def write_text(path: str | Path, text: str) -> None:
 def write_bytes(path: str | Path, content: bytes) -> None:
     with atomic(path) as part:
         part.write_bytes(content)
+
+
+def unprintable(text: str) -> str | None:
+    """The first character of a text that has no place in a plot or page, or None.
+
+    These are control characters, line and paragraph separators, half characters (surrogates), and
+    invisible ones such as marks of direction; those that join letters and pictograms are text.
+    """
+    for character in text:
+        is_joiner = character in "\u200c\u200d"
+        is_none = ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF
+        if is_none or (unicodedata.category(character) in _UNPRINTABLE and not is_joiner):
+            return character
+    return None
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

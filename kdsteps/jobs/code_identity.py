@@ -14,8 +14,10 @@ Files without code next to a module of the package, such as templates, count wit
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.identity.digests import Code
@@ -39,7 +41,18 @@ _ENTRIES = {
 
 def code(study: Study, rule: str, names: graph.Names) -> str:
     """The digest of all code that one job depends on."""
-    return digest(tuple(roots(study, rule, names)))
+    known, job = _known(study).codes, (rule, *names.items())
+    if job not in known:
+        known[job] = digest(tuple(roots(study, rule, names)))
+    return known[job]
+
+
+def read_code(study: Study) -> None:
+    """Find the digests of all jobs, and free the memory of the parsed code."""
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            code(study, rule, names)
+    _code.cache_clear()
 
 
 def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
@@ -54,7 +67,25 @@ def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
 
 
 def _identity(study: Study, node: graph.JobNode | None) -> str:
-    return identity(node.text, code(study, node.rule, node.names)) if node is not None else ""
+    if node is None:
+        return ""
+    known, job = _known(study).identities, (node.rule, *node.names.items())
+    if job not in known:
+        known[job] = identity(node.text, code(study, node.rule, node.names))
+    return known[job]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was found about the jobs of a study, by rule and names."""
+
+    codes: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    identities: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=8)
+def _known(study: Study) -> _Known:
+    return _Known()
 
 
 @cache

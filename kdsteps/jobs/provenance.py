@@ -8,6 +8,7 @@ new run compares it with the study. Snakemake's own records are derived from it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -72,8 +73,8 @@ def identity(settings: str, code: str) -> str:
 
 def provenance_file(outputs: Mapping[str, str | Path]) -> Path:
     """Where the provenance of a job's outputs is; the first of them names it."""
-    first = Path(next(iter(outputs.values())))
-    return first.with_name(first.stem + _ENDING)
+    stem, _ = os.path.splitext(next(iter(outputs.values())))
+    return Path(stem + _ENDING)
 
 
 def provenance_of_job(
@@ -124,7 +125,7 @@ def read_provenance(file: Path) -> Provenance | None:
 
 def is_whole(path: Path, known: Provenance) -> bool:
     """Whether a file is what its job wrote; of large arrays of images, the size is compared."""
-    if not _has_size(path, known.sizes.get(path.name, -1)):
+    if wrong_size(path, known):
         return False
     return path.name == _CHECKED_BY_IMAGE or file_digest(path) == known.files[path.name]
 
@@ -157,13 +158,9 @@ def is_provenance(path: Path) -> bool:
     return path.name.endswith(_ENDING)
 
 
-def wrong_size(path: Path, found: Provenance) -> bool:
+def wrong_size(path: str | Path, found: Provenance) -> bool:
     """Whether a file has another size than its job wrote."""
-    return not _has_size(path, found.sizes.get(path.name, -1))
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.stat().st_size == size
+    return os.path.getsize(path) != found.sizes.get(os.path.basename(path), -1)
 
 
 def _provenance_beside(path: Path) -> Provenance | None:

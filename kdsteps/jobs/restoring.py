@@ -43,7 +43,7 @@ def restore_records(study: Study) -> list[str]:
                     write_record(path, node.rule, [], [])
             continue
         for path in there:
-            if Path(path).name in known.files and wrong_size(Path(path), known):
+            if os.path.basename(path) in known.files and wrong_size(path, known):
                 set_aside(Path(path))
                 said.append(f"{path}: was damaged or changed; its job will run again")
         found |= dict.fromkeys(outputs.values(), known)
@@ -105,4 +105,4 @@ def digest_now(path: str, found: Mapping[str, Provenance]) -> str:
     """
     if path not in found:
         return digest_if_any(path)
-    return found[path].files.get(Path(path).name, "") if os.path.isfile(path) else ""
+    return found[path].files.get(os.path.basename(path), "") if os.path.isfile(path) else ""

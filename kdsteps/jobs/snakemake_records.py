@@ -14,6 +14,7 @@ import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kdsteps.jobs.provenance import is_provenance
 RECORDS = Path(".snakemake/metadata")
 _INCOMPLETE = Path(".snakemake/incomplete")
 _FORMAT = 6  # of the records of Snakemake 9
+_LONGEST = 255  # bytes of a file's name, where the file system does not say
 
 
 def check_records(results: str | Path = "results") -> None:
@@ -54,7 +56,8 @@ def check_records(results: str | Path = "results") -> None:
 def read_record(output: str) -> Mapping[str, Any] | None:
     """Snakemake's record of a file; None if there is none that can be read."""
     try:
-        content = json.loads(_record_path(RECORDS, output).read_bytes())
+        with open(_record_path(RECORDS, output), "rb") as file:
+            content = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -91,7 +94,7 @@ def write_record(
         "endtime": times[1],
         "input_checksums": {path: checksum(path) for path in inputs if Path(path).is_file()},
     }
-    path = _record_path(RECORDS, output)
+    path = Path(_record_path(RECORDS, output))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content))
@@ -100,7 +103,7 @@ def write_record(
 
 def is_incomplete(output: str) -> bool:
     """Whether a job was stopped while it wrote a file."""
-    return _record_path(_INCOMPLETE, output).exists()
+    return os.path.exists(_record_path(_INCOMPLETE, output))
 
 
 def checksum(path: str | Path) -> str:
@@ -117,14 +120,19 @@ def use_this_python() -> None:
         os.environ["PATH"] = os.pathsep.join([folder, *paths])
 
 
-def _record_path(folder: Path, output: str) -> Path:
+def _record_path(folder: Path, output: str) -> str:
     """Where Snakemake keeps the record of a file: named by the path, in pieces if that is long."""
-    longest = 255
-    with suppress(OSError, ValueError):
-        longest = os.pathconf(folder, "PC_NAME_MAX") or 255
+    longest = _longest_name(os.path.join(os.getcwd(), folder))
     name = urlsafe_b64encode(output.encode()).decode()
     pieces = [name[at : at + longest - 1] for at in range(0, len(name), longest - 1)]
-    return folder.joinpath(*(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+    return os.path.join(folder, *(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+
+
+@cache
+def _longest_name(folder: str) -> int:
+    with suppress(OSError, ValueError):
+        return os.pathconf(folder, "PC_NAME_MAX") or _LONGEST
+    return _LONGEST
 
 
 def _own_files(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import sys
 
+from kdsteps.jobs import code_identity
+from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
@@ -18,8 +20,8 @@ def start_run(path: str) -> Study:
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
 
     Raises:
-        KdstepsError: The study has a mistake, another run is using this folder, or nothing says how
-            the results were made.
+        KdstepsError: The study has a mistake, another run is using this folder, nothing says how
+            the results were made, or a job would fail.
     """
     begin_run()
     check_records()
@@ -27,6 +29,9 @@ def start_run(path: str) -> Study:
     to_pull = advice(study)
     for finding in [*restore_records(study), *to_pull]:
         _say(finding)
+    for later in check_study(study, with_files=not to_pull):
+        _say(later)
+    code_identity.read_code(study)
     for finding in to_pull:
         atexit.register(_say, finding)
     return study

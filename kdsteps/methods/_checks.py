@@ -9,7 +9,7 @@ from torch import Tensor
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.methods.base import Batch, Task
 from kdsteps.models.chain import HEAD, Chain
-from kdsteps.plans.stones import thinned
+from kdsteps.study.joints import thinned
 
 
 def same_classes(teacher: Chain | None, task: Task, method: str) -> None:

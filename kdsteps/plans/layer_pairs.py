@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kdsteps.errors import KdstepsError
 from kdsteps.models.adapters import AdapterKind, adapter
 from kdsteps.models.chain import Chain
 from kdsteps.models.cost import num_parameters
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
-from kdsteps.plans.stones import check_layers
+from kdsteps.study.joints import match_layers
 
 
 def plan_pairs(
@@ -41,26 +40,13 @@ def plan_pairs(
     Raises:
         KdstepsError: A layer does not exist, or the two lists differ in length.
     """
-    ours = list(student.stages if student_layers is None else student_layers)
-    theirs = sorted(set(teacher_layers), key=lambda layer: (layer in teacher.layers, layer))
-    check_layers(student, ours, "build.student_layers: the student")
-    check_layers(teacher, theirs, "build.select: the teacher")
-    theirs.sort(key=teacher.layers.index)
-    ours.sort(key=student.layers.index)
-    if student_layers is None:
-        ours = ours[-len(theirs) :]
-    if len(ours) != len(theirs):
-        raise KdstepsError(
-            f"build: {len(ours)} student layers ({', '.join(ours)}) for {len(theirs)} teacher "
-            f"layers ({', '.join(theirs)}); set build.num_pairs or build.student_layers so that "
-            "they match"
-        )
+    joints = match_layers(teacher, student, student_layers, teacher_layers)
     our_shapes, their_shapes = (
         feature_shapes(student, image_shape),
         feature_shapes(teacher, image_shape),
     )
     pairs = []
-    for student_layer, teacher_layer in zip(ours, theirs, strict=True):
+    for student_layer, teacher_layer in joints:
         source, target = matched(our_shapes[student_layer], their_shapes[teacher_layer])
         module, why = adapter(source, target, projector)
         pairs.append(

@@ -15,56 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kdsteps.errors import KdstepsError, nearest
+from kdsteps.errors import KdstepsError
 from kdsteps.models.adapters import AdapterKind, adapter
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.cost import multiply_adds, num_parameters
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
+from kdsteps.study.joints import check_order
 
 Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
-
-
-def pair_stages(
-    teacher: Chain, student: Chain, num_stones: int | None = None
-) -> list[tuple[str, str]]:
-    """(student layer, teacher layer) for each stepping stone, at the ends of the networks' stages.
-
-    Where the networks have different numbers of stages, or fewer stones are wanted, both are
-    thinned out evenly; the last stage of each always stays.
-
-    Raises:
-        KdstepsError: There are fewer stages than stones wanted.
-    """
-    most = min(len(teacher.stages), len(student.stages))
-    count = most if num_stones is None else num_stones
-    if not 1 <= count <= most:
-        raise KdstepsError(
-            f"build.num_stones is {count}, but student and teacher have "
-            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; it should be "
-            f"1 to {most}"
-        )
-    return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
-
-
-def pair_layers(
-    teacher: Chain, student: Chain, teacher_layers: Sequence[str], where: str
-) -> list[tuple[str, str]]:
-    """(student layer, teacher layer): the given teacher layers and student stages, in order."""
-    check_layers(teacher, teacher_layers, f"{where}: teacher")
-    if len(teacher_layers) > len(student.stages):
-        raise KdstepsError(
-            f"{where}: {len(teacher_layers)} teacher layers for a student with "
-            f"{len(student.stages)} stages; it should be at most {len(student.stages)}"
-        )
-    ordered = sorted(teacher_layers, key=teacher.layers.index)
-    return list(zip(thinned(student.stages, len(ordered)), ordered, strict=True))
-
-
-def check_layers(chain: Chain, layers: Sequence[str], where: str) -> None:
-    """Raise KdstepsError with the nearest name if the network does not have one of `layers`."""
-    for layer in layers:
-        if layer not in chain.layers:
-            raise KdstepsError(f"{where} has no layer {layer!r}{nearest(layer, chain.layers)}")
 
 
 def plan_stones(
@@ -90,7 +48,7 @@ def plan_stones(
         KdstepsError: A layer does not exist, the order is not from shallow to deep, or the
             connector cannot join the shapes.
     """
-    _check_order(teacher, student, joints)
+    check_order(teacher, student, joints)
     ours, theirs = feature_shapes(student, image_shape), feature_shapes(teacher, image_shape)
     stones = []
     for number, (student_layer, teacher_layer) in enumerate(joints, start=1):
@@ -203,18 +161,6 @@ def _connector(
     return adapter(source, target, kind)
 
 
-def _check_order(teacher: Chain, student: Chain, joints: Sequence[tuple[str, str]]) -> None:
-    check_layers(student, [ours for ours, _ in joints], "build.cuts: the student")
-    check_layers(teacher, [theirs for _, theirs in joints], "build.cuts: the teacher")
-    for (ours, theirs), (our_next, their_next) in pairwise(joints):
-        deeper = student.position(ours) < student.position(our_next)
-        if not deeper or teacher.position(theirs) > teacher.position(their_next):
-            raise KdstepsError(
-                f"build.cuts: {our_next} with {their_next} follows {ours} with {theirs}; "
-                "cuts go from shallow to deep in both networks"
-            )
-
-
 @torch.no_grad()
 def _check_forward(module: nn.Module, teacher: Chain, source: FeatureShape, layer: str) -> None:
     """Run two empty images through a stone, so that a mismatch fails before training."""
@@ -233,9 +179,3 @@ def _by_batch(span: nn.Module) -> nn.Module:
             module.track_running_stats = False
             module.running_mean = module.running_var = None
     return copied.requires_grad_(False)
-
-
-def thinned(layers: Sequence[str], count: int) -> list[str]:
-    """`count` of `layers`, evenly spaced, the last among them; repeated where there are fewer."""
-    steps = [round((number + 1) * len(layers) / count) for number in range(count)]
-    return [layers[max(step, 1) - 1] for step in steps]

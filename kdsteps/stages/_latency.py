@@ -13,14 +13,14 @@ import torch
 
 from kdsteps.evaluation.metrics import Metric, all_metrics, compute
 from kdsteps.evaluation.speed import time_network
-from kdsteps.files.checkpoints import read_checkpoint
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import LatencySettings
 from kdsteps.models import architecture
 from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.input import behind_resize
-from kdsteps.stages._shared import model_in, provenance, untrained_model
+from kdsteps.stages._headers import model_in, read_network
+from kdsteps.stages._shared import provenance, untrained_model
 from kdsteps.study.settings import TimingSettings
 from kdsteps.training.device import choose_device
 
@@ -39,7 +39,7 @@ def time_networks(job: Job[LatencySettings]) -> None:
     known: dict[str, dict[str, Any]] = {}
     timed = {}
     for name, path in paths.items():
-        weights, header = read_checkpoint(path)
+        weights, header = read_network(path)
         key = _architecture(header)
         if key not in known:
             known[key] = _time(path, weights, header, device, metrics, section)

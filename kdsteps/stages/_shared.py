@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared, load_prepared
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.evaluation.predictions import accuracy, nll, predict
-from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
+from kdsteps.files.checkpoints import write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
 from kdsteps.jobs import code_identity
@@ -33,14 +32,13 @@ from kdsteps.models.image_size import as_text
 from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
-from kdsteps.study.settings import Model, Normalization
+from kdsteps.stages._headers import model_in, read_network
+from kdsteps.study.settings import Model, Normalization, ViewSettings
 from kdsteps.training.device import keep_busy
 from kdsteps.training.divergence import Divergence
 from kdsteps.training.loop import Fit, Resume
 
 log = logging.getLogger("kdsteps")
-
-Entry = Mapping[str, Any]
 
 
 def prepared(job: Job[Any], device: torch.device) -> Prepared:
@@ -206,7 +204,7 @@ def trained_model(path: Path, data: Prepared, *, even_diverged: bool = False) ->
         KdstepsError: The file is damaged, is not from kdsteps, or is for other classes or images,
             or the training diverged.
     """
-    weights, header = read_checkpoint(path)
+    weights, header = read_network(path)
     diverged = header.get("diverged")
     if diverged and not even_diverged:
         raise KdstepsError(
@@ -227,23 +225,18 @@ def trained_model(path: Path, data: Prepared, *, even_diverged: bool = False) ->
     return chain.requires_grad_(False).eval()
 
 
+def check_batch(recipe: ViewSettings, num_images: int, section: str) -> None:
+    """Raise KdstepsError if a batch is larger than the training images."""
+    if problem := recipe.batch_problem(num_images):
+        raise KdstepsError(f"{section}: {problem}")
+
+
 def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:
     """Use no more CPU cores than a batch keeps busy; return the MACs of one image."""
     cost = multiply_adds(network, torch.zeros(1, *data.image_shape, device=data.device))
     if data.device.type == "cpu":
         keep_busy(batch_size * cost)
     return cost
-
-
-def model_in(header: Mapping[str, Any]) -> Model:
-    """The settings of the network in a kdsteps checkpoint."""
-    return Model.model_validate_json(json.dumps(header["model"]), strict=True)
-
-
-def entry_of(path: Path) -> Entry:
-    """The entry {family, options} of the network in a kdsteps checkpoint."""
-    entry: Entry = read_checkpoint_header(path)["model"]
-    return entry
 
 
 RESUME = Path(".kdsteps/resume")  # one file for each interrupted run

@@ -10,12 +10,12 @@ from typing import Any
 
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
-from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
+from kdsteps.stages._headers import entry_of
 from kdsteps.study import registry
 from kdsteps.study.settings import ViewSettings
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
@@ -66,7 +66,7 @@ def outputs_key(
 ) -> str:
     """A digest of everything a teacher's outputs depend on; the name of their file."""
     checkpoint = Path(job.inputs[model])
-    family = read_checkpoint_header(checkpoint)["model"]["family"]
+    family = entry_of(checkpoint)["family"]
     hashes = read_table(job.inputs["index"], INDEX)["hash"].to_pylist()
     said = {
         "teacher": blake2b(checkpoint.read_bytes(), digest_size=20).hexdigest(),

@@ -20,9 +20,10 @@ from kdsteps.jobs.settings import BuildSettings
 from kdsteps.models import Chain
 from kdsteps.models.cost import multiply_adds, num_parameters
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import pair_layers, pair_stages, plan_stones
+from kdsteps.plans.stones import plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
 from kdsteps.stages._shared import untrained_model
+from kdsteps.study.joints import pair_layers, pair_stages
 from kdsteps.study.settings import BuildPairs, BuildStones
 
 log = logging.getLogger("kdsteps")

@@ -25,7 +25,7 @@ from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import FeatureSettings, LogitSettings
 from kdsteps.models.feature_shapes import feature_shapes
-from kdsteps.stages._shared import prepared, trained_model
+from kdsteps.stages._shared import check_batch, prepared, trained_model
 from kdsteps.stages._teacher_outputs import outputs_key, outputs_of
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.teachers.frozen import frozen
@@ -71,6 +71,7 @@ def _cache_logits(job: Job[LogitSettings]) -> None:
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
     part = data.part("train")
+    check_batch(views, len(part), "distil")
     outputs_of(job, "model", teacher, data, part, views, passes=job.passes)
     count = Views(views.crop_padding, views.flip).count
     ticket = {

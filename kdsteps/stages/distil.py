@@ -32,9 +32,10 @@ from kdsteps.methods.base import Method, Task
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.models.wrapped import Wrapped
+from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     as_built,
-    entry_of,
+    check_batch,
     fresh_model,
     prepared,
     resume_file,
@@ -67,6 +68,7 @@ def run(job: Job[DistilSettings]) -> None:
     student = fresh_model(settings.student, data, will_train=True)
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(split), "distil")
     method = _method(job, teacher, student, data, split).to(device)
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(

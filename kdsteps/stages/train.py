@@ -37,10 +37,11 @@ from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
+from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     Entry,
     as_built,
-    entry_of,
+    check_batch,
     fresh_model,
     prepared,
     resume_file,
@@ -81,6 +82,7 @@ def _train(job: Job[TrainSettings]) -> None:
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
     split = data.part("train", stream=recipe.per_image)
+    check_batch(recipe, len(split), "train")
     task = Task(data.image_shape, len(data.class_names), split.labels)
     fit = Fit(
         Labels(None, network, task),

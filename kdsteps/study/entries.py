@@ -14,7 +14,6 @@ from kdsteps.study.settings import (
     Cache,
     Distil,
     Evaluate,
-    Name,
     Normalization,
     Prepare,
     Report,
@@ -23,6 +22,7 @@ from kdsteps.study.settings import (
     Seed,
     Train,
 )
+from kdsteps.study.texts import Name, Text
 
 
 class _Entry(BaseModel):
@@ -59,7 +59,7 @@ class ModelEntry(_Entry):
     """Pixels that the network is built for, one number or [height, width]; others are resized."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     """How images are resized; by default as published if `normalize` is, else bilinear."""
-    classes: tuple[str, ...] | tuple[NonNegativeInt, ...] | None = None
+    classes: tuple[Text, ...] | tuple[NonNegativeInt, ...] | None = None
     """Names of the network's outputs in their order, or the number of the output of each class."""
     train: Train | None = None
     """Values of the section `train` that differ for this model."""

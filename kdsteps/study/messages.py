@@ -76,13 +76,13 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
     first = problems[0]
     if first["type"] == "extra_forbidden":
         return f"is an unknown key{nearest(path[-1], keys(path[:-1]))}"
+    if first["type"] == "value_error":  # of a check of ours, with its own sentence
+        return str(first["ctx"]["error"])
     if first["loc"][-1:] == ("[key]",):
         return (
             f"has an entry {first['input']!r}; names become parts of paths and should be up to "
             f"{MAX_NAME} letters, digits, - and _"
         )
-    if first["type"] == "value_error":  # of a check of ours, with its own sentence
-        return str(first["ctx"]["error"])
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         right = keys(path[:-1]).get(path[-1])
         return "is missing" + (f"; it should be {_phrase(right)}" if right else "")

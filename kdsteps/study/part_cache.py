@@ -2,12 +2,14 @@
 
 Planning has to know the options of methods, networks and kinds of data without importing torch. A
 description is valid while the files it was read from are unchanged: those of kdsteps for a part
-that ships with it, the user's own for any other; and so is what was found wrong with its options.
-If the file is missing or damaged, everything is described again.
+that ships with it, the user's own for any other; and so is what was found out about its options:
+what is wrong with them, and which layers a network has with them. If the file is missing or
+damaged, everything is described again.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
 from kdsteps.files.text import write_text
+from kdsteps.study.joints import Outline
 from kdsteps.study.part_imports import PACKAGE, Kind, shipped
 from kdsteps.study.part_options import Description, describe
 
@@ -42,14 +45,14 @@ class _Entry(BaseModel):
     description: Description
 
 
-class _Check(BaseModel):
-    """What is wrong with options (JSON text) of a part; None: nothing."""
+class _Answer(BaseModel):
+    """What was found out about a part with some options; the question is JSON text."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
     reference: str
-    options: str
-    problem: str | None
+    question: str
+    answer: Any
 
 
 class _Content(BaseModel):
@@ -58,7 +61,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
     made_with: str
     entries: list[_Entry]
-    checks: list[_Check] = []
+    answers: list[_Answer] = []
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class _Known:
     """What is valid in a folder's cache, and what was added since it was read."""
 
     described: dict[Name, Description]
-    problems: dict[tuple[Kind, str, str], str | None]
+    answers: dict[tuple[Kind, str, str], Any]
 
 
 def description(kind: Kind, reference: str) -> Description:
@@ -94,17 +97,47 @@ def problems(asked: Sequence[tuple[Kind, str, Mapping[str, Any]]]) -> list[str |
     """
     if "torch" in sys.modules:
         return [None] * len(asked)
-    found = _known(str(Path.cwd())).problems
-    keys = [(kind, name, json.dumps(options, sort_keys=True)) for kind, name, options in asked]
-    missing = [key for key in dict.fromkeys(keys) if key not in found]
+    questions = [(kind, name, {"options": options}) for kind, name, options in asked]
+    return _answers(questions)
+
+
+def outlines(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> list[Outline | None]:
+    """The layers of networks, by a process that builds them without weights.
+
+    Args:
+        asked: Family, options and the shape (C, H, W) of the images.
+
+    Returns:
+        None for a network that cannot be built for such images, or whose options are not enough to
+        know it; what is wrong then is found when it is built.
+    """
+    if "torch" in sys.modules:  # as for descriptions
+        networks = importlib.import_module("kdsteps.models.outline")
+        found = [networks.outline(*question) for question in asked]
+        return [None if names is None else Outline(**names) for names in found]
+    questions: list[_Question] = [
+        ("models", family, {"options": options, "image_shape": list(shape)})
+        for family, options, shape in asked
+    ]
+    return [None if found is None else Outline(**found) for found in _answers(questions)]
+
+
+_Question = tuple[Kind, str, Mapping[str, Any]]
+
+
+def _answers(questions: Sequence[_Question]) -> list[Any]:
+    """What is known of parts with options; another process finds out what is not."""
+    known = _known(str(Path.cwd()))
+    keys = [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in questions]
+    missing = [key for key in dict.fromkeys(keys) if key not in known.answers]
     if missing:
-        lines = [(kind, name, json.loads(options)) for kind, name, options in missing]
+        lines = [(kind, name, json.loads(about)) for kind, name, about in missing]
         for key, answer in zip(missing, _elsewhere(lines), strict=True):
             if "error" in answer:
                 raise KdstepsError(f"{key[0]}: {answer['error']}")
-            found[key] = answer["found"]
-        _save(_known(str(Path.cwd())))
-    return [found[key] for key in keys]
+            known.answers[key] = answer["found"]
+        _save(known)
+    return [known.answers[key] for key in keys]
 
 
 @cache
@@ -118,12 +151,12 @@ def _known(folder: str) -> _Known:
         for entry in content.entries
         if all(digest_if_any(p) == found for p, found in entry.description.files.items())
     }
-    found = {
-        (check.kind, check.reference, check.options): check.problem
-        for check in content.checks
-        if (check.kind, check.reference) in described
+    answers = {
+        (found.kind, found.reference, found.question): found.answer
+        for found in content.answers
+        if (found.kind, found.reference) in described
     }
-    return _Known(described, found)
+    return _Known(described, answers)
 
 
 def _extend(known: _Known, asked: Name) -> None:
@@ -148,11 +181,11 @@ def _save(known: _Known) -> None:
     entries = [
         _Entry(kind=k, reference=r, description=found) for (k, r), found in known.described.items()
     ]
-    checks = [
-        _Check(kind=k, reference=r, options=options, problem=problem)
-        for (k, r, options), problem in known.problems.items()
+    answers = [
+        _Answer(kind=k, reference=r, question=question, answer=answer)
+        for (k, r, question), answer in known.answers.items()
     ]
-    content = _Content(made_with=_made_with(), entries=entries, checks=checks)
+    content = _Content(made_with=_made_with(), entries=entries, answers=answers)
     text = content.model_dump_json()
     with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
         write_text(FILE, text)
@@ -165,7 +198,7 @@ def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """What a process that imports the parts finds (see `part_options.main`).
 
     Args:
-        lines: A part each, or a part and options.
+        lines: A part each, or a part and a question about it.
 
     Returns:
         For each line `found`, or an `error` in words.

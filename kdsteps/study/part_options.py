@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
 import inspect
 import json
 import sys
@@ -171,18 +172,21 @@ def describe(kind: Kind, reference: str) -> Description:
 
 
 def main() -> None:
-    """Describe the parts named on standard input, or check their options.
+    """Describe the parts named on standard input, or answer questions about them.
 
-    Each line has a kind, a reference and, for a check, options; so has each line of output an
-    answer.
+    Each line has a kind, a reference and maybe a question: `options`, whose problem is wanted, or
+    with an `image_shape` as well, the layers of a network. Each line of output has an answer.
     """
     output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
     for line in sys.stdin:
-        kind, reference, *options = json.loads(line)
+        kind, reference, *question = json.loads(line)
         answer: dict[str, Any]
         try:
-            if options:
-                answer = {"found": options_problem(kind, reference, options[0])}
+            if question and "image_shape" in question[0]:
+                networks = importlib.import_module("kdsteps.models.outline")
+                answer = {"found": networks.outline(reference, **question[0])}
+            elif question:
+                answer = {"found": options_problem(kind, reference, **question[0])}
             else:
                 answer = {"found": describe(kind, reference).model_dump(mode="json")}
         except KdstepsError as error:

@@ -6,11 +6,9 @@ a field describes its key in the JSON schema, in editors and in `kdsteps STAGE -
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,29 +17,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    StringConstraints,
 )
 
-from kdsteps.study.messages import MAX_NAME
 from kdsteps.study.run_length import in_epochs
+from kdsteps.study.texts import Title
 
-Name = Annotated[  # becomes part of paths
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=MAX_NAME)
-]
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-MAX_BATCH, MAX_EPOCHS = 1_000_000, 1_000_000  # beyond these a typing error is likely
-
-
-def _without_control_characters(text: str) -> str:
-    for character in text:
-        if unicodedata.category(character) == "Cc":
-            raise ValueError(f"has the control character {character!r}; delete it")
-    return text
-
-
-Title = Annotated[str, Field(max_length=200), AfterValidator(_without_control_characters)]
+MAX_BATCH, MAX_EPOCHS, MAX_RUNS = 1_000_000, 1_000_000, 1_000_000  # beyond: a typing error
+MAX_PADDING, MAX_IMAGES, MAX_MINUTES, MAX_GIB = 1_000, 1_000_000_000, 1_000_000, 1_000_000
 Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
@@ -86,7 +71,7 @@ class ViewSettings(Section):
     because rounding depends on them.
     """
 
-    crop_padding: NonNegativeInt = 0
+    crop_padding: Annotated[int, Field(ge=0, le=MAX_PADDING)] = 0
     """Pixels by which a random crop moves at most, in each direction; 0: no random crop."""
     flip: bool = False
     """Whether images are mirrored at random, left to right."""
@@ -102,6 +87,15 @@ class ViewSettings(Section):
         shown = crop + ["flip"] * self.flip or ["plain"]
         precision = [self.precision] * (self.precision != "float32")
         return "_".join([*shown, *precision, f"batch{self.batch_size}"])
+
+    def batch_problem(self, num_images: int) -> str | None:
+        """What is wrong with `batch_size` for a number of training images, or None."""
+        if self.batch_size <= num_images:
+            return None
+        return (
+            f"batch_size is {self.batch_size}, but there are {num_images} training images; it "
+            f"should be at most {num_images}"
+        )
 
 
 class Training(ViewSettings):
@@ -143,7 +137,7 @@ class Training(ViewSettings):
     starts from a checkpoint or published weights."""
     compile: bool = False
     """Whether the network is compiled with torch.compile."""
-    checkpoint_minutes: PositiveFloat = 10.0
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] = 10.0
     """Minutes between two saved states from which an interrupted run resumes."""
 
     @property
@@ -193,6 +187,10 @@ class Train(Training):
     teacher_check: Literal["stop", "warn"] = "stop"
     """What happens if the trained teacher fails its check: the study stops, or logs a warning."""
 
+    def batch_problem(self, num_images: int) -> str | None:
+        """As for any training; a network that is not trained has no batches."""
+        return super().batch_problem(num_images) if self.epochs else None
+
 
 class Distil(Training):
     """How every student is trained."""
@@ -201,7 +199,7 @@ class Distil(Training):
 class FeatureSample(Section):
     """The images whose features are cached for the scores, balanced over the classes."""
 
-    images: PositiveInt = 5000
+    images: Annotated[int, Field(gt=0, le=MAX_IMAGES)] = 5000
     """Training images whose features are cached for the scores, balanced over the classes."""
     seed: Seed = 0
     """Seed of the choice of images."""
@@ -210,7 +208,7 @@ class FeatureSample(Section):
 class Cache(FeatureSample):
     """What is cached of a teacher."""
 
-    budget_gib: PositiveFloat = 4.0
+    budget_gib: Annotated[float, Field(gt=0, le=MAX_GIB)] = 4.0
     """Largest size of a cache file, in GiB."""
     outputs: Literal["auto", "always", "never"] = "auto"
     """Whether the teacher's logits for training are cached; `auto`: if that saves time."""
@@ -264,7 +262,7 @@ class Build(BuildStones, BuildPairs):
 class MetricSettings(Section):
     """The keys of `evaluate` for metrics of predictions and networks."""
 
-    calibration_bins: PositiveInt = 15
+    calibration_bins: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 15
     """Bins of the expected calibration error."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
     """Images of one batch when predictions are made."""
@@ -275,7 +273,7 @@ class MetricSettings(Section):
 class TimingSettings(Section):
     """The keys of `evaluate` for measuring latency and throughput."""
 
-    latency_runs: PositiveInt = 100
+    latency_runs: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 100
     """Single images that are timed, after a warm-up."""
     throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
     """Images of one batch when throughput is measured."""

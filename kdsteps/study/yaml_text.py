@@ -15,6 +15,7 @@ MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 100_000  # with every alias written out
 MAX_PLAIN = 1_000  # characters of a value without quotes
 _TAG = "tag:yaml.org,2002:"
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # an escape such as "\\ud800" has them
 
 # What a reader of YAML 1.1 takes for a boolean, a number of base 60 and a number of base 8.
 _READ_DIFFERENTLY = {
@@ -106,6 +107,7 @@ def _check(document: Node | None) -> None:
 
 def _check_scalar(node: ScalarNode) -> None:
     line = node.start_mark.line + 1
+    _check_characters(node)
     if node.style is not None:  # quoted
         return
     if len(node.value) > MAX_PLAIN:
@@ -119,10 +121,17 @@ def _check_scalar(node: ScalarNode) -> None:
         node.tag = _TAG + "str"
 
 
+def _check_characters(node: ScalarNode) -> None:
+    if found := _NOT_TEXT.search(node.value):
+        problem = f"the character {found[0]!r} is not allowed; delete it"
+        raise NotYaml(problem, node.start_mark.line + 1)
+
+
 def _make_text(key: Node) -> None:
     if not isinstance(key, ScalarNode):
         problem = "a list or mapping is used as a key; put it in quotes"
         raise NotYaml(problem, key.start_mark.line + 1)
+    _check_characters(key)
     if key.tag != _TAG + "merge":
         key.tag = _TAG + "str"
 

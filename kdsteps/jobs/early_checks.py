@@ -1,0 +1,208 @@
+"""What can be known before the first job is said before the first job.
+
+Missing images and checkpoints, layers that a network does not have, batches larger than the data.
+What depends on images that are not prepared yet is checked by the first job that knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from os.path import isfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.manifest import is_missing, missing_images
+from kdsteps.files.text import read_json
+from kdsteps.jobs import graph
+from kdsteps.jobs.provenance import provenance_file, read_provenance
+from kdsteps.jobs.settings import PrepareSettings
+from kdsteps.study.image_size import ImageShape, declared_shape
+from kdsteps.study.joints import Outline, check_build, check_layers, deepest
+from kdsteps.study.part_cache import outlines
+from kdsteps.study.part_imports import shipped
+from kdsteps.study.settings import Training
+from kdsteps.study.study import WEIGHTS, Study
+
+_LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
+"""Options of methods that name layers."""
+
+
+def check_study(study: Study, *, with_files: bool = True) -> list[str]:
+    """Check a study as far as it is possible before its first job.
+
+    Args:
+        with_files: Whether images and checkpoints have to be there; not if results can be pulled.
+
+    Returns:
+        What is checked later, each one sentence.
+
+    Raises:
+        KdstepsError: A job would fail.
+    """
+    datasets = list(dict.fromkeys(pair.dataset for pair in study.pairs.values()))
+    prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
+    try:
+        if with_files:
+            for dataset in datasets:
+                _check_images(study, dataset)
+            _check_checkpoints(study)
+        _check_batches(study, prepared)
+        return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
+    except KdstepsError as error:
+        raise KdstepsError(f"params.yaml: {error}") from error
+
+
+def _check_images(study: Study, dataset: str) -> None:
+    node = graph.node(study, "prepare", {"dataset": dataset})
+    entry = study.datasets[dataset]
+    assert isinstance(node.settings, PrepareSettings)
+    if entry.kind not in shipped("data") or node.settings.source or _is_done(node):
+        return
+    if (problem := missing_images(entry.kind, entry.options)) is not None:
+        raise KdstepsError(f"datasets.{dataset}: {problem}")
+
+
+def _check_checkpoints(study: Study) -> None:
+    for name, model in study.models.items():
+        path = model.options.get("checkpoint")
+        if not path or not is_missing(Path(str(path)).expanduser()):
+            continue
+        if any(not _is_done(node) for node in _that_start_from(study, name)):
+            raise KdstepsError(
+                f"models.{name}.checkpoint: there is no file {str(path)!r}; correct the "
+                "path, or put the file there"
+            )
+
+
+def _that_start_from(study: Study, model: str) -> Iterator[graph.JobNode]:
+    """The jobs that read the checkpoint of a model."""
+    for rule, key in (("train", "teacher"), ("distil", "pair")):
+        for names in graph.jobs(study, rule):
+            name = names[key] if rule == "train" else study.pairs[names[key]].student
+            if name == model:
+                yield graph.node(study, rule, names)
+
+
+def _is_done(node: graph.JobNode) -> bool:
+    return all(map(isfile, graph.outputs(node.rule, node.names).values()))
+
+
+class _Prepared(NamedTuple):
+    """A data set that is prepared with the settings of the study."""
+
+    num_images: int  # for training
+    image_shape: ImageShape
+
+
+def _prepared(study: Study, dataset: str) -> _Prepared | None:
+    node = graph.node(study, "prepare", {"dataset": dataset})
+    outputs = graph.outputs(node.rule, node.names)
+    known = read_provenance(provenance_file(outputs))
+    if known is None or known.settings != node.text:
+        return None
+    try:
+        found = read_json(outputs["summary"])
+        channels, height, width = found["image_shape"]
+        return _Prepared(found["images"]["train"], (channels, height, width))
+    except (KdstepsError, KeyError, TypeError, ValueError):  # damaged: its readers say so
+        return None
+
+
+def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> None:
+    for rule in ("train", "distil"):
+        for names in graph.jobs(study, rule):
+            recipe: Training
+            pair = study.pairs.get(names.get("pair", ""))
+            data = prepared[names["dataset"] if pair is None else pair.dataset]
+            if pair is None:
+                recipe, spot = study.trainings[names["teacher"]], f"models.{names['teacher']}"
+            else:
+                recipe = study.distil(names["pair"], names["method"])
+                spot = f"pairs.{names['pair']} with {names['method']}"
+            problem = recipe.batch_problem(data.num_images) if data is not None else None
+            if problem and not _is_done(graph.node(study, rule, names)):
+                raise KdstepsError(f"{spot}: {problem}")
+
+
+def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:
+    """Check layers by name and by number, and say for which networks this is done later."""
+    shapes = {
+        dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
+        for dataset, found in prepared.items()
+    }
+    wanted = [
+        (name, method)
+        for name in study.pairs
+        for method, entry in study.methods.items()
+        if entry.plan is not None or _named(study, method)
+    ]
+    networks = _outlines(study, [study.pairs[name].dataset for name, _ in wanted], shapes)
+    for name, method in wanted:
+        pair = study.pairs[name]
+        teacher, student = (networks.get((pair.dataset, m)) for m in (pair.teacher, pair.student))
+        if teacher is None or student is None:
+            continue
+        try:
+            _check_joints(study, name, method, teacher, student)
+        except KdstepsError as error:
+            raise KdstepsError(f"pairs.{name} with {method}: {error}") from error
+    for names in graph.jobs(study, "score"):
+        network = networks.get((names["dataset"], names["teacher"]))
+        if network is not None:
+            try:
+                deepest(network, study.params.score.num_layers, "score.num_layers")
+            except KdstepsError as error:
+                raise KdstepsError(f"models.{names['teacher']}: {error}") from error
+    unknown = dict.fromkeys(
+        f"models.{model}"
+        for name in dict.fromkeys(name for name, _ in wanted)
+        for model in (study.pairs[name].teacher, study.pairs[name].student)
+        if networks[study.pairs[name].dataset, model] is None and not _is_trained(study, name)
+    )
+    return [f"layers of {', '.join(unknown)} are checked when they are built"] if unknown else []
+
+
+def _is_trained(study: Study, pair: str) -> bool:
+    """Whether all students of a pair exist."""
+    runs = (names for names in graph.jobs(study, "distil") if names["pair"] == pair)
+    return all(_is_done(graph.node(study, "distil", names)) for names in runs)
+
+
+def _outlines(
+    study: Study, datasets: list[str], shapes: Mapping[str, ImageShape | None]
+) -> dict[tuple[str, str], Outline | None]:
+    """The layers of each network for the images of each data set; None where they are unknown."""
+    found: dict[tuple[str, str], Outline | None] = {}
+    asked: dict[tuple[str, str], tuple[str, Mapping[str, Any], ImageShape]] = {}
+    for pair in study.pairs.values():
+        if pair.dataset not in datasets:
+            continue
+        for name in (pair.teacher, pair.student):
+            model, shape = study.models[name], shapes[pair.dataset]
+            if model.image_size is not None:
+                shape = (shape[0] if shape is not None else 3, *model.image_size)
+            found[pair.dataset, name] = None
+            if shape is not None:
+                options = {key: v for key, v in model.options.items() if key not in WEIGHTS}
+                asked[pair.dataset, name] = model.family, options, shape
+    return found | dict(zip(asked, outlines(list(asked.values())), strict=True))
+
+
+def _check_joints(study: Study, pair: str, method: str, teacher: Outline, student: Outline) -> None:
+    entry = study.methods[method]
+    if entry.plan is not None:
+        section = study.build(pair, method).of_plan(entry.plan)
+        check_build(section, study.params.score.num_layers, teacher, student)
+    for option, layers in _named(study, method).items():
+        who = option.partition("_")[0]
+        network = student if who == "student" else teacher
+        check_layers(network, layers, f"{option}: the {who}")
+
+
+def _named(study: Study, method: str) -> dict[str, list[str]]:
+    """The layers that the options of a shipped method name."""
+    entry = study.methods[method]
+    options: dict[str, Any] = entry.options if entry.method in shipped("methods") else {}
+    given = {option: options[option] for option in _LAYERS if options.get(option)}
+    return {option: [x] if isinstance(x, str) else list(x) for option, x in given.items()}

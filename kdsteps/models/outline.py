@@ -1,0 +1,56 @@
+"""The names of a network's layers, found without weights and without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from kdsteps.models import architecture, build_model
+from kdsteps.study import registry
+from kdsteps.study.part_imports import shipped
+from kdsteps.study.part_options import signature_of
+
+_NUM_CLASSES = 10  # any number: layers do not depend on it
+
+
+def outline(
+    family: str, options: Mapping[str, Any], image_shape: Sequence[int]
+) -> dict[str, tuple[str, ...]] | None:
+    """The `layers` and `stages` of a network.
+
+    It is built on the device `meta`, which takes neither memory nor time for weights: about a
+    second for a large network of timm. One whose forward pass depends on values is built on the
+    CPU.
+
+    Args:
+        family, options: As in the settings of a model.
+        image_shape: (C, H, W).
+
+    Returns:
+        None if it cannot be built, or is fetched from elsewhere (a name such as `hf-hub:...`).
+    """
+    if ":" in str(options.get("name", "")):
+        return None
+    for device in (torch.device("meta"), nullcontext()):
+        try:
+            with device, torch.random.fork_rng(devices=[]):
+                chain = build_model(
+                    family,
+                    num_classes=_NUM_CLASSES if _takes_num_classes(family) else None,
+                    in_channels=image_shape[0],
+                    image_size=(image_shape[1], image_shape[2]),
+                    **architecture(options),
+                )
+        except Exception:  # third-party code; the job that builds it says what is wrong
+            continue
+        return {"layers": chain.layers, "stages": chain.stages}
+    return None
+
+
+def _takes_num_classes(family: str) -> bool:
+    if family in shipped("models"):
+        return True
+    return "num_classes" in signature_of("models", registry.load("models", family)).parameters
