@@ -239,7 +239,7 @@ SOMETHING = [
     Edit(
         "the formula of a metric",
         replaced("evaluation/predictions.py", "correct - confidence", "confidence - correct"),
-        ("(evaluate|evaluate_teacher|evaluate_latency|report) .*",),
+        ("(train_check|evaluate|evaluate_teacher|evaluate_latency|report) .*",),
     ),
     Edit(
         "how fractions of a run become epochs",

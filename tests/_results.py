@@ -58,6 +58,8 @@ def make_results(root: Path, study: Study, gains: dict[str, float] | None = None
         write_json(root / graph.outputs("prepare", names)["summary"], SUMMARY)
     for names in graph.jobs(study, "train"):
         _history(root / graph.outputs("train", names)["history"], ("labels",), 0.985, rng)
+    for names in graph.jobs(study, "train_check"):
+        write_json(root / graph.outputs("train_check", names)["check"], CHECK)
     for names in graph.jobs(study, "evaluate_teacher"):
         _evaluation(root, "evaluate_teacher", names, 0.985, TEACHER_COST, False, rng)
     for names in graph.jobs(study, "evaluate_latency"):
@@ -201,6 +203,19 @@ SUMMARY = {
         }
     ],
     "broken": [],
+}
+
+
+CHECK = {
+    "accuracy": {"value": 0.982, "low": 0.953, "high": 0.993, "count": 217},
+    "chance": 0.101,
+    "expected_accuracy": None,
+    "temperature": 0.93,
+    "ece": 0.011,
+    "confident_errors": 0.005,
+    "problems": [],
+    "warnings": [],
+    "notes": [],
 }
 
 

@@ -16,7 +16,7 @@ from _study import TINY, Study, clean_environment
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
-PARAMS: dict[str, Any] = TINY | {"methods": {"labels": {}}}
+PARAMS: dict[str, Any] = TINY | {"methods": {"labels": {"label_smoothing": 0.0}}}
 STUDENTS = "results/distil/**/student.safetensors"
 
 
@@ -132,7 +132,8 @@ def test_an_interrupted_push_and_pull_are_taken_up_again(study: Study, tmp_path:
     said = clone.snakemake("--dry-run")
     if "Nothing to be done" not in said:
         assert "`dvc pull` fetches the others" in said
-    clone.dvc("pull")
+    if clone.attempt(["dvc", "pull"])[0]:  # it has removed what was cut off, and fetches it now
+        clone.dvc("pull")
     assert clone.planned() == {}
     assert clone.bytes_of(STUDENTS) == study.bytes_of(STUDENTS)
 

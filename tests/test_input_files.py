@@ -14,7 +14,9 @@ from PIL import Image
 
 from kdsteps.cli.main import main
 from kdsteps.jobs import graph
+from kdsteps.jobs.inputs import checkpoint_digest
 from kdsteps.jobs.provenance import Provenance
+from kdsteps.study.settings import Model
 from kdsteps.study.study import parse_study
 
 TEACHER = {"dataset": "pets", "teacher": "big"}
@@ -70,6 +72,19 @@ def test_a_changed_checkpoint_changes_the_job_that_reads_it():
     before = jobs(**start)
     Path("big.pth").write_bytes(b"other weights")
     assert changed(before, jobs(**start)) == {"train pets big"}
+
+
+@pytest.mark.parametrize("prefix", ["local-dir:", "local_dir:"])
+def test_a_changed_file_in_a_folder_of_timm_is_noticed(prefix: str):
+    folder = Path("published")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    model = Model(family="timm", options={"name": f"{prefix}{folder}", "pretrained": True})
+    before = checkpoint_digest(model)
+    assert before
+    (folder / "config.json").write_text("{ }")
+    assert checkpoint_digest(model) not in (before, "", None)
+    assert checkpoint_digest(Model(family="timm", options={"name": "resnet18"})) is None
 
 
 def test_without_the_images_what_the_result_was_made_from_counts(pets):

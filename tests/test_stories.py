@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from _study import TINY, Study
 
 from kdsteps.jobs import graph
@@ -401,6 +402,26 @@ def test_damage_is_named_and_running_again_heals_it(built: Study, study: Study):
         assert study.bytes_of(pattern) == built.bytes_of(pattern)
     assert not list(study.path.glob("results/**/*.damaged"))
     study.run(["python", "-m", "kdsteps", "verify", *graph.STAGES])
+
+
+def test_a_study_next_to_a_read_only_clone_needs_no_home(tmp_path: Path):
+    clone = Study.new(tmp_path / "clone").path
+    study, home = tmp_path / "study", tmp_path / "home"
+    study.mkdir()
+    home.mkdir()
+    (study / "params.yaml").write_text(yaml.safe_dump(TINY | {"methods": {"labels": {}}}))
+    for path in (home, clone, *clone.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o555)
+    # A superuser may write everywhere unless this capability is taken away.
+    command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    command = command if os.geteuid() == 0 else []
+    profile = f"{clone}/profiles/default"
+    command += ["snakemake", "-s", f"{clone}/Snakefile", "--workflow-profile", profile]
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    Study(study).run([*command, "--cores", "2"], PYTHONPATH=str(clone), **places)
+    assert (study / "results/report/index.html").is_file()
+    for path in (clone, *clone.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)  # so that it can be deleted
 
 
 def test_settings_that_cannot_be_end_snakemake_with_one_sentence(study: Study):

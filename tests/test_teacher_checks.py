@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from kdsteps.teachers.checks import (
+from kdsteps.teachers.checks import as_yaml, check_teacher
+from kdsteps.teachers.diagnosis import (
     best_temperature,
-    check_teacher,
+    by_chance,
     class_order,
-    not_finite,
+    missing_classes,
+    more_often,
     proportion,
 )
+from kdsteps.teachers.variants import better_forms
 
 NAMES = [f"class{number}" for number in range(10)]
 
@@ -30,11 +36,26 @@ def predictions(accuracy: float = 0.9, count: int = 400, seed: int = 0) -> tuple
     return probabilities.log(), labels
 
 
+def form(accuracy: float, seen: list[int] | None = None) -> Callable[[Tensor], Tensor]:
+    """A form of the images in which the teacher has an accuracy; notes how many it was shown."""
+
+    def correct(numbers: Tensor) -> Tensor:
+        if seen is not None:
+            seen.append(len(numbers))
+        logits, labels = predictions(accuracy, seed=1)
+        return (logits.argmax(dim=1) == labels)[numbers]
+
+    return correct
+
+
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("accuracy", [0.3, 0.6, 0.9, 0.99])
 def test_a_good_teacher_passes(accuracy, seed):
-    found = check_teacher(*predictions(accuracy, seed=seed), NAMES, expected_accuracy=accuracy)
-    assert (found.order, found.problems, found.warnings) == (None, (), ())
+    forms = {"same": form(accuracy), "worse": form(accuracy / 2)}
+    found = check_teacher(
+        *predictions(accuracy, seed=seed), NAMES, expected_accuracy=accuracy, forms=forms
+    )
+    assert (found.classes, found.problems, found.warnings) == (None, (), ())
     assert (
         found.accuracy.low < accuracy < found.accuracy.high
         or abs(found.accuracy.value - accuracy) < 0.06
@@ -46,61 +67,195 @@ def test_a_teacher_at_chance_is_stopped_and_no_order_is_made_up_for_it(seed):
     generator = torch.Generator().manual_seed(seed)
     logits, labels = torch.randn(400, 10, generator=generator), torch.arange(400) % 10
     found = check_teacher(logits, labels, NAMES)
-    assert found.order is None
+    assert found.classes is None
     (problem,) = found.problems
-    assert "not above chance (10.0 %)" in problem
+    assert "near chance (10.0%)" in problem
+
+
+def test_a_teacher_that_is_little_better_than_chance_is_near_it():
+    logits, labels = predictions(0.13, count=4000)
+    found = check_teacher(logits, labels, NAMES)
+    assert found.accuracy.low > 0.1
+    assert "near chance" in found.problems[0]
+
+
+def test_with_one_frequent_class_a_teacher_that_knows_the_others_is_not_near_chance():
+    labels = torch.tensor([0] * 190 + [1] * 10)
+    predicted = torch.tensor([0] * 188 + [1] * 7 + [0] * 5)
+    found = check_teacher(5 * torch.eye(2)[predicted], labels, NAMES[:2])
+    assert found.accuracy.low < found.chance == 0.95
+    assert found.problems == ()
+    always = check_teacher(5 * torch.eye(2)[torch.zeros_like(labels)], labels, NAMES[:2])
+    assert "near chance (95.0%)" in always.problems[0]
+
+
+def test_chance_counts_how_often_classes_are_predicted():
+    predicted, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
+    assert by_chance(predicted, labels, 2) == pytest.approx(0.75 * 0.5 + 0.25 * 0.5)
 
 
 def test_shifted_classes_are_named_with_the_order_that_is_right():
     logits, labels = predictions(0.9)
-    shifted = logits.roll(1, dims=1)  # output n + 1 stands for class n
+    shifted = logits.roll(1, dims=1)  # output n + 1 means class n
     found = check_teacher(shifted, labels, NAMES)
-    assert found.order == (9, *range(9))
+    assert found.classes == ("class9", *NAMES[:9])
     assert "class1 means class0" in found.problems[0]
     assert f"`classes: [class9, {', '.join(NAMES[:9])}]`" in found.problems[0]
 
 
-def test_two_exchanged_classes_of_ten_are_found():
-    logits, labels = predictions(0.95, count=1000)
-    order = list(range(10))
-    order[2], order[5] = 5, 2
-    assert class_order(logits[:, order], labels) == tuple(order)
+def test_the_right_order_continues_a_list_of_more_outputs():
+    logits, labels = predictions(0.9)
+    logits[:, [2, 5]] = logits[:, [5, 2]]
+    outputs = ["unused", *NAMES[::-1]]
+    found = check_teacher(logits, labels, NAMES, outputs=outputs)
+    right = {"class2": "class5", "class5": "class2"}
+    assert found.classes == tuple(right.get(name, name) for name in outputs)
+
+
+def test_a_long_order_is_not_part_of_the_sentence():
+    names = [f"class{number}" for number in range(40)]
+    labels = torch.arange(800) % 40
+    found = check_teacher(5 * torch.eye(40)[(labels + 1) % 40], labels, names)
+    assert found.classes == ("class39", *names[:39])
+    assert "class20" not in found.problems[0]
+    assert "and 35 more" in found.problems[0]
+
+
+@pytest.mark.parametrize("names", [("c", "a"), ("9", "no"), ("T-shirt/top", "a, b: c", "Käse")])
+def test_a_list_of_classes_can_be_pasted_into_params(names):
+    assert yaml.safe_load(as_yaml(names)) == list(names)
+
+
+def test_two_exchanged_classes_are_found_among_ten_and_among_a_hundred():
+    for num_classes in (10, 100):
+        labels = torch.arange(20 * num_classes) % num_classes
+        predicted = torch.where(torch.arange(len(labels)) % 7 == 0, (labels + 3), labels)
+        order = torch.arange(num_classes)
+        order[2], order[5] = 5, 2
+        found = class_order(order[predicted % num_classes], labels, num_classes)
+        assert found == tuple(order.tolist())
+
+
+def test_an_untrained_classifier_is_not_taken_for_another_order():
+    labels = torch.arange(400) % 10
+    outputs = torch.tensor([3, 3, 0, 7, 7, 7, 1, 2, 0, 3])  # of each class: five of ten are used
+    assert class_order(outputs[labels], labels, 10) is None
+
+
+def test_classes_that_a_teacher_was_not_trained_on_are_named():
+    logits, labels = predictions(0.9)
+    logits[:, 7:] -= 20
+    found = check_teacher(logits, labels, NAMES)
+    assert "never predicts 3 of 10 classes (class7, class8, class9)" in found.problems[0]
+    assert missing_classes(predictions(0.3)[0], labels) == []
+    rare = labels < 9  # one image of class9 is too few to say that it is not known
+    rare[9] = True
+    assert missing_classes(logits[rare], labels[rare]) == [7, 8]
 
 
 def test_less_than_what_was_expected_is_stopped():
     found = check_teacher(*predictions(0.6), NAMES, expected_accuracy=0.8)
-    assert "expected_accuracy is 80.0 %" in found.problems[0]
+    assert "below expected_accuracy (80.0%)" in found.problems[0]
 
 
-def test_logits_that_are_scaled_are_named():
-    logits, labels = predictions(0.8)
+@pytest.mark.parametrize("accuracy", [0.3, 0.6, 0.8, 0.95])
+def test_logits_that_are_scaled_are_named(accuracy):
+    logits, labels = predictions(accuracy)
     assert best_temperature(logits, labels) == pytest.approx(1, abs=0.3)
     found = check_teacher(10 * logits, labels, NAMES)
     assert found.problems == ()
     assert "times as large" in found.warnings[0]
+    small = check_teacher(logits / 20, labels, NAMES).warnings[0]
+    assert "times as large" in small and "multiply the distillation temperature by 0.0" in small
 
 
-def test_a_better_way_to_show_images_is_named():
-    found = check_teacher(
-        *predictions(0.5), NAMES, variants={"channels reversed": predictions(0.9, 200)}
+def test_an_overfitted_teacher_is_not_called_scaled_but_a_sharp_one_is():
+    logits, labels = predictions(0.7)
+    overfitted = 3.5 * logits
+    assert best_temperature(overfitted, labels) > 3
+    assert check_teacher(overfitted, labels, NAMES).warnings == ()
+    logits, labels = predictions(0.95)
+    sharp = 10 * 0.35 * logits  # scaled, of a teacher that was not confident enough
+    assert best_temperature(sharp, labels) < 4
+    assert "times as large" in check_teacher(sharp, labels, NAMES).warnings[0]
+
+
+def test_scaled_logits_are_named_where_no_error_shows_it():
+    labels = torch.arange(60) % 10
+    assert check_teacher(0.5 * torch.eye(10)[labels], labels, NAMES).warnings == ()
+    assert check_teacher(20.0 * torch.eye(10)[labels], labels, NAMES).warnings == ()
+    assert (
+        "200 above the second"
+        in check_teacher(200 * torch.eye(10)[labels], labels, NAMES).warnings[0]
     )
-    assert "explained by channels reversed (9" in found.problems[0]
+
+
+def test_a_better_form_of_the_images_is_named():
+    found = check_teacher(*predictions(0.5), NAMES, forms={"channels reversed": form(0.9)})
+    assert "% with channels reversed" in found.problems[0]
+
+
+def test_a_form_that_is_a_little_better_is_a_warning():
+    logits, labels = predictions(0.9)
+    correct = logits.argmax(dim=1) == labels
+    better = correct | (torch.arange(len(labels)) % 3 > 0)  # two of three errors less
+    forms = {"`normalize: none`": lambda numbers: better[numbers]}
+    found = check_teacher(logits, labels, NAMES, forms=forms)
+    assert found.problems == ()
+    assert "% with `normalize: none`" in found.warnings[0]
+
+
+def test_a_form_that_leaves_most_errors_explains_nothing():
+    found = check_teacher(*predictions(0.1), NAMES, forms={"other pixels": form(0.24)})
+    assert "near chance" in found.problems[0]
+    assert "other pixels" not in found.problems[0]
+
+
+def test_few_images_are_shown_in_other_forms_unless_there_is_doubt():
+    seen: list[int] = []
+    logits, labels = predictions(0.9)
+    check_teacher(logits, labels, NAMES, forms={"worse": form(0.5, seen)})
+    assert seen == [32]
+    seen.clear()
+    check_teacher(logits, labels, NAMES, forms={"w": form(0.5, seen)}, expected_accuracy=0.97)
+    assert seen == [400]
+    seen.clear()
+    check_teacher(*predictions(1.0), NAMES, forms={"worse": form(0.5, seen)})
+    assert seen == []
+
+
+def test_forms_are_compared_on_the_same_images_of_all_classes():
+    correct = torch.arange(1000) >= 500  # images sorted by class, the first half is not known
+    shown: list[Tensor] = []
+
+    def same(numbers: Tensor) -> Tensor:
+        shown.append(numbers)
+        return correct[numbers]
+
+    assert better_forms(correct, {"same": same}, doubtful=True) == []
+    assert len(shown[0].unique()) == 512
+    assert 220 < int((shown[0] < 500).sum()) < 292
+
+
+def test_more_often_is_decided_by_the_images_that_differ():
+    reference = torch.arange(200) < 100
+    assert not more_often(reference, reference)
+    assert not more_often(reference | (torch.arange(200) >= 195), reference)  # 5 of 5: p = 1/32
+    assert more_often(reference | (torch.arange(200) >= 185), reference)  # 15 of 15
+    assert not more_often(reference, reference | (torch.arange(200) >= 185))
 
 
 def test_logits_that_are_not_finite_are_stopped():
     logits, labels = predictions()
     logits[3, 4] = float("nan")
-    assert "NaN or infinity" in check_teacher(logits, labels, NAMES).problems[0]
-
-
-def test_a_weight_that_is_not_finite_is_named():
-    weights = {"a": torch.ones(2), "n": torch.tensor(3), "b": torch.tensor([1.0, float("inf")])}
-    assert not_finite(weights) == "b"
-    assert not_finite({"a": torch.ones(2)}) is None
+    found = check_teacher(logits, labels, NAMES)
+    assert "NaN or infinity" in found.problems[0]
+    assert found.accuracy is None
 
 
 def test_a_proportion_has_the_interval_of_wilson():
-    found = proportion(8, 10)  # worked by hand: center (0.8 + z2/20) / (1 + z2/10), z = 1.96
+    found = proportion(torch.arange(10) < 8)
+    # by hand: center (0.8 + z2/20) / (1 + z2/10), z = 1.96
     assert (found.low, found.high) == (
         pytest.approx(0.4902, abs=1e-4),
         pytest.approx(0.9433, abs=1e-4),
@@ -109,14 +264,7 @@ def test_a_proportion_has_the_interval_of_wilson():
 
 def test_where_few_classes_leave_two_explanations_both_are_named():
     logits, labels = predictions(0.95)
-    found = check_teacher(
-        logits.roll(1, dims=1), labels, NAMES, variants={"other pixels": predictions(0.95)}
-    )
+    shifted = logits.roll(1, dims=1)
+    found = check_teacher(shifted, labels, NAMES, forms={"other pixels": form(0.95)})
     assert "other pixels" in found.problems[0]
-    assert "another class order" in found.problems[0]
-
-
-def test_a_teacher_without_errors_is_not_called_scaled():
-    labels = torch.arange(60) % 10
-    logits = 0.5 * torch.eye(10)[labels]
-    assert check_teacher(logits, labels, NAMES).warnings == ()
+    assert "class1 means class0" in found.problems[0]

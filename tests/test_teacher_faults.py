@@ -1,4 +1,4 @@
-"""Teachers from elsewhere that are fed wrongly: stopped by name, and right once it is said how."""
+"""Teachers from elsewhere that get other images than they expect: named, and right once set."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def test_a_planted_fault_is_stopped_and_named(prepared, monkeypatch, capsys, big
 @pytest.mark.parametrize(
     "big", [NORMALIZED | {"normalize": IMAGENET}, SHIFTED | {"classes": ["c", "a", "b"]}]
 )
-def test_the_same_teacher_is_right_once_it_is_said_how_to_feed_it(
-    prepared, monkeypatch, capsys, big
-):
+def test_the_same_teacher_is_right_once_its_input_is_set(prepared, monkeypatch, capsys, big):
     monkeypatch.chdir(prepared)
     write_study(**big)
     assert checked(capsys)[0] == 0

@@ -20,6 +20,7 @@ from kdsteps.jobs.outputs import names_of as names_of
 from kdsteps.jobs.outputs import outputs as outputs
 from kdsteps.jobs.outputs import rules_of as rules_of
 from kdsteps.jobs.outputs import stage_of as stage_of
+from kdsteps.jobs.published_weights import check_classifier
 from kdsteps.jobs.settings import (
     BuildSettings,
     CheckSettings,
@@ -223,6 +224,9 @@ class _Graph:
         study, names = self.study, {"dataset": dataset, "teacher": teacher}
         training, evaluate = study.trainings[teacher], _evaluate(study)
         model = study.models[teacher]
+        if not training.epochs:
+            summary = outputs("prepare", {"dataset": dataset})["summary"]
+            check_classifier(model, study.datasets[dataset], summary, f"models: {teacher}")
         weights = weights_digest(self._checkpoints[teacher], outputs("train", names))
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))

@@ -7,10 +7,11 @@ pulled the results without the images, what the result was made from counts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kdsteps.files.input_digests import file_digest
+from kdsteps.files.input_digests import file_digest, folder_digest
 from kdsteps.files.manifest import source_digest, source_paths
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.study import registry
@@ -41,8 +42,8 @@ def _input_paths(study: Study) -> Iterator[Path]:
     for dataset in datasets:
         yield from source_paths(dataset.kind, dataset.options)
     for model in models:
-        if checkpoint := model.options.get("checkpoint"):
-            yield Path(str(checkpoint)).expanduser()
+        if weights := _weights(model):
+            yield weights
     parts: list[tuple[registry.Kind, str]] = [
         *(("data", dataset.kind) for dataset in datasets),
         *(("models", model.family) for model in models),
@@ -69,16 +70,25 @@ def images_digest(dataset: Dataset, outputs: Mapping[str, str]) -> str:
 
 
 def checkpoint_digest(model: Model) -> str | None:
-    """The digest of the checkpoint that a network starts from; None if there is none.
+    """The digest of the file or folder of weights that a network starts from; None: there is none.
 
     Returns:
-        "" if the file is missing and nothing tracks it.
+        "" if it is missing and nothing tracks it.
 
     Raises:
-        KdstepsError: The file cannot be read.
+        KdstepsError: A file cannot be read.
     """
-    path = model.options.get("checkpoint")
-    return file_digest(str(path)) if path else None
+    path = _weights(model)
+    if path is None:
+        return None
+    return folder_digest(path) if path.is_dir() else file_digest(path)
+
+
+def _weights(model: Model) -> Path | None:
+    """The file or folder of weights that a network's entry names by path."""
+    name = str(model.options.get("name"))
+    given = model.options.get("checkpoint") or re.sub("^local[-_]dir:", "", name)
+    return Path(str(given)).expanduser() if given != name else None
 
 
 def weights_digest(checkpoint: str | None, outputs: Mapping[str, str]) -> str:

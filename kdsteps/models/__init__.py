@@ -66,8 +66,8 @@ def build_model(
         )
     if chain.new_weights and not will_train:
         raise KdstepsError(
-            f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, or name "
-            f"weights for {num_classes} classes"
+            f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, use weights "
+            f"for {num_classes} classes, or name all classes of these weights in `classes`"
         )
     return chain
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeGuard
 
+from markupsafe import Markup
+
 from kdsteps.evaluation.metrics import Metric
 
 MISSING = "–"
@@ -90,6 +92,14 @@ def shape(sizes: Sequence[int]) -> str:
 def plural(number: int, word: str, words: str | None = None) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number:,} {word if number == 1 else words or word + 's'}"
+
+
+def with_code(sentence: str) -> Markup:
+    """A sentence as HTML, with `what is in backquotes` as code."""
+    parts = enumerate(sentence.split("`"))
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if number % 2 else part for number, part in parts
+    )
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:

@@ -96,7 +96,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
     }
     environment.globals |= {"shape": formats.shape, "plural": formats.plural, "outcome": outcome}
     environment.globals |= {"listed": formats.listed, "heading": formats.heading}
-    environment.globals |= {"value_of": formats.value_of}
+    environment.globals |= {"value_of": formats.value_of, "with_code": formats.with_code}
     views = [_view(results, table, study) for table in tables]
     return environment.get_template("page.html.j2").render(
         title=study.params.report.title,
@@ -112,6 +112,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
         origins=_origins(results.origins),
         accepted=results.accepted,
+        checks=results.checks,
         costs=[
             (name, figures.costs(group, results.metrics))
             for name, group in figures.by_dataset(tables)

@@ -33,6 +33,8 @@ class Results:
         runs: One row per student, with the columns of `run_columns`.
         teachers: One row per teacher: dataset, teacher, the metrics, `best_validation_accuracy`,
             `seconds` of its training and the path of its `predictions`.
+        checks: One for each teacher, problems first: dataset, teacher, and what the stage `train`
+            found (`TeacherCheck`, `ece`, `expected_accuracy`, `notes`).
         class_accuracy: {(pair, method): (K,)}, the mean over seeds; NaN for a class without test
             images.
         speeds: {pair: latency.json}.
@@ -57,6 +59,7 @@ class Results:
     data: dict[str, dict[str, Any]]
     origins: pd.DataFrame
     accepted: list[str] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -92,6 +95,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         },
         origins=pd.DataFrame(teacher_origins + origins + timed, columns=ORIGINS),
         accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
+        checks=_checks(inputs["teacher_checks"]),
     )
 
 
@@ -176,6 +180,15 @@ def _teachers(
     columns += ["accuracy_per_class", "predictions", *(metric.name for metric in metrics)]
     table = pd.DataFrame(rows, columns=columns)
     return table, _joined(curves, ["dataset", "teacher", *HISTORY]), origins
+
+
+def _checks(paths: Files) -> list[dict[str, Any]]:
+    values = ("accuracy", "chance", "expected_accuracy", "temperature", "ece", "confident_errors")
+    unknown = dict.fromkeys(values) | {"problems": [], "warnings": [], "notes": []}
+    found = [
+        unknown | names | read_json(path) for path, names in _named(paths, "train_check", "check")
+    ]
+    return sorted(found, key=lambda check: (not check["problems"], not check["warnings"]))
 
 
 def _runs(

@@ -3,9 +3,9 @@
 Writes
   images   images.npy, (N, C, H, W) uint8: every image that could be read, all of one size
   index    index.parquet, one row per image: label, split, origin, hash of the pixels
-  summary  summary.json: class names, images of each split and class, shapes, mean and standard
-           deviation of each channel of the training images (scale 0 to 1), duplicates, images that
-           could not be read
+  summary  summary.json: class names, images of each split and class, splits that were drawn at
+           random, shapes, mean and standard deviation of each channel of the training images
+           (scale 0 to 1), duplicates, images that could not be read
   digest   digest.json: the digests of the other files
 
 Reads nothing from other stages. The same source and settings result in the same bytes, even after
@@ -130,6 +130,7 @@ def _summary(
         "mean": mean,
         "std": std,
         "images": {name: sum(counts[name]) for name in SPLITS},
+        "drawn": [name for name in SPLITS[1:] if sum(counts[name]) and name not in source.split],
         "images_of_class": counts,
         "duplicates": _described(duplicates(survey.hashes, split), labels, names),
         "broken": [_printable(sentence) for sentence in survey.broken],

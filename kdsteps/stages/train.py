@@ -11,25 +11,26 @@ reads   images, index, summary
                    as above
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
-                   order, calibration. A teacher that fails stops the study before any student
-                   learns from it, unless `teacher_check` is `warn`.
+                   order, calibration, problems, warnings. A teacher with a problem stops the study
+                   before any student learns from it, unless `teacher_check` is `warn`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdsteps.data.images import Views
+from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.predictions import predict
-from kdsteps.files.text import write_json
+from kdsteps.evaluation.predictions import ece, predict
+from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings
 from kdsteps.methods.base import Task
@@ -38,6 +39,7 @@ from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
+    Entry,
     as_built,
     check_batch,
     fresh_model,
@@ -50,14 +52,12 @@ from kdsteps.stages._shared import (
     write_history,
 )
 from kdsteps.study import registry
-from kdsteps.teachers.checks import check_teacher, not_finite
-from kdsteps.teachers.variants import input_variants
+from kdsteps.teachers.checks import TeacherCheck, as_yaml, check_teacher
+from kdsteps.teachers.variants import Correct, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 
 log = logging.getLogger("kdsteps")
-
-COMPARED = 512  # validation images that a teacher from elsewhere also sees in other forms
 
 
 def run(job: Job[Any]) -> None:
@@ -108,57 +108,102 @@ def _train(job: Job[TrainSettings]) -> None:
 
 def _check(job: Job[CheckSettings]) -> None:
     """Judge a teacher by its predictions for the validation images."""
-    settings = job.settings
-    device = choose_device(job.gpus, job.threads)
-    data = prepared(job, device)
     path = job.inputs["model"]
-    network = trained_model(path, data).to(device)
-    split = data.part("validation")
-    if not len(split):
-        log.warning("cannot check the teacher: there are no validation images")
-        write_json(job.outputs["check"], {"settings": settings.as_json(), "accuracy": None})
-        return
-    if (broken := not_finite(network.plain().state_dict())) is not None:
-        raise KdstepsError(f"{path}: the weight {broken!r} has NaN or infinity; train it again")
-    logits, labels = predict(network, split.in_order(settings.batch_size))
-    entry = entry_of(path)
-    from_elsewhere = bool(entry["options"].get("checkpoint") or entry["options"].get("pretrained"))
+    data = prepared(job, choose_device(job.gpus, job.threads))
+    network, entry = trained_model(path, data).to(data.device), entry_of(path)
+    found, calibration = _judged(network, entry, data, job.settings)
+    warnings, notes = list(found.warnings), []
+    if _is_from_elsewhere(entry):
+        warnings += _seen_before(read_json(job.inputs["summary"]).get("drawn", ()))
+        notes.append(_normalization(entry))
+    for line in notes:
+        log.info("the teacher %s: %s", path, line)
+    if found.classes is not None:
+        log.info("the teacher %s: its outputs are `classes: %s`", path, as_yaml(found.classes))
+    for line in warnings:
+        log.warning("the teacher %s: %s", path, line)
+    if found.problems and job.settings.on_failure == "stop":
+        raise KdstepsError(
+            f"{path}: {found.problems[0]}; set `train: {{teacher_check: warn}}` to continue anyway"
+        )
+    for line in found.problems:
+        log.warning("the teacher %s: %s", path, line)
+    content = asdict(found) | {"warnings": warnings, "notes": notes, "ece": calibration}
+    expected = {"expected_accuracy": job.settings.expected_accuracy}
+    write_json(job.outputs["check"], content | expected | {"settings": job.settings.as_json()})
+
+
+def _judged(
+    network: Chain, entry: Entry, data: Prepared, settings: CheckSettings
+) -> tuple[TeacherCheck, float | None]:
+    """The check of a network by its predictions, and its expected calibration error."""
+    images = data.part("validation")
+    if not len(images):
+        unchecked = "it was not checked, since there are no validation images"
+        return TeacherCheck(warnings=(unchecked,)), None
+    logits, labels = predict(network, images.in_order(settings.batch_size))
+    forms = {}
+    if _is_from_elsewhere(entry):
+        forms = _forms(network, data, images, settings.batch_size)
     found = check_teacher(
         logits,
         labels,
         data.class_names,
+        outputs=entry.get("classes"),
         expected_accuracy=settings.expected_accuracy,
-        variants=_shown_differently(network, data) if from_elsewhere else None,
+        forms=forms,
     )
-    if from_elsewhere:
-        found = replace(found, warnings=(*found.warnings, *_assumptions(entry)))
-    log.info("validation accuracy %s, chance %.1f %%", found.accuracy, 100 * found.chance)
-    for warning in found.warnings:
-        log.warning("the teacher %s: %s", path, warning)
-    if found.problems and settings.on_failure == "stop":
-        raise KdstepsError(
-            f"{path}: {found.problems[0]}; or set `train: {{teacher_check: warn}}` to continue"
-        )
-    for problem in found.problems:
-        log.warning("the teacher %s: %s", path, problem)
-    write_json(job.outputs["check"], asdict(found) | {"settings": settings.as_json()})
+    if found.accuracy is None:
+        return found, None
+    log.info("validation accuracy %s, chance %.1f%%", found.accuracy, 100 * (found.chance or 0))
+    return found, ece(logits, labels)
 
 
-def _shown_differently(network: Chain, data: Prepared) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits and labels of some validation images, shown in other forms."""
-    split = data.part("validation")
-    number = torch.arange(min(len(split), COMPARED))
-    batch = split.take(number, Views(), torch.zeros_like(number))
-    shown = input_variants(network, data.mean.tolist(), data.std.tolist())
-    with torch.inference_mode():
-        return {what: (f(batch.images).cpu(), batch.labels.cpu()) for what, f in shown.items()}
+def _is_from_elsewhere(entry: Entry) -> bool:
+    """Whether a network started from weights that were not trained in this study."""
+    return bool(entry["options"].get("checkpoint") or entry["options"].get("pretrained"))
 
 
-def _assumptions(entry: Mapping[str, Any]) -> list[str]:
-    """Assumptions about a network from elsewhere."""
-    assumed = ["the images it was trained on are unknown; they may be among the test images"]
-    if entry.get("normalize") is None:
-        assumed.append(
-            "images are normalized with the data set's mean and std, since `normalize` is not set"
-        )
-    return assumed
+def _forms(
+    network: Chain, data: Prepared, images: ImageSplit, batch_size: int
+) -> dict[str, Correct]:
+    """Which images the network gets right in other forms: bool (n,) from their numbers (n,)."""
+
+    def correct(form: Callable[[Tensor], Tensor], numbers: Tensor) -> Tensor:
+        found = []
+        for some in numbers.split(batch_size):
+            batch = images.take(some, Views(), torch.zeros_like(some))
+            found.append(form(batch.images).argmax(dim=1) == batch.labels)
+        return torch.cat(found).cpu()
+
+    forms = input_forms(network, data.mean.tolist(), data.std.tolist())
+    return {what: torch.inference_mode()(partial(correct, form)) for what, form in forms.items()}
+
+
+def _normalization(entry: Entry) -> str:
+    """How the images of a network from elsewhere are normalized."""
+    if (given := entry.get("normalize")) is None:
+        return "images are normalized with the data set's mean and std: `normalize` is not set"
+    mean, std = ([round(value, 4) for value in given[name]] for name in ("mean", "std"))
+    return f"images are normalized with mean {mean} and std {std}"
+
+
+def _seen_before(drawn: Collection[str]) -> list[str]:
+    """A warning about a network from elsewhere whose training images are not known.
+
+    Args:
+        drawn: Splits that are not the data set's own.
+    """
+    if "test" in drawn:
+        return [
+            "its weights are from elsewhere and the test images were drawn at random, so it may "
+            "have been trained on some of them, and test accuracies may be too high; name test "
+            "images that it was not trained on (docs/own-images.md)"
+        ]
+    if "validation" in drawn:
+        return [
+            "its weights are from elsewhere and the validation images were drawn from the training "
+            "images, so it may have been trained on some of them, and its validation accuracy may "
+            "be too high; name validation images (docs/own-images.md)"
+        ]
+    return []

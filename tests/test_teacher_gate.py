@@ -1,0 +1,188 @@
+"""When the check of a teacher warns, what it costs, and which teachers are refused before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from _teachers import COUNTS, RECIPE, Teachers, write_shapes
+from safetensors.torch import save_file
+from torch import nn
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.text import write_json
+from kdsteps.jobs import graph
+from kdsteps.study.study import load_study
+
+NETWORK: dict[str, Any] = {"family": "cifar_resnet", "depth": 8, "widths": [2, 2, 2, 2]}
+BRIEFLY = {"epochs": 1, "batch_size": 64, "teacher_check": "warn"}
+PUBLISHED = {"family": "timm", "name": "resnet18", "pretrained": True, "train": {"epochs": 0}}
+DRAWN_TEST, DRAWN_VALIDATION = "the test images were drawn", "the validation images were drawn"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+def outside(teachers: Teachers, name: str = "own") -> dict[str, Any]:
+    """The entry of a teacher from elsewhere, with the weights of one that was trained here."""
+    save_file(teachers.weights(name), "weights.safetensors")
+    train = {"epochs": 0, "teacher_check": "warn"}
+    return NETWORK | {"checkpoint": "weights.safetensors", "train": train}
+
+
+def about_drawn(warnings: list[str]) -> list[str]:
+    return [warning for warning in warnings if "drawn" in warning]
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (("train", "validation", "test"), None),
+        (("train", "test"), DRAWN_VALIDATION),
+        (("train", "validation"), DRAWN_TEST),
+        (("train",), DRAWN_TEST),
+    ],
+)
+def test_only_a_teacher_from_elsewhere_with_a_split_drawn_here_may_have_seen_the_images(
+    splits, expected, shapes, tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    dataset = {"kind": "parquet"} | {split: shapes[split] for split in splits}
+    teachers = Teachers(dataset, train=BRIEFLY)
+    assert about_drawn(teachers.check(capsys, "own", **NETWORK).found["warnings"]) == []
+    assert "drawn" not in caplog.text
+    found = about_drawn(teachers.check(capsys, "outside", **outside(teachers)).found["warnings"])
+    if expected is None:
+        assert found == []
+        assert "drawn" not in caplog.text
+    else:
+        (warning,) = found
+        assert expected in warning
+        assert expected in caplog.text
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The number of images in each call of a network's first convolution."""
+    calls: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            calls.append(len(inputs[0]))
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def test_a_check_is_one_pass_and_a_glance_at_other_forms(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    teachers = Teachers(shapes, train=RECIPE | {"epochs": 5})
+    network = NETWORK | {"widths": [8, 8, 16, 32]}
+    assert teachers.check(capsys, "own", **network).status == 0
+    content = {"own": network, "outside": outside(teachers) | network}
+    seen = {}
+    for name, model in content.items():
+        teachers.train(name, **model)
+        with counted() as calls:
+            checked = teachers.check_trained(capsys, name)
+        assert 0.3 < checked.found["accuracy"]["value"] < 0.98
+        seen[name] = calls
+    batches = [256, COUNTS["validation"] - 256]
+    assert seen["own"] == batches
+    assert seen["outside"] == [*batches, *[32] * 4]
+
+
+def test_without_validation_images_the_check_says_that_there_was_none(
+    shapes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    dataset = {"kind": "parquet", "train": shapes["train"], "test": shapes["test"]}
+    teachers = Teachers(dataset, train=BRIEFLY, prepare={"validation": 0})
+    found = teachers.check(capsys, "own", **NETWORK).found
+    assert found["accuracy"] is None
+    assert "no validation images" in found["warnings"][0]
+
+
+def planned(folder: Path, kind: str = "digits", **model: Any) -> None:
+    """Plan a study with a teacher, as snakemake does."""
+    content = {
+        "datasets": {"data": {"kind": kind} | ({} if kind == "digits" else {"path": "images"})},
+        "models": {"big": PUBLISHED | model, "small": NETWORK},
+        "pairs": {"pair": {"dataset": "data", "teacher": "big", "student": "small"}},
+        "methods": {"kd": {}},
+        "seeds": [0],
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    graph.jobs(load_study(folder / "params.yaml"), "distil")
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"family": "torchvision"}, {"name": "resnet18.a1_in1k"}, {"classes": ["a", "b"]}]
+)
+def test_published_weights_for_other_classes_are_refused_while_planning(tmp_path, model):
+    with pytest.raises(KdstepsError, match=r"^models: big has 0 epochs.* (10|2) classes; .*epoch"):
+        planned(tmp_path, **model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"train": {"epochs": 1}},
+        {"classes": [str(number) for number in range(1000)]},
+        {"name": "hf-hub:somebody/resnet18-for-digits"},
+        {"pretrained": False, "checkpoint": "weights.pth"},
+    ],
+)
+def test_teachers_that_may_have_a_classifier_are_planned(tmp_path, model):
+    planned(tmp_path, **model)
+
+
+def test_the_classes_of_images_are_known_once_they_are_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    planned(tmp_path, kind="folder")
+    summary = tmp_path / graph.outputs("prepare", {"dataset": "data"})["summary"]
+    summary.parent.mkdir(parents=True)
+    summary.write_text("damaged")
+    planned(tmp_path, kind="folder")
+    write_json(summary, {"class_names": ["cat", "dog", "owl"]})
+    with pytest.raises(KdstepsError, match="3 classes"):
+        planned(tmp_path, kind="folder")
+
+
+def test_what_planning_cannot_know_is_refused_before_the_check(
+    shapes, tmp_path, monkeypatch, capsys
+):
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    write_json(
+        tmp_path / "published" / "config.json",
+        {
+            "architecture": "test_resnet",
+            "num_classes": 7,
+            "pretrained_cfg": {"num_classes": 7, "classifier": "fc"},
+        },
+    )
+    network = timm.create_model("test_resnet", num_classes=7)
+    save_file(network.state_dict(), tmp_path / "published" / "model.safetensors")
+    torch.save(network.state_dict(), "weights.pth")
+    teachers = Teachers(shapes)
+    entry = {"family": "timm", "name": "test_resnet", "train": {"epochs": 0}}
+    for weights in (
+        {"name": f"local-dir:{tmp_path}/published", "pretrained": True},
+        {"checkpoint": "weights.pth"},
+    ):
+        checked = teachers.check(capsys, "big", **entry | weights)
+        assert checked.status == 2
+        assert "fc.weight" in checked.said
+        assert "epochs above 0" in checked.said and "8 classes" in checked.said
