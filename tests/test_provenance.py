@@ -139,6 +139,24 @@ def test_an_input_that_is_not_what_a_result_was_made_from_makes_snakemake_run_th
     assert untouched["input"] == sorted(node.read)
 
 
+def test_records_of_other_results_are_replaced_by_those_of_the_results(study: Study):
+    """As after `git checkout` and `dvc checkout`, where only the inputs differ."""
+    record = Path(".snakemake/metadata", _record_name(str(MEASURES)))
+    before = record.read_bytes()
+    model = STUDENT.with_name("digest.json")
+    content = model.read_bytes()
+    write_json(model, {"another": "student"})
+    write(study, "distil", KD)
+    write(study, "evaluate", KD)
+    restore_records(study)
+    assert record.read_bytes() != before
+    model.write_bytes(content)
+    write(study, "distil", KD)
+    write(study, "evaluate", KD)
+    restore_records(study)
+    assert json.loads(record.read_bytes()) == json.loads(before)
+
+
 def test_a_truncated_file_is_moved_aside_before_anything_runs(study: Study):
     MEASURES.write_bytes(MEASURES.read_bytes()[:-1])
     (said,) = restore_records(study)

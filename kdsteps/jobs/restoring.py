@@ -22,7 +22,7 @@ from kdsteps.jobs.provenance import (
     read_provenance,
     wrong_size,
 )
-from kdsteps.jobs.snakemake_records import write_record
+from kdsteps.jobs.snakemake_records import write_records
 from kdsteps.study.study import Study
 
 
@@ -39,8 +39,7 @@ def restore_records(study: Study) -> list[str]:
         if known is None:
             if len(there) == len(outputs):
                 said.append(f"{there[0]}: nothing says how it was made; its job will run again")
-                for path in there:
-                    write_record(path, node.rule, [], [])
+                write_records(there, node.rule, [], [], {})
             continue
         for path in there:
             if os.path.basename(path) in known.files and wrong_size(path, known):
@@ -50,9 +49,8 @@ def restore_records(study: Study) -> list[str]:
         changed = changed_inputs(node, known, found)
         same = known.inputs.keys() == node.watched
         read = node.read if same and not changed else known.inputs.keys() - changed
-        params = [known.settings, known.code]
-        for path in there:
-            write_record(path, node.rule, params, sorted(read), (known.started, known.ended))
+        params, times = [known.settings, known.code], (known.started, known.ended)
+        write_records(there, node.rule, params, sorted(read), known.inputs, times)
     return said
 
 

@@ -63,27 +63,38 @@ def read_record(output: str) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def write_record(
-    output: str,
+def write_records(
+    outputs: Sequence[str],
     rule: str,
     params: Sequence[str],
     inputs: Sequence[str],
+    compared: Mapping[str, str],
     times: tuple[float, float] = (0.0, 0.0),
 ) -> None:
-    """Record a file as made by a job, unless its record says so already.
+    """Record files as made by a job, where their records do not say so already.
 
     The text of the rule's command is left open, which Snakemake takes as unchanged.
 
     Args:
         params: The job's settings and the digest of its code; empty: unknown, so that it reruns.
         inputs: Every file that it read.
+        compared: The digests of those whose content counts, by path.
         times: When it began and ended, in seconds since 1970.
     """
-    same: dict[str, Any] = {"params": sorted(map(repr, params)), "input": sorted(inputs)}
-    known = read_record(output)
-    if known is not None and all(known.get(key) == value for key, value in same.items()):
+    content: dict[str, Any] = {
+        "params": sorted(map(repr, params)),
+        "input": sorted(inputs),
+        "made_from": _made_from(compared),  # Snakemake ignores it
+    }
+    stale = [
+        output
+        for output in outputs
+        if (known := read_record(output)) is None
+        or any(known.get(key) != value for key, value in content.items())
+    ]
+    if not stale:
         return
-    content: dict[str, Any] = same | {
+    content |= {
         "rule": rule,
         "log": [],
         "shellcmd": None,
@@ -92,13 +103,20 @@ def write_record(
         "incomplete": False,
         "starttime": times[0],
         "endtime": times[1],
-        "input_checksums": {path: checksum(path) for path in inputs if Path(path).is_file()},
+        "input_checksums": {path: checksum(path) for path in compared if os.path.isfile(path)},
     }
-    path = Path(_record_path(RECORDS, output))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content))
-    os.replace(part, path)
+    text = json.dumps(content)
+    for output in stale:
+        path = Path(_record_path(RECORDS, output))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(text)
+        os.replace(part, path)
+
+
+def _made_from(compared: Mapping[str, str]) -> str:
+    text = json.dumps(dict(compared), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def is_incomplete(output: str) -> bool:
