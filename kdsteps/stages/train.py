@@ -18,7 +18,7 @@ writes  check      check.json: validation accuracy against chance and `expected_
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -39,7 +39,6 @@ from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
-    Entry,
     as_built,
     check_batch,
     fresh_model,
@@ -134,7 +133,7 @@ def _check(job: Job[CheckSettings]) -> None:
 
 
 def _judged(
-    network: Chain, entry: Entry, data: Prepared, settings: CheckSettings
+    network: Chain, entry: Mapping[str, Any], data: Prepared, settings: CheckSettings
 ) -> tuple[TeacherCheck, float | None]:
     """The check of a network by its predictions, and its expected calibration error."""
     images = data.part("validation")
@@ -159,7 +158,7 @@ def _judged(
     return found, ece(logits, labels)
 
 
-def _is_from_elsewhere(entry: Entry) -> bool:
+def _is_from_elsewhere(entry: Mapping[str, Any]) -> bool:
     """Whether a network started from weights that were not trained in this study."""
     return bool(entry["options"].get("checkpoint") or entry["options"].get("pretrained"))
 
@@ -180,7 +179,7 @@ def _forms(
     return {what: torch.inference_mode()(partial(correct, form)) for what, form in forms.items()}
 
 
-def _normalization(entry: Entry) -> str:
+def _normalization(entry: Mapping[str, Any]) -> str:
     """How the images of a network from elsewhere are normalized."""
     if (given := entry.get("normalize")) is None:
         return "images are normalized with the data set's mean and std: `normalize` is not set"
