@@ -172,7 +172,7 @@ def test_dvc_notices_an_exchanged_checkpoint_and_runs_what_depends_on_it(tracked
     assert set(tracked.executed()) == {
         "train/photos/given",
         "train/photos/given/check",
-        "cache/photos/given/outputs_plain_batch32",
+        "cache/photos/given/outputs_plain_batch16",
         "evaluate/teachers/photos/given",
         "evaluate/latency/photos",
         "evaluate/students/photos/kd/0",
