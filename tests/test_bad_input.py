@@ -413,9 +413,9 @@ def write_pictures(root: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_epoch_and_step(refused, folder):
-    write_study(folder, distil=PATIENT | {"epochs": 3, "learning_rate": 1e30})
-    said = refused("distil", *run_of("labels"))
-    assert says(said, "'labels'", "nan", "epoch 1, step 2", "learning_rate")
+    write_study(folder, train=PATIENT | {"epochs": 3, "learning_rate": 1e30})
+    said = refused("train", *TEACHER)
+    assert says(said, "the teacher diverged", "'labels'", "epoch 1, step", "learning_rate")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from _commands import REPOSITORY
 from safetensors import safe_open
 
 from kdsteps.cli.main import main
-from kdsteps.jobs import graph
+from kdsteps.jobs import code_identity, graph
 from kdsteps.study.study import load_study
 
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
@@ -45,6 +45,7 @@ def test_the_study_of_the_page_runs_from_a_folder_of_its_own(tmp_path: Path, mon
         outputs = graph.outputs(node.rule, node.names)
         arguments = [graph.stage_of(node.rule), "--settings", node.text, "--inputs"]
         arguments += [*named(node.inputs), "--outputs", *named(outputs)]
+        arguments += ["--code", code_identity.code(study, node.rule, node.names)]
         assert main(arguments) == 0, f"{node.rule} {node.names}"
     assert main(["report"]) == 0
     chance = 1 / 4

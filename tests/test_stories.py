@@ -299,17 +299,32 @@ def test_a_run_killed_while_a_job_writes_goes_on_to_the_same_files(
         # the others hold seconds and milliseconds
 
 
+BROKEN = """
+from kdsteps.errors import KdstepsError
+from kdsteps.methods.kd import KD
+
+
+class Broken(KD):
+    def terms(self, batch):
+        raise KdstepsError("this method is broken; repair it")
+"""
+
+
 def test_one_failing_job_leaves_the_others_running_and_shows_the_end_of_its_log(study: Study):
-    study.change(
-        methods={"labels": {}, "kd": {"weight": 1e38, "temperature": 1e3}, "fitnet": {}},
-    )
+    (study.path / "broken.py").write_text(BROKEN)
+    broken = {"method": "./broken.py:Broken"}
+    study.change(methods={"labels": {}, "broken": broken, "fitnet": {}})
     said = study.snakemake(status=1)
     done = set(study.executed())
-    assert {"distil/pair/kd/0", "distil/pair/fitnet/0", "evaluate/students/pair/fitnet/0"} == done
-    assert "log: logs/distil/pair/kd/0.txt" in said
-    log = (study.path / "logs/distil/pair/kd/0.txt").read_text().splitlines()
+    assert {
+        "distil/pair/broken/0",
+        "distil/pair/fitnet/0",
+        "evaluate/students/pair/fitnet/0",
+    } == done
+    assert "log: logs/distil/pair/broken/0.txt" in said
+    log = (study.path / "logs/distil/pair/broken/0.txt").read_text().splitlines()
     assert log[-1] in said
-    assert "epoch 1" in log[-1]
+    assert log[-1] == "kdsteps distil: this method is broken; repair it"
     assert "Traceback" not in said
 
 
