@@ -41,7 +41,7 @@ class _Entry(BaseModel):
 
 
 class _Content(BaseModel):
-    """The content of the cache file: a digest of the kdsteps that wrote it, and the entries."""
+    """The content of the cache file: a digest of it and of the kdsteps that wrote it; entries."""
 
     model_config = ConfigDict(extra="forbid")
     made_with: str
@@ -67,7 +67,7 @@ def description(kind: Kind, reference: str) -> Description:
 def _table(folder: str) -> dict[Name, Description]:
     """The valid entries of a folder's cache; later descriptions are added."""
     content = _read(Path(folder, FILE))
-    if content is None or content.made_with != _made_with():
+    if content is None or content.made_with != _seal(content.entries):
         return {}
     return {
         (entry.kind, entry.reference): entry.description
@@ -87,7 +87,7 @@ def _extend(table: dict[Name, Description], asked: Name) -> None:
     if isinstance(problem := answers[asked], str):
         raise KdstepsError(problem)
     entries = [_Entry(kind=k, reference=r, description=found) for (k, r), found in table.items()]
-    text = _Content(made_with=_made_with(), entries=entries).model_dump_json()
+    text = _Content(made_with=_seal(entries), entries=entries).model_dump_json()
     with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
         write_text(FILE, text)
 
@@ -121,6 +121,12 @@ def _read(path: Path) -> _Content | None:
         return _Content.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _seal(entries: Sequence[_Entry]) -> str:
+    """A digest of some entries and of the kdsteps that made them: a damaged entry is not used."""
+    text = "".join(entry.model_dump_json() for entry in entries)
+    return blake2b(f"{_made_with()} {text}".encode(), digest_size=16).hexdigest()
 
 
 @cache
