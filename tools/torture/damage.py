@@ -90,14 +90,13 @@ def _kinds(study: Study) -> Iterator[Kind]:
             yield Kind(f"{rule}/{Path(pattern).name}", files, readers.of_results(study, every))
     provenance = [provenance_file(graph.outputs(*job)) for job in every]
     yield Kind("provenance", provenance, readers.of_provenance(study, provenance))
-    records = [path for path in RECORDS.rglob("*") if path.is_file()]
+    records = sorted(path for path in RECORDS.rglob("*") if path.is_file())
     yield Kind("Snakemake's records", records, readers.of_records(study))
-    cached = [path for path in job_cache().rglob("*") if path.is_file()]
+    cached = sorted(path for path in job_cache().rglob("*") if path.is_file())
     yield Kind("job cache", cached, readers.of_job_cache(study, every))
     yield Kind("parts.json", [part_cache.FILE], readers.of_parts())
-    outputs = [
-        path for end in ("npy", "json") for path in Path(".kdsteps/outputs").glob(f"*.{end}")
-    ]
+    outputs = sorted(Path(".kdsteps/outputs").glob("*.npy"))
+    outputs += [path.with_suffix(".json") for path in outputs]
     yield Kind("teacher logits", outputs, readers.of_logits(study))
     states = [readers.saved_state()]
     yield Kind("training state", states, readers.of_states(states))
