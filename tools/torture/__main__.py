@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,14 +80,23 @@ def _arguments() -> argparse.Namespace:
 def _reference(given: str | None, place: Path) -> Folder:
     """The finished study."""
     path = Path(given or place / "reference").absolute()
+    if path.exists() and not _same_code(path):
+        raise SystemExit(f"{path}: was made with other code; delete it, and it is made again")
     print("making the reference", file=sys.stderr, flush=True)
-    if (path / "results").exists():
-        for name in ("kdsteps", "workflow", "profiles"):
-            shutil.copytree(REPOSITORY / name, path / name, dirs_exist_ok=True)
     study = Folder(path) if path.exists() else new_study(path)
     if wrong := heal(study, runs=1)[0]:
         raise SystemExit(f"the study cannot be finished: {last_line(wrong[0])}")
     return study
+
+
+def _same_code(path: Path) -> bool:
+    """Whether a reference was made with the package and the workflow of this repository."""
+    places = ("kdsteps/**/*.py", "workflow/**/*.smk", "profiles/**/*.yaml")
+    ours = [file.relative_to(REPOSITORY) for name in places for file in REPOSITORY.glob(name)]
+    return all(
+        (path / file).exists() and (path / file).read_bytes() == (REPOSITORY / file).read_bytes()
+        for file in ours
+    )
 
 
 def _commit() -> str:
