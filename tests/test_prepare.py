@@ -389,7 +389,7 @@ def test_one_flipped_bit_is_noticed_and_names_the_file(files, stream):
         data = load_prepared(**files, device=CPU)
         row = (at - 128) // (3 * 6 * 6)
         name = read_table(files["index"], INDEX)["source"][int(row)].as_py()
-        with pytest.raises(KdstepsError, match=rf"images.npy: image {row} \({name}\) is damaged"):
+        with pytest.raises(KdstepsError, match=rf"npy: image {row} \({name}\) does not match"):
             list(data.part(data.split[row], stream=stream).in_order(4))
 
 
