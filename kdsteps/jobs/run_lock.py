@@ -67,16 +67,6 @@ def begin_run() -> None:
     _held.append(handle)
 
 
-def _check_space(folder: Path) -> None:
-    """Refuse a run that Snakemake could not record; it would end with a traceback."""
-    free = shutil.disk_usage(folder).free
-    if free < SPACE:
-        raise KdstepsError(
-            f"{folder}: the disk is full ({free // 1024} KiB are free); free some space and run "
-            "again (finished results are safe)"
-        )
-
-
 def end_run() -> None:
     """Let go of what `begin_run` took, before this process ends."""
     os.environ.pop(RUN, None)
@@ -111,6 +101,16 @@ def during_job(target: Path) -> Iterator[Callable[[], None]]:
         yield lambda: _check(run)
     finally:
         done.set()
+
+
+def _check_space(folder: Path) -> None:
+    """Refuse a run that Snakemake could not record; it would end with a traceback."""
+    free = shutil.disk_usage(folder).free
+    if free < SPACE:
+        raise KdstepsError(
+            f"{folder}: the disk is full ({free // 1024} KiB are free); free some space and run "
+            "again (finished results are safe)"
+        )
 
 
 @contextmanager

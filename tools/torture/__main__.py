@@ -42,7 +42,7 @@ RUN = {
 
 def main() -> int:
     given = _arguments()
-    outcomes, started = Outcomes(), time.monotonic()
+    outcomes, started, commit = Outcomes(), time.monotonic(), _commit()
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as place:
         reference = _reference(given.reference, Path(place))
         for kind in given.only or COUNTS:
@@ -52,7 +52,7 @@ def main() -> int:
             RUN[kind](reference, Path(place), outcomes, rng, count)
     print(outcomes.table())
     print(outcomes.details())
-    known = {"seed": given.seed, "commit": _commit(), "seconds": round(time.monotonic() - started)}
+    known = {"seed": given.seed, "commit": commit, "seconds": round(time.monotonic() - started)}
     print(", ".join(f"{key} {value}" for key, value in known.items()))
     if given.json:
         Path(given.json).write_text(json.dumps(outcomes.content(**known), indent=1) + "\n")
