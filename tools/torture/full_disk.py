@@ -17,7 +17,7 @@ from pathlib import Path
 from outcomes import Failed, Outcomes
 from studies import RUN, Folder, heal, last_line, problems
 
-PLACES = ("results", ".snakemake", ".jobcache", ".kdsteps", "tmp")
+PLACES = (".snakemake", "tmp", "results", ".jobcache", ".kdsteps")
 _AGAIN = ("results/distil/pair/kd", "results/evaluate/students/pair/kd", "results/report")
 _MIB = 64  # of the file system
 

@@ -17,6 +17,10 @@ class SilentlyWrong(Exception):
     """A trial changed a result, and nothing said so."""
 
 
+class NotTried(Exception):
+    """There was nothing to break; the trial does not count."""
+
+
 @dataclass
 class Row:
     """The trials of one kind.
@@ -86,6 +90,8 @@ class Trial:
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> bool:
         if kind is not None and not issubclass(kind, Exception):
             return False
+        if kind is not None and issubclass(kind, NotTried):
+            return True
         self.row.tried += 1
         self.row.seconds += time.monotonic() - self.started
         said = shortened(f"{self.name}: {error}")
