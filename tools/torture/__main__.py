@@ -44,19 +44,23 @@ def main() -> int:
     given = _arguments()
     outcomes, started, commit = Outcomes(), time.monotonic(), _commit()
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as place:
-        reference = _reference(given.reference, Path(place))
-        for kind in given.only or COUNTS:
-            count = COUNTS[kind] if given.count is None else given.count
-            print(f"{kind}: {count} trials", file=sys.stderr, flush=True)
-            rng = random.Random(f"{given.seed} {kind}")
-            RUN[kind](reference, Path(place), outcomes, rng, count)
+        reference, interrupted = _reference(given.reference, Path(place)), False
+        try:
+            for kind in given.only or COUNTS:
+                count = COUNTS[kind] if given.count is None else given.count
+                print(f"{kind}: {count} trials", file=sys.stderr, flush=True)
+                rng = random.Random(f"{given.seed} {kind}")
+                RUN[kind](reference, Path(place), outcomes, rng, count)
+        except KeyboardInterrupt:
+            outcomes.skip("all others", "interrupted")
+            interrupted = True
     print(outcomes.table())
     print(outcomes.details())
     known = {"seed": given.seed, "commit": commit, "seconds": round(time.monotonic() - started)}
     print(", ".join(f"{key} {value}" for key, value in known.items()))
     if given.json:
         Path(given.json).write_text(json.dumps(outcomes.content(**known), indent=1) + "\n")
-    return 0 if outcomes.clean else 1
+    return 0 if outcomes.clean and not interrupted else 1
 
 
 def _arguments() -> argparse.Namespace:
