@@ -43,6 +43,10 @@ format: $(READY)  ## format the code and fix what ruff can
 bench: $(READY)  ## measure speed on this machine, as ratios
 	python benchmarks/run.py
 
+.PHONY: torture
+torture: $(READY)  ## break a small study in every way and check that nothing is lost (hours)
+	python tools/torture
+
 .PHONY: lock
 lock: $(READY)  ## update requirements.lock from requirements.in
 	uv pip compile requirements.in --python-version 3.11 --generate-hashes --upgrade \
@@ -51,7 +55,7 @@ lock: $(READY)  ## update requirements.lock from requirements.in
 .PHONY: clean
 clean:  ## remove tool caches; keep results, logs, the job cache and .venv
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build *.egg-info
-	find kdsteps tests benchmarks workflow -name __pycache__ -type d -prune -exec rm -rf {} +
+	find kdsteps tests benchmarks tools workflow -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Compile bytecode now, so that jobs start quickly even if Python may not write next to its modules.
 $(READY): requirements.lock pyproject.toml

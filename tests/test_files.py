@@ -237,7 +237,11 @@ def test_a_state_reads_back_and_a_damaged_one_counts_as_none(tmp_path, caplog):
     state = load_state(path)
     assert state is not None
     assert (state["step"], state["weight"].tolist()) == (3, [1.0, 1.0])
-    path.write_bytes(path.read_bytes()[:-40])
+    content = path.read_bytes()
+    for at in range(0, len(content), 97):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert load_state(path) is None
+    path.write_bytes(content[:-40])
     assert load_state(path) is None
     assert "the run starts from its beginning" in caplog.text
 

@@ -375,6 +375,8 @@ def test_the_cache_is_valid_until_a_file_that_it_was_read_from_changes(folder):
     content = json.loads(part_cache.FILE.read_text())
     part_cache.FILE.write_text(json.dumps(content | {"made_with": "another version"}))
     assert planned(ASK) == "0.25 1"  # what the study names is described with all else
+    part_cache.FILE.write_text(part_cache.FILE.read_text().replace(" over ", " 0ver ", 1))
+    assert planned(ASK) == "0.25 1"  # a damaged entry is not used
 
 
 @pytest.mark.slow

@@ -152,3 +152,11 @@ def test_a_job_on_a_machine_that_does_not_see_the_lock_goes_on(monkeypatch: pyte
     monkeypatch.setattr(run_lock, "gethostname", lambda: "another")
     with during_job(Path("a")) as check:
         check()
+
+
+def test_a_run_does_not_begin_on_a_full_disk(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_lock, "SPACE", 1 << 60)
+    with pytest.raises(KdstepsError, match=r"\.snakemake: the disk is full .*free some space"):
+        begin_run()
+    monkeypatch.setattr(run_lock, "SPACE", 0)
+    begin_run()

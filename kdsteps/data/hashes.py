@@ -45,6 +45,6 @@ class Hashes:
         return None
 
     def refuse(self, row: int) -> KdstepsError:
-        """Move the file with a damaged image aside, and return the error that says so."""
+        """Mark the file with a damaged image, and return the error that says so."""
         problem = f"image {row} ({self.names[row]}) does not match its hash in the index"
         return refused(Path(self.file), problem)

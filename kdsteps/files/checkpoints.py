@@ -7,15 +7,18 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import atomic, damage
+from kdsteps.files.atomic import damage
 from kdsteps.files.columns import Settings
 from kdsteps.files.text import write_bytes
 
 log = logging.getLogger("kdsteps")
+
+_DIGEST_BYTES = 20  # before the state of a training run
 
 
 def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
@@ -96,19 +99,25 @@ def _digest(tensors: Mapping[str, Any]) -> str:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
-    """Save the state of a training run, to resume from on this machine."""
+    """Save the state of a training run after its digest, to resume from on this machine."""
     import torch
 
-    with atomic(path) as part, part.open("wb") as file:  # a full disk is an OSError this way alone
-        torch.save(dict(state), file)
+    file = BytesIO()
+    torch.save(dict(state), file)
+    content = file.getvalue()
+    write_bytes(path, blake2b(content, digest_size=_DIGEST_BYTES).digest() + content)
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """The state that `save_state` wrote; None if there is none or it cannot be read."""
+    """The state that `save_state` wrote; None if there is none or it is damaged."""
     import torch
 
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = Path(path).read_bytes()
+        digest, saved = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if blake2b(saved, digest_size=_DIGEST_BYTES).digest() != digest:
+            raise ValueError("it does not match its digest")
+        state: dict[str, Any] = torch.load(BytesIO(saved), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever is wrong with it, the run can start over

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.damaged import refused
+from kdsteps.files.damaged import forget_aside, is_marked, refused
 from kdsteps.files.digests import digest_if_any, file_digest
 from kdsteps.files.text import write_text
 from kdsteps.jobs.outputs import covered, flat
@@ -133,7 +133,7 @@ def is_whole(path: Path, known: Provenance) -> bool:
 def check_input(path: Path, expected: str | None = None) -> None:
     """Compare a result with its provenance; a result without any is taken as it is.
 
-    A file that was changed or damaged is moved aside, so that the next run makes it again.
+    A file that was changed or damaged is marked, so that the next run makes it again.
 
     Args:
         expected: The `identity` that its job has in the study; None: unknown.
@@ -161,6 +161,21 @@ def is_provenance(path: Path) -> bool:
 def wrong_size(path: str | Path, found: Provenance) -> bool:
     """Whether a file has another size than its job wrote."""
     return os.path.getsize(path) != found.sizes.get(os.path.basename(path), -1)
+
+
+def is_damaged(path: Path, known: Provenance) -> bool:
+    """Whether a file has another size than its job wrote, or a reader found it to be damaged.
+
+    A mark is deleted if the file is whole again, such as after `dvc checkout`.
+    """
+    if wrong_size(path, known):
+        return True
+    if not is_marked(path):
+        return False
+    if file_digest(path) != known.files[path.name]:
+        return True
+    forget_aside([path])
+    return False
 
 
 def _provenance_beside(path: Path) -> Provenance | None:

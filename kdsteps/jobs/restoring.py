@@ -17,10 +17,10 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.earlier_versions import adopt_records
 from kdsteps.jobs.provenance import (
     Provenance,
+    is_damaged,
     provenance_file,
     provenance_of_job,
     read_provenance,
-    wrong_size,
 )
 from kdsteps.jobs.snakemake_records import write_records
 from kdsteps.study.study import Study
@@ -42,7 +42,7 @@ def restore_records(study: Study) -> list[str]:
                 write_records(there, node.rule, [], [], {})
             continue
         for path in there:
-            if os.path.basename(path) in known.files and wrong_size(path, known):
+            if Path(path).name in known.files and is_damaged(Path(path), known):
                 set_aside(Path(path))
                 said.append(f"{path}: was damaged or changed; its job will run again")
         found |= dict.fromkeys(outputs.values(), known)

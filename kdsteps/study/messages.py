@@ -80,8 +80,8 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
         return str(first["ctx"]["error"])
     if first["loc"][-1:] == ("[key]",):
         return (
-            f"has an entry {first['input']!r}; names become parts of paths and should be up to "
-            f"{MAX_NAME} letters, digits, - and _"
+            f"has an entry {shown(first['input'])}; names become parts of paths and should be up "
+            f"to {MAX_NAME} letters, digits, - and _"
         )
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         right = keys(path[:-1]).get(path[-1])
@@ -144,4 +144,5 @@ def _value_at(content: Any, path: Sequence[str]) -> Any:
 def _spot(where: str, path: Sequence[str]) -> str:
     if not path:
         return f"{where}:" if ": " not in where else where
-    return f"{where}{'.' if ': ' in where else ': '}{'.'.join(path).replace('.[', '[')}"
+    keys = [key if key.isprintable() and len(key) <= MAX_NAME else shown(key) for key in path]
+    return f"{where}{'.' if ': ' in where else ': '}{'.'.join(keys).replace('.[', '[')}"

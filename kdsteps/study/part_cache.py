@@ -56,7 +56,7 @@ class _Answer(BaseModel):
 
 
 class _Content(BaseModel):
-    """The content of the cache file: a digest of the kdsteps that wrote it, and the entries."""
+    """The content of the cache file: a digest of it and of the kdsteps that wrote it; entries."""
 
     model_config = ConfigDict(extra="forbid")
     made_with: str
@@ -144,7 +144,7 @@ def _answers(questions: Sequence[_Question]) -> list[Any]:
 def _known(folder: str) -> _Known:
     """The valid entries of a folder's cache; later ones are added."""
     content = _read(Path(folder, FILE))
-    if content is None or content.made_with != _made_with():
+    if content is None or content.made_with != _seal(content.entries, content.answers):
         return _Known({}, {})
     described = {
         (entry.kind, entry.reference): entry.description
@@ -185,7 +185,7 @@ def _save(known: _Known) -> None:
         _Answer(kind=k, reference=r, question=question, answer=answer)
         for (k, r, question), answer in known.answers.items()
     ]
-    content = _Content(made_with=_made_with(), entries=entries, answers=answers)
+    content = _Content(made_with=_seal(entries, answers), entries=entries, answers=answers)
     text = content.model_dump_json()
     with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
         write_text(FILE, text)
@@ -224,6 +224,12 @@ def _read(path: Path) -> _Content | None:
         return _Content.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def _seal(entries: Sequence[_Entry], answers: Sequence[_Answer]) -> str:
+    """A digest of a cache's content and of the kdsteps that made it: damage is noticed."""
+    text = "".join(each.model_dump_json() for each in (*entries, *answers))
+    return blake2b(f"{_made_with()} {text}".encode(), digest_size=16).hexdigest()
 
 
 @cache

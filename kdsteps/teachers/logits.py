@@ -169,10 +169,12 @@ def read_description(path: Path) -> dict[str, Any]:
         KdstepsError: It cannot be read.
     """
     try:
-        found: dict[str, Any] = json.loads(description_path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, "has no description next to it") from error
-    return found
+        found = json.loads(description_path(path).read_text())
+        row, images_each = int(found["row"]), int(found["images_each"])
+        sums = [int(each) for each in found["checksums"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, "has no complete description next to it") from error
+    return {"row": row, "images_each": images_each, "checksums": sums}
 
 
 def checksum(rows: np.ndarray) -> int:
@@ -186,7 +188,10 @@ def shards(num_images: int, images_each: int) -> Iterator[tuple[int, slice]]:
 
 
 def _check_sums(path: Path, rows: np.ndarray, described: Mapping[str, Any]) -> None:
-    for number, images in shards(len(rows), described["images_each"]):
+    images_each, count = described["images_each"], len(described["checksums"])
+    if images_each < 1 or count != -(-len(rows) // images_each):
+        raise _damaged(path, f"has {count} checksums in its description, which is not all")
+    for number, images in shards(len(rows), images_each):
         if checksum(rows[images]) != described["checksums"][number]:
             raise _damaged(path, f"was changed since, at images {images.start} to {images.stop}")
 
