@@ -107,8 +107,9 @@ def bomb(levels: int = 9) -> str:
     ("text", "found"),
     [
         ("a: " + "x" * 1_000_000, "1,000,003 characters"),
-        (bomb(), "more than 100,000 values"),
-        ("models: &a {b: *a}", "more than 100,000 values"),
+        (bomb(), "more than 20,000 values"),
+        ("build: [" + "0, " * 200_000 + "]", "more than 20,000 values"),
+        ("models: &a {b: *a}", "more than 20,000 values"),
         ("a: " + "x" * 1_001, "1,001 characters"),
         ("a: " + "9" * 5_000, "5,000 characters"),
     ],

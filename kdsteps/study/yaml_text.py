@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -12,7 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 MAX_CHARACTERS = 1_000_000
-MAX_VALUES = 100_000  # with every alias written out
+MAX_VALUES = 20_000  # with every alias written out
 MAX_PLAIN = 1_000  # characters of a value without quotes
 _TAG = "tag:yaml.org,2002:"
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # an escape such as "\\ud800" has them
@@ -59,6 +62,7 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise NotYaml(f"it has {len(text):,} characters; {MAX_CHARACTERS:,} is the limit")
+    _check_count(text)
     yaml = YAML(typ="safe", pure=True)
     try:
         document = yaml.compose(text)
@@ -84,6 +88,25 @@ def read_yaml(text: str) -> Any:
         raise
     except (ValueError, KeyError) as error:  # such as `!!int x`
         raise NotYaml("a value does not match its tag; write it without `!!`") from error
+
+
+def _check_count(text: str) -> None:
+    """Reject a long text with too many values by a fast parser, before the exact one reads it."""
+    import yaml
+
+    if len(text) < MAX_VALUES:
+        return
+    values = (event for event in _events(text) if isinstance(event, yaml.ScalarEvent))
+    if next(itertools.islice(values, MAX_VALUES, None), None) is not None:
+        raise NotYaml(f"it has more than {MAX_VALUES:,} values")
+
+
+def _events(text: str) -> Iterator[Any]:
+    """What a parser in C finds in a text, until its first mistake."""
+    import yaml
+
+    with suppress(yaml.YAMLError):
+        yield from yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _check(document: Node | None) -> None:
