@@ -168,6 +168,31 @@ def test_records_of_other_results_are_replaced_by_those_of_the_results(study: St
     assert json.loads(record.read_bytes()) == json.loads(before)
 
 
+def test_a_record_is_completed_when_a_missing_input_is_back(study: Study):
+    before = records(study)
+    content = MEASURES.read_bytes()
+    MEASURES.unlink()
+    restore_records(study)
+    MEASURES.write_bytes(content)
+    restore_records(study)
+    assert records(study) == before
+
+
+def test_files_of_the_report_that_git_changed_stay_and_the_report_runs_again(study: Study):
+    file = Path("results/report/metrics.json")
+    content = file.read_bytes()
+    file.write_text('{"of": "another commit"}')
+    (said,) = restore_records(study)
+    assert str(file) in said
+    assert file.exists()
+    record = read_record("results/report/index.html")
+    assert record is not None and record["params"] == []
+    file.write_bytes(content)
+    assert restore_records(study) == []
+    record = read_record("results/report/index.html")
+    assert record is not None and len(record["params"]) == 2
+
+
 def test_a_truncated_file_is_moved_aside_before_anything_runs(study: Study):
     MEASURES.write_bytes(MEASURES.read_bytes()[:-1])
     (said,) = restore_records(study)

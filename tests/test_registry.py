@@ -499,7 +499,7 @@ def test_a_check_that_fails_is_a_sentence_and_not_cached(folder):
     assert planned(code) == (
         "models: options_problem of ./net.py:build raises RuntimeError: unlucky"
     )
-    assert json.loads(part_cache.FILE.read_text())["checks"] == []
+    assert json.loads(part_cache.FILE.read_text())["answers"] == []
 
 
 @pytest.mark.slow

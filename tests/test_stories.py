@@ -349,7 +349,7 @@ SECOND = [  # what a user may start while a run goes on
     "snakemake --cores 2",
     "snakemake prepare_all --cores 2",
     "snakemake --dry-run",
-    "python -m kdsteps score --dataset digits --teacher big",
+    "python -m kdsteps prepare --dataset digits",
     "python -m kdsteps accept",
     "dvc repro",
 ]

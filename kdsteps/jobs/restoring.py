@@ -41,10 +41,13 @@ def restore_records(study: Study) -> list[str]:
                 said.append(f"{there[0]}: nothing says how it was made; its job will run again")
                 write_records(there, node.rule, [], [], {})
             continue
-        for path in there:
-            if Path(path).name in known.files and is_damaged(Path(path), known):
-                set_aside(Path(path))
-                said.append(f"{path}: was damaged or changed; its job will run again")
+        damaged = [path for path in there if _is_damaged(path, known)]
+        said += [f"{path}: was damaged or changed; its job will run again" for path in damaged]
+        if damaged and node.rule == "report":  # files in git, which `git checkout` changes alone
+            write_records(there, node.rule, [], [], {})
+            continue
+        for path in damaged:
+            set_aside(Path(path))
         found |= dict.fromkeys(outputs.values(), known)
         changed = changed_inputs(node, known, found)
         same = known.inputs.keys() == node.watched
@@ -52,6 +55,10 @@ def restore_records(study: Study) -> list[str]:
         params, times = [known.settings, known.code], (known.started, known.ended)
         write_records(there, node.rule, params, sorted(read), known.inputs, times)
     return said
+
+
+def _is_damaged(path: str, known: Provenance) -> bool:
+    return os.path.basename(path) in known.files and is_damaged(Path(path), known)
 
 
 def known_results(

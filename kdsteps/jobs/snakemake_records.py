@@ -84,7 +84,7 @@ def write_records(
     content: dict[str, Any] = {
         "params": sorted(map(repr, params)),
         "input": sorted(inputs),
-        "made_from": _made_from(compared),  # Snakemake ignores it
+        "made_from": _made_from(compared),  # for this function; Snakemake ignores it
     }
     stale = [
         output
@@ -115,6 +115,9 @@ def write_records(
 
 
 def _made_from(compared: Mapping[str, str]) -> str:
+    """A digest of the digests of inputs; "" while one is missing, whose checksum is recorded later."""
+    if not all(map(os.path.isfile, compared)):
+        return ""
     text = json.dumps(dict(compared), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
