@@ -115,7 +115,7 @@ def write_records(
 
 
 def _made_from(compared: Mapping[str, str]) -> str:
-    """A digest of the digests of inputs; "" while one is missing, whose checksum is recorded later."""
+    """A digest of the digests of inputs; "" while one is missing, so that it is recorded later."""
     if not all(map(os.path.isfile, compared)):
         return ""
     text = json.dumps(dict(compared), sort_keys=True)
