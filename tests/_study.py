@@ -83,6 +83,12 @@ class Study:
         study.commit()
         return study.clone(path)
 
+    def share(self, remote: Path) -> None:
+        """Commit and push everything, to a folder as DVC's remote."""
+        self.dvc("remote", "add", "--default", "shelf", str(remote))
+        self.commit()
+        self.dvc("push")
+
     def clone(self, path: Path) -> Study:
         subprocess.run(
             ["git", "clone", "--quiet", self.path, path], check=True, env=clean_environment()

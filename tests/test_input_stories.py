@@ -108,9 +108,7 @@ def shared(built: Study, folder: Path) -> Study:
     follow(study, FOLLOWED)
     study.dvc("add", "photos", "given.safetensors")
     study.dvc("repro")
-    study.dvc("remote", "add", "--default", "shelf", str(folder / "remote"))
-    study.commit()
-    study.dvc("push")
+    study.share(folder / "remote")
     study.executed()
     return study
 

@@ -50,9 +50,7 @@ def shared(built: Study, folder: Path) -> Study:
     """The same after `dvc repro`, a commit and a push."""
     study = built.copy(folder / "shared")
     study.dvc("repro")
-    study.dvc("remote", "add", "--default", "shelf", str(folder / "remote"))
-    study.commit()
-    study.dvc("push")
+    study.share(folder / "remote")
     return study
 
 

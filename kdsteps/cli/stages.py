@@ -6,7 +6,7 @@ import argparse
 import ast
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -23,6 +23,7 @@ from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.job import Files, Job
+from kdsteps.jobs.outputs import flat
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
@@ -133,20 +134,18 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
     Raises:
         KdstepsError: The user can fix what stops it.
     """
-    inputs = Files(call.inputs, "--inputs")
-    _check_inputs(inputs, call.lists)
+    _check_inputs(call)
     final = Files(call.outputs, "--outputs")
     check_places(final.values())
     with during_job(next(iter(final.values()), Path())) as check_run:
         started = time.time()
         _check_provenance(call)
-        text = json.dumps(call.settings.as_json(), sort_keys=True)
-        read = {**inputs, **call.lists}
-        with remembered(call.rule, json.loads(text), call.code, read, final) as known:
+        settings = call.settings.as_json()
+        with remembered(call.rule, settings, call.code, call.read, final) as known:
             if not known:
                 job = Job(
                     settings=call.settings,
-                    inputs=inputs,
+                    inputs=Files(call.inputs, "--inputs"),
                     outputs=final,
                     final=final,
                     lists=call.lists,
@@ -157,7 +156,8 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
                 _run(call.rule, job, final, check_run)
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
-            *(call.rule, text, call.code or "", read, final), started, time.time(), digests
+            *(call.rule, call.settings.as_text(), call.code or "", call.read, final),
+            *(started, time.time(), digests),
         )
         made.write(final)
         forget_aside(final.values())
@@ -178,6 +178,7 @@ class Call:
     """A job as the command line describes it.
 
     Attributes:
+        read: The files it reads, by name of an input.
         hints: Options that change no result.
         expected: By name of an input, what `provenance.identity` is in the study for the job that
             wrote it; "" where that is not known.
@@ -185,12 +186,21 @@ class Call:
 
     rule: str
     settings: JobSettings
-    inputs: dict[str, Path]
-    lists: dict[str, list[Path]]
+    read: dict[str, list[Path]]
     outputs: dict[str, Path]
     code: str | None
     hints: dict[str, Any]
     expected: dict[str, list[str]]
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The inputs that are one file each."""
+        return {name: paths[0] for name, paths in self.read.items() if name not in graph.LISTS}
+
+    @property
+    def lists(self) -> dict[str, list[Path]]:
+        """The inputs that are lists of files."""
+        return {name: paths for name, paths in self.read.items() if name in graph.LISTS}
 
 
 def _by_file(given: argparse.Namespace) -> Call:
@@ -207,17 +217,12 @@ def _by_file(given: argparse.Namespace) -> Call:
         study = parse_study(settings.study)
         node = graph.node(study, "report", {})
         inputs, expected = _inputs(node), code_identity.identities(study, node)
-    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
-    single = {name: paths[0] for name, paths in inputs.items() if name not in lists}
-    return Call(rule, settings, single, lists, outputs, given.code, {}, expected)
+    return Call(rule, settings, inputs, outputs, given.code, {}, expected)
 
 
 def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
     """The files a job reads, each name with a list."""
-    return {
-        name: [Path(path) for path in ([given] if isinstance(given, str) else given)]
-        for name, given in node.inputs.items()
-    }
+    return {name: [Path(path) for path in flat(given)] for name, given in node.inputs.items()}
 
 
 def _given_hints(given: argparse.Namespace) -> dict[str, Any]:
@@ -246,22 +251,19 @@ def _by_name(given: argparse.Namespace) -> Call:
             raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     call = call_of(study, rule, names)
-    for name in {"ticket", "check"} & call.inputs.keys():
-        if not call.inputs[name].is_file():
-            del call.inputs[name]  # a job started by hand works without cached logits and checks
+    for name in {"ticket", "check"} & call.read.keys():
+        if not call.read[name][0].is_file():
+            del call.read[name]  # a job started by hand works without cached logits and checks
     return call
 
 
 def call_of(study: Study, rule: str, names: graph.Names) -> Call:
     """A job of a study, as Snakemake calls it."""
     node = graph.node(study, rule, names)
-    inputs = _inputs(node)
-    lists = {name: paths for name, paths in inputs.items() if name in graph.LISTS}
     return Call(
         rule=rule,
         settings=node.settings,
-        inputs={name: paths[0] for name, paths in inputs.items() if name not in lists},
-        lists=lists,
+        read=_inputs(node),
         outputs={name: Path(path) for name, path in graph.outputs(rule, names).items()},
         code=code_identity.code(study, rule, names),
         hints=node.hints,
@@ -287,15 +289,14 @@ def _named(given: Sequence[str], option: str) -> dict[str, list[str]]:
 
 def _check_provenance(call: Call) -> None:
     """Refuse inputs that are damaged, or not what the study's jobs make."""
-    paths = {name: [path] for name, path in call.inputs.items()} | call.lists
-    for name, given in paths.items():
+    for name, given in call.read.items():
         expected = call.expected.get(name) or [""] * len(given)
         for path, identity in zip(given, expected, strict=True):
             check_input(path, identity or None)
 
 
-def _check_inputs(inputs: Mapping[str, Path], lists: Mapping[str, list[Path]]) -> None:
-    for name, paths in {**{name: [path] for name, path in inputs.items()}, **lists}.items():
+def _check_inputs(call: Call) -> None:
+    for name, paths in call.read.items():
         for path in paths:
             if not path.is_file():
                 raise KdstepsError(

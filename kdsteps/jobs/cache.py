@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, atomic
 from kdsteps.files.digests import file_digest
+from kdsteps.jobs.outputs import flat
 
 _log = logging.getLogger("kdsteps")
 
@@ -193,7 +194,7 @@ def _read_contents(entry: Path) -> dict[str, Any] | None:
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
     """A digest of everything a job's result depends on; inputs are paths or lists of them."""
     contents = {
-        name: [file_digest(path) for path in _paths(given)] for name, given in inputs.items()
+        name: [file_digest(Path(path)) for path in flat(given)] for name, given in inputs.items()
     }
     named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
     libraries = [version(name) for name in ("torch", "torchvision", "timm")]
@@ -208,10 +209,6 @@ def _checkpoints(settings: Any) -> list[Path]:
     own = settings.get("checkpoint")
     inner = [path for value in settings.values() for path in _checkpoints(value)]
     return [Path(own), *inner] if isinstance(own, str) else inner
-
-
-def _paths(given: Any) -> Iterable[Path]:
-    return [Path(path) for path in given] if isinstance(given, list) else [Path(given)]
 
 
 def _copy(source: Path, target: Path) -> str:

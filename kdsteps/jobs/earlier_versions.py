@@ -12,14 +12,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.digests import digest_if_any, file_digest
+from kdsteps.files.digests import digest_if_any
 from kdsteps.jobs.accepted import read_accepted
 from kdsteps.jobs.graph import JobNode
-from kdsteps.jobs.provenance import Provenance
+from kdsteps.jobs.provenance import Provenance, provenance_of_job
 from kdsteps.jobs.settings import INPUTS
 from kdsteps.jobs.snakemake_records import checksum, is_incomplete, read_record
 
@@ -43,8 +44,8 @@ def adopt_records(node: JobNode, outputs: Mapping[str, str]) -> Provenance | Non
     Returns:
         What was written; None if there are no such records.
     """
-    paths = [path for path in outputs.values() if os.path.isfile(path)]
-    lacking = outputs.keys() - {name for name, path in outputs.items() if path in paths}
+    there = {name: path for name, path in outputs.items() if os.path.isfile(path)}
+    paths, lacking = list(there.values()), outputs.keys() - there.keys()
     records = [read_record(path) or {} for path in paths]
     found = {_settings_and_code(record) for record in records}
     if lacking - {"digest"} or len(found) != 1 or any(map(is_incomplete, paths)):
@@ -52,16 +53,10 @@ def adopt_records(node: JobNode, outputs: Mapping[str, str]) -> Provenance | Non
     ((settings, code),) = found
     if settings is None or code is None or not _carry(paths, json.loads(settings)):
         return None
-    known = Provenance(
-        rule=node.rule,
-        settings=json.dumps(json.loads(settings), sort_keys=True),
-        code=code,
-        inputs=_digests_of_inputs(records[0], node),
-        files={Path(path).name: file_digest(Path(path)) for path in paths},
-        sizes={Path(path).name: os.path.getsize(path) for path in paths},
-        started=float(records[0].get("starttime") or 0),
-        ended=float(records[0].get("endtime") or 0),
-    )
+    text = json.dumps(json.loads(settings), sort_keys=True)
+    started, ended = (float(records[0].get(name) or 0) for name in ("starttime", "endtime"))
+    made = provenance_of_job(node.rule, text, code, {}, there, started, ended)
+    known = replace(made, inputs=_digests_of_inputs(records[0], node))
     known.write(outputs)
     return known
 

@@ -166,8 +166,11 @@ def wrong_size(path: str | Path, found: Provenance) -> bool:
 def is_damaged(path: Path, known: Provenance) -> bool:
     """Whether a file has another size than its job wrote, or a reader found it to be damaged.
 
-    A mark is deleted if the file is whole again, such as after `dvc checkout`.
+    A mark is deleted if the file is whole again, such as after `dvc checkout`. A file that the job
+    did not write counts as whole.
     """
+    if path.name not in known.files:
+        return False
     if wrong_size(path, known):
         return True
     if not is_marked(path):

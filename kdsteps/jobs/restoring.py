@@ -41,7 +41,7 @@ def restore_records(study: Study) -> list[str]:
                 said.append(f"{there[0]}: nothing says how it was made; its job will run again")
                 write_records(there, node.rule, [], [], {})
             continue
-        damaged = [path for path in there if _is_damaged(path, known)]
+        damaged = [path for path in there if is_damaged(Path(path), known)]
         said += [f"{path}: was damaged or changed; its job will run again" for path in damaged]
         if damaged and node.rule == "report":  # files in git, which `git checkout` changes alone
             write_records(there, node.rule, [], [], {})
@@ -55,10 +55,6 @@ def restore_records(study: Study) -> list[str]:
         params, times = [known.settings, known.code], (known.started, known.ended)
         write_records(there, node.rule, params, sorted(read), known.inputs, times)
     return said
-
-
-def _is_damaged(path: str, known: Provenance) -> bool:
-    return os.path.basename(path) in known.files and is_damaged(Path(path), known)
 
 
 def known_results(
@@ -98,11 +94,11 @@ def changed_inputs(
     return {
         path
         for path in node.watched & known.inputs.keys()
-        if (now := digest_now(path, found)) and now != known.inputs[path]
+        if (now := _digest_now(path, found)) and now != known.inputs[path]
     }
 
 
-def digest_now(path: str, found: Mapping[str, Provenance]) -> str:
+def _digest_now(path: str, found: Mapping[str, Provenance]) -> str:
     """The digest of a file that exists; otherwise "".
 
     Args:

@@ -6,7 +6,7 @@ published by the names of the plain network, without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -139,32 +139,8 @@ class InputChain(Wrapped):
             nn.Identity() if contract.keeps_values else Normalize(contract.mean, contract.std)
         )
 
-    def input(self, images: Tensor) -> Tensor:
-        """Pixels as the network takes them."""
-        output: Tensor = self.normalize(images if self.resize is None else self.resize(images))
-        return output
-
-    def trace(
-        self,
-        images: Tensor,
-        layers: Collection[str] | None = None,
-        *,
-        before_activation: bool = False,
-        detach_after: str | None = None,
-    ) -> dict[str, Tensor]:
-        return super().trace(
-            self.input(images),
-            layers,
-            before_activation=before_activation,
-            detach_after=detach_after,
-        )
-
-    def span(self, start: str | None, stop: str) -> nn.Module:
-        inner = super().span(start, stop)
-        if start is not None:
-            return inner
-        steps = (self.resize, self.normalize, inner)
-        return nn.Sequential(*(step for step in steps if step is not None))
+    def first_steps(self) -> Sequence[nn.Module]:
+        return (self.normalize,) if self.resize is None else (self.resize, self.normalize)
 
 
 def behind_resize(chain: Chain) -> nn.Module:

@@ -11,7 +11,7 @@ from kdsteps.models.chain import HEAD, Chain, Layout, TokenGrid
 
 
 class Wrapped(Chain):
-    """A chain whose layers are those of another one.
+    """A chain with the layers of another one, and with steps before its images or after its logits.
 
     Attributes:
         chain: The other one; what is saved and deployed is `chain.plain()`.
@@ -32,12 +32,35 @@ class Wrapped(Chain):
         before_activation: bool = False,
         detach_after: str | None = None,
     ) -> dict[str, Tensor]:
-        return self.chain.trace(
-            images, layers, before_activation=before_activation, detach_after=detach_after
+        outputs = self.chain.trace(
+            self.input(images),
+            layers,
+            before_activation=before_activation,
+            detach_after=detach_after,
         )
+        for step in self.last_steps():
+            outputs[HEAD] = step(outputs[HEAD])
+        return outputs
 
     def span(self, start: str | None, stop: str) -> nn.Module:
-        return self.chain.span(start, stop)
+        inner = self.chain.span(start, stop)
+        first = self.first_steps() if start is None else ()
+        last = self.last_steps() if stop == HEAD else ()
+        return nn.Sequential(*first, inner, *last) if first or last else inner
+
+    def input(self, images: Tensor) -> Tensor:
+        """Images as the first block takes them."""
+        for step in self.first_steps():
+            images = step(images)
+        return images
+
+    def first_steps(self) -> Sequence[nn.Module]:
+        """What images pass through before the first block."""
+        return ()
+
+    def last_steps(self) -> Sequence[nn.Module]:
+        """What logits pass through after the last block."""
+        return ()
 
     def layout(self, layer: str) -> Layout:
         return self.chain.layout(layer)
@@ -86,19 +109,5 @@ class ClassChain(Wrapped):
         self.outputs = tuple(outputs)
         self.select = SelectClasses([self.outputs.index(name) for name in classes])
 
-    def trace(
-        self,
-        images: Tensor,
-        layers: Collection[str] | None = None,
-        *,
-        before_activation: bool = False,
-        detach_after: str | None = None,
-    ) -> dict[str, Tensor]:
-        outputs = super().trace(
-            images, layers, before_activation=before_activation, detach_after=detach_after
-        )
-        return outputs | {HEAD: self.select(outputs[HEAD])}
-
-    def span(self, start: str | None, stop: str) -> nn.Module:
-        inner = super().span(start, stop)
-        return nn.Sequential(inner, self.select) if stop == HEAD else inner
+    def last_steps(self) -> Sequence[nn.Module]:
+        return (self.select,)
