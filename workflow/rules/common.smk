@@ -4,6 +4,8 @@ import sys
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.forecasts import forecast
+from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
@@ -123,8 +125,12 @@ def one_of_many():
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; 0 on a machine without one."""
-    return 1 if gpus_there() or not workflow.local_exec else 0
+    """Resource function: the GPU of a job; 0 on a machine without one.
+
+    Within a job that was submitted, it is the one that the job was given.
+    """
+    submitted = workflow.is_main_process and not workflow.local_exec
+    return 1 if submitted or gpus_there() else 0
 
 
 def cores_used(wildcards, threads):
@@ -133,3 +139,23 @@ def cores_used(wildcards, threads):
     On a cluster they are those it requests, since the submitting machine is not where it runs.
     """
     return real_cores(threads, all_cores()) if workflow.local_exec else threads
+
+
+def forecast_of(rule, name):
+    """Resource function: the `memory` or the `time` that a job requests on a cluster.
+
+    It is a forecast times `<name>_percent`, doubled at each retry, at most `<name>_limit`, which are
+    resources of the profile. 0, which requests nothing, for a job that is not submitted.
+    """
+
+    def requested(wildcards, attempt, threads):
+        limits = {key: limit.value for key, limit in workflow.global_resources.items()}
+        percent = limits.get(f"{name}_percent", 0 if workflow.local_exec else 100)
+        if not workflow.is_main_process or not percent:
+            return 0
+        names = dict(wildcards.items())
+        found = forecast(study, rule, names, threads, gpu=limits.get("gpu") != 0)
+        value = round(getattr(found, name) * percent / 100) * 2 ** (attempt - 1)
+        return min(value, limits.get(f"{name}_limit", value))
+
+    return requested

@@ -9,6 +9,9 @@ rule build:
         **outputs_of("build"),
     log:
         "logs/build/{pair}/{method}.txt",
+    resources:
+        mem_mb=forecast_of("build", "memory"),
+        runtime=forecast_of("build", "time"),
     params:
         settings=settings_of("build"),
         code=code_of("build"),
@@ -35,6 +38,8 @@ rule distil:
         "logs/distil/{pair}/{method}/{seed}.txt",
     threads: one_of_many()
     resources:
+        mem_mb=forecast_of("distil", "memory"),
+        runtime=forecast_of("distil", "time"),
         gpu=gpu_claim,
         cores=cores_used,
         keep=hint_of("distil", "keep"),
@@ -68,6 +73,8 @@ rule evaluate:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
     threads: one_of_many()
     resources:
+        mem_mb=forecast_of("evaluate", "memory"),
+        runtime=forecast_of("evaluate", "time"),
         gpu=gpu_claim,
         cores=cores_used,
     params:
@@ -96,6 +103,8 @@ rule evaluate_latency:
         "logs/evaluate/latency/{pair}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("evaluate_latency", "memory"),
+        runtime=forecast_of("evaluate_latency", "time"),
         gpu=gpu_claim,
         cores=cores_used,
     params:

@@ -9,6 +9,8 @@ rule prepare:
         "logs/prepare/{dataset}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("prepare", "memory"),
+        runtime=forecast_of("prepare", "time"),
         cores=cores_used,
     params:
         settings=settings_of("prepare"),
@@ -36,6 +38,8 @@ rule train:
         "logs/train/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("train", "memory"),
+        runtime=forecast_of("train", "time"),
         gpu=gpu_claim,
         cores=cores_used,
         checkpoint_seconds=hint_of("train", "checkpoint_seconds"),
@@ -66,6 +70,8 @@ rule train_check:
         "logs/train/{dataset}/{teacher}/check.txt",
     threads: one_of_many()
     resources:
+        mem_mb=forecast_of("train_check", "memory"),
+        runtime=forecast_of("train_check", "time"),
         gpu=gpu_claim,
         cores=cores_used,
     params:
@@ -94,6 +100,8 @@ rule cache:
         "logs/cache/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("cache", "memory"),
+        runtime=forecast_of("cache", "time"),
         gpu=gpu_claim,
         cores=cores_used,
         budget_mib=hint_of("cache", "budget_mib"),
@@ -124,6 +132,8 @@ rule cache_outputs:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("cache_outputs", "memory"),
+        runtime=forecast_of("cache_outputs", "time"),
         gpu=gpu_claim,
         cores=cores_used,
         keep=hint_of("cache_outputs", "keep"),
@@ -157,6 +167,8 @@ rule score:
         "logs/score/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("score", "memory"),
+        runtime=forecast_of("score", "time"),
         cores=cores_used,
     params:
         settings=settings_of("score"),
@@ -184,6 +196,8 @@ rule evaluate_teacher:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
     threads: one_of_many()
     resources:
+        mem_mb=forecast_of("evaluate_teacher", "memory"),
+        runtime=forecast_of("evaluate_teacher", "time"),
         gpu=gpu_claim,
         cores=cores_used,
     params:
