@@ -51,9 +51,10 @@ rule distil:
         files=files_of("distil"),
     message:
         "distill {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
+    # `exec`: a shell in between would end at once at SIGTERM, while the job saves its state
     shell:
         r"""
-        python -m kdsteps distil \
+        exec python -m kdsteps distil \
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \

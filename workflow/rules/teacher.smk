@@ -49,9 +49,10 @@ rule train:
         files=files_of("train"),
     message:
         "train the teacher {wildcards.teacher} on {wildcards.dataset}"
+    # `exec`: a shell in between would end at once at SIGTERM, while the job saves its state
     shell:
         r"""
-        python -m kdsteps train \
+        exec python -m kdsteps train \
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
