@@ -32,9 +32,9 @@ Error in rule train:
 Logfile logs/train/digits/big.txt:
 ================================================================================
 Error in rule train:
+    message: None
     jobid: 0
-    log: logs/other.txt, {outputs}/rule_other/5.log (check log file(s))
-Finished jobid: 2 (Rule: train)
+    log: logs/train/digits/big.txt (check log file(s))
 ================================================================================
 """
 GROUP = """

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-_FENCE = "=" * 80  # around the logs that Snakemake shows within its own
 _LOGS = re.compile(r"\s+log: (.*) \(check log file")
 _JOB = re.compile(r"\s+jobid: (\d+)$")
 _FINISHED = re.compile(r"Finished jobid: (\d+) ")
@@ -43,15 +42,11 @@ def failures(log: str | Path) -> list[str]:
 def _failed(lines: Iterable[str]) -> dict[str, list[str]]:
     """The jobs whose last attempt failed: names of their logs, by the path of Slurm's output."""
     last: dict[str, tuple[str, str]] = {}  # by Snakemake's number
-    job, output, quoted = "", "", False
+    job, output = "", ""
     for line in lines:
-        if line == _FENCE:
-            quoted = not quoted
-        elif quoted:
-            continue
-        elif found := _FINISHED.match(line):
+        if found := _FINISHED.match(line):
             last.pop(found[1], None)
-        elif line.lstrip().startswith("message:"):
+        elif line.lstrip().startswith("message:"):  # of another error, such as in a log shown here
             output = ""
         elif found := _JOB.match(line):
             job = found[1]
