@@ -16,6 +16,7 @@ from pathlib import Path
 CONF = Path("/etc/slurm")  # jobs look only here: the plugin hides SLURM_CONF from them
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 PLUGIN = "snakemake_executor_plugin_slurm"
+FOLDER = "KDSTEPS_SLURM_PLUGIN"  # environment variable: where it is, if not in this environment
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 _SLURM = """
@@ -59,7 +60,7 @@ def missing() -> str | None:
     absent = [name for name in PROGRAMS if _program(name) is None]
     if absent:
         return f"Slurm is not installed: {', '.join(absent)}"
-    if find_spec(PLUGIN) is None:
+    if find_spec(PLUGIN) is None and FOLDER not in os.environ:
         return f"{PLUGIN} is not installed"
     if os.geteuid() != 0:
         return "only root can start a Slurm"

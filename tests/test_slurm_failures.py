@@ -59,7 +59,7 @@ def said(folder: Path, log: str, **outputs: str) -> list[str]:
             (slurm / path).write_text(text)
     file = folder / "snakemake.log"
     file.write_text(log.format(outputs=slurm))
-    return failures(file)
+    return failures([file])
 
 
 @pytest.mark.parametrize("reason", OUTPUTS)

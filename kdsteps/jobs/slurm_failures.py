@@ -29,13 +29,13 @@ _REASONS = {
 """By what Slurm writes into the output of a job; the first that is found counts."""
 
 
-def failures(log: str | Path) -> list[str]:
+def failures(logs: Iterable[str | Path]) -> list[str]:
     """What happened to the jobs that failed on Slurm; nothing for a run without Slurm.
 
     Args:
-        log: Of Snakemake.
+        logs: Of Snakemake; one that cannot be read is left out.
     """
-    failed = _failed(Path(log).read_text(errors="replace").splitlines())
+    failed = _failed(line for log in logs for line in _text(log).splitlines())
     return [f"{' and '.join(names)}: {_reason(output)}" for output, names in failed.items()]
 
 
@@ -66,11 +66,17 @@ def _failed(lines: Iterable[str]) -> dict[str, list[str]]:
 def _reason(output: str) -> str:
     number = _OUTPUT.search(output)
     assert number is not None, output
-    try:
-        text = Path(output).read_text(errors="replace")
-    except OSError:
+    text = _text(output)
+    if not text:
         return f"Slurm job {number[1]} has no output; it may have been canceled before it began"
     for pattern, reason in _REASONS.items():
         if re.search(pattern, text):
             return f"Slurm job {number[1]} {reason}"
     return f"Slurm job {number[1]} failed; its log, and {output}, say why"
+
+
+def _text(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
