@@ -151,3 +151,14 @@ def test_a_job_that_needs_more_memory_than_it_requested_is_named(prepared: Study
     options = ("--retries", "0", "--set-resources", "distil:mem_mb=200")
     said = on_slurm(study, STUDENT, *options, status=1)
     assert re.search(r"^distil pair labels 0: Slurm job \d+ ran out of memory", said, re.MULTILINE)
+
+
+def test_a_job_uses_the_gpu_that_slurm_gave_it_and_nothing_else(prepared: Study, tmp_path: Path):
+    """Slurm gives a GPU that is none: the job says so and does not run on the CPU."""
+    pytest.importorskip("kdsteps.jobs.gpus")
+    study = prepared.copy(tmp_path / "study")
+    command = ["snakemake", STUDENT, *PROFILE, "--retries", "0"]
+    study.attempt(command, **plugin())
+    log = (study.path / LOG).read_text()
+    assert "on the CPU" not in log
+    assert re.search(r"^(on |kdsteps distil: --gpus: )", log)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-LONGEST = 45.0  # seconds between two looks, so that a canceled job is noticed within a minute
 
+def look_regularly() -> None:
+    """Let Snakemake's plugin for Slurm look at jobs as often as its option says from the start.
 
-def look_often(longest: float = LONGEST) -> None:
-    """Let Snakemake's plugin for Slurm ask for the state of all jobs at least this often.
-
-    While no job finishes, it waits ten seconds longer each time, up to three minutes, and has no
-    option for that. One question is one call of `squeue`, however many jobs there are.
+    By itself it waits ten seconds longer each time while no job finishes, up to three minutes, so
+    that a canceled job is noticed late. A look is one call of `squeue`, however many jobs there
+    are, every `slurm-init-seconds-before-status-checks`.
     """
     plugin = sys.modules.get("snakemake_executor_plugin_slurm")
     executor: Any = getattr(plugin, "Executor", None)
     seconds = getattr(executor, "next_seconds_between_status_checks", None)
     if not isinstance(seconds, property) or seconds.fget is None or seconds.fset is None:
-        return  # another version of the plugin
+        return  # no Slurm, or another version of the plugin
     set_seconds = seconds.fset
 
     def set_at_most(self: Any, value: float) -> None:
-        set_seconds(self, min(value, longest))
+        settings = self.workflow.executor_settings
+        set_seconds(self, min(value, settings.init_seconds_before_status_checks))
 
     executor.next_seconds_between_status_checks = property(seconds.fget, set_at_most)

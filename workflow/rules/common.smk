@@ -7,7 +7,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
 from kdsteps.jobs.slurm_failures import failures
-from kdsteps.jobs.slurm_status import look_often
+from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
 from kdsteps.study.study import load_study
