@@ -25,7 +25,7 @@ from kdsteps.jobs import graph
 from kdsteps.study.study import Study
 
 _PLUGIN = "snakemake_executor_plugin_slurm"
-_LIMIT = 110  # submissions per 100 runs: one for each run, and those of teachers and plans
+_LIMIT = 115  # submissions per 100 runs: one for each run, and those of teachers and plans
 _SBATCH = """#!{python} -ISs
 import os, re, sys
 targets = re.search(r"--target-jobs (.*?) --", " ".join(sys.argv))[1]
