@@ -62,6 +62,7 @@ def make(
     *,
     seed: int = 0,
     teacher: Chain | None = None,
+    device: str = "cpu",
     **options: Any,
 ) -> Method:
     """A method between two networks of `ENTRIES`, with the seed a run would have."""
@@ -72,14 +73,15 @@ def make(
     plan = plan_of(kind.plan, teacher, student)
     task = Task(IMAGE_SHAPE, NUM_CLASSES, labels, plan, batch_size=BATCH_SIZE)
     torch.manual_seed(seed)
-    given = None if kind.wants == "nothing" else teacher
-    return kind(given, student, task, **options).train()
+    given = None if kind.wants == "nothing" else teacher.to(device)
+    return kind(given, student.to(device), task, **options).to(device).train()
 
 
-def batch_of(seed: int = 0, epoch: int = 5, count: int = BATCH_SIZE) -> Batch:
+def batch_of(seed: int = 0, epoch: int = 5, count: int = BATCH_SIZE, device: str = "cpu") -> Batch:
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(NUM_IMAGES, generator=generator)[:count]
     images = torch.randn(count, *IMAGE_SHAPE, generator=generator)
+    index, images = index.to(device), images.to(device)
     return Batch(images, index % NUM_CLASSES, index, torch.zeros_like(index), epoch)
 
 

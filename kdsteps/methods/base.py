@@ -82,6 +82,10 @@ class Method(nn.Module, ABC):
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
             CutMix are refused; {option: value} if that is so for one value of an option.
+        recordable: Whether `terms` runs the same operations for all batches of an epoch and reads
+            no numbers of the CPU but the epoch, so that a step can be recorded as a CUDA graph and
+            repeated. It is False for a method that draws with a generator of the CPU, counts its
+            steps or looks at values of tensors.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -89,6 +93,7 @@ class Method(nn.Module, ABC):
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     one_class: ClassVar[bool | Mapping[str, Any]] = False
+    recordable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
 

@@ -102,6 +102,7 @@ class BlockKD(Method):
         self.cross_student = cross_student
         count = len(self.weights)
         self.per_step = count if stones_per_step == "all" else min(stones_per_step, count)
+        self.recordable = self.per_step == count
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:

@@ -66,6 +66,7 @@ class DKD(WarmUp, LogitMethod):
     depending on the pair.
     """
 
+    recordable = True
     one_class = True
 
     def __init__(

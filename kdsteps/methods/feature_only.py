@@ -35,6 +35,7 @@ class FeatureOnly(Method):
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
 
+    recordable = True
     wants = "layers"
     plan = "pairs"
 

@@ -18,6 +18,7 @@ class Labels(Method):
     Source: the "student" rows of every distillation benchmark.
     """
 
+    recordable = True
     wants = "nothing"
 
     def __init__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kdsteps.data.augmentation import Augmentation
-from kdsteps.data.images import ImageBatch, ImageSplit, Views
+from kdsteps.data.images import ImageBatch, ImageSplit, Order, Views
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
@@ -29,6 +29,7 @@ from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
+from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 
 log = logging.getLogger("kdsteps")
 
@@ -123,6 +124,8 @@ class Fit:
         self.names: list[str] = []
         self.seconds = 0.0
         self._first_step = True
+        self._recorded: RecordedStep | None = None
+        self._unrecordable = False  # known from an attempt
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -131,6 +134,10 @@ class Fit:
         A run that diverges ends at the next check of its losses. The epoch is the last one of its
         history, not validated, and the weights stay as they are.
         """
+        with own_stream(self.split.device):
+            return self._run()
+
+    def _run(self) -> History:
         if self.recipe.compile:
             compile_student(self.method, self._trial)
         self._load()
@@ -160,23 +167,54 @@ class Fit:
     def _epoch(self, offset: float) -> None:
         self.method.train()
         self._epoch_rng = self.generator.get_state()
-        batches = self.split.shuffled(
-            self.recipe.batch_size,
-            self.views,
-            self.generator,
-            augmentation=self.augmentation,
-            skip=self.step,
-        )
-        for drawn in batches:
-            self._step(drawn)
+        for losses in self._steps():
+            self.schedule.step()
+            self.losses.append(losses)
+            self.step += 1
             if self.step % CHECK_EVERY == 0 and self._not_finite() is not None:
                 break
             self._save_if_due(offset)
         self.diverged = self._not_finite() or self._broken_weights()
         self._close_epoch()
 
-    def _step(self, drawn: ImageBatch) -> None:
-        terms = self._terms(drawn)
+    def _steps(self) -> Iterator[Tensor]:
+        """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
+        split, views = self.split, self.views
+        orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
+        if not can_record(self.method, split, self.recipe, len(orders)):
+            for drawn in split.batches(orders, views, self.augmentation):
+                yield self.take_step(drawn)
+            return
+        for order in orders:
+            if self._recorded is not None and self._recorded.covers(self.epoch):
+                yield self._recorded.take(order)
+            else:
+                yield self.take_step(split.made(order, views))
+                self._record(order)
+
+    def _record(self, order: Order) -> None:
+        """Record the steps of this epoch, unless that failed before."""
+        if self._unrecordable or not all(group["fused"] for group in self.optimizer.param_groups):
+            return
+
+        def step(order: Order) -> tuple[Tensor, bool]:
+            batch = WatchedBatch.of(self._batch(self.split.made(order, self.views)))
+            return self._taken(batch), batch.epoch_read
+
+        try:
+            self._recorded = self._recorded or RecordedStep(self.optimizer)
+            self._recorded.record(step, order, self.epoch)
+        except RuntimeError as error:
+            self._recorded, self._unrecordable = None, True
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("steps are not recorded as a CUDA graph and take longer: %s", reason)
+
+    def take_step(self, drawn: ImageBatch) -> Tensor:
+        """Take one step on a batch of images: its losses (terms,)."""
+        return self._taken(self._batch(drawn))
+
+    def _taken(self, batch: Batch) -> Tensor:
+        terms = self._terms(batch)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -186,14 +224,13 @@ class Fit:
             keep_to_layout(self.optimizer)
             self._first_step = False
         self.optimizer.step()
-        self.schedule.step()
         self.names = list(terms)
-        self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
-        self.step += 1
+        return torch.stack([term.detach().float() for term in terms.values()])
 
-    def _terms(self, drawn: ImageBatch) -> dict[str, Tensor]:
+    def _batch(self, drawn: ImageBatch) -> Batch:
+        """What a method sees of the images of one step."""
         outputs = self.teacher(drawn) if self.teacher is not None else {}
-        batch = Batch(
+        return Batch(
             images=drawn.images,
             labels=drawn.labels,
             index=drawn.index,
@@ -203,7 +240,9 @@ class Fit:
             teacher_features=outputs or None,
             fractions=drawn.targets if drawn.targets.ndim == 2 else None,
         )
-        device = drawn.images.device.type
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        device = batch.images.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             return self.method.terms(batch)
 
@@ -211,7 +250,7 @@ class Fit:
         """One forward and backward pass over the first images, to time it."""
         index = torch.arange(min(self.recipe.batch_size, len(self.split)))
         drawn = self.split.take(index, self.views, torch.zeros_like(index))
-        torch.stack(list(self._terms(drawn).values())).sum().backward()
+        torch.stack(list(self._terms(self._batch(drawn)).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
         """The first loss of this epoch that is not finite."""
