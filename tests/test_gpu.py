@@ -138,6 +138,7 @@ def test_every_method_runs_one_epoch_as_a_command(tmp_path):
         cache={"images": 200, "outputs": "always"},
     )
     stages = [("prepare", *DATA), ("train", *TEACHER), ("cache", *TEACHER), ("score", *TEACHER)]
+    stages.append(("evaluate", *TEACHER))
     for name in METHODS:
         if registry.load("methods", name).plan:
             stages.append(("build", "--pair", "pair", "--method", name))
