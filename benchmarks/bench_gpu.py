@@ -204,36 +204,33 @@ def _shared_card() -> Iterator[Row]:
     """Students per hour if several processes share the card, against one process alone."""
     alone = 0.0
     for processes in (1, 4, 8):
+        what = f"students of {_EPOCHS} epochs per hour, {processes} at a time"
         seconds = _together(processes)
-        if not seconds:
+        if seconds is None:
+            yield Row(what, "one at a time", None, "not measured: a process failed", "none", None)
             continue
         per_hour = 3600 * processes / (seconds * _EPOCHS)
         alone = alone or per_hour
-        yield Row(
-            f"students of {_EPOCHS} epochs per hour, {processes} at a time",
-            "one at a time",
-            per_hour / alone,
-            f"{per_hour:.1f} per hour; {seconds:.2f} s for an epoch of each",
-            "no target",
-            None,
-        )
+        detail = f"{per_hour:.1f} per hour; {seconds:.2f} s for an epoch of each"
+        yield Row(what, "one at a time", per_hour / alone, detail, "no target", None)
 
 
-def _together(processes: int, epochs: int = 5) -> float:
-    """Seconds of an epoch of each of some processes that share the card."""
+def _together(processes: int, epochs: int = 5) -> float | None:
+    """Seconds of an epoch of each of some processes that share the card; None: one failed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--member", folder, "--epochs", str(epochs)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         members = [subprocess.Popen(command, env=environment) for _ in range(processes)]
         try:
             while len(list(Path(folder).glob("ready-*"))) < processes:
                 if any(member.poll() for member in members):
-                    return 0.0  # out of memory
+                    return None
                 time.sleep(0.05)
             started = time.perf_counter()
             Path(folder, "go").touch()
             failed = sum(member.wait() != 0 for member in members)
-            return 0.0 if failed else (time.perf_counter() - started) / epochs
+            return None if failed else (time.perf_counter() - started) / epochs
         finally:
             for member in members:
                 member.kill()

@@ -54,9 +54,11 @@ def method_of(
     """A method over a small student; the seed is that of its weights."""
     student, kind = network("resnet", seed), class_of(name)
     if kind.wants != "nothing":
-        teacher = (teacher or frozen_teacher()).to(device)
+        teacher = teacher or frozen_teacher()
     plan = plan_of(kind.plan, teacher, student) if teacher is not None else None
     task = Task(IMAGE_SHAPE, NUM_CLASSES, images(count).labels, plan, RECIPE.batch_size)
+    if teacher is not None:
+        teacher.to(device)
     return kind(teacher, student.to(device), task, **options).to(device)
 
 

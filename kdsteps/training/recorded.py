@@ -72,7 +72,6 @@ class RecordedStep:
         optimizer: Has taken at least one step, so that its state exists.
         """
         self.optimizer = optimizer
-        self._pool = torch.cuda.graph_pool_handle()  # the memory of all recordings of this run
         groups = optimizer.param_groups
         self._rates = [torch.zeros((), device=group["params"][0].device) for group in groups]
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -106,7 +105,7 @@ class RecordedStep:
                 group["lr"] = rate
                 if "capturable" in group:  # of adamw
                     group["capturable"] = True
-            with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                 self._losses, by_epoch = step(Order(self._index, self._view, order.seed))
         finally:
             for group, value in zip(groups, before, strict=True):
