@@ -65,7 +65,7 @@ def run(job: Job[DistilSettings]) -> None:
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings.seed)
-    student = fresh_model(settings.student, data, will_train=True)
+    student = fresh_model(settings.student, data)
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
     check_batch(recipe, len(split), "distil")
