@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._checks import layer_of, layer_pairs, same_classes
+from kdsteps.methods._tensors import full_precision
 from kdsteps.methods._weights import Weighted
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import kd_loss
@@ -31,6 +32,7 @@ class FeatureMethod(Weighted):
     """
 
     wants = "layers"
+    capturable = True
     term: ClassVar[str]
     student_before_activation: ClassVar[bool] = False
     teacher_before_activation: ClassVar[bool] = False
@@ -150,6 +152,7 @@ def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
     return to_map(output, chain.layout(layer), chain.token_grid(layer))
 
 
+@full_precision
 def features(chain: Chain, layer: str, output: Tensor) -> Tensor:
     """The output of a layer as (N, D), averaged over its positions."""
     return pooled(output, chain.layout(layer))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 
@@ -35,9 +35,12 @@ class Weighted(Method):
         """The weight of the method's loss in an epoch, counted from 0."""
         return self.weight
 
+    def constants(self, epoch: int) -> tuple[float, ...]:
+        return (self.weight_at(epoch),)
+
     def labels_term(self, batch: Batch, logits: Tensor) -> Tensor:
         """Weighted cross-entropy of the student's logits (N, K)."""
-        return self.labels_weight * F.cross_entropy(logits, batch.targets)
+        return self.labels_weight * cross_entropy(logits, batch.targets)
 
 
 class WarmUp(Weighted):

@@ -32,6 +32,7 @@ class Batch:
         teacher_logits: (N, K) of these views if they were cached, else None.
         fractions: (N, K), the fraction of each class in each image if images were mixed, else None.
         teacher_features: The teacher's outputs for these views by layer, if they were cached.
+        drawn: What `Method.draw` returned for the batch; None: the method draws during the step.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch:
     teacher_logits: Tensor | None = None
     fractions: Tensor | None = None
     teacher_features: Mapping[str, Tensor] | None = None
+    drawn: Mapping[str, Tensor] | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -82,6 +84,9 @@ class Method(nn.Module, ABC):
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
             CutMix are refused; {option: value} if that is so for one value of an option.
+        capturable: Whether a CUDA graph of one step can be replayed for others: `terms` runs the
+            same operations on the device whenever `constants` are equal, waits for nothing, and
+            draws nothing on the CPU except by `draw`.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -89,6 +94,7 @@ class Method(nn.Module, ABC):
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     one_class: ClassVar[bool | Mapping[str, Any]] = False
+    capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
 
@@ -129,6 +135,22 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of one batch, weighted, each a finite scalar; the loop adds them up."""
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """What a step draws at random for a batch; dropout is part of the networks.
+
+        The loop may call it before the step and pass the result as `batch.drawn`. Each call
+        continues the sequence of draws.
+        """
+        return {}
+
+    def drawn(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What was drawn for the batch before the step, or else is drawn now."""
+        return self.draw(batch) if batch.drawn is None else batch.drawn
+
+    def constants(self, epoch: int) -> tuple[float, ...]:
+        """The numbers that decide what a step of this epoch computes, besides its tensors."""
+        return ()
 
     def deployed(self) -> Chain:
         """The network to evaluate, save and deploy: the student, unless a method adds to it.

@@ -155,11 +155,15 @@ class CRD(OneLayer):
         )
         self.sampler = Sampler(self.task.labels, self.task.num_classes)
 
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
+        return {"rows": rows}  # (N, 1 + negatives)
+
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
         single_labels(batch, self.name)
-        rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
+        rows = self.drawn(batch)["rows"]
         student, teacher = self.student_projector(student), self.teacher_projector(teacher)
         loss: Tensor = self.contrast(student, teacher, batch.index, rows)
         return loss

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.semckd import Attention, semckd_loss
 from kdsteps.models.adapters import adapter
@@ -37,6 +37,7 @@ class FeatureOnly(Method):
 
     wants = "layers"
     plan = "pairs"
+    capturable = True
 
     def __init__(
         self,
@@ -94,12 +95,18 @@ class FeatureOnly(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.student_layers, detach_after=self.detach)
-        labels = {"labels": F.cross_entropy(traced[HEAD], batch.targets)}
-        if self.classifier_after and batch.epoch >= self.classifier_after:
+        labels = {"labels": cross_entropy(traced[HEAD], batch.targets)}
+        if self._classifier_only(batch.epoch):
             return labels
         targets = self.teacher_features(batch)
         features = {"features": self.weight * self._feature_loss(traced, targets)}
         return features if self.classifier_after else features | labels
+
+    def constants(self, epoch: int) -> tuple[float, ...]:
+        return (self._classifier_only(epoch),)
+
+    def _classifier_only(self, epoch: int) -> bool:
+        return 0 < self.classifier_after <= epoch
 
     def _feature_loss(self, traced: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         met = [

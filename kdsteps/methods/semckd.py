@@ -141,7 +141,7 @@ class Attention(nn.Module):
         """(N, student layers, teacher layers), summing to 1 over the teacher's."""
         queries = self._embedded(self.queries, sources)  # (N, student layers, D)
         keys = self._embedded(self.keys, targets)  # (N, teacher layers, D)
-        return (queries @ keys.transpose(1, 2)).softmax(dim=2)
+        return _weights(queries, keys)
 
     def _embedded(self, embeddings: nn.ModuleList, outputs: list[Tensor]) -> Tensor:
         vectors = [
@@ -149,6 +149,12 @@ class Attention(nn.Module):
             for embedding, output in zip(embeddings, outputs, strict=True)
         ]
         return unit(torch.stack(vectors, dim=1), dim=2)
+
+
+@full_precision
+def _weights(queries: Tensor, keys: Tensor) -> Tensor:
+    """The softmax over the keys (N, T, D) of their inner products with the queries (N, S, D)."""
+    return (queries @ keys.transpose(1, 2)).softmax(dim=2)
 
 
 @full_precision

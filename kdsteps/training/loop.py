@@ -24,11 +24,13 @@ from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.models.precision import autocast
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
+from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 
 log = logging.getLogger("kdsteps")
 
@@ -116,6 +118,7 @@ class Fit:
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
+        self.scaler = gradient_scaler(recipe.precision, split.device)
         self.history = History()
         self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
@@ -173,19 +176,22 @@ class Fit:
                 break
             self._save_if_due(offset)
         self.diverged = self._not_finite() or self._broken_weights()
+        warn_of_overflow(self.scaler)
         self._close_epoch()
 
     def _step(self, drawn: ImageBatch) -> None:
         terms = self._terms(drawn)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.scaler.scale(total).backward()
         if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
         if self._first_step:
             keep_to_layout(self.optimizer)
             self._first_step = False
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         self.names = list(terms)
         self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
@@ -203,8 +209,7 @@ class Fit:
             teacher_features=outputs or None,
             fractions=drawn.targets if drawn.targets.ndim == 2 else None,
         )
-        device = drawn.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        with autocast(self.recipe.precision, drawn.images.device.type):
             return self.method.terms(batch)
 
     def _trial(self) -> None:
@@ -255,6 +260,7 @@ class Fit:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
@@ -277,6 +283,7 @@ class Fit:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if state["device_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["device_rng"])

@@ -1,0 +1,180 @@
+"""No step of any method mixes devices or waits for the GPU, tested on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from _fake_cuda import Watch, backward, batch_on_cuda, fake_cuda, method_on_cuda, on_cuda
+from _methods import DEFAULT_PAIR, PAIRS, batch_of, make, same, terms_of
+from _networks import CUT_ENTRIES, ENTRIES
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from kdsteps.data.images import ImageBatch
+from kdsteps.methods.base import Batch, Method
+from kdsteps.models.precision import autocast
+from kdsteps.study import registry
+from kdsteps.study.settings import Distil
+from kdsteps.teachers.logits import LiveTeacher
+from kdsteps.training.optimizers import make_optimizer
+from kdsteps.training.precision import gradient_scaler
+
+METHODS = registry.names("methods")
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("block_kd", {"norm": "batch", "distance": "dkd", "weigh_cross": True}),
+    ("block_kd", {"distance": "dist", "cross_student": False, "detach_ensemble": False}),
+    ("crd", {"mode": "relax", "negatives": 2}),  # so few that rows of the memories are fetched
+    ("dkd", {"standardize": True}),
+    ("feature_only", {"mapping": "all_to_all", "distance": "distribution"}),
+    ("feature_only", {"mapping": "attention", "distance": "huber", "detach": "head"}),
+    ("feature_only", {"distance": "cosine", "classifier_after": 100}),
+    ("fitnet", {"kd_weight": 1.0}),
+    ("labels", {"label_smoothing": 0.1}),
+    ("semckd", {"scale_teacher": False}),
+    ("simkd", {"labels_weight": 1.0, "kd_weight": 1.0}),
+]
+CASES = [(name, {}) for name in METHODS] + OPTIONS
+NOT_CAPTURABLE = ("block_kd", {"stones_per_step": 1})  # the CPU draws which modules run
+NEEDS_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
+CUT_PAIRS = [
+    ("large resnet", "torchvision mobilenet"),
+    ("timm vit", "timm resnet"),
+    ("timm resnet", "timm vit"),
+]
+assert {kind for pair in CUT_PAIRS for kind in pair} - set(ENTRIES) == set(CUT_ENTRIES)
+
+
+def check(monkeypatch: pytest.MonkeyPatch, method: Method, *precisions: str) -> None:
+    """Take a step in each precision, as the loop takes them."""
+    with fake_cuda(monkeypatch):
+        method = method_on_cuda(method)
+        for precision in precisions:
+            watch = Watch()
+            terms = step(method, precision, watch)
+            assert watch.waits == []
+            assert {term.device.type for term in terms.values()} == {"cuda"}
+            assert any(name == "aten._fused_sgd_" for name, _ in watch.ran)
+
+
+def step(method: Method, precision: str, watch: Watch) -> dict[str, Tensor]:
+    optimizer = make_optimizer(method, Distil())
+    scaler = gradient_scaler(precision, torch.device("cuda"))
+    assert scaler.is_enabled() == (precision == "float16")
+    batch = batch_on_cuda(batch_of())
+    with watch:
+        with autocast(precision, "cuda"):
+            terms = method.terms(batch)
+        backward(scaler.scale(torch.stack(list(terms.values())).sum()))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    return terms
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_step_stays_on_the_gpu_and_never_waits_for_it(name, options, monkeypatch):
+    check(monkeypatch, make(name, **options), "float32", "bfloat16", "float16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS[1:] + CUT_PAIRS, ids=" to ".join)
+@pytest.mark.parametrize("name", METHODS)
+def test_nor_does_a_step_with_networks_of_other_families(name, pair, monkeypatch):
+    check(monkeypatch, make(name, pair), "float32", "float16")
+
+
+def test_a_teacher_that_runs_on_every_batch_is_not_waited_for(monkeypatch):
+    teacher = make("kd").teacher
+    for layers in ((), teacher.stages):
+        with fake_cuda(monkeypatch):
+            live = LiveTeacher(teacher._apply(on_cuda), 3, layers=layers, precision="bfloat16")
+            batch = batch_on_cuda(batch_of())
+            with Watch() as watch:
+                live(ImageBatch(batch.images, batch.labels, batch.index, batch.view, batch.targets))
+        assert watch.waits == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu", non_blocking=True),
+        lambda x: bool((x > 0).any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.index_put_((x > 0,), x.sum()),
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: x.repeat_interleave(x.long()),
+        lambda x: x * torch.tensor(2.0),
+        lambda x: torch.tensor([1.0, 2.0, 3.0], device="cuda"),
+        lambda x: torch.zeros(3).to("cuda"),
+        lambda x: torch.randperm(3).to("cuda"),
+    ],
+)
+def test_what_waits_for_the_gpu_is_noticed(wait: Callable[[Tensor], Any], monkeypatch):
+    with fake_cuda(monkeypatch):
+        x = on_cuda(torch.zeros(3))
+        with Watch() as watch:
+            try:
+                wait(x)
+            except NEEDS_NUMBERS:
+                return
+    assert watch.waits
+
+
+def test_mixed_devices_are_noticed(monkeypatch):
+    with fake_cuda(monkeypatch), pytest.raises(RuntimeError, match="device"):
+        on_cuda(torch.zeros(3)) + torch.zeros(3)
+
+
+def operations(method: Method, batch: Batch, epoch: int) -> list[tuple[str, list[Any]]]:
+    """What the terms of an epoch compute, with the numbers that are not tensors."""
+    drawn = method.draw(batch)
+    with Watch() as watch:
+        method.terms(replace(batch, epoch=epoch, drawn=drawn))
+    return watch.ran
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_a_capturable_step_is_the_same_operations_whenever_its_constants_are(
+    name, options, monkeypatch
+):
+    method = make(name, **options)
+    assert method.capturable
+    with fake_cuda(monkeypatch):
+        method, batch = method_on_cuda(method), batch_on_cuda(batch_of())
+        ran = {epoch: operations(method, batch, epoch) for epoch in (0, 1, 99, 100, 239)}
+    for epoch, found in ran.items():
+        assert not any("rand" in name or name == "aten.uniform" for name, _ in found)
+        for other, again in ran.items():
+            alike = method.constants(epoch) == method.constants(other)
+            assert (found == again) == alike, f"epochs {epoch} and {other}"
+
+
+def test_stones_drawn_on_the_cpu_make_a_step_that_cannot_be_captured(monkeypatch):
+    name, options = NOT_CAPTURABLE
+    method = make(name, **options)
+    assert not method.capturable
+    with fake_cuda(monkeypatch):
+        method = method_on_cuda(method)
+        with Watch() as watch, pytest.raises(NEEDS_NUMBERS):
+            method.terms(batch_on_cuda(batch_of()))
+    assert watch.waits[0].startswith("aten.randperm")
+
+
+@pytest.mark.parametrize(("name", "options"), [*CASES, NOT_CAPTURABLE], ids=str)
+def test_what_a_method_draws_before_a_step_is_what_it_draws_in_it(name, options):
+    before, within = make(name, DEFAULT_PAIR, **options), make(name, DEFAULT_PAIR, **options)
+    for number in range(2):
+        batch = batch_of(number)
+        drawn = replace(batch, drawn=before.draw(batch))
+        assert same(terms_of(before, drawn), terms_of(within, batch))
