@@ -9,17 +9,18 @@ from typing import Any
 import pytest
 import torch
 from _fake_cuda import Watch, backward, batch_on_cuda, fake_cuda, method_on_cuda, on_cuda
-from _methods import DEFAULT_PAIR, PAIRS, batch_of, make, same, terms_of
+from _methods import DEFAULT_PAIR, NUM_IMAGES, PAIRS, batch_of, make, same, terms_of
 from _networks import CUT_ENTRIES, ENTRIES
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from kdsteps.data.images import ImageBatch
 from kdsteps.methods.base import Batch, Method
+from kdsteps.methods.kd import KD
 from kdsteps.models.precision import autocast
 from kdsteps.study import registry
 from kdsteps.study.settings import Distil
-from kdsteps.teachers.logits import LiveTeacher
+from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
 from kdsteps.training.optimizers import make_optimizer
 from kdsteps.training.precision import gradient_scaler
 
@@ -88,15 +89,24 @@ def test_nor_does_a_step_with_networks_of_other_families(name, pair, monkeypatch
     check(monkeypatch, make(name, pair), "float32", "float16")
 
 
-def test_a_teacher_that_runs_on_every_batch_is_not_waited_for(monkeypatch):
+@pytest.mark.parametrize("layers", [False, True], ids=["logits", "features"])
+def test_a_teacher_is_not_waited_for_live_or_cached_on_the_gpu(layers, monkeypatch):
     teacher = make("kd").teacher
-    for layers in ((), teacher.stages):
-        with fake_cuda(monkeypatch):
-            live = LiveTeacher(teacher._apply(on_cuda), 3, layers=layers, precision="bfloat16")
-            batch = batch_on_cuda(batch_of())
-            with Watch() as watch:
-                live(ImageBatch(batch.images, batch.labels, batch.index, batch.view, batch.targets))
-        assert watch.waits == []
+    with fake_cuda(monkeypatch):
+        live = LiveTeacher(teacher._apply(on_cuda), 3, layers=teacher.stages if layers else ())
+        cached = CachedOutputs.__new__(CachedOutputs)  # without its file
+        batch = batch_on_cuda(batch_of())
+        drawn = ImageBatch(batch.images, batch.labels, batch.index, batch.view, batch.targets)
+        with Watch() as watch:
+            computed = live(drawn)
+            row = sum(output[0].numel() for output in computed.values())
+            rows = torch.zeros(NUM_IMAGES, 1, row, dtype=torch.float16, device="cuda")
+            cached.live, cached._on_device = live, rows
+            read = cached(drawn)
+    assert watch.waits == []
+    assert {name: read[name].shape for name in read} == {
+        name: computed[name].shape for name in computed
+    }
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,16 @@ def test_stones_drawn_on_the_cpu_make_a_step_that_cannot_be_captured(monkeypatch
         with Watch() as watch, pytest.raises(NEEDS_NUMBERS):
             method.terms(batch_on_cuda(batch_of()))
     assert watch.waits[0].startswith("aten.randperm")
+
+
+def test_a_subclass_is_capturable_only_if_it_says_so():
+    class Waiting(KD):
+        """It may look at a number where kd does not."""
+
+    class Capturable(KD):
+        capturable = True
+
+    assert (KD.capturable, Waiting.capturable, Capturable.capturable) == (True, False, True)
 
 
 @pytest.mark.parametrize(("name", "options"), [*CASES, NOT_CAPTURABLE], ids=str)

@@ -449,7 +449,8 @@ def test_the_ticket_is_the_same_whether_answers_were_kept_or_not(study, tmp_path
 
 def test_other_views_have_other_keys(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = [{}, {"flip": True}, {"crop_padding": 0}, {"precision": "bfloat16"}, {"batch_size": 8}]
+    given = [{}, {"flip": True}, {"crop_padding": 0}, {"batch_size": 8}]
+    given += [{"precision": precision} for precision in ("tf32", "bfloat16", "float16")]
     keys = {json.loads(ticket_of(study, "never", **views))["key"] for views in given}
     assert len(keys) == len(given)
 

@@ -32,7 +32,6 @@ class FeatureMethod(Weighted):
     """
 
     wants = "layers"
-    capturable = True
     term: ClassVar[str]
     student_before_activation: ClassVar[bool] = False
     teacher_before_activation: ClassVar[bool] = False

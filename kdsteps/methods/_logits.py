@@ -21,7 +21,6 @@ class LogitMethod(Weighted):
     """
 
     wants = "logits"
-    capturable = True
     any_classes: ClassVar[bool] = False
 
     def __init__(self, *given: Any, temperature: PositiveFloat = 4.0, **options: Any) -> None:

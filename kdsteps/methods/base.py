@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
             CutMix are refused; {option: value} if that is so for one value of an option.
         capturable: Whether a CUDA graph of one step can be replayed for others: `terms` runs the
             same operations on the device whenever `constants` are equal, waits for nothing, and
-            draws nothing on the CPU except by `draw`.
+            draws nothing on the CPU except by `draw`. Not inherited: a subclass sets it itself.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -97,6 +97,10 @@ class Method(nn.Module, ABC):
     capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.capturable = vars(cls).get("capturable", False)
 
     def __init__(self, teacher: Chain | None, student: Chain, task: Task) -> None:
         super().__init__()

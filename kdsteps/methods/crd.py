@@ -119,6 +119,7 @@ class CRD(OneLayer):
     Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
     """
 
+    capturable = True
     one_class = True  # a mixed image is neither the one in the memories nor of one class
     term = "contrast"
     default_layer = staticmethod(pooled_layer)

@@ -61,6 +61,7 @@ class RKD(OneLayer):
     1 and 2 for metric learning).
     """
 
+    capturable = True
     term = "relations"
     default_layer = staticmethod(pooled_layer)
 

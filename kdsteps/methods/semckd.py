@@ -67,6 +67,7 @@ class SemCKD(FeatureMethod):
     arXiv:2203.14001, sizes of queries and keys from that of arXiv:2511.14981.
     """
 
+    capturable = True
     term = "layers"
 
     def __init__(

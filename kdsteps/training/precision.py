@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import torch
 
@@ -40,6 +41,8 @@ def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScale
     Gradients below 6e-8 are zero in float16. A step whose gradients overflow is left out, and the
     next ones are scaled by half.
     """
+    # the schedule moves on past a first step that is left out, of which it warns
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
