@@ -77,7 +77,7 @@ class ViewSettings(Section):
     """Whether images are mirrored at random, left to right."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """Number format of the forward and backward pass; weights and losses are float32 in all. `tf32`
-    rounds the factors of products to 10 bits on a GPU from compute capability 8.0 and is float32
+    rounds the factors of products to 11 bits on a GPU from compute capability 8.0 and is float32
     elsewhere; `bfloat16` and `float16` are autocast, the latter with gradient scaling."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
     """Images of one training step."""

@@ -17,7 +17,7 @@ SMALLEST_SCALE = 2.0**-20  # an epoch that ends below it took hardly a step
 def set_precision(precision: str, device: torch.device) -> None:
     """Allow TF32 for "tf32" and forbid it for every other precision, in the whole process.
 
-    TF32 rounds the factors of float32 products to 10 bits. It applies to all that a GPU computes in
+    TF32 rounds the factors of float32 products to 11 bits. It applies to all that a GPU computes in
     float32, inside and outside of autocast; PyTorch's own default allows it for convolutions.
 
     Raises:
