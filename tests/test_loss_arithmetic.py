@@ -9,8 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from _fake_cuda import batch_on_cuda, fake_cuda, method_on_cuda
-from _methods import PAIRS, batch_of, make
-from test_device_mixing import OPTIONS
+from _methods import CASES, PAIRS, batch_of, make
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -21,9 +20,7 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.families.simkd import Projector
 from kdsteps.models.feature_shapes import FeatureShape
 from kdsteps.models.precision import HALF, autocast
-from kdsteps.study import registry
 
-CASES = [(name, {}) for name in registry.names("methods")] + OPTIONS
 HOLD_LOSSES = ("Contrast", "Attention", "Match")  # modules of methods that are no projectors
 MOVES = (  # operations that compute nothing
     *("_to_copy", "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "permute", "select"),
