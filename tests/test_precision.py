@@ -1,4 +1,4 @@
-"""`precision`: what a run computes in, TF32 only where it is asked for, and gradient scaling."""
+"""`precision`: what a run computes in, TF32 only where it is set, and gradient scaling."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OVERFLOWING = 2.0**40
 
 @pytest.fixture
 def card(monkeypatch) -> Iterator[None]:
-    """A GPU that no test may reach, before bfloat16; TF32 as PyTorch ships it."""
+    """A fake GPU without bfloat16; the TF32 switches are restored."""
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
