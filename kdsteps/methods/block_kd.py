@@ -54,6 +54,7 @@ class BlockKD(Method):
 
     wants = "blocks"
     plan = "stones"
+    capturable = True
     one_class: ClassVar[Mapping[str, str]] = {"distance": "dkd"}
 
     def __init__(
@@ -102,7 +103,8 @@ class BlockKD(Method):
         self.cross_student = cross_student
         count = len(self.weights)
         self.per_step = count if stones_per_step == "all" else min(stones_per_step, count)
-        self.capturable = self.per_step == count  # the stones of a step are drawn on the CPU
+        if self.per_step < count:
+            self.capturable = False  # the stones of a step are drawn on the CPU
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
