@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdsteps.methods._draws import Draws
 from kdsteps.methods.base import Batch, Method
+from kdsteps.methods.block_kd import BlockKD
 
 UPDATES = ("aten._fused_sgd_", "aten._fused_adamw_")  # unknown to the mode; they return nothing
 INDEXING = ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_")
@@ -52,8 +53,9 @@ def method_on_cuda(method: Method) -> Method:
     """The method, its teacher, and its copies of the teacher's blocks, with fake tensors."""
     if method.teacher is not None:
         method.teacher._apply(on_cuda)
-    for span in getattr(getattr(method, "stones", None), "spans", ()):
-        span._apply(on_cuda)
+    if isinstance(method, BlockKD) and method.stones.norm == "batch":
+        for span in method.stones.spans:
+            span._apply(on_cuda)
     method._apply(on_cuda)
     return method
 
