@@ -167,7 +167,7 @@ def _fit(
         outputs = LiveTeacher(frozen(teacher, _SHAPE), _BATCH, precision="bfloat16")
     elif teacher:
         outputs = _Random(views_of(recipe).count, device)
-    method.recordable = graph
+    method.capturable = graph
     fit = Fit(method.to(device), split, recipe, seed=0, validate=dict, teacher=outputs)
     if compiled:
         compile_student(fit.method, fit._trial)

@@ -31,6 +31,22 @@ PAIRS = [
 
 DEFAULT_PAIR = PAIRS[0]
 
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("block_kd", {"norm": "batch", "distance": "dkd", "weigh_cross": True}),
+    ("block_kd", {"distance": "dist", "cross_student": False, "detach_ensemble": False}),
+    ("crd", {"mode": "relax", "negatives": 2}),  # so few that rows of the memories are fetched
+    ("dkd", {"standardize": True}),
+    ("feature_only", {"mapping": "all_to_all", "distance": "distribution"}),
+    ("feature_only", {"mapping": "attention", "distance": "huber", "detach": "head"}),
+    ("feature_only", {"distance": "cosine", "classifier_after": 100}),
+    ("fitnet", {"kd_weight": 1.0}),
+    ("labels", {"label_smoothing": 0.1}),
+    ("semckd", {"scale_teacher": False}),
+    ("simkd", {"labels_weight": 1.0, "kd_weight": 1.0}),
+]
+"""Options with which methods run other operations than by default."""
+CASES = [(name, {}) for name in registry.names("methods")] + OPTIONS
+
 
 def plan_of(kind: str | None, teacher: Chain, student: Chain) -> dict[str, Any] | None:
     """What the stage `build` would hand to a method with this kind of plan."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _networks import agree
+from _networks import SMALL, agree
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
@@ -32,20 +32,6 @@ NAMES = {
     "ShuffleV1": ("shufflenet", {"version": 1}),
     "ShuffleV2": ("shufflenet", {"version": 2}),
     "ResNet50": ("resnet", {"depth": 50}),
-}
-# small ones, every form of every family among them
-SMALL = {
-    "cifar_resnet": ("cifar_resnet", {"depth": 14, "widths": (4, 4, 8, 8)}),
-    "wide_resnet": ("wide_resnet", {"depth": 16, "width": 1, "dropout": 0.3}),
-    "vgg": ("vgg", {"depth": 11}),
-    "vgg classic": ("vgg", {"depth": 11, "form": "classic", "hidden": 16}),
-    "mobilenet": ("mobilenet", {"width": 0.25}),
-    "mobilenet standard": ("mobilenet", {"form": "standard", "width": 0.25}),
-    "shufflenet 1": ("shufflenet", {"version": 1, "size": 0.5}),
-    "shufflenet 2": ("shufflenet", {"version": 2, "size": 0.5}),
-    "resnet": ("resnet", {"depth": 9, "stem_pool": True, "zero_init": False}),
-    "resnet 50": ("resnet", {"depth": 50}),
-    "vit": ("vit", {"width": 8, "depth": 3, "heads": 2, "mlp": 8, "zero_head": False}),
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

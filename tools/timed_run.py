@@ -65,7 +65,7 @@ class Work:
 
 
 def work_of(study: Study) -> list[Work]:
-    """All jobs but the report, those of the first method and seed first."""
+    """All jobs but the report, those of the first method and seed first, latency last."""
     methods = list(study.params.methods)
     found = []
     for rule in graph.OUTPUTS:
@@ -79,6 +79,7 @@ def work_of(study: Study) -> list[Work]:
 
     def urgency(work: Work) -> tuple[int, int, int]:
         method = methods.index(work.names["method"]) if "method" in work.names else -1
+        method = len(methods) if work.rule in ALONE else method
         return (method, int(work.names.get("seed", -1)), rules.index(work.rule))
 
     return sorted(found, key=urgency)
@@ -108,9 +109,10 @@ def run(study: Study, seconds: float, at_once: int) -> None:
                 _say(f"{'done' if process.returncode == 0 else 'FAILED'}: {work}")
         alone = any(work.rule in ALONE for work in running.values())
         for work in list(left):
-            if len(running) >= at_once or alone or (work.rule in ALONE and running):
+            if len(running) >= at_once or alone:
                 break
-            if all(Path(path).exists() for path in work.reads):
+            must_wait = work.rule in ALONE and running
+            if not must_wait and all(Path(path).exists() for path in work.reads):
                 left.remove(work)
                 running[_started(work, threads)] = work
                 _say(f"started: {work}")

@@ -66,7 +66,7 @@ class DKD(WarmUp, LogitMethod):
     depending on the pair.
     """
 
-    recordable = True
+    capturable = True
     one_class = True
 
     def __init__(

@@ -44,7 +44,7 @@ class FitNet(OneLayer):
     labels together, with weight 100.
     """
 
-    recordable = True
+    capturable = True
     term = "hint"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 100.0, **options: Any) -> None:

@@ -43,7 +43,7 @@ class KD(LogitMethod):
     Source: Hinton et al. 2015; temperature and weights of the CIFAR-100 benchmark.
     """
 
-    recordable = True
+    capturable = True
 
     def __init__(
         self,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 
@@ -18,8 +18,8 @@ class Labels(Method):
     Source: the "student" rows of every distillation benchmark.
     """
 
-    recordable = True
     wants = "nothing"
+    capturable = True
 
     def __init__(
         self,
@@ -37,5 +37,5 @@ class Labels(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.student_logits(batch)
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"labels": loss}

@@ -58,7 +58,7 @@ class LSKD(KD):
     Source: Sun et al. 2024, arXiv:2403.01427; temperature and weights of its CIFAR-100 code.
     """
 
-    recordable = True
+    capturable = True
 
     def __init__(
         self,

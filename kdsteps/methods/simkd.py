@@ -31,7 +31,7 @@ class SimKD(OneLayer):
     neither labels nor logits.
     """
 
-    recordable = True
+    capturable = True
     term = "map"
     tail: nn.Module
 

@@ -76,7 +76,7 @@ def _train(job: Job[TrainSettings]) -> None:
         KdstepsError: The training diverged: no student can learn from this teacher.
     """
     entry, recipe = job.settings.model, job.settings.train
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, recipe.precision)
     data = prepared(job, device)
     torch.manual_seed(recipe.seed)
     network = fresh_model(entry, data).to(device)

@@ -7,18 +7,20 @@ import logging
 import torch
 
 from kdsteps.jobs.resources import cores_there
+from kdsteps.training.precision import set_precision
 
 log = logging.getLogger("kdsteps")
 
 WORK_OF_A_CORE = 500_000_000  # MACs per batch that keep one more core busy
 
 
-def choose_device(gpus: int, threads: int) -> torch.device:
+def choose_device(gpus: int, threads: int, precision: str = "float32") -> torch.device:
     """A GPU if one was requested and is available, otherwise the CPU.
 
     Args:
         gpus: Number of GPUs the job was given; 0: use the CPU.
         threads: Number of cores the job was given.
+        precision: The recipe's, set for the whole process.
     """
     there = torch.cuda.device_count() if gpus else 0
     if there:
@@ -26,6 +28,7 @@ def choose_device(gpus: int, threads: int) -> torch.device:
         torch.backends.cudnn.benchmark = True
         fewer = f"; {gpus} GPUs requested, {there} available" if there < gpus else ""
         log.info("on %s%s", torch.cuda.get_device_name(device), fewer)
+        set_precision(precision, device)
         return device
     cores = max(1, min(threads, cores_there()))
     torch.set_num_threads(cores)

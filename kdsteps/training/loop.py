@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from kdsteps.data.images import ImageBatch, ImageSplit, Order, Views
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.models.precision import autocast
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
+from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 
 log = logging.getLogger("kdsteps")
@@ -117,6 +119,7 @@ class Fit:
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
+        self.scaler = gradient_scaler(recipe.precision, split.device)
         self.history = History()
         self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
@@ -124,8 +127,7 @@ class Fit:
         self.names: list[str] = []
         self.seconds = 0.0
         self._first_step = True
-        self._recorded: RecordedStep | None = None
-        self._unrecordable = False  # known from an attempt
+        self.recorded = RecordedStep(self.optimizer)
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -175,6 +177,7 @@ class Fit:
                 break
             self._save_if_due(offset)
         self.diverged = self._not_finite() or self._broken_weights()
+        warn_of_overflow(self.scaler)
         self._close_epoch()
 
     def _steps(self) -> Iterator[Tensor]:
@@ -186,71 +189,66 @@ class Fit:
                 yield self.take_step(drawn)
             return
         for order in orders:
-            if self._recorded is not None and self._recorded.covers(self.epoch):
-                yield self._recorded.take(order)
+            draws = self.method.draw(order.index)
+            inputs = {"index": order.index, "view": order.view, **draws}
+            if self.recorded.covers(self.epoch):
+                yield self.recorded.take(inputs)
             else:
-                yield self.take_step(split.made(order, views))
-                self._record(order)
+                yield self._taken(self._batch(split.made(order, views), draws))
+                self.recorded.record(self._watched_step, inputs, self.epoch)
 
-    def _record(self, order: Order) -> None:
-        """Record the steps of this epoch, unless that failed before."""
-        if self._unrecordable or not all(group["fused"] for group in self.optimizer.param_groups):
-            return
-
-        def step(order: Order) -> tuple[Tensor, bool]:
-            batch = WatchedBatch.of(self._batch(self.split.made(order, self.views)))
-            return self._taken(batch), batch.epoch_read
-
-        try:
-            self._recorded = self._recorded or RecordedStep(self.optimizer)
-            self._recorded.record(step, order, self.epoch)
-        except RuntimeError as error:
-            self._recorded, self._unrecordable = None, True
-            reason = str(error).strip().partition("\n")[0]
-            log.warning("steps are not recorded as a CUDA graph and take longer: %s", reason)
+    def _watched_step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
+        """Take a step from inputs on the device: its losses, and whether they read the epoch."""
+        order = Order(inputs["index"], inputs["view"], seed=0)
+        draws = {name: inputs[name] for name in inputs if name not in ("index", "view")}
+        batch = WatchedBatch.of(self._batch(self.split.made(order, self.views), draws))
+        return self._taken(batch), batch.epoch_read
 
     def take_step(self, drawn: ImageBatch) -> Tensor:
         """Take one step on a batch of images: its losses (terms,)."""
-        return self._taken(self._batch(drawn))
+        return self._taken(self._batch(drawn, self.method.draw(drawn.index)))
 
     def _taken(self, batch: Batch) -> Tensor:
         terms = self._terms(batch)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.scaler.scale(total).backward()
         if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
         if self._first_step:
             keep_to_layout(self.optimizer)
             self._first_step = False
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.names = list(terms)
         return torch.stack([term.detach().float() for term in terms.values()])
 
-    def _batch(self, drawn: ImageBatch) -> Batch:
-        """What a method sees of the images of one step."""
-        outputs = self.teacher(drawn) if self.teacher is not None else {}
+    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor]) -> Batch:
+        """What a method sees of the images of one step, and of what it drew for them."""
+        outputs = self.teacher(images) if self.teacher is not None else {}
         return Batch(
-            images=drawn.images,
-            labels=drawn.labels,
-            index=drawn.index,
-            view=drawn.view,
+            images=images.images,
+            labels=images.labels,
+            index=images.index,
+            view=images.view,
             epoch=self.epoch,
             teacher_logits=outputs.pop(HEAD, None),
             teacher_features=outputs or None,
-            fractions=drawn.targets if drawn.targets.ndim == 2 else None,
+            fractions=images.targets if images.targets.ndim == 2 else None,
+            drawn=draws,
         )
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        device = batch.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+        with autocast(self.recipe.precision, batch.images.device.type):
             return self.method.terms(batch)
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
         index = torch.arange(min(self.recipe.batch_size, len(self.split)))
-        drawn = self.split.take(index, self.views, torch.zeros_like(index))
-        torch.stack(list(self._terms(self._batch(drawn)).values())).sum().backward()
+        images = self.split.take(index, self.views, torch.zeros_like(index))
+        batch = self._batch(images, self.method.draw(images.index))
+        torch.stack(list(self._terms(batch).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
         """The first loss of this epoch that is not finite."""
@@ -294,6 +292,7 @@ class Fit:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
@@ -316,6 +315,7 @@ class Fit:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if state["device_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["device_rng"])

@@ -7,7 +7,8 @@ update of the weights. It runs the same kernels as a step without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsteps.data.images import ImageSplit, Order
+from kdsteps.data.images import ImageSplit
 from kdsteps.methods.base import Batch, Method
 from kdsteps.study.settings import Training
 
+log = logging.getLogger("kdsteps")
+
 FEWEST = 20  # steps of an epoch; with fewer, recording costs more than it saves
 
-Step = Callable[[Order], tuple[Tensor, bool]]
+Step = Callable[[Mapping[str, Tensor]], tuple[Tensor, bool]]
 
 
 class WatchedBatch(Batch):
@@ -61,62 +64,64 @@ def can_record(method: Method, split: ImageSplit, recipe: Training, num_steps: i
     if split.device.type != "cuda" or not split.on_device or num_steps < FEWEST:
         return False
     moments_change = recipe.schedule == "onecycle" and recipe.optimizer == "adamw"
-    return method.recordable and recipe.views is not None and not moments_change
+    fixed = recipe.views is not None and recipe.precision != "float16" and not moments_change
+    return method.capturable and fixed
 
 
 class RecordedStep:
-    """A recorded step. Its inputs are the images, by number and view, and the learning rates."""
+    """A recorded step. What differs from step to step: its inputs, and the learning rates."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Args:
-        optimizer: Has taken at least one step, so that its state exists.
-        """
         self.optimizer = optimizer
-        groups = optimizer.param_groups
-        self._rates = [torch.zeros((), device=group["params"][0].device) for group in groups]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._epoch: int | None = None
+        self._failed = False
 
     def covers(self, epoch: int) -> bool:
-        """Whether there is a recording that also holds for the steps of an epoch."""
+        """Whether there is a recording that holds for the steps of an epoch."""
         return self._graph is not None and self._epoch in (None, epoch)
 
-    def record(self, step: Step, order: Order, epoch: int) -> None:
+    def record(self, step: Step, inputs: Mapping[str, Tensor], epoch: int) -> None:
         """Record `step`, without taking it, in place of an earlier recording.
 
-        Runs in the current stream, in which all steps of the run must be taken.
+        Runs in the current stream, in which all steps of the run must be taken, after the first of
+        them. A step that cannot be repeated is not recorded, and not tried again; the log says why.
 
         Args:
-            step: Returns its losses (terms,), and whether they depend on the epoch.
-            order: Of as many images as every batch.
+            step: Returns its losses (terms,) from inputs, and whether they depend on the epoch.
+            inputs: Those of any step, each of the shape that it has in every step.
             epoch: In which it is recorded.
-
-        Raises:
-            RuntimeError: It does something that cannot be repeated, such as waiting for the GPU.
         """
-        self._graph = None
-        self._index, self._view = order.index.clone(), order.view.clone()
         groups = self.optimizer.param_groups
-        before = [group["lr"] for group in groups]
+        if self._failed or not all(group["fused"] for group in groups):
+            return
+        self._graph = None  # its memory is used again
+        self._inputs = {name: given.clone() for name, given in inputs.items()}
+        self._rates = [torch.zeros((), device=group["params"][0].device) for group in groups]
         self.optimizer.zero_grad(set_to_none=True)  # gradients are in the memory of the graph
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), [group["lr"] for group in groups]
         try:
             for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
                 if "capturable" in group:  # of adamw
                     group["capturable"] = True
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                self._losses, by_epoch = step(Order(self._index, self._view, order.seed))
+                self._losses, by_epoch = step(self._inputs)
+        except RuntimeError as error:
+            self._failed = True
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("steps are not recorded as a CUDA graph and take longer: %s", reason)
+            return
         finally:
             for group, value in zip(groups, before, strict=True):
                 group["lr"] = value
         self._graph, self._epoch = graph, epoch if by_epoch else None
 
-    def take(self, order: Order) -> Tensor:
-        """Take the recorded step with other images: its losses (terms,)."""
-        assert self._graph is not None, "record() comes first"
-        self._index.copy_(order.index)
-        self._view.copy_(order.view)
+    def take(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Take the recorded step with other inputs: its losses (terms,)."""
+        assert self._graph is not None, "nothing is recorded"
+        for name, given in inputs.items():
+            self._inputs[name].copy_(given)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             rate.fill_(group["lr"])
         self._graph.replay()
