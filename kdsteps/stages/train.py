@@ -74,7 +74,7 @@ def _train(job: Job[TrainSettings]) -> None:
         KdstepsError: The training diverged: no student can learn from this teacher.
     """
     entry, recipe = job.settings.model, job.settings.train
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu)
     data = prepared(job, device)
     torch.manual_seed(recipe.seed)
     network = fresh_model(entry, data, will_train=recipe.epochs > 0).to(device)
@@ -108,7 +108,7 @@ def _train(job: Job[TrainSettings]) -> None:
 def _check(job: Job[CheckSettings]) -> None:
     """Judge a teacher by its predictions for the validation images."""
     path = job.inputs["model"]
-    data = prepared(job, choose_device(job.gpus, job.threads))
+    data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
     found, calibration = _judged(network, entry, data, job.settings)
     warnings, notes = list(found.warnings), []
