@@ -23,6 +23,8 @@ from kdsteps.study.study import load_study
 from kdsteps.training.device import choose_device
 from kdsteps.training.out_of_memory import out_of_memory
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there and can be used")
+
 H100 = "NVIDIA H100 80GB HBM3"
 NO_DRIVER = "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU"
 OLD = "The NVIDIA driver on your system is too old (found version 12020). Please update"
@@ -134,7 +136,7 @@ def test_the_oldest_driver_is_known_for_the_cuda_of_the_installed_torch():
 # what a stage does
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there and can be used")
+@no_gpu
 def test_a_job_with_a_gpu_that_cannot_be_used_does_not_run_on_the_cpu(machine):
     machine.add_cards(H100).add_driver("535.183.01")
     with pytest.raises(KdstepsError) as refused:
@@ -190,6 +192,7 @@ def test_the_cores_of_a_job_are_its_own_on_a_gpu_too(machine, cuda):
     assert torch.get_num_threads() == 1
 
 
+@no_gpu
 @pytest.mark.slow
 def test_the_command_refuses_a_gpu_that_cannot_be_used(machine, tmp_path):
     """The whole way, in a process of its own: nothing is written."""

@@ -127,10 +127,10 @@ def test_rocm_has_variables_of_its_own(machine, monkeypatch):
     machine.add("dev/kfd", *(f"dev/dri/renderD{number}" for number in range(128, 132)))
     monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "2,3")
     assert entries() == ["0", "1"]
-    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
-    assert [(card.entry, card.key) for card in usable_cards()] == [("1", "3")]
-    with given_gpus(0):
-        assert os.environ["HIP_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1,0")
+    assert [(card.entry, card.key) for card in usable_cards()] == [("1", "3"), ("0", "2")]
+    with given_gpus(1):
+        assert os.environ["HIP_VISIBLE_DEVICES"] == "1"
 
 
 # what Slurm gave
@@ -189,10 +189,21 @@ def test_the_order_that_the_user_set_is_left_where_the_user_chose_by_index(machi
         assert "CUDA_DEVICE_ORDER" not in os.environ
 
 
-def test_a_job_without_a_gpu_sees_none(machine):
+def test_a_job_without_a_gpu_sees_none(machine, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     machine.add_cards(H100)
     with given_gpus(0):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_hiding_all_gpus_does_not_blind_later_jobs_of_the_same_process(machine):
+    import torch  # noqa: F401
+
+    machine.add_cards(H100)
+    with given_gpus(0):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    with given_gpus(1):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_jobs_take_different_gpus(machine, held):
@@ -268,7 +279,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]
     monkeypatch.chdir(tmp_path)
 
     def run(job: Any) -> None:
-        seen.append((job.gpus, job.jobs_per_gpu, os.environ["CUDA_VISIBLE_DEVICES"]))
+        seen.append((job.gpus, job.jobs_per_gpu, os.environ.get("CUDA_VISIBLE_DEVICES")))
         raise KdstepsError("it ran")
 
     for stage in ("prepare", "train"):
@@ -286,13 +297,13 @@ def test_a_stage_by_hand_uses_a_gpu_if_there_is_one(machine, jobs):
     main(["train", *TEACHER])
     main(["train", *TEACHER, "--gpus", "0"])
     main(["train", *TEACHER, "--gpus", "2", "--jobs-per-gpu", "4"])
-    assert jobs == [(0, 1, ""), (1, 1, "0"), (0, 1, ""), (2, 4, "0,1")]
+    assert jobs == [(0, 1, None), (1, 1, "0"), (0, 1, None), (2, 4, "0,1")]
 
 
 def test_a_stage_that_computes_on_the_cpu_takes_no_gpu(machine, jobs):
     machine.add_cards(H100)
     main(["prepare", *DATA])
-    assert jobs == [(0, 1, "")]
+    assert jobs == [(0, 1, None)]
 
 
 def test_a_job_takes_its_gpu_before_torch_is_imported(machine, tmp_path):

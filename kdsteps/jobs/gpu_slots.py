@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,16 +31,19 @@ _PREFIX = "kdsteps-gpu"
 def given_gpus(count: int, jobs_per_gpu: int = 1) -> Iterator[None]:
     """Let a block use as many GPUs as it was given and hide all others from it.
 
-    Waits until enough of them are free. CUDA reads what is hidden when it starts, so torch must not
-    have used a GPU before.
+    Waits until enough of them are free. CUDA reads what is hidden once, when it starts, so torch
+    should not be imported before.
 
     Args:
-        count: Number of GPUs; 0: hide all.
+        count: Number of GPUs; 0: hide all, unless a later job of this process might want one.
         jobs_per_gpu: Jobs that may share each GPU with this one; 1: it has the GPU alone.
 
     Raises:
         KdstepsError: There are fewer GPUs, or all are hidden from this process.
     """
+    if not count and "torch" in sys.modules:
+        yield
+        return
     cards = usable_cards() if count else []
     if count and not cards:
         if reason := why_hidden():
