@@ -6,12 +6,15 @@ import json
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from _machines import REPOSITORY, Machine, fake_machine
 
+from kdsteps.data.device_memory import allowed_bytes, free_bytes
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import resources
 from kdsteps.jobs.resources import Sharing
@@ -121,6 +124,23 @@ def test_without_a_gpu_there_is_one_job_per_real_core(monkeypatch):
 def test_jobs_per_gpu_out_of_range_is_refused(given):
     with pytest.raises(KdstepsError, match=rf"jobs_per_gpu is {given}; .* from 1 to 32"):
         Sharing(4, 1, given)
+
+
+def test_what_a_job_stores_on_a_shared_gpu_fits_its_fraction_and_what_is_free(monkeypatch):
+    gpu, gib = torch.device("cuda"), 1 << 30
+    used = {"allocated": 5 * gib, "free": 60 * gib}
+    properties = SimpleNamespace(total_memory=80 * gib)
+    fake = {
+        "get_device_properties": lambda device: properties,
+        "get_per_process_memory_fraction": lambda device: 0.25,
+        "memory_allocated": lambda device: used["allocated"],
+        "mem_get_info": lambda device: (used["free"], 80 * gib),
+    }
+    for name, value in fake.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert (allowed_bytes(gpu), free_bytes(gpu)) == (20 * gib, 15 * gib)
+    used["free"] = 2 * gib
+    assert free_bytes(gpu) == 2 * gib
 
 
 # the real snakemake
