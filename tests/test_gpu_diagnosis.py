@@ -16,7 +16,7 @@ from kdsteps.cli.main import main
 from kdsteps.cli.stages import call_of
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.jobs.gpu_diagnosis import OLDEST_DRIVERS, why_unusable
+from kdsteps.jobs.gpu_diagnosis import OLDEST_DRIVERS, doubt, why_unusable
 from kdsteps.jobs.gpus import TorchBuild
 from kdsteps.jobs.job import Files, Job
 from kdsteps.study.study import load_study
@@ -84,7 +84,7 @@ def test_a_device_file_that_is_missing_is_named(machine, files, expected):
     assert says(why_unusable(NO_DRIVER), *expected)
 
 
-def test_a_driver_without_device_files_is_told_from_no_driver_at_all(machine):
+def test_a_driver_without_device_files_is_distinguished_from_no_driver(machine):
     card = "sys/bus/pci/devices/0000:01:00.0"
     machine.add(f"{card}/vendor", text="0x10de\n").add(f"{card}/class", text="0x030200\n")
     assert says(why_unusable(NO_DRIVER), "driver is not loaded", "install it")
@@ -131,6 +131,15 @@ def test_rocm_without_its_driver_is_named(machine, monkeypatch):
 
 def test_the_oldest_driver_is_known_for_the_cuda_of_the_installed_torch():
     assert torch.version.cuda is None or int(torch.version.cuda.split(".")[0]) in OLDEST_DRIVERS
+
+
+def test_what_is_seen_beforehand_is_said_only_if_there_is_a_doubt(machine, monkeypatch):
+    machine.add_cards(H100).add_driver("580.95.05")
+    assert doubt() is None
+    machine.add_driver("470.256.02")
+    assert says(doubt(), "jobs may be unable to use the GPU", "470.256.02", "gpu=0")
+    use_build(monkeypatch, CPU_ONLY)
+    assert says(doubt(), "torch 2.13.0+cpu is a build for the CPU")
 
 
 # what a stage does

@@ -192,6 +192,14 @@ def test_a_wrong_number_of_jobs_per_gpu_is_said_before_the_first_job(machine, tm
     assert "--resources: jobs_per_gpu is 0; it should be from 1 to 32" in done.stderr
 
 
+def test_a_driver_that_is_too_old_is_said_before_the_first_job(machine, tmp_path):
+    """A warning, since results that are complete can be used without a GPU."""
+    machine.add_cards(CARD).add_driver("535.183.01")
+    done, _ = snakemake(machine, tmp_path / "study", "--cores", "4", "--dry-run")
+    assert done.returncode == 0
+    assert done.stderr.count("jobs may be unable to use the GPU: torch ") == 1
+
+
 # the rules
 
 

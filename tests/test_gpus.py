@@ -114,7 +114,7 @@ def test_a_gpu_is_the_same_one_by_its_index_and_by_its_uuid(machine, monkeypatch
     assert keys == {"nvidia1"}
 
 
-def test_an_index_tells_no_gpu_where_cuda_may_count_the_fastest_one_first(machine, monkeypatch):
+def test_an_index_is_not_resolved_where_cuda_may_count_the_fastest_gpu_first(machine, monkeypatch):
     machine.add_cards("NVIDIA T400", H100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert [card.key for card in usable_cards()] == ["0"]
@@ -146,9 +146,7 @@ def test_a_job_of_slurm_has_the_gpus_that_slurm_gave_it(machine, monkeypatch):
     assert entries() == ["3"]
 
 
-def test_slurm_counts_from_zero_in_every_job_and_the_gpus_are_still_told_apart(
-    machine, monkeypatch
-):
+def test_gpus_are_distinguished_although_slurm_counts_from_zero_in_every_job(machine, monkeypatch):
     machine.add_cards(H100, H100, H100, H100)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_STEP_GPUS", "3")
@@ -156,7 +154,7 @@ def test_slurm_counts_from_zero_in_every_job_and_the_gpus_are_still_told_apart(
     assert [(card.entry, card.key) for card in usable_cards()] == [("0", "3")]
 
 
-def test_slurms_word_counts_where_no_device_file_is_seen(machine, monkeypatch):
+def test_a_gpu_that_slurm_gave_counts_where_no_device_file_is_seen(machine, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert gpus_there() == 1
@@ -333,7 +331,7 @@ def test_a_number_of_jobs_per_gpu_has_limits(machine, jobs, capsys, given):
     assert f"--jobs-per-gpu: is {given}; it should be from 1 to 32" in capsys.readouterr().err
 
 
-def test_a_torch_for_the_cpu_does_not_hide_that_there_is_a_gpu(machine, monkeypatch):
+def test_a_gpu_counts_although_the_installed_torch_is_for_the_cpu(machine, monkeypatch):
     use_build(monkeypatch, CPU_ONLY)
     machine.add_cards(H100)
     assert gpus_there() == 1

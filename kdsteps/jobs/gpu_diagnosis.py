@@ -50,15 +50,28 @@ def why_unusable(error: str, card: str = "") -> str:
         card: The GPU's name and compute capability, if torch could tell.
     """
     build = torch_build()
-    if build.cuda is None and build.rocm is None:
-        return f"torch {build.version} is a build for the CPU; install one for CUDA ({_DOCS})"
     return (
-        _without_device(build)
-        or (_old_driver(build, error) if build.cuda else None)
+        _for_cpu(build)
+        or _without_device(build)
+        or _old_driver(build, error)
         or _without_access(build)
         or _refused(build, error, card or "the GPU")
         or f"CUDA does not start: {error.strip().partition(chr(10))[0]}"
     )
+
+
+def doubt() -> str | None:
+    """Why jobs may be unable to use the GPUs of this machine, as far as that is seen beforehand."""
+    build = torch_build()
+    cause = _for_cpu(build) or _old_driver(build) or _without_access(build)
+    return cause and f"jobs may be unable to use the GPU: {cause}; {ON_CPU}"
+
+
+def _for_cpu(build: TorchBuild) -> str | None:
+    """Whether torch can use no GPU at all."""
+    if build.cuda or build.rocm:
+        return None
+    return f"torch {build.version} is a build for the CPU; install one for CUDA ({_DOCS})"
 
 
 def _without_device(build: TorchBuild) -> str | None:
@@ -79,9 +92,10 @@ def _without_device(build: TorchBuild) -> str | None:
     return "this machine has no GPU: no /dev/nvidia*, and no NVIDIA card on the PCI bus"
 
 
-def _old_driver(build: TorchBuild, error: str) -> str | None:
+def _old_driver(build: TorchBuild, error: str = "") -> str | None:
     """Whether the driver is older than torch's CUDA needs."""
-    assert build.cuda is not None
+    if not build.cuda:
+        return None
     found, oldest = _driver_version(), OLDEST_DRIVERS.get(int(build.cuda.partition(".")[0]))
     older = bool(found and oldest and int(found.partition(".")[0]) < oldest)
     if not older and "driver on your system is too old" not in error:

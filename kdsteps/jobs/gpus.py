@@ -22,7 +22,7 @@ class Card:
         entry: Selects it in CUDA_VISIBLE_DEVICES, or in HIP_VISIBLE_DEVICES for ROCm.
         key: Identifies it on this machine, however it was selected.
         model: Its name, where the driver says so.
-        uuid: Likewise.
+        uuid: Its UUID, likewise.
     """
 
     entry: str
@@ -54,7 +54,7 @@ def gpus_there() -> int:
 def usable_cards() -> list[Card]:
     """The GPUs of this machine that neither Slurm nor an environment variable hides.
 
-    Slurm's word counts even where no device file is found.
+    GPUs that Slurm gave count even where no device file is found.
     """
     installed, listed = _installed(), visible_list()
     if listed is None:
@@ -129,11 +129,11 @@ def _described() -> Iterator[Card]:
     number = 0
     for path in sorted(machine_file("proc/driver/nvidia/gpus").glob("*/information")):
         lines = (line.partition(":") for line in path.read_text().splitlines())
-        told = {name.strip(): value.strip() for name, _, value in lines}
-        name = f"nvidia{told.get('Device Minor', '')}"
+        facts = {name.strip(): value.strip() for name, _, value in lines}
+        name = f"nvidia{facts.get('Device Minor', '')}"
         if machine_file(f"dev/{name}").exists():
-            uuid = told.get("GPU UUID", "")  # question marks until the card is first used
-            yield Card(str(number), name, told.get("Model", ""), "" if "?" in uuid else uuid)
+            uuid = facts.get("GPU UUID", "")  # question marks until the card is first used
+            yield Card(str(number), name, facts.get("Model", ""), "" if "?" in uuid else uuid)
             number += 1
 
 
@@ -142,13 +142,15 @@ def _selected(listed: str, installed: list[Card]) -> Iterator[Card]:
 
     Their entries stay as they are, since indices may count in another order than the PCI bus's.
     """
+    entries = [entry.strip() for entry in listed.split(",")]
     count = 0 if in_slurm() or wsl_files() else len(installed)
-    for number, entry in enumerate(part.strip() for part in listed.split(",")):
+    given = _given_by_slurm()
+    for number, entry in enumerate(entries):
         valid = entry.startswith(("GPU-", "MIG-")) or entry.isdecimal()
         if not valid or (count and entry.isdecimal() and int(entry) >= count):
             return
-        given = _given_by_slurm()
-        yield Card(entry, given[number] if number < len(given) else _key(entry, installed))
+        known = given[number] if len(given) == len(entries) else _key(entry, installed)
+        yield Card(entry, known)
 
 
 def _key(entry: str, installed: list[Card]) -> str:

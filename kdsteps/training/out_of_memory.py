@@ -11,7 +11,7 @@ import torch
 from kdsteps.jobs.gpus import visible_variable
 from kdsteps.jobs.job import Job
 
-_SIGNS = ("CUDA error: out of memory", "HIP error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_SIGNS = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
 _SECTIONS = ("train", "distil", "evaluate", "views")  # of a job's settings, with a batch size
 _NAMES = {"views": "distil"}  # where params.yaml has the keys of a section
 _FOREIGN = 0.1  # fraction of a GPU's memory that other processes may hold without being named

@@ -4,6 +4,7 @@ import sys
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.resources import Sharing, real_cores
 from kdsteps.jobs.snakemake_records import use_this_python
@@ -132,6 +133,8 @@ def sharing_of_gpus():
         found = Sharing(all_cores(), gpus, 1 if jobs_per_gpu is None else jobs_per_gpu)
     except KdstepsError as error:
         refuse(error)
+    if gpus and workflow.is_main_process and (problem := doubt()):
+        print(problem, file=sys.stderr)
     if jobs_per_gpu is not None:
         workflow.register_resource("jobs_per_gpu", None)  # says how to count, and is not used up
     if found.jobs_per_gpu > 1 and gpus:
@@ -149,7 +152,7 @@ sharing = sharing_of_gpus()
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; 0 on a machine without one."""
+    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0."""
     return 1 if gpus_there() or not workflow.local_exec else 0
 
 
