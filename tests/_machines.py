@@ -51,8 +51,8 @@ class Machine:
 
     def add_driver(self, version: str) -> Machine:
         """NVIDIA's driver, which says its version."""
-        told = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release\n"
-        return self.add("proc/driver/nvidia/version", text=told + "GCC version: gcc 13.2.0\n")
+        first = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release\n"
+        return self.add("proc/driver/nvidia/version", text=first + "GCC version: gcc 13.2.0\n")
 
     def environment(self, folder: Path) -> dict[str, str]:
         """The environment in which other processes see this machine; `folder` is for its files."""

@@ -204,7 +204,7 @@ def test_the_cores_of_a_job_are_its_own_on_a_gpu_too(machine, cuda):
 @no_gpu
 @pytest.mark.slow
 def test_the_command_refuses_a_gpu_that_cannot_be_used(machine, tmp_path):
-    """The whole way, in a process of its own: nothing is written."""
+    """The whole way, as a command: nothing is written."""
     folder = write_study(tmp_path / "study").parent
     assert command(folder, "prepare", *DATA, "--gpus", "0").returncode == 0
     machine.add("dev/nvidia0")

@@ -203,7 +203,7 @@ def test_a_driver_that_is_too_old_is_said_before_the_first_job(machine, tmp_path
 # the rules
 
 
-def test_every_rule_that_claims_a_gpu_claims_slots_and_gives_its_command_what_it_claimed():
+def test_every_rule_that_claims_a_gpu_claims_slots_and_passes_on_what_it_claimed():
     text = "".join((REPOSITORY / f"workflow/rules/{n}.smk").read_text() for n in RULE_FILES)
     rules = {part.partition(":")[0]: part for part in text.split("\nrule ")[1:]}
     kinds = Counter()
@@ -222,6 +222,6 @@ def test_every_rule_that_claims_a_gpu_claims_slots_and_gives_its_command_what_it
 RULE_FILES = ("teacher", "student", "report")
 
 
-def test_the_default_profile_gives_one_gpu_to_one_job():
+def test_the_default_profile_has_one_gpu_for_one_job():
     profile = yaml.safe_load((REPOSITORY / "profiles/default/config.yaml").read_text())
     assert profile["resources"] == {"gpu": 1, "jobs_per_gpu": 1}

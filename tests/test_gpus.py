@@ -266,7 +266,7 @@ def test_more_gpus_than_there_are_are_refused(machine):
         pytest.fail("it ran")
 
 
-# what the command gives a job
+# what the command hands to a job
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def choose_device(gpus: int, threads: int, jobs_per_gpu: int = 1) -> torch.devic
     """The GPU that the job was given, or the CPU if it was given none.
 
     A job that shares its GPU may use an equal fraction of the memory, so that a job that needs more
-    fails itself and not the others.
+    fails and the others do not.
 
     Args:
         gpus: Number of GPUs the job was given; 0: use the CPU.
