@@ -207,5 +207,5 @@ def test_what_a_method_draws_before_a_step_is_what_it_draws_in_it(name, options)
     before, within = make(name, DEFAULT_PAIR, **options), make(name, DEFAULT_PAIR, **options)
     for number in range(2):
         batch = batch_of(number)
-        drawn = replace(batch, drawn=before.draw(batch))
+        drawn = replace(batch, drawn=before.draw(batch.index))
         assert same(terms_of(before, drawn), terms_of(within, batch))

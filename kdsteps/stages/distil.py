@@ -61,7 +61,7 @@ def run(job: Job[DistilSettings]) -> None:
     A student whose training diverges is saved all the same, so that the other runs are compared.
     """
     settings, recipe = job.settings, job.settings.distil
-    device = choose_device(job.gpus, job.threads, recipe.precision)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings.seed)

@@ -76,7 +76,7 @@ def _train(job: Job[TrainSettings]) -> None:
         KdstepsError: The training diverged: no student can learn from this teacher.
     """
     entry, recipe = job.settings.model, job.settings.train
-    device = choose_device(job.gpus, job.threads, recipe.precision)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
     torch.manual_seed(recipe.seed)
     network = fresh_model(entry, data).to(device)
@@ -121,7 +121,7 @@ def _check(job: Job[CheckSettings]) -> None:
             classifier, which was never trained.
     """
     path = job.inputs["model"]
-    data = prepared(job, choose_device(job.gpus, job.threads))
+    data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
     if untrained_weights(path):
         found, calibration = _for_features(path, data.num_classes, job.settings), None

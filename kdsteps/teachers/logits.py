@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdsteps.data.device_memory import free_bytes
 from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
@@ -144,7 +145,7 @@ class CachedOutputs:
     def _moved(self) -> Tensor | None:
         """Move all rows to the GPU if they fit, so that lookups never wait for the CPU."""
         device = self.part.device
-        if device.type != "cuda" or self.rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        if device.type != "cuda" or self.rows.nbytes > free_bytes(device) / 2:
             return None
         return torch.from_numpy(np.ascontiguousarray(self.rows)).to(device)
 

@@ -33,9 +33,11 @@ rule distil:
         **outputs_of("distil"),
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
         keep=hint_of("distil", "keep"),
         budget_mib=hint_of("distil", "budget_mib"),
@@ -54,7 +56,8 @@ rule distil:
             {params.files:q} \
             --keep {resources.keep} --budget-mib {resources.budget_mib} \
             --checkpoint-seconds {resources.checkpoint_seconds} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
 
 
@@ -66,9 +69,11 @@ rule evaluate:
         **outputs_of("evaluate"),
     log:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("evaluate"),
@@ -82,7 +87,8 @@ rule evaluate:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
 
 
@@ -97,6 +103,7 @@ rule evaluate_latency:
     threads: all_cores()
     resources:
         gpu=gpu_claim,
+        gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("evaluate_latency"),
