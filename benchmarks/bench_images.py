@@ -1,4 +1,7 @@
-"""Images per second of the small-image path against a DataLoader, and seconds to prepare a set."""
+"""Images per second: small images against a DataLoader, decoding and resizing against Pillow alone.
+
+And the seconds that it takes to prepare a data set.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from kdsteps.data.decoding import decode
+from kdsteps.data.form import Form
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
@@ -30,6 +37,7 @@ _MEAN, _STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 _VIEWS = Views(crop_padding=4, flip=True)
 _PREPARED = 60_000
 _LIMIT_S = 60
+_STORE = 256
 
 
 def rows() -> Iterator[Row]:
@@ -41,6 +49,9 @@ def rows() -> Iterator[Row]:
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         yield _against_loader(images, labels, torch.device("cuda"))
+    for workers in sorted({1, len(os.sched_getaffinity(0))}):
+        yield _decoding(375, 500, count=200, threads=workers, target=1.5)
+        yield _decoding(3000, 4000, count=8, threads=workers, target=1)
     yield _prepare()
 
 
@@ -114,6 +125,51 @@ class _Plain(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[number])), self.labels[number]
 
 
+def _decoding(height: int, width: int, *, count: int, threads: int, target: float) -> Row:
+    """JPEGs to the stored size, against the same with Pillow's `resize`."""
+    files = [_photo(seed, height, width) for seed in range(count)]
+    with ThreadPoolExecutor(threads) as pool:
+
+        def ours() -> None:
+            list(pool.map(partial(decode, form=Form(3, store=_STORE)), files))
+
+        def pillow() -> None:
+            list(pool.map(_with_pillow, files))
+
+        pair = paired(pillow, ours, repeats=9)
+    speed = [f"{count / time:,.0f}" for time in (pair.second, pair.first)]
+    return Row(
+        what=f"JPEGs of {height} x {width}, stored at {_STORE} x {_STORE}, threads: {threads}",
+        against="the same, resized by Pillow",
+        ratio=pair.ratio,
+        detail=f"{speed[0]} against {speed[1]} images/s",
+        target=f">= {target} times faster",
+        met=pair.ratio >= target,
+    )
+
+
+def _with_pillow(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        form = Form(3, store=_STORE)
+        height, width = form.resized(image.height, image.width)
+        image.draft(None, (2 * max(height, width),) * 2)
+        resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (height - _STORE) // 2, (width - _STORE) // 2
+    cropped = resized.crop((left, top, left + _STORE, top + _STORE))
+    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+
+
+def _photo(seed: int, height: int, width: int) -> bytes:
+    """A JPEG with structure of every size, as photos have: a sum of enlarged noise."""
+    random, photo = np.random.default_rng(seed), np.full((height, width, 3), 128.0, np.float32)
+    for side in (4, 8, 16, 32, 64, 128):
+        for channel in range(3):
+            noise = Image.fromarray(random.standard_normal((side, side), dtype=np.float32))
+            large = noise.resize((width, height), Image.Resampling.BICUBIC)
+            photo[..., channel] += 30 / side**0.5 * np.asarray(large)
+    return _encoded(photo.clip(0, 255).astype(np.uint8), "JPEG", quality=92)
+
+
 def _prepare() -> Row:
     """Seconds from PNGs in Parquet to the stored array; the images are noise, the worst case."""
     logging.getLogger("kdsteps").setLevel(logging.ERROR)
@@ -121,7 +177,9 @@ def _prepare() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "images.parquet")
         images, labels = _sample(_PREPARED)
-        contents = [_png(image) for image in images.permute(0, 2, 3, 1).numpy()]
+        contents = [
+            _encoded(image, "PNG", compress_level=1) for image in images.permute(0, 2, 3, 1).numpy()
+        ]
         pq.write_table(pa.table({"image": contents, "label": labels.numpy()}), source)
         settings = PrepareSettings(
             kind="parquet", options={"train": str(source)}, prepare=Prepare()
@@ -139,9 +197,9 @@ def _prepare() -> Row:
     )
 
 
-def _png(image: np.ndarray) -> bytes:
+def _encoded(image: np.ndarray, kind: str, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
+    Image.fromarray(image).save(file, kind, **options)
     return file.getvalue()
 
 

@@ -193,7 +193,7 @@ def _step(
     fit = Fit(method, part, recipe, seed=0, validate=dict, teacher=given)
     method.train()
     batches = itertools.cycle(list(_drawn(part)))
-    return lambda: fit._step(next(batches))
+    return lambda: fit.take_step(next(batches))
 
 
 def _drawn(part: ImageSplit) -> Iterator[ImageBatch]:

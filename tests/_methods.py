@@ -31,6 +31,22 @@ PAIRS = [
 
 DEFAULT_PAIR = PAIRS[0]
 
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("block_kd", {"norm": "batch", "distance": "dkd", "weigh_cross": True}),
+    ("block_kd", {"distance": "dist", "cross_student": False, "detach_ensemble": False}),
+    ("crd", {"mode": "relax", "negatives": 2}),  # so few that rows of the memories are fetched
+    ("dkd", {"standardize": True}),
+    ("feature_only", {"mapping": "all_to_all", "distance": "distribution"}),
+    ("feature_only", {"mapping": "attention", "distance": "huber", "detach": "head"}),
+    ("feature_only", {"distance": "cosine", "classifier_after": 100}),
+    ("fitnet", {"kd_weight": 1.0}),
+    ("labels", {"label_smoothing": 0.1}),
+    ("semckd", {"scale_teacher": False}),
+    ("simkd", {"labels_weight": 1.0, "kd_weight": 1.0}),
+]
+"""Options with which methods run other operations than by default."""
+CASES = [(name, {}) for name in registry.names("methods")] + OPTIONS
+
 
 def plan_of(kind: str | None, teacher: Chain, student: Chain) -> dict[str, Any] | None:
     """What the stage `build` would hand to a method with this kind of plan."""
@@ -62,6 +78,7 @@ def make(
     *,
     seed: int = 0,
     teacher: Chain | None = None,
+    device: str = "cpu",
     **options: Any,
 ) -> Method:
     """A method between two networks of `ENTRIES`, with the seed a run would have."""
@@ -72,14 +89,15 @@ def make(
     plan = plan_of(kind.plan, teacher, student)
     task = Task(IMAGE_SHAPE, NUM_CLASSES, labels, plan, batch_size=BATCH_SIZE)
     torch.manual_seed(seed)
-    given = None if kind.wants == "nothing" else teacher
-    return kind(given, student, task, **options).train()
+    given = None if kind.wants == "nothing" else teacher.to(device)
+    return kind(given, student.to(device), task, **options).to(device).train()
 
 
-def batch_of(seed: int = 0, epoch: int = 5, count: int = BATCH_SIZE) -> Batch:
+def batch_of(seed: int = 0, epoch: int = 5, count: int = BATCH_SIZE, device: str = "cpu") -> Batch:
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(NUM_IMAGES, generator=generator)[:count]
     images = torch.randn(count, *IMAGE_SHAPE, generator=generator)
+    index, images = index.to(device), images.to(device)
     return Batch(images, index % NUM_CLASSES, index, torch.zeros_like(index), epoch)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -31,6 +31,20 @@ CUT_ENTRIES: dict[str, dict[str, Any]] = {
     "torchvision mobilenet": {"family": "torchvision", "options": {"name": "mobilenet_v2"}},
 }
 """Networks of other libraries, cut by their graphs; the libraries take seconds to import."""
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "cifar_resnet": ("cifar_resnet", {"depth": 14, "widths": (4, 4, 8, 8)}),
+    "wide_resnet": ("wide_resnet", {"depth": 16, "width": 1, "dropout": 0.3}),
+    "vgg": ("vgg", {"depth": 11}),
+    "vgg classic": ("vgg", {"depth": 11, "form": "classic", "hidden": 16}),
+    "mobilenet": ("mobilenet", {"width": 0.25}),
+    "mobilenet standard": ("mobilenet", {"form": "standard", "width": 0.25}),
+    "shufflenet 1": ("shufflenet", {"version": 1, "size": 0.5}),
+    "shufflenet 2": ("shufflenet", {"version": 2, "size": 0.5}),
+    "resnet": ("resnet", {"depth": 9, "stem_pool": True, "zero_init": False}),
+    "resnet 50": ("resnet", {"depth": 50}),
+    "vit": ("vit", {"width": 8, "depth": 3, "heads": 2, "mlp": 8, "zero_head": False}),
+}
+"""Small networks of every form of every own family, for images of 32 x 32."""
 
 
 def build(entry: dict[str, Any], num_classes: int = NUM_CLASSES) -> Chain:
@@ -57,3 +71,10 @@ def network(kind: str, seed: int = 0, num_classes: int = NUM_CLASSES) -> Chain:
 def teacher_of(kind: str, num_classes: int = NUM_CLASSES) -> Chain:
     """A frozen network in eval mode."""
     return network(kind, seed=1, num_classes=num_classes).requires_grad_(False).eval()
+
+
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs are the same: exactly on a CPU, up to rounding on a GPU."""
+    if not first.is_cuda:
+        return torch.equal(first, second)
+    return bool((first - second).abs().max() <= 1e-5 * first.abs().max())

@@ -138,19 +138,23 @@ class Teachers:
     def check_trained(self, capsys: Any, teacher: str) -> Checked:
         """Check a teacher that is trained already."""
         names = {"dataset": "data", "teacher": teacher}
-        node = graph.node(load_study(), "train_check", names)
-        outputs = graph.outputs("train_check", names)
-        path = Path(outputs["check"])
+        path = Path(graph.outputs("train_check", names)["check"])
         path.unlink(missing_ok=True)
-        status = main(
+        status = self.run("train_check", **names)
+        found = read_json(path) if path.exists() else {}
+        return Checked(status, capsys.readouterr().err, found)
+
+    def run(self, rule: str, **names: str) -> int:
+        """Run a job on the files that are there; return the status of the command."""
+        node = graph.node(load_study(), rule, names)
+        outputs = graph.outputs(rule, names)
+        return main(
             [
-                *("train", "--settings", node.text),
+                *(graph.stage_of(rule), "--settings", node.text),
                 *("--inputs", *(f"{key}={value}" for key, value in node.inputs.items())),
                 *("--outputs", *(f"{key}={value}" for key, value in outputs.items())),
             ]
         )
-        found = read_json(path) if path.exists() else {}
-        return Checked(status, capsys.readouterr().err, found)
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """The plain weights of a trained teacher."""

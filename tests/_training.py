@@ -29,27 +29,37 @@ RECIPE = Distil(
 )
 
 
-def images(count: int = NUM_IMAGES, seed: int = 0) -> ImageSplit:
+def images(count: int = NUM_IMAGES, seed: int = 0, device: str = "cpu") -> ImageSplit:
     """A part of noise, its batches as a network of convolutions likes them."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (count, *IMAGE_SHAPE), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % NUM_CLASSES
+    labels = torch.arange(count, device=device) % NUM_CLASSES
     half = torch.full((IMAGE_SHAPE[0],), 0.5)
-    return ImageSplit(pixels, labels, half, half, memory_format=torch.channels_last)
+    return ImageSplit(pixels.to(device), labels, half, half, memory_format=torch.channels_last)
 
 
 def frozen_teacher() -> Chain:
     return frozen(teacher_of("large resnet"), IMAGE_SHAPE)
 
 
-def method_of(name: str, seed: int = 0, teacher: Chain | None = None, **options: Any) -> Method:
+def method_of(
+    name: str,
+    seed: int = 0,
+    teacher: Chain | None = None,
+    *,
+    count: int = NUM_IMAGES,
+    device: str = "cpu",
+    **options: Any,
+) -> Method:
     """A method over a small student; the seed is that of its weights."""
     student, kind = network("resnet", seed), class_of(name)
     if kind.wants != "nothing":
         teacher = teacher or frozen_teacher()
     plan = plan_of(kind.plan, teacher, student) if teacher is not None else None
-    task = Task(IMAGE_SHAPE, NUM_CLASSES, images().labels, plan, RECIPE.batch_size)
-    return kind(teacher, student, task, **options)
+    task = Task(IMAGE_SHAPE, NUM_CLASSES, images(count).labels, plan, RECIPE.batch_size)
+    if teacher is not None:
+        teacher.to(device)
+    return kind(teacher, student.to(device), task, **options).to(device)
 
 
 def fit_of(
@@ -61,14 +71,16 @@ def fit_of(
     key: str = "",
     seconds: float = 0.0,
     teacher: Chain | None = None,
+    count: int = NUM_IMAGES,
+    device: str = "cpu",
     **recipe: Any,
 ) -> Fit:
     """A run of a method over the tiny images; with a path for its state, saved after each step."""
-    method = method_of(name, seed, teacher)
+    method = method_of(name, seed, teacher, count=count, device=device)
     torch.manual_seed(seed)
     return Fit(
         method,
-        images(),
+        images(count, device=device),
         RECIPE.model_copy(update=recipe),
         seed=seed,
         validate=dict,

@@ -1,4 +1,4 @@
-"""The order of the tests, longest file first, and one thread for each of them."""
+"""The order of the tests, one thread for each of them, and the devices they run on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Undo what an earlier test left: rounding depends on the number of threads."""
+def same_rounding() -> None:
+    """Undo what an earlier test left: rounding depends on the number of threads and on TF32."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        torch = sys.modules["torch"]
+        torch.set_num_threads(1)
+        if torch.cuda.is_available():  # float32, the same algorithm each time
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes a `device` on the CPU, and on the GPU of a machine that has one."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        metafunc.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

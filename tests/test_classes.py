@@ -51,7 +51,7 @@ NAMES = ["dog", "bee", "cow", "cat", "elk", "ant", "fox"]
 @pytest.mark.parametrize("normalize", ["dataset", "none"])
 @pytest.mark.parametrize("classes", [NAMES, [5, 1, 3]], ids=["names", "numbers"])
 def test_each_class_of_the_data_set_has_the_logit_of_its_own_output(classes, normalize):
-    chain = fresh_model(entry(classes, normalize=normalize), DATA, will_train=False)
+    chain = fresh_model(entry(classes, normalize=normalize), DATA)
     whole = chain.chain if isinstance(chain, InputChain) else chain
     assert torch.equal(logits(whole), logits(teacher())[:, [5, 1, 3]])
     images = torch.randn(2, 3, 8, 8)
@@ -62,13 +62,13 @@ def test_each_class_of_the_data_set_has_the_logit_of_its_own_output(classes, nor
 
 @pytest.mark.parametrize("classes", [NAMES, [5, 1, 3]], ids=["names", "numbers"])
 def test_the_outputs_are_known_without_the_weights_it_started_from(classes):
-    chain = fresh_model(entry(classes), DATA, will_train=False)
+    chain = fresh_model(entry(classes), DATA)
     built = as_built(entry(classes), chain, DATA)
     assert built.classes is not None and len(built.classes) == NUM_OUTPUTS
     options = {key: value for key, value in built.options.items() if key != "checkpoint"}
     text = built.model_copy(update={"options": options}).model_dump_json()
     Path("theirs.pt").unlink()
-    again = fresh_model(Model.model_validate_json(text, strict=True), DATA, will_train=False)
+    again = fresh_model(Model.model_validate_json(text, strict=True), DATA)
     again.plain().load_state_dict(chain.plain().state_dict())
     assert torch.equal(logits(again), logits(chain))
 
@@ -84,7 +84,7 @@ def test_the_outputs_are_known_without_the_weights_it_started_from(classes):
 )
 def test_classes_that_do_not_fit_the_data_are_a_sentence(classes, said):
     with pytest.raises(KdstepsError, match=f"classes: .*{said}"):
-        fresh_model(entry(classes), DATA, will_train=False)
+        fresh_model(entry(classes), DATA)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_a_classifier_has_no_known_number_of_outputs():
     state = teacher().plain().state_dict()
     torch.save({name: state[name] for name in state if not name.startswith("fc")}, "theirs.pt")
     with pytest.raises(KdstepsError, match=r"theirs\.pt: has no classifier .*list the names"):
-        fresh_model(entry([5, 1, 3]), DATA, will_train=True)
+        fresh_model(entry([5, 1, 3]), DATA)
 
 
 def test_published_weights_say_how_many_outputs_they_have():
@@ -118,7 +118,7 @@ def test_published_weights_say_how_many_outputs_they_have():
     Path("config.json").write_text(text)
     save_file(published.state_dict(), "model.safetensors")
     own = {"family": "timm", "name": "local-dir:.", "pretrained": True, "classes": [6, 0, 2]}
-    chain = fresh_model(model(**own, normalize="dataset"), DATA, will_train=False)
+    chain = fresh_model(model(**own, normalize="dataset"), DATA)
     images = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(chain.eval()(images), published(images)[:, [6, 0, 2]])
@@ -137,11 +137,9 @@ def fixed():
     return wide(9)
 """
     )
-    chain = fresh_model(
-        model(family="./nets.py:fixed", classes=[8, 0, 4]), DATA, will_train=False
-    ).eval()
+    chain = fresh_model(model(family="./nets.py:fixed", classes=[8, 0, 4]), DATA).eval()
     images = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(chain(images), chain.plain()(images)[:, [8, 0, 4]])
     with pytest.raises(KdstepsError, match=r"classes: are numbers, .*wide is not known .*list"):
-        fresh_model(model(family="./nets.py:wide", classes=[8, 0, 4]), DATA, will_train=False)
+        fresh_model(model(family="./nets.py:wide", classes=[8, 0, 4]), DATA)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from _pictures import as_bytes, color
 from PIL import Image
 
@@ -152,6 +159,46 @@ def test_a_resized_jpeg_looks_as_one_that_was_decoded_whole():
     assert abs(found - expected).max() <= 4
 
 
+def noise(seed: int) -> tuple[Image.Image, Form]:
+    """Color or gray noise and a size to store it at, smaller or larger."""
+    height, width, *size = np.random.default_rng(seed).integers(2, 300, 4).tolist()
+    image = color(seed, height, width)
+    return (image, Form(3, resize=size)) if seed % 2 else (image.convert("L"), Form(1, resize=size))
+
+
+def test_resized_pixels_differ_from_those_of_pillow_by_one_at_most():
+    for seed in range(40):
+        image, form = noise(seed)
+        height, width = form.resized(image.height, image.width)
+        expected = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        found = pixels(as_bytes(image), form).transpose(1, 2, 0).reshape(expected.shape)
+        assert abs(found.astype(int) - expected).max() <= 1
+
+
+def resized_noise() -> str:
+    """One hash of many resized images."""
+    content = sha256()
+    for seed in range(60):
+        image, form = noise(seed)
+        content.update(pixels(as_bytes(image), form))
+    return content.hexdigest()
+
+
+def test_a_processor_without_vector_instructions_resizes_to_the_same_pixels():
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("torch uses no vector instructions here")
+    code = "from test_data_decoding import resized_noise; print(resized_noise())"
+    plain = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert plain.stdout.strip() == resized_noise()
+
+
 def test_the_size_before_resizing_is_reported():
     picture = decode(as_bytes(color(1, 100, 60), "JPEG"), Form(3, resize=10))
     assert isinstance(picture, Picture)
@@ -188,11 +235,12 @@ def test_images_are_gray_only_if_all_are():
     assert not all_gray([*gray_ones, as_bytes(color(1))])
 
 
-def test_threads_change_neither_order_nor_pixels():
-    contents = [as_bytes(color(seed)) for seed in range(50)]
-    images = EncodedImages(lambda: contents, len(contents), RGB)
+@pytest.mark.parametrize("form", [RGB, Form(3, store=48)], ids=["as it is", "resized"])
+def test_threads_change_neither_order_nor_pixels(form):
+    contents = [as_bytes(color(seed, 64, 80)) for seed in range(50)]
+    images = EncodedImages(lambda: contents, len(contents), form)
     one, four = (list(images.pictures(threads)) for threads in (1, 4))
     assert len(images) == len(one) == len(four) == 50
-    for seed, (ours, theirs) in enumerate(zip(one, four, strict=True)):
+    for content, ours, theirs in zip(contents, one, four, strict=True):
         assert np.array_equal(ours.pixels, theirs.pixels)
-        assert np.array_equal(ours.pixels, np.asarray(color(seed)).transpose(2, 0, 1))
+        assert np.array_equal(ours.pixels, pixels(content, form))

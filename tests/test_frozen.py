@@ -35,15 +35,16 @@ def same_up_to_rounding(outputs: dict[str, Tensor], others: dict[str, Tensor]) -
 
 
 @pytest.mark.parametrize("kind", ["large resnet", "large wide resnet", "mobilenet", "large vit"])
-def test_a_frozen_teacher_gives_the_same_at_every_layer_whole_and_cut(kind):
-    teacher = teacher_of(kind)
+def test_a_frozen_teacher_gives_the_same_at_every_layer_whole_and_cut(kind, device):
+    teacher, given = teacher_of(kind).to(device), images().to(device)
     fast = frozen(teacher, IMAGE_SHAPE)
-    assert same_up_to_rounding(teacher.trace(images()), fast.trace(images()))
-    before = [chain.trace(images(), before_activation=True) for chain in (teacher, fast)]
+    assert next(fast.parameters()).device.type == device
+    assert same_up_to_rounding(teacher.trace(given), fast.trace(given))
+    before = [chain.trace(given, before_activation=True) for chain in (teacher, fast)]
     assert same_up_to_rounding(*before)
     for layer in teacher.stages:
-        joined = fast.tail(layer)(fast.front(layer)(images()))
-        assert same_up_to_rounding({"": teacher(images())}, {"": joined})
+        joined = fast.tail(layer)(fast.front(layer)(given))
+        assert same_up_to_rounding({"": teacher(given)}, {"": joined})
 
 
 @pytest.mark.parametrize("kind", ["large resnet", "mobilenet"])

@@ -60,7 +60,7 @@ def pixels(height: int, width: int, count: int = 2) -> Tensor:
 
 def made(data: Prepared, **entry: Any) -> Chain:
     torch.manual_seed(0)
-    return fresh_model(model(**entry), data, will_train=True).eval()
+    return fresh_model(model(**entry), data).eval()
 
 
 # the numbers

@@ -42,9 +42,9 @@ def test_the_papers_methods_and_all_baselines_are_there():
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
 @pytest.mark.parametrize("name", METHODS)
-def test_terms_are_named_finite_and_teach_the_students_first_block(name, pair):
-    method = make(name, pair)
-    terms = method.terms(batch_of())
+def test_terms_are_named_finite_and_teach_the_students_first_block(name, pair, device):
+    method = make(name, pair, device=device)
+    terms = method.terms(batch_of(device=device))
     assert terms
     for term, value in terms.items():
         assert term.isidentifier()

@@ -33,7 +33,7 @@ def after_one_step(fit: Fit) -> dict[str, Tensor]:
     fit.optimizer.param_groups[-1] |= {"momentum": 0.0, "weight_decay": 0.0}
     batches = fit.split.shuffled(fit.recipe.batch_size, fit.views, fit.generator)
     fit.method.train()
-    fit._step(next(iter(batches)))
+    fit.take_step(next(iter(batches)))
     return {name: weight.detach() - before[name] for name, weight in fit.method.named_parameters()}
 
 

@@ -134,6 +134,18 @@ def test_every_metric_of_the_registry_has_a_column_and_an_explanation(page):
         assert text_of(metric.explanation) in text, metric.name
 
 
+def test_networks_that_resize_their_images_are_named_with_the_size(tmp_path, page):
+    assert "are resized" not in text_of(page)
+    models = {
+        "resnet20": {"family": "cifar_resnet", "depth": 20, "image_size": [32, 48]},
+        "resnet8": {"family": "cifar_resnet", "depth": 8, "image_size": 16},  # that of the images
+    }
+    job = make_results(tmp_path, make_study(1, ("labels", "kd"), models=models))
+    report.run(job)
+    text = text_of(job.outputs["page"].read_text())
+    assert "Images of 16 × 16 pixels are resized to 32 × 48 for resnet20." in text
+
+
 def test_the_weakest_classes_of_every_method_are_shown(finished, page):
     names = {"pair": "resnet20-resnet8", "method": "labels"}
     root = finished.outputs["page"].parents[2]

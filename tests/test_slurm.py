@@ -155,7 +155,6 @@ def test_a_job_that_needs_more_memory_than_it_requested_is_named(prepared: Study
 
 def test_a_job_uses_the_gpu_that_slurm_gave_it_and_nothing_else(prepared: Study, tmp_path: Path):
     """Slurm gives a GPU that is none: the job says so and does not run on the CPU."""
-    pytest.importorskip("kdsteps.jobs.gpus")
     study = prepared.copy(tmp_path / "study")
     command = ["snakemake", STUDENT, *PROFILE, "--retries", "0"]
     study.attempt(command, **plugin())

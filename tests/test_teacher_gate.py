@@ -17,10 +17,12 @@ from torch import nn
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.settings import CheckSettings
 from kdsteps.study.study import load_study
 
 NETWORK: dict[str, Any] = {"family": "cifar_resnet", "depth": 8, "widths": [2, 2, 2, 2]}
-BRIEFLY = {"epochs": 1, "batch_size": 64, "teacher_check": "warn"}
+BRIEFLY_DISTILLED = {"epochs": 1, "batch_size": 64}
+BRIEFLY = BRIEFLY_DISTILLED | {"teacher_check": "warn"}
 PUBLISHED = {"family": "timm", "name": "resnet18", "pretrained": True, "train": {"epochs": 0}}
 DRAWN_TEST, DRAWN_VALIDATION = "the test images were drawn", "the validation images were drawn"
 
@@ -113,13 +115,15 @@ def test_without_validation_images_the_check_says_that_there_was_none(
     assert "no validation images" in found["warnings"][0]
 
 
-def planned(folder: Path, kind: str = "digits", **model: Any) -> None:
+def planned(
+    folder: Path, kind: str = "digits", methods: dict[str, Any] | None = None, **model: Any
+) -> None:
     """Plan a study with a teacher, as snakemake does."""
     content = {
         "datasets": {"data": {"kind": kind} | ({} if kind == "digits" else {"path": "images"})},
         "models": {"big": PUBLISHED | model, "small": NETWORK},
         "pairs": {"pair": {"dataset": "data", "teacher": "big", "student": "small"}},
-        "methods": {"kd": {}},
+        "methods": methods or {"kd": {}},
         "seeds": [0],
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
@@ -130,8 +134,49 @@ def planned(folder: Path, kind: str = "digits", **model: Any) -> None:
     "model", [{}, {"family": "torchvision"}, {"name": "resnet18.a1_in1k"}, {"classes": ["a", "b"]}]
 )
 def test_published_weights_for_other_classes_are_refused_while_planning(tmp_path, model):
-    with pytest.raises(KdstepsError, match=r"^models: big has 0 epochs.* (10|2) classes; .*epoch"):
+    with pytest.raises(
+        KdstepsError, match=r"^models: big has 0 epochs.* (10|2) classes.* kd .*epoch"
+    ):
         planned(tmp_path, **model)
+
+
+@pytest.mark.parametrize(
+    "method", [{"fitnet": {"kd_weight": 1}}, {"semckd": {}}, {"simkd": {}}, {"block_kd": {}}]
+)
+def test_methods_on_features_that_need_the_classifier_too_are_refused(tmp_path, method):
+    with pytest.raises(KdstepsError, match=f"which {next(iter(method))} needs"):
+        planned(tmp_path, methods={"fitnet": {}} | method)
+
+
+def test_a_teacher_without_a_classifier_is_planned_for_methods_on_features(tmp_path):
+    planned(tmp_path, methods={"labels": {}, "fitnet": {}, "feature_only": {}, "sp": {}})
+
+
+def test_the_features_of_a_teacher_with_a_new_classifier_can_be_learned(
+    shapes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    teachers = Teachers(shapes, train=BRIEFLY, distil=BRIEFLY_DISTILLED, methods={"fitnet": {}})
+    teachers.train("own", **NETWORK)
+    weights = {k: v for k, v in teachers.weights("own").items() if not k.startswith("fc.")}
+    save_file(weights, "weights.safetensors")
+    headless = NETWORK | {"checkpoint": "weights.safetensors", "train": {"epochs": 0}}
+    checked = teachers.check(capsys, "headless", **headless)
+    assert checked.status == 0
+    assert checked.found["accuracy"] is None and checked.found["problems"] == []
+    assert any("fc.weight, fc.bias" in warning for warning in checked.found["warnings"])
+    assert teachers.run("distil", pair="headless", method="fitnet", seed="0") == 0
+    teachers.content["methods"]["kd"] = {}
+    checked = teachers.check(capsys, "headless", **headless)
+    assert checked.status == 2
+    assert "fc.weight" in checked.said and "do not need the teacher's logits" in checked.said
+
+
+def test_a_check_has_the_settings_of_earlier_versions_unless_it_is_of_features_alone():
+    settings = {"on_failure": "stop", "expected_accuracy": None, "batch_size": 8}
+    assert CheckSettings(**settings).as_json() == settings
+    alone = settings | {"features_only": True}
+    assert CheckSettings(**alone).as_json() == alone
 
 
 @pytest.mark.parametrize(
@@ -160,9 +205,7 @@ def test_the_classes_of_images_are_known_once_they_are_prepared(tmp_path, monkey
         planned(tmp_path, kind="folder")
 
 
-def test_what_planning_cannot_know_is_refused_before_the_check(
-    shapes, tmp_path, monkeypatch, capsys
-):
+def test_what_planning_cannot_know_is_refused_by_the_check(shapes, tmp_path, monkeypatch, capsys):
     timm = pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     write_json(
@@ -186,3 +229,4 @@ def test_what_planning_cannot_know_is_refused_before_the_check(
         assert checked.status == 2
         assert "fc.weight" in checked.said
         assert "epochs above 0" in checked.said and "8 classes" in checked.said
+        assert str(weights.get("checkpoint") or weights["name"]) in checked.said

@@ -101,6 +101,17 @@ def test_an_answer_is_the_same_whatever_images_are_asked_about_beside_it(path, b
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16", "float16"])
+def test_logits_in_every_precision_are_the_same_cached_and_live(path, precision):
+    live = live_of(precision=precision)
+    cached = kept(path, live)
+    index, view = (pair[:8] for pair in every_pair())
+    drawn = images().take(index, VIEWS, view)
+    assert torch.equal(cached(drawn)["head"], live(drawn)["head"])
+    same = torch.equal(live(drawn)["head"], live_of()(drawn)["head"])
+    assert same == (precision == "tf32")  # on a CPU it is float32
+
+
 @pytest.mark.parametrize("kind", ["large wide resnet", "mobilenet", "large vit"])
 def test_answers_of_other_families_are_the_same_kept_and_live(path, kind):
     live = live_of(frozen(teacher_of(kind), IMAGE_SHAPE))
@@ -449,7 +460,8 @@ def test_the_ticket_is_the_same_whether_answers_were_kept_or_not(study, tmp_path
 
 def test_other_views_have_other_keys(study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = [{}, {"flip": True}, {"crop_padding": 0}, {"precision": "bfloat16"}, {"batch_size": 8}]
+    given = [{}, {"flip": True}, {"crop_padding": 0}, {"batch_size": 8}]
+    given += [{"precision": precision} for precision in ("tf32", "bfloat16", "float16")]
     keys = {json.loads(ticket_of(study, "never", **views))["key"] for views in given}
     assert len(keys) == len(given)
 

@@ -22,6 +22,8 @@ from kdsteps.files.digests import write_digests
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
+from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU, given_gpus
+from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.outputs import flat
 from kdsteps.jobs.provenance import check_input, provenance_of_job
@@ -31,6 +33,7 @@ from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
+ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
@@ -71,7 +74,17 @@ def add_stage(commands: Any, stage: str) -> None:
         "--threads", type=count, default=cores_there(), metavar="N", help="CPU cores (all)"
     )
     parser.add_argument(
-        "--gpus", type=count, default=1, metavar="N", help="GPUs, if available (%(default)s)"
+        "--gpus",
+        type=count,
+        metavar="N",
+        help="GPUs; 0: the CPU (1 if there is a GPU, else 0)",
+    )
+    parser.add_argument(
+        "--jobs-per-gpu",
+        type=jobs_per_gpu,
+        default=1,
+        metavar="N",
+        help="jobs that may share a GPU with each other, this one included (%(default)s)",
     )
     if stage in ("cache", "distil"):
         _add_caching(parser)
@@ -113,6 +126,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def jobs_per_gpu(text: str) -> int:
+    if not 1 <= (given := count(text)) <= MAX_JOBS_PER_GPU:
+        raise argparse.ArgumentTypeError(f"is {given}; it should be from 1 to {MAX_JOBS_PER_GPU}")
+    return given
+
+
 def _names(stage: str) -> set[str]:
     """The names that distinguish a stage's jobs."""
     return {name for rule in graph.rules_of(stage) for name in graph.names_of(rule)}
@@ -120,15 +139,18 @@ def _names(stage: str) -> set[str]:
 
 def _run_given(given: argparse.Namespace) -> None:
     call = _by_file(given) if given.settings else _by_name(given)
-    run_call(call, given.threads, given.gpus, **_given_hints(given))
+    run_call(call, given.threads, given.gpus, given.jobs_per_gpu, **_given_hints(given))
 
 
-def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
+def run_call(
+    call: Call, threads: int = 0, gpus: int | None = None, jobs_per_gpu: int = 1, **hints: Any
+) -> None:
     """Run one job here: from the job cache, or by its stage.
 
     Args:
         threads: Cores it may use; 0: all.
-        gpus: GPUs it may use.
+        gpus: GPUs it may use; None: one, if there is one and the stage can use it.
+        jobs_per_gpu: Jobs that may share each of these GPUs, this one included.
         hints: Options that change no result, over those of the call.
 
     Raises:
@@ -150,7 +172,8 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
                     final=final,
                     lists=call.lists,
                     threads=max(1, min(threads or cores_there(), cores_there())),
-                    gpus=gpus,
+                    gpus=_gpus_by_default(call.rule) if gpus is None else gpus,
+                    jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
                 _run(call.rule, job, final, check_run)
@@ -163,11 +186,24 @@ def run_call(call: Call, threads: int = 0, gpus: int = 1, **hints: Any) -> None:
         forget_aside(final.values())
 
 
+def _gpus_by_default(rule: str) -> int:
+    return min(1, gpus_there()) if graph.stage_of(rule) in ON_GPU else 0
+
+
 def _run(rule: str, job: Job[Any], final: Files, check_run: Callable[[], None]) -> None:
-    """Run a job's stage; its files are put in place only if its run has not ended."""
-    with all_or_none(final) as drafts:
+    """Run a job's stage; its files are put in place only if its run has not ended.
+
+    Torch is first imported here, when only the job's own GPUs are visible.
+    """
+    with given_gpus(job.gpus, job.jobs_per_gpu), all_or_none(final) as drafts:
         run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
-        run(replace(job, outputs=Files(drafts, "--outputs")))
+        try:
+            run(replace(job, outputs=Files(drafts, "--outputs")))
+        except RuntimeError as error:
+            explain = import_module("kdsteps.training.out_of_memory").out_of_memory
+            if sentence := explain(error, job):
+                raise KdstepsError(sentence) from error
+            raise
         if "digest" in drafts:
             write_digests(drafts, final)
         check_run()

@@ -22,7 +22,7 @@ from kdsteps.data.source import Broken, Picture, as_uint8
 Content = bytes | Path | Callable[[], Image.Image] | None
 """An image before decoding: a file's bytes or path, or what opens it; None where it is missing."""
 
-MAX_PIXELS = 100_000_000  # of one image; decoding a larger one takes more than 400 MB
+MAX_PIXELS = 100_000_000  # of one image; decoding a larger one takes about 1 GB
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -91,9 +91,9 @@ def _picture(image: Image.Image, form: Form) -> Picture:
         width, height = upright.size  # a TIFF is rotated as it is loaded
     elif orientation > 4:  # rotated by a quarter
         width, height = height, width
-    shaped = _shaped(_plain(upright, form.channels), (height, width), form)
-    pixels = np.asarray(shaped)
+    pixels = np.array(_plain(upright, form.channels))  # a copy: torch needs to be able to write it
     pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
+    pixels = _shaped(pixels, (height, width), form)
     return Picture(np.ascontiguousarray(pixels), (height, width), mode)
 
 
@@ -114,7 +114,8 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
         color = image.convert("RGBA")
         white = Image.new("RGBA", color.size, "white")
         image = Image.alpha_composite(white, color).convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _eight_bits(gray: np.ndarray) -> np.ndarray:
@@ -128,18 +129,20 @@ def _eight_bits(gray: np.ndarray) -> np.ndarray:
     return (gray / 257).round().astype(np.uint8)
 
 
-def _shaped(image: Image.Image, size: tuple[int, int], form: Form) -> Image.Image:
-    """Resized and cropped; `size` is the height and width that it has in its file, upright."""
+def _shaped(pixels: np.ndarray, size: tuple[int, int], form: Form) -> np.ndarray:
+    """Pixels (C, H, W), resized and cropped.
+
+    Args:
+        size: Height and width of the image in its file, upright.
+    """
     height, width = form.resized(*size)
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"is {size[0]} x {size[1]} and would be resized to {height} x {width}; images of over "
             f"{MAX_PIXELS:,} pixels are refused"
         )
-    if form.resize is not None or form.store is not None:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
     if form.cropped is None:
-        return image
+        return _resized(pixels, height, width)
     crop_height, crop_width = form.cropped
     if height < crop_height or width < crop_width:
         raise ValueError(
@@ -147,7 +150,24 @@ def _shaped(image: Image.Image, size: tuple[int, int], form: Form) -> Image.Imag
             "`store`, which also resizes"
         )
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return image.crop((left, top, left + crop_width, top + crop_height))
+    pixels = _resized(pixels, height, width)
+    return pixels[:, top : top + crop_height, left : left + crop_width]
+
+
+def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pixels (C, H, W) at another size: bilinear interpolation with antialiasing.
+
+    torch multiplies whole numbers here, so every processor computes the same pixels. torchvision's
+    `resize` does not: on processors without AVX2 it turns them into floats first.
+    """
+    if pixels.shape[1:] == (height, width):
+        return pixels
+    import torch  # takes a second, and is not needed for images that are not resized
+    import torch.nn.functional as F
+
+    batch = torch.from_numpy(pixels)[None]  # (1, C, H, W); color is channels last in memory
+    resized = F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
+    return resized[0].numpy()
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.views import Views
 
-__all__ = ["ImageBatch", "ImageSplit", "Views"]
+__all__ = ["ImageBatch", "ImageSplit", "Order", "Views"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,13 @@ class Order:
 
 
 class ImageSplit:
-    """One split of a data set, all of it on the device as uint8."""
+    """One split of a data set, all of it on the device as uint8.
+
+    Attributes:
+        on_device: Whether batches are made on the device, without work of the CPU.
+    """
+
+    on_device = True
 
     def __init__(
         self,
@@ -100,13 +106,13 @@ class ImageSplit:
 
     def take(self, index: Tensor, views: Views, view: Tensor) -> ImageBatch:
         """The images of `index` (N,) as `view` (N,) has them."""
-        return self._made(Order(index, view, 0), views, NO_AUGMENTATION)
+        return self.made(Order(index, view, 0), views)
 
     def in_order(self, batch_size: int) -> Iterator[ImageBatch]:
         """All images once, without augmentation."""
         zeros = torch.zeros(len(self), dtype=torch.int64)
         orders = _orders(torch.arange(len(self)), zeros, batch_size, 0)
-        return self._batches(orders, Views(), NO_AUGMENTATION)
+        return self.batches(self._moved(orders), Views())
 
     def shuffled(
         self,
@@ -117,7 +123,16 @@ class ImageSplit:
         augmentation: Augmentation = NO_AUGMENTATION,
         skip: int = 0,
     ) -> Iterator[ImageBatch]:
-        """All images once, in random order, each in a random view.
+        """The batches of `orders`, made one by one.
+
+        Args:
+            augmentation: Augmentation beyond crop and flip.
+            skip: Batches to skip without making them, to resume a run.
+        """
+        return self.batches(self.orders(batch_size, views, generator)[skip:], views, augmentation)
+
+    def orders(self, batch_size: int, views: Views, generator: torch.Generator) -> list[Order]:
+        """All images once, in random order, each in a random view: the batches of an epoch.
 
         A smaller last batch is left out, unless it is the only one: batch statistics of a few
         images would be noise.
@@ -125,30 +140,45 @@ class ImageSplit:
         Args:
             batch_size: Images per batch.
             views: Of crop and flip.
-            generator: On the CPU; what is drawn from it does not depend on `skip`.
-            augmentation: Augmentation beyond crop and flip.
-            skip: Batches to skip without making them, to resume a run.
+            generator: On the CPU.
         """
         order = torch.randperm(len(self), generator=generator)
         drawn = views.draw(len(self), generator)
         seed = int(torch.randint(2**62, (), generator=generator))
         if len(self) >= batch_size:
             order = order[: len(self) // batch_size * batch_size]
-        orders = _orders(order, drawn[: len(order)], batch_size, seed)
-        return self._batches(orders[skip:], views, augmentation)
+        return self._moved(_orders(order, drawn[: len(order)], batch_size, seed))
 
-    def _batches(
-        self, orders: list[Order], views: Views, augmentation: Augmentation
+    def batches(
+        self, orders: list[Order], views: Views, augmentation: Augmentation = NO_AUGMENTATION
     ) -> Iterator[ImageBatch]:
-        for order in _moved(orders, self.device):
-            yield self._made(order, views, augmentation)
+        """The batches of `orders`, made one by one.
 
-    def _made(self, order: Order, views: Views, augmentation: Augmentation) -> ImageBatch:
+        Args:
+            views: Of crop and flip.
+            augmentation: Augmentation beyond crop and flip.
+        """
+        for order in orders:
+            yield self.made(order, views, augmentation)
+
+    def made(
+        self, order: Order, views: Views, augmentation: Augmentation = NO_AUGMENTATION
+    ) -> ImageBatch:
+        """The batch of `order`."""
         index, view = order.index.to(self.device), order.view.to(self.device)
         window = augmentation.window(self.stored_size, self.size)
         shown = views.show(self.images, view, index, window)
         shown = augmentation.pixels(shown, order.index, order.seed, self.size)
         return self._finished(shown, index, view, order.seed, augmentation)
+
+    def _moved(self, orders: list[Order]) -> list[Order]:
+        """The orders with their tensors on the device, all in one transfer."""
+        if self.device.type == "cpu" or not orders:
+            return orders
+        sizes = [len(order.index) for order in orders]
+        index = torch.cat([order.index for order in orders]).to(self.device).split(sizes)
+        view = torch.cat([order.view for order in orders]).to(self.device).split(sizes)
+        return [Order(i, v, order.seed) for i, v, order in zip(index, view, orders, strict=True)]
 
     def _finished(
         self, shown: Tensor, index: Tensor, view: Tensor, seed: int, augmentation: Augmentation
@@ -169,13 +199,3 @@ class ImageSplit:
 def _orders(index: Tensor, view: Tensor, batch_size: int, seed: int) -> list[Order]:
     pieces = zip(index.split(batch_size), view.split(batch_size), strict=True)
     return [Order(i, v, seed + number) for number, (i, v) in enumerate(pieces) if len(i)]
-
-
-def _moved(orders: list[Order], device: torch.device) -> list[Order]:
-    """The orders with their tensors on the device, all in one transfer."""
-    if device.type == "cpu" or not orders:
-        return orders
-    sizes = [len(order.index) for order in orders]
-    index = torch.cat([order.index for order in orders]).to(device).split(sizes)
-    view = torch.cat([order.view for order in orders]).to(device).split(sizes)
-    return [Order(i, v, order.seed) for i, v, order in zip(index, view, orders, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor
 
+from kdsteps.data.device_memory import allowed_bytes
 from kdsteps.data.hashes import Hashes
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.source import SPLITS
@@ -155,12 +155,12 @@ def _room(device: torch.device) -> int:
     """The largest size in bytes of a split that is stored on the device."""
     if device.type != "cuda":
         return RESIDENT_BYTES
-    return min(RESIDENT_BYTES, torch.cuda.get_device_properties(device).total_memory // 4)
+    return min(RESIDENT_BYTES, allowed_bytes(device) // 4)
 
 
 def _workers(device: torch.device) -> int:
     """Number of worker processes that prefetch for a GPU; on a CPU, training needs all cores."""
-    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+    return min(8, torch.get_num_threads()) if device.type == "cuda" else 0
 
 
 def _read_summary(path: str | Path) -> _Summary:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.hashes import Hashes
 from kdsteps.data.images import ImageBatch, ImageSplit, Order
 from kdsteps.data.views import Views
@@ -22,6 +22,8 @@ from kdsteps.data.views import Views
 
 class StreamedSplit(ImageSplit):
     """One split of a data set on the disk; its batches are those of `ImageSplit`."""
+
+    on_device = False
 
     def __init__(
         self,
@@ -60,8 +62,8 @@ class StreamedSplit(ImageSplit):
     def image_shape(self) -> tuple[int, int, int]:
         return self.store.shape[1], *self.size
 
-    def _batches(
-        self, orders: list[Order], views: Views, augmentation: Augmentation
+    def batches(
+        self, orders: list[Order], views: Views, augmentation: Augmentation = NO_AUGMENTATION
     ) -> Iterator[ImageBatch]:
         loader = DataLoader(
             _Batches(self, orders, views, augmentation),
@@ -73,9 +75,14 @@ class StreamedSplit(ImageSplit):
         for order, (shown, damaged) in zip(orders, loader, strict=True):
             yield self._placed(order, shown, damaged, augmentation)
 
-    def _made(self, order: Order, views: Views, augmentation: Augmentation) -> ImageBatch:
+    def made(
+        self, order: Order, views: Views, augmentation: Augmentation = NO_AUGMENTATION
+    ) -> ImageBatch:
         shown, damaged = _Batches(self, [order], views, augmentation)[0]
         return self._placed(order, shown, damaged, augmentation)
+
+    def _moved(self, orders: list[Order]) -> list[Order]:
+        return orders  # the workers read them
 
     def _placed(
         self, order: Order, shown: Tensor, damaged: int, augmentation: Augmentation

@@ -224,9 +224,12 @@ class _Graph:
         study, names = self.study, {"dataset": dataset, "teacher": teacher}
         training, evaluate = study.trainings[teacher], _evaluate(study)
         model = study.models[teacher]
-        if not training.epochs:
+        needed = [name for name, entry in study.methods.items() if entry.needs_classifier]
+        if not training.epochs and needed:
             summary = outputs("prepare", {"dataset": dataset})["summary"]
-            check_classifier(model, study.datasets[dataset], summary, f"models: {teacher}")
+            check_classifier(
+                model, study.datasets[dataset], summary, f"models: {teacher}", needed[0]
+            )
         weights = weights_digest(self._checkpoints[teacher], outputs("train", names))
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))
@@ -234,6 +237,7 @@ class _Graph:
             on_failure=training.teacher_check,
             expected_accuracy=study.params.models[teacher].expected_accuracy,
             batch_size=study.params.evaluate.batch_size,
+            features_only=not training.epochs and not needed,
         )
         self._add("train_check", names, _data(dataset) | _teacher(names), check)
         self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)

@@ -38,6 +38,7 @@ class Job(Generic[S]):
         lists: Lists of files to read, by name; only the report has them.
         threads: Cores it may use.
         gpus: GPUs it may use.
+        jobs_per_gpu: Jobs that may share each of its GPUs, this one included.
         checkpoint_seconds: Time between two saves of a training run.
         keep: Whether a teacher's logits are cached for training: "auto", "always" or "never".
         passes: Passes over the training images, in all runs of the study, that would use them.
@@ -51,6 +52,7 @@ class Job(Generic[S]):
     lists: Mapping[str, list[Path]] = field(default_factory=dict)
     threads: int = 1
     gpus: int = 0
+    jobs_per_gpu: int = 1
     checkpoint_seconds: int = 600
     keep: str = "auto"
     passes: int = 0

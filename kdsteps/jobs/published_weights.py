@@ -14,15 +14,16 @@ _FEWEST = 384  # outputs of any classifier that timm 1.0 or torchvision 0.28 pub
 _NUM_DIGITS = 10
 
 
-def check_classifier(model: Model, dataset: Dataset, summary: str, where: str) -> None:
+def check_classifier(model: Model, dataset: Dataset, summary: str, where: str, method: str) -> None:
     """Refuse published weights for other classes, for a teacher that is used as it is.
 
     Its classifier would have random weights. Where the number of classes is not known yet, or the
-    weights are not timm's or torchvision's, the stage `train` refuses instead.
+    weights are not timm's or torchvision's, the check of the teacher refuses instead.
 
     Args:
         summary: What the stage `prepare` writes for the data set.
         where: The beginning of an error's sentence.
+        method: One that needs the classifier.
 
     Raises:
         KdstepsError: The weights are published with another number of classes.
@@ -35,8 +36,8 @@ def check_classifier(model: Model, dataset: Dataset, summary: str, where: str) -
     if num_classes is not None and num_classes < _FEWEST:
         raise KdstepsError(
             f"{where} has 0 epochs of training, and {name} is not published with a classifier for "
-            f"{num_classes} classes; train it for one epoch or more, set a checkpoint, or name the "
-            "outputs of the published classifier in `classes`"
+            f"{num_classes} classes, which {method} needs; train it for one epoch or more, set a "
+            "checkpoint, or name the outputs of the published classifier in `classes`"
         )
 
 

@@ -1,9 +1,12 @@
-"""The cores that this process may use, and the GPUs of this machine, found without torch."""
+"""The cores that this process may use, and how jobs share them and the GPUs of this machine."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import dataclass
+
+from kdsteps.errors import KdstepsError
+from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU
 
 
 def cores_there() -> int:
@@ -11,15 +14,6 @@ def cores_there() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def gpus_there() -> int:
-    """GPUs that a job could see, by their device files; CUDA_VISIBLE_DEVICES may hide them."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return 0
-    cards = list(Path("/dev").glob("nvidia[0-9]*")) + list(Path("/dev/dri").glob("renderD*"))
-    nvidia = [card for card in cards if card.name.startswith("nvidia")]
-    return len(nvidia) or (len(cards) if Path("/dev/kfd").exists() else 0)
 
 
 def real_cores(claimed: int, given: int) -> int:
@@ -33,3 +27,44 @@ def real_cores(claimed: int, given: int) -> int:
         given: Cores that were given to the whole run.
     """
     return max(1, claimed * min(given, cores_there()) // max(1, given))
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the jobs of a run share the cores that it may use and the GPUs of this machine.
+
+    Attributes:
+        cores: Cores of all jobs together.
+        gpus: GPUs of all jobs together; 0: they run on the CPU.
+        jobs_per_gpu: Jobs on students, and other small ones, that share a GPU.
+    """
+
+    cores: int
+    gpus: int
+    jobs_per_gpu: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.jobs_per_gpu <= MAX_JOBS_PER_GPU:
+            raise KdstepsError(
+                f"--resources: jobs_per_gpu is {self.jobs_per_gpu}; it should be from 1 to "
+                f"{MAX_JOBS_PER_GPU}"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Jobs that can use a GPU at the same time if all of them share."""
+        return self.gpus * self.jobs_per_gpu
+
+    @property
+    def cores_per_gpu(self) -> int:
+        """Cores of a job that has a GPU for itself; all of them without GPUs."""
+        return max(1, self.cores // max(1, self.gpus))
+
+    @property
+    def cores_of_one_of_many(self) -> int:
+        """Cores of a job that is one of many: of its fraction of a GPU, or worth one real core.
+
+        On a machine without a GPU, students are trained in parallel, one per core, so that no
+        threads wait for each other.
+        """
+        return max(1, self.cores // (self.slots or cores_there()))

@@ -7,6 +7,7 @@ value that is not in them cannot cause a job to be rerun.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
@@ -31,8 +32,8 @@ from kdsteps.study.settings import (
 INPUTS = ("source", "weights")
 """Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
-_OFF = {"clip_grad_norm": None, "head_learning_rate_factor": 1.0}
-"""Options that came later and are left out at this value, where they have no effect."""
+_OFF = {"clip_grad_norm": None, "head_learning_rate_factor": 1.0, "features_only": False}
+"""Settings that came later and are left out at this value, where they have no effect."""
 
 
 class JobSettings(Section):
@@ -44,14 +45,22 @@ class JobSettings(Section):
         for name in content.keys() & {"train", "distil"}:
             content[name] = {
                 key: value
-                for key, value in content[name].items()
-                if key not in _WITHOUT_EFFECT and not (key in _OFF and value == _OFF[key])
+                for key, value in _without_off(content[name]).items()
+                if key not in _WITHOUT_EFFECT
             }
-        return {name: value for name, value in content.items() if value != "" or name not in INPUTS}
+        return {
+            name: value
+            for name, value in _without_off(content).items()
+            if value != "" or name not in INPUTS
+        }
 
     def as_text(self) -> str:
         """The JSON text that decides whether a job is rerun."""
         return json.dumps(self.as_json(), sort_keys=True)
+
+
+def _without_off(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in content.items() if not (key in _OFF and v == _OFF[key])}
 
 
 class PrepareSettings(JobSettings, Dataset):
@@ -70,11 +79,15 @@ class TrainSettings(JobSettings):
 
 
 class CheckSettings(JobSettings):
-    """What a teacher has to pass before students learn from it."""
+    """What a teacher has to pass before students learn from it.
+
+    `features_only`: it is used as it is, and no method needs its classifier.
+    """
 
     on_failure: Literal["stop", "warn"]
     expected_accuracy: float | None
     batch_size: PositiveInt
+    features_only: bool = False
 
 
 class FeatureSettings(JobSettings):

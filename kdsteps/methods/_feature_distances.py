@@ -8,24 +8,30 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdsteps.methods._tensors import full_precision
+
 FeatureDistance = Literal["mse", "cosine", "huber", "distribution"]
 
 
+@full_precision
 def squared_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean squared difference of each image's features, (N,)."""
     return (ours - theirs).square().flatten(1).mean(dim=1)
 
 
+@full_precision
 def cosine_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
     """One minus the cosine of each image's two flattened features, (N,): 0 to 2."""
     return 1 - F.cosine_similarity(ours.flatten(1), theirs.flatten(1))
 
 
+@full_precision
 def huber_by_image(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean Huber loss of each image's features, (N,); quadratic below a difference of 1."""
     return F.huber_loss(ours, theirs, reduction="none").flatten(1).mean(dim=1)
 
 
+@full_precision
 def distribution_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     """Mean squared errors of the features, the batch's geometry, channel means and channel spreads.
 

@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from kdsteps.methods._checks import layer_of, layer_pairs, same_classes
+from kdsteps.methods._tensors import full_precision
 from kdsteps.methods._weights import Weighted
 from kdsteps.methods.base import Batch
 from kdsteps.methods.kd import kd_loss
@@ -69,7 +70,7 @@ class FeatureMethod(Weighted):
         )
         loss = self.loss(ours, theirs, batch)
         return self.logit_terms(batch, ours[HEAD], theirs[HEAD]) | {
-            self.term: self.weight_at(batch.epoch) * loss
+            self.term: self.weight_at(batch) * loss
         }
 
     def logit_terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
@@ -150,6 +151,7 @@ def as_map(chain: Chain, layer: str, output: Tensor) -> Tensor:
     return to_map(output, chain.layout(layer), chain.token_grid(layer))
 
 
+@full_precision
 def features(chain: Chain, layer: str, output: Tensor) -> Tensor:
     """The output of a layer as (N, D), averaged over its positions."""
     return pooled(output, chain.layout(layer))

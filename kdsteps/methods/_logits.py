@@ -40,5 +40,5 @@ class LogitMethod(Weighted):
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
         return {
             "labels": self.labels_term(batch, student),
-            self.name: self.weight_at(batch.epoch) * self.loss(student, teacher, batch),
+            self.name: self.weight_at(batch) * self.loss(student, teacher, batch),
         }

@@ -51,6 +51,15 @@ def double_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     return widened
 
 
+@full_precision
+def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits (N, K) with class numbers (N,) or fractions (N, K), in nats.
+
+    Under autocast on a GPU, PyTorch's takes the logarithm of the softmax in 16 bits.
+    """
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
 def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher | student) in nats from float64 logits (N, K), averaged over the N images.
 
@@ -134,7 +143,12 @@ def to_size(maps: Tensor, height: int, width: int) -> Tensor:
     """Maps averaged down to (N, C, height, width); unchanged if they have that size."""
     if maps.shape[2:] == (height, width):
         return maps
-    return F.adaptive_avg_pool2d(maps, (height, width))
+    return _averaged(maps, (height, width))
+
+
+@full_precision
+def _averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.adaptive_avg_pool2d(maps, size)
 
 
 def _double(value: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 
@@ -31,13 +31,13 @@ class Weighted(Method):
         super().__init__(teacher, student, task)
         self.weight, self.labels_weight = weight, labels_weight
 
-    def weight_at(self, epoch: int) -> float:
-        """The weight of the method's loss in an epoch, counted from 0."""
+    def weight_at(self, batch: Batch) -> float:
+        """The weight of the method's loss for a batch, which may depend on its epoch."""
         return self.weight
 
     def labels_term(self, batch: Batch, logits: Tensor) -> Tensor:
         """Weighted cross-entropy of the student's logits (N, K)."""
-        return self.labels_weight * F.cross_entropy(logits, batch.targets)
+        return self.labels_weight * cross_entropy(logits, batch.targets)
 
 
 class WarmUp(Weighted):
@@ -55,8 +55,8 @@ class WarmUp(Weighted):
         super().__init__(*given, **options)
         self.warmup_epochs = self.epochs_of("warmup", warmup)
 
-    def weight_at(self, epoch: int) -> float:
-        return super().weight_at(epoch) * warm_up(epoch, self.warmup_epochs)
+    def weight_at(self, batch: Batch) -> float:
+        return super().weight_at(batch) * warm_up(batch.epoch, self.warmup_epochs)
 
 
 def warm_up(epoch: int, epochs: float) -> float:

@@ -47,6 +47,7 @@ class AT(LayerPairs):
     Source: Zagoruyko and Komodakis 2017, arXiv:1612.03928; weight of the CIFAR-100 benchmark.
     """
 
+    capturable = True
     term = "attention"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 1000.0, **options: Any) -> None:

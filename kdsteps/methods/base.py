@@ -32,6 +32,7 @@ class Batch:
         teacher_logits: (N, K) of these views if they were cached, else None.
         fractions: (N, K), the fraction of each class in each image if images were mixed, else None.
         teacher_features: The teacher's outputs for these views by layer, if they were cached.
+        drawn: What `Method.draw` returned for the images; None: the method draws during the step.
     """
 
     images: Tensor
@@ -42,6 +43,7 @@ class Batch:
     teacher_logits: Tensor | None = None
     fractions: Tensor | None = None
     teacher_features: Mapping[str, Tensor] | None = None
+    drawn: Mapping[str, Tensor] | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -82,6 +84,10 @@ class Method(nn.Module, ABC):
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
             CutMix are refused; {option: value} if that is so for one value of an option.
+        capturable: Whether a CUDA graph of one step can be replayed for the others of an epoch:
+            `terms` runs the same operations on the device, waits for nothing, and draws nothing on
+            the CPU except by `draw`. Where it does not read the batch's epoch, the graph is
+            replayed in all epochs. Not inherited: a subclass sets it itself.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -89,8 +95,13 @@ class Method(nn.Module, ABC):
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     one_class: ClassVar[bool | Mapping[str, Any]] = False
+    capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.capturable = vars(cls).get("capturable", False)
 
     def __init__(self, teacher: Chain | None, student: Chain, task: Task) -> None:
         super().__init__()
@@ -129,6 +140,20 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Named losses of one batch, weighted, each a finite scalar; the loop adds them up."""
+
+    def draw(self, index: Tensor) -> dict[str, Tensor]:
+        """What a step draws at random; each call continues the sequence of draws.
+
+        The loop calls it before each step and passes the result as `Batch.drawn`. Dropout is part
+        of the networks and not drawn here.
+
+        Args:
+            index: (N,) numbers of the images of the step.
+
+        Returns:
+            Tensors of fixed shapes by name, on the device of `index`.
+        """
+        return {}
 
     def deployed(self) -> Chain:
         """The network to evaluate, save and deploy: the student, unless a method adds to it.

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._checks import same_classes, single_labels
 from kdsteps.methods._distances import logit_distance
+from kdsteps.methods._tensors import cross_entropy, full_precision
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.plans.stones import Stones
@@ -54,6 +54,7 @@ class BlockKD(Method):
 
     wants = "blocks"
     plan = "stones"
+    capturable = True
     one_class: ClassVar[Mapping[str, str]] = {"distance": "dkd"}
 
     def __init__(
@@ -102,6 +103,8 @@ class BlockKD(Method):
         self.cross_student = cross_student
         count = len(self.weights)
         self.per_step = count if stones_per_step == "all" else min(stones_per_step, count)
+        if self.per_step < count:
+            self.capturable = False  # the stones of a step are drawn on the CPU
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:
@@ -115,12 +118,12 @@ class BlockKD(Method):
         weights = [scale * self.weights[number] for number in drawn]
         student, teacher = traced[HEAD], self.teacher_logits(batch)
         labels = batch.labels if self.any_images else single_labels(batch, "block_kd.distance")
-        ensemble = torch.stack(stones).mean(dim=0)
+        ensemble = _mean(*stones)
         if self.detach_ensemble:
             ensemble = ensemble.detach()
 
         def task(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, batch.targets)
+            return cross_entropy(logits, batch.targets)
 
         def distil(logits: Tensor) -> Tensor:
             return self.distance(logits, teacher, labels)
@@ -146,6 +149,11 @@ class BlockKD(Method):
         if self.per_step == count:
             return list(range(count))
         return sorted(torch.randperm(count)[: self.per_step].tolist())
+
+
+@full_precision
+def _mean(*logits: Tensor) -> Tensor:
+    return torch.stack(logits).mean(dim=0)
 
 
 def _sum(losses: Iterable[Tensor], weights: Iterable[float]) -> Tensor:

@@ -119,6 +119,7 @@ class CRD(OneLayer):
     Source: Tian et al. 2020, arXiv:1910.10699; defaults of its CIFAR-100 code.
     """
 
+    capturable = True
     one_class = True  # a mixed image is neither the one in the memories nor of one class
     term = "contrast"
     default_layer = staticmethod(pooled_layer)
@@ -155,11 +156,15 @@ class CRD(OneLayer):
         )
         self.sampler = Sampler(self.task.labels, self.task.num_classes)
 
+    def draw(self, index: Tensor) -> dict[str, Tensor]:
+        rows = self.sampler(index, self.negatives, relax=self.mode == "relax")
+        return {"rows": rows}  # (N, 1 + negatives)
+
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
         student = features(self.student, self.student_layer, ours[self.student_layer])
         teacher = features(self.teacher, self.teacher_layer, theirs[self.teacher_layer])
         single_labels(batch, self.name)
-        rows = self.sampler(batch.index, self.negatives, relax=self.mode == "relax")
+        rows = (batch.drawn or self.draw(batch.index))["rows"]
         student, teacher = self.student_projector(student), self.teacher_projector(teacher)
         loss: Tensor = self.contrast(student, teacher, batch.index, rows)
         return loss

@@ -55,6 +55,8 @@ class DIST(LogitMethod):
     Source: Huang et al. 2022, arXiv:2205.10536; defaults of its CIFAR-100 configuration.
     """
 
+    capturable = True
+
     def __init__(
         self,
         *given: Any,

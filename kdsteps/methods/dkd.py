@@ -66,6 +66,7 @@ class DKD(WarmUp, LogitMethod):
     depending on the pair.
     """
 
+    capturable = True
     one_class = True
 
     def __init__(

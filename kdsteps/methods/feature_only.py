@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods._feature_distances import BY_IMAGE, feature_distance
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.methods.semckd import Attention, semckd_loss
 from kdsteps.models.adapters import adapter
@@ -37,6 +37,7 @@ class FeatureOnly(Method):
 
     wants = "layers"
     plan = "pairs"
+    capturable = True
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class FeatureOnly(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.student_layers, detach_after=self.detach)
-        labels = {"labels": F.cross_entropy(traced[HEAD], batch.targets)}
+        labels = {"labels": cross_entropy(traced[HEAD], batch.targets)}
         if self.classifier_after and batch.epoch >= self.classifier_after:
             return labels
         targets = self.teacher_features(batch)

@@ -44,6 +44,7 @@ class FitNet(OneLayer):
     labels together, with weight 100.
     """
 
+    capturable = True
     term = "hint"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 100.0, **options: Any) -> None:

@@ -43,6 +43,8 @@ class KD(LogitMethod):
     Source: Hinton et al. 2015; temperature and weights of the CIFAR-100 benchmark.
     """
 
+    capturable = True
+
     def __init__(
         self,
         *given: Any,

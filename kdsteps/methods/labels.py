@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from kdsteps.methods._tensors import cross_entropy
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import Chain
 
@@ -19,6 +19,7 @@ class Labels(Method):
     """
 
     wants = "nothing"
+    capturable = True
 
     def __init__(
         self,
@@ -36,5 +37,5 @@ class Labels(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.student_logits(batch)
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"labels": loss}

@@ -73,6 +73,7 @@ class LoCa(KD):
     temperature and weights, which were not recovered, as in `kd`.
     """
 
+    capturable = True
     one_class = True
 
     def __init__(

@@ -58,6 +58,8 @@ class LSKD(KD):
     Source: Sun et al. 2024, arXiv:2403.01427; temperature and weights of its CIFAR-100 code.
     """
 
+    capturable = True
+
     def __init__(
         self,
         *given: Any,

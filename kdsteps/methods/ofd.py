@@ -59,6 +59,7 @@ class OFD(LayerPairs):
     Source: Heo et al. 2019, arXiv:1904.01866, and its official code.
     """
 
+    capturable = True
     term = "responses"
     student_before_activation = teacher_before_activation = True
 

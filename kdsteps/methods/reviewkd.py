@@ -59,6 +59,7 @@ class ReviewKD(WarmUp, LayerPairs):
     training mode; here it is in eval mode, as in the benchmark.
     """
 
+    capturable = True
     term = "review"
     teacher_before_activation = True
 

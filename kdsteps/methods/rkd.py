@@ -61,6 +61,7 @@ class RKD(OneLayer):
     1 and 2 for metric learning).
     """
 
+    capturable = True
     term = "relations"
     default_layer = staticmethod(pooled_layer)
 
@@ -111,7 +112,11 @@ def _angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     total = student.new_zeros(())
     for start in range(0, count, size):
         stop = min(start + size, count)
-        total = total + checkpoint(_corner_loss, student, teacher, start, stop, use_reentrant=False)
+        total = total + checkpoint(
+            *(_corner_loss, student, teacher, start, stop),
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is drawn; a CUDA graph forbids reading the state
+        )
     return total / count**3
 
 

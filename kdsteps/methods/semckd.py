@@ -67,6 +67,7 @@ class SemCKD(FeatureMethod):
     arXiv:2203.14001, sizes of queries and keys from that of arXiv:2511.14981.
     """
 
+    capturable = True
     term = "layers"
 
     def __init__(
@@ -111,7 +112,7 @@ class SemCKD(FeatureMethod):
         loss = semckd_loss(attention, self._distances(sources, targets))
         return loss + ((self.weight - 1) * loss).detach()  # the weighted value, for the log
 
-    def weight_at(self, epoch: int) -> float:
+    def weight_at(self, batch: Batch) -> float:
         return 1.0  # `loss` has weighted the student's gradients already
 
     def _distances(self, sources: list[Tensor], targets: list[Tensor]) -> Tensor:
@@ -141,7 +142,7 @@ class Attention(nn.Module):
         """(N, student layers, teacher layers), summing to 1 over the teacher's."""
         queries = self._embedded(self.queries, sources)  # (N, student layers, D)
         keys = self._embedded(self.keys, targets)  # (N, teacher layers, D)
-        return (queries @ keys.transpose(1, 2)).softmax(dim=2)
+        return _weights(queries, keys)
 
     def _embedded(self, embeddings: nn.ModuleList, outputs: list[Tensor]) -> Tensor:
         vectors = [
@@ -149,6 +150,12 @@ class Attention(nn.Module):
             for embedding, output in zip(embeddings, outputs, strict=True)
         ]
         return unit(torch.stack(vectors, dim=1), dim=2)
+
+
+@full_precision
+def _weights(queries: Tensor, keys: Tensor) -> Tensor:
+    """The softmax over the keys (N, T, D) of their inner products with the queries (N, S, D)."""
+    return (queries @ keys.transpose(1, 2)).softmax(dim=2)
 
 
 @full_precision

@@ -31,6 +31,7 @@ class SimKD(OneLayer):
     neither labels nor logits.
     """
 
+    capturable = True
     term = "map"
     tail: nn.Module
 

@@ -39,6 +39,7 @@ class SP(OneLayer):
     Source: Tung and Mori 2019, arXiv:1907.09682; weight of the CIFAR-100 benchmark.
     """
 
+    capturable = True
     term = "similarity"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 3000.0, **options: Any) -> None:

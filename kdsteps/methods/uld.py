@@ -49,6 +49,7 @@ class ULD(LogitMethod):
     Source: Boizard et al. 2024, arXiv:2402.12030; weights and temperature of its configurations.
     """
 
+    capturable = True
     any_classes = True
 
     def __init__(

@@ -49,6 +49,7 @@ class PairView:
         quality: Metrics of predictions that some network of the pair has.
         costs: Metrics of the deployed networks that some network of the pair has.
         networks: One row per deployed network: the teacher, then the students, the best first.
+        resizing: Which networks resize their images, as text; empty where none does.
         timing: How the networks were timed, as text; empty where they were not.
         weakest: (name, [(class, accuracy)]) of the classes with the lowest accuracy.
     """
@@ -59,6 +60,7 @@ class PairView:
     quality: list[Metric]
     costs: list[Metric]
     networks: list[CostRow]
+    resizing: str
     timing: str
     weakest: list[tuple[str, list[tuple[str, float]]]]
     strip: Markup
@@ -136,6 +138,7 @@ def _view(results: Results, table: PairTable, study: Study) -> PairView:
         quality=_there(results.metrics, table, ("predictions", "teacher")),
         costs=(costs := _there(results.metrics, table, ("network", "speed"))),
         networks=_networks(table, costs),
+        resizing=_resizing(table, study, results.data[table.dataset]),
         timing=_timing(results.speeds.get(table.pair, {})),
         weakest=_weakest(results, table),
         strip=figures.strip(table) if table.rows else Markup(),
@@ -197,6 +200,21 @@ def _costs(row: MethodRow, metrics: Sequence[Metric]) -> tuple[float | None, ...
     """Means over seeds, rounded so that equal networks have equal numbers."""
     samples = (row.metrics.get(metric.name) for metric in metrics)
     return tuple(float(f"{sample.mean:.9g}") if sample else None for sample in samples)
+
+
+def _resizing(table: PairTable, study: Study, summary: Mapping[str, Any]) -> str:
+    """Which networks of a pair are built for another size than that of the images."""
+    images = tuple(summary["image_shape"][1:])
+    names = [] if table.teacher is None else [table.teacher_name]
+    sizes = {name: study.models[name].image_size for name in (*names, table.student_name)}
+    resized = [
+        f"to {formats.shape(size)} for {name}"
+        for name, size in sizes.items()
+        if size is not None and size != images
+    ]
+    if not resized:
+        return ""
+    return f"Images of {formats.shape(images)} pixels are resized {formats.listed(resized)}."
 
 
 def _timing(speed: Mapping[str, Any]) -> str:

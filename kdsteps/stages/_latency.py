@@ -31,7 +31,7 @@ def time_networks(job: Job[LatencySettings]) -> None:
     """Time the teacher and one student of each method; equal architectures are timed once."""
     section = job.settings.evaluate
     started = time.monotonic()
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu)
     metrics = all_metrics(section.metrics)
     paths = dict(zip(job.settings.methods, job.lists["students"], strict=True))
     if "teacher" in job.inputs:

@@ -47,8 +47,10 @@ def prepared(job: Job[Any], device: torch.device) -> Prepared:
     return load_prepared(images, index, summary, device)
 
 
-def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
+def fresh_model(entry: Model, data: Prepared) -> Chain:
     """The network of a model's settings, made for the images and classes of a data set.
+
+    Where its weights are for other classes, its classifier has new ones (`chain.new_weights`).
 
     Raises:
         KdstepsError: It cannot be built, or its classes or normalization do not fit the data set.
@@ -61,7 +63,7 @@ def fresh_model(entry: Model, data: Prepared, *, will_train: bool) -> Chain:
         num_classes=len(outputs),
         in_channels=channels,
         image_size=entry.image_size or size,
-        will_train=will_train,
+        will_train=True,
         **options,
     )
     for note in chain.notes:
@@ -220,7 +222,7 @@ def trained_model(path: Path, data: Prepared, *, even_diverged: bool = False) ->
         )
     entry = model_in(header)
     plain = entry.model_copy(update={"options": architecture(entry.options)})
-    chain = fresh_model(plain, data, will_train=False)
+    chain = fresh_model(plain, data)
     load_weights(chain.plain(), weights, where=str(path), finite=not diverged)
     return chain.requires_grad_(False).eval()
 
@@ -249,10 +251,12 @@ def save_model(
     data: Prepared,
     settings: JobSettings,
     diverged: Divergence | None = None,
+    untrained: Sequence[str] = (),
 ) -> None:
     """Write the deployed weights with everything needed to build the network again.
 
     Args:
+        untrained: Names of weights that are random.
         diverged: Where the training diverged, if it did; the weights may be NaN then.
     """
     header: dict[str, Any] = {
@@ -266,6 +270,8 @@ def save_model(
     }
     if diverged is not None:
         header["diverged"] = asdict(diverged)
+    if untrained:
+        header["untrained"] = list(untrained)
     write_checkpoint(path, network.state_dict(), header)
 
 

@@ -45,7 +45,7 @@ def run(job: Job[Any]) -> None:
 def _cache_features(job: Job[FeatureSettings]) -> None:
     """Write the features of every layer, if they fit the budget."""
     settings = job.settings.cache
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu)
     data = prepared(job, device)
     teacher = trained_model(job.inputs["model"], data).to(device)
     part = data.part("train")
@@ -67,7 +67,7 @@ def _cache_features(job: Job[FeatureSettings]) -> None:
 def _cache_logits(job: Job[LogitSettings]) -> None:
     """Cache the teacher's logits if that saves time, and identify them in the ticket."""
     views = job.settings.views
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, views.precision)
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
     part = data.part("train")

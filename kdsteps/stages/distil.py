@@ -61,11 +61,11 @@ def run(job: Job[DistilSettings]) -> None:
     A student whose training diverges is saved all the same, so that the other runs are compared.
     """
     settings, recipe = job.settings, job.settings.distil
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
     teacher = _teacher(job, data)
     torch.manual_seed(settings.seed)
-    student = fresh_model(settings.student, data, will_train=True)
+    student = fresh_model(settings.student, data)
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
     check_batch(recipe, len(split), "distil")

@@ -57,7 +57,7 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
     """Predict every test image and write what follows from it."""
     section = job.settings.evaluate
     started = time.monotonic()
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu)
     data = prepared(job, device)
     network = trained_model(job.inputs["model"], data, even_diverged=True).to(device)
     divergence = read_checkpoint_header(job.inputs["model"]).get("diverged")

@@ -12,7 +12,8 @@ reads   images, index, summary
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
                    order, calibration, problems, warnings. A teacher with a problem stops the study
-                   before any student learns from it, unless `teacher_check` is `warn`.
+                   before any student learns from it, unless `teacher_check` is `warn`. So does a
+                   classifier that was not trained, where a method needs it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
-from kdsteps.stages._headers import entry_of
+from kdsteps.stages._headers import entry_of, untrained_weights
 from kdsteps.stages._shared import (
     as_built,
     check_batch,
@@ -74,10 +76,10 @@ def _train(job: Job[TrainSettings]) -> None:
         KdstepsError: The training diverged: no student can learn from this teacher.
     """
     entry, recipe = job.settings.model, job.settings.train
-    device = choose_device(job.gpus, job.threads)
+    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
     torch.manual_seed(recipe.seed)
-    network = fresh_model(entry, data, will_train=recipe.epochs > 0).to(device)
+    network = fresh_model(entry, data).to(device)
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
     split = data.part("train", stream=recipe.per_image)
@@ -99,18 +101,32 @@ def _train(job: Job[TrainSettings]) -> None:
         )
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
-    built = as_built(entry, network, data)
-    save_model(job.outputs["model"], network.plain(), built, data, job.settings)
+    save_model(
+        job.outputs["model"],
+        network.plain(),
+        as_built(entry, network, data),
+        data,
+        job.settings,
+        untrained=() if recipe.epochs else network.new_weights,
+    )
     write_history(job.outputs["history"], fit, job.settings, device)
     fit.forget()
 
 
 def _check(job: Job[CheckSettings]) -> None:
-    """Judge a teacher by its predictions for the validation images."""
+    """Judge a teacher by its predictions for the validation images.
+
+    Raises:
+        KdstepsError: It has a problem and `teacher_check` is not `warn`, or methods need its
+            classifier, which was never trained.
+    """
     path = job.inputs["model"]
-    data = prepared(job, choose_device(job.gpus, job.threads))
+    data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
-    found, calibration = _judged(network, entry, data, job.settings)
+    if untrained_weights(path):
+        found, calibration = _for_features(path, data.num_classes, job.settings), None
+    else:
+        found, calibration = _judged(network, entry, data, job.settings)
     warnings, notes = list(found.warnings), []
     if _is_from_elsewhere(entry):
         warnings += _seen_before(read_json(job.inputs["summary"]).get("drawn", ()))
@@ -130,6 +146,20 @@ def _check(job: Job[CheckSettings]) -> None:
     content = asdict(found) | {"warnings": warnings, "notes": notes, "ece": calibration}
     expected = {"expected_accuracy": job.settings.expected_accuracy}
     write_json(job.outputs["check"], content | expected | {"settings": job.settings.as_json()})
+
+
+def _for_features(path: Path, num_classes: int, settings: CheckSettings) -> TeacherCheck:
+    """The check of a network whose classifier was never trained: its features may still be good."""
+    options, random = entry_of(path)["options"], ", ".join(untrained_weights(path))
+    weights = options.get("checkpoint") or options.get("name")
+    new = f"{weights} has no classifier for {num_classes} classes, so {random} are random"
+    if not settings.features_only:
+        raise KdstepsError(
+            f"{path}: {new}; set epochs above 0, use weights for {num_classes} classes, name all "
+            "classes of these weights in `classes`, or use only methods that do not need the "
+            "teacher's logits"
+        )
+    return TeacherCheck(warnings=(f"{new}; its accuracy means nothing and was not checked",))
 
 
 def _judged(

@@ -73,6 +73,13 @@ class Part:
             return found
         return any(options.get(name) == value for name, value in found.items())
 
+    def needs_classifier(self, options: Mapping[str, Any]) -> bool:
+        """Whether a method with these options needs the teacher's classifier, as for its logits."""
+        weight = options.get("kd_weight")  # of a loss on logits in addition to one on features
+        adds_logits = isinstance(weight, int | float) and weight > 0
+        deploys_teacher = self.reference in names("models")
+        return self.wants in ("logits", "blocks") or adds_logits or deploys_teacher
+
     @property
     def json_schema(self) -> dict[str, Any]:
         """The options as a JSON schema of type object."""

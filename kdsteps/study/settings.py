@@ -75,8 +75,10 @@ class ViewSettings(Section):
     """Pixels by which a random crop moves at most, in each direction; 0: no random crop."""
     flip: bool = False
     """Whether images are mirrored at random, left to right."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the forward and backward pass."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """Number format of the forward and backward pass; weights and losses are float32 in all. `tf32`
+    rounds the factors of products to 11 bits on a GPU from compute capability 8.0 and is float32
+    elsewhere; `bfloat16` and `float16` are autocast, the latter with gradient scaling."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
     """Images of one training step."""
 

@@ -53,6 +53,7 @@ class Method:
         wants: "nothing", "logits", "blocks" or "layers".
         plan: "stones", "pairs" or None.
         one_class: Whether it is defined only for images of one class.
+        needs_classifier: Whether it needs the teacher's classifier, as for its logits.
         distil, build: The values that differ for this method.
     """
 
@@ -61,6 +62,7 @@ class Method:
     wants: str
     plan: str | None
     one_class: bool
+    needs_classifier: bool
     distil: Distil | None
     build: Build | None
 
@@ -224,7 +226,8 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     part, options = _part("methods", method, entry, where, key)
     assert part.wants is not None, "every method declares what it wants"
     return Method(
-        *(method, options, part.wants, part.plan, part.needs_one_class(options)),
+        *(method, options, part.wants, part.plan),
+        *(part.needs_one_class(options), part.needs_classifier(options)),
         *(entry.distil, entry.build),
     )
 

@@ -21,15 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdsteps.data.device_memory import free_bytes
 from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.memory_format import batch_format
+from kdsteps.models.precision import autocast
 
 log = logging.getLogger("kdsteps")
 
 AUDITED = 64  # pairs of image and view that are compared with the teacher at each use
-TOLERANCE = {"float32": 2.0**-9, "bfloat16": 2.0**-5}  # of the largest number of an output
+TOLERANCE = {"float32": 2.0**-9, "tf32": 2.0**-7, "float16": 2.0**-7, "bfloat16": 2.0**-5}
+"""Allowed difference from a cached output, as a fraction of its largest number, by precision."""
 
 
 class TeacherOutputs(Protocol):
@@ -53,7 +56,7 @@ class LiveTeacher:
         teacher: Frozen, in eval mode.
         batch_size: Images per forward pass on a CPU.
         layers: The layers to read; none: the logits.
-        precision: "float32", or "bfloat16" for autocast.
+        precision: As in `models.precision.autocast`; TF32 is a matter of the process.
         """
         self.teacher, self.batch_size = teacher, batch_size
         self.layers, self.precision = tuple(layers), precision
@@ -74,8 +77,7 @@ class LiveTeacher:
 
     def _rows(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=self.format)
-        bfloat16 = self.precision == "bfloat16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(self.precision, images.device.type):
             if self.layers:
                 outputs = self.teacher.trace(images, self.layers)
             else:
@@ -143,7 +145,7 @@ class CachedOutputs:
     def _moved(self) -> Tensor | None:
         """Move all rows to the GPU if they fit, so that lookups never wait for the CPU."""
         device = self.part.device
-        if device.type != "cuda" or self.rows.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        if device.type != "cuda" or self.rows.nbytes > free_bytes(device) / 2:
             return None
         return torch.from_numpy(np.ascontiguousarray(self.rows)).to(device)
 

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 
+from kdsteps.errors import KdstepsError
+from kdsteps.jobs.gpu_diagnosis import ON_CPU, why_unusable
+from kdsteps.jobs.gpus import visible_variable
 from kdsteps.jobs.resources import cores_there
+from kdsteps.training.precision import set_precision
 
 log = logging.getLogger("kdsteps")
 
 WORK_OF_A_CORE = 500_000_000  # MACs per batch that keep one more core busy
 
 
-def choose_device(gpus: int, threads: int) -> torch.device:
-    """A GPU if one was requested and is available, otherwise the CPU.
+def choose_device(
+    gpus: int, threads: int, jobs_per_gpu: int = 1, precision: str = "float32"
+) -> torch.device:
+    """The GPU that the job was given, or the CPU if it was given none.
+
+    A job that shares its GPU may use an equal fraction of the memory, so that a job that needs more
+    fails and the others do not.
 
     Args:
         gpus: Number of GPUs the job was given; 0: use the CPU.
         threads: Number of cores the job was given.
+        jobs_per_gpu: Number of jobs that may share the GPU, this one included.
+        precision: The recipe's, set for the whole process.
+
+    Raises:
+        KdstepsError: The job was given a GPU and cannot use it, or not with this precision.
     """
-    there = torch.cuda.device_count() if gpus else 0
-    if there:
-        device = torch.device("cuda")
-        torch.backends.cudnn.benchmark = True
-        fewer = f"; {gpus} GPUs requested, {there} available" if there < gpus else ""
-        log.info("on %s%s", torch.cuda.get_device_name(device), fewer)
-        return device
     cores = max(1, min(threads, cores_there()))
     torch.set_num_threads(cores)
-    wanted = f"; {gpus} GPU{'' if gpus == 1 else 's'} requested, none available" if gpus else ""
-    log.info("on the CPU, %d core%s%s", cores, "" if cores == 1 else "s", wanted)
-    return torch.device("cpu")
+    on_cores = f"{cores} core{'' if cores == 1 else 's'}"
+    if not gpus:
+        log.info("on the CPU, %s", on_cores)
+        return torch.device("cpu")
+    device = torch.device("cuda")
+    try:
+        torch.ones(1, device=device).sum().item()
+    except (AssertionError, RuntimeError) as error:  # torch has no CUDA, or CUDA does not start
+        raise KdstepsError(f"--gpus: {why_unusable(str(error), _described())}; {ON_CPU}") from error
+    torch.cuda.set_per_process_memory_fraction(1 / jobs_per_gpu, device)
+    torch.backends.cudnn.benchmark = True
+    set_precision(precision, device)
+    shared = f", shared by up to {jobs_per_gpu} jobs" if jobs_per_gpu > 1 else ""
+    log.info("on %s (%s)%s, %s", torch.cuda.get_device_name(device), _which(), shared, on_cores)
+    return device
+
+
+def _which() -> str:
+    """Which GPU the job sees: its index and UUID, or the name that selected it."""
+    entry = os.environ.get(visible_variable(), "0")
+    if not entry.isdecimal():
+        return entry
+    return f"GPU {entry}, UUID {torch.cuda.get_device_properties(0).uuid}"
+
+
+def _described() -> str:
+    """The name of the first GPU and what code it can run; "" if torch does not know it."""
+    try:
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+    except (AssertionError, RuntimeError):
+        return ""
 
 
 def keep_busy(work: int) -> None:

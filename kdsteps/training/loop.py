@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kdsteps.data.augmentation import Augmentation
-from kdsteps.data.images import ImageBatch, ImageSplit, Views
+from kdsteps.data.images import ImageBatch, ImageSplit, Order, Views
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.models.precision import autocast
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
+from kdsteps.training.precision import gradient_scaler, warn_of_overflow
+from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
 log = logging.getLogger("kdsteps")
@@ -117,6 +120,7 @@ class Fit:
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
+        self.scaler = gradient_scaler(recipe.precision, split.device)
         self.history = History()
         self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
@@ -124,6 +128,7 @@ class Fit:
         self.names: list[str] = []
         self.seconds = 0.0
         self._first_step = True
+        self.recorded = RecordedStep(self.optimizer)
         self._stop = Stop()
         self._saved_at = time.monotonic()
 
@@ -136,7 +141,7 @@ class Fit:
         Raises:
             SystemExit: SIGTERM came; the state was saved after the step that was running.
         """
-        with stop_on_sigterm() as self._stop:
+        with own_stream(self.split.device), stop_on_sigterm() as self._stop:
             return self._run()
 
     def _run(self) -> History:
@@ -169,58 +174,86 @@ class Fit:
     def _epoch(self, offset: float) -> None:
         self.method.train()
         self._epoch_rng = self.generator.get_state()
-        batches = self.split.shuffled(
-            self.recipe.batch_size,
-            self.views,
-            self.generator,
-            augmentation=self.augmentation,
-            skip=self.step,
-        )
-        for drawn in batches:
-            self._step(drawn)
+        for losses in self._steps():
+            self.schedule.step()
+            self.losses.append(losses)
+            self.step += 1
             if self.step % CHECK_EVERY == 0 and self._not_finite() is not None:
                 break
             self._save_if_due(offset)
         self.diverged = self._not_finite() or self._broken_weights()
+        warn_of_overflow(self.scaler)
         self._close_epoch()
 
-    def _step(self, drawn: ImageBatch) -> None:
-        terms = self._terms(drawn)
+    def _steps(self) -> Iterator[Tensor]:
+        """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
+        split, views = self.split, self.views
+        orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
+        if not can_record(self.method, split, self.recipe, len(orders)):
+            for drawn in split.batches(orders, views, self.augmentation):
+                yield self.take_step(drawn)
+            return
+        for order in orders:
+            draws = self.method.draw(order.index)
+            inputs = {"index": order.index, "view": order.view, **draws}
+            if self.recorded.covers(self.epoch):
+                yield self.recorded.take(inputs)
+            else:
+                yield self._taken(self._batch(split.made(order, views), draws))
+                self.recorded.record(self._watched_step, inputs, self.epoch)
+
+    def _watched_step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
+        """Take a step from inputs on the device: its losses, and whether they read the epoch."""
+        order = Order(inputs["index"], inputs["view"], seed=0)
+        draws = {name: inputs[name] for name in inputs if name not in ("index", "view")}
+        batch = WatchedBatch.of(self._batch(self.split.made(order, self.views), draws))
+        return self._taken(batch), batch.epoch_read
+
+    def take_step(self, drawn: ImageBatch) -> Tensor:
+        """Take one step on a batch of images: its losses (terms,)."""
+        return self._taken(self._batch(drawn, self.method.draw(drawn.index)))
+
+    def _taken(self, batch: Batch) -> Tensor:
+        terms = self._terms(batch)
         total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.scaler.scale(total).backward()
         if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
         if self._first_step:
             keep_to_layout(self.optimizer)
             self._first_step = False
-        self.optimizer.step()
-        self.schedule.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.names = list(terms)
-        self.losses.append(torch.stack([term.detach().float() for term in terms.values()]))
-        self.step += 1
+        return torch.stack([term.detach().float() for term in terms.values()])
 
-    def _terms(self, drawn: ImageBatch) -> dict[str, Tensor]:
-        outputs = self.teacher(drawn) if self.teacher is not None else {}
-        batch = Batch(
-            images=drawn.images,
-            labels=drawn.labels,
-            index=drawn.index,
-            view=drawn.view,
+    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor]) -> Batch:
+        """What a method sees of the images of one step, and of what it drew for them."""
+        outputs = self.teacher(images) if self.teacher is not None else {}
+        return Batch(
+            images=images.images,
+            labels=images.labels,
+            index=images.index,
+            view=images.view,
             epoch=self.epoch,
             teacher_logits=outputs.pop(HEAD, None),
             teacher_features=outputs or None,
-            fractions=drawn.targets if drawn.targets.ndim == 2 else None,
+            fractions=images.targets if images.targets.ndim == 2 else None,
+            drawn=draws,
         )
-        device = drawn.images.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        with autocast(self.recipe.precision, batch.images.device.type):
             return self.method.terms(batch)
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
         index = torch.arange(min(self.recipe.batch_size, len(self.split)))
-        drawn = self.split.take(index, self.views, torch.zeros_like(index))
-        torch.stack(list(self._terms(drawn).values())).sum().backward()
+        images = self.split.take(index, self.views, torch.zeros_like(index))
+        batch = self._batch(images, self.method.draw(images.index))
+        torch.stack(list(self._terms(batch).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
         """The first loss of this epoch that is not finite."""
@@ -274,6 +307,7 @@ class Fit:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
@@ -296,6 +330,7 @@ class Fit:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         if state["device_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["device_rng"])

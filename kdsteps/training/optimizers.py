@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import lr_scheduler
 
 from kdsteps.methods.base import Method
@@ -66,11 +67,17 @@ def keep_to_layout(optimizer: torch.optim.Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         unlike = any(
-            weight.grad is not None and weight.grad.stride() != weight.stride()
+            weight.grad is not None and _strides(weight.grad) != _strides(weight)
             for weight in group["params"]
         )
         if unlike and group["fused"]:
             group["fused"], group["foreach"] = False, True
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """The strides of the dimensions that are longer than 1: the memory layout."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return [stride for size, stride in sizes if size > 1]
 
 
 def make_schedule(

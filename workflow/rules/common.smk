@@ -5,7 +5,9 @@ import sys
 from kdsteps.jobs import code_identity, graph
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
-from kdsteps.jobs.resources import cores_there, gpus_there, real_cores
+from kdsteps.jobs.gpu_diagnosis import doubt
+from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.resources import Sharing, real_cores
 from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
@@ -32,8 +34,13 @@ def study_of(path):
             )
         return start_run(path) if workflow.is_main_process else load_study(path)
     except KdstepsError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(error)
+
+
+def refuse(error):
+    """End with a sentence for the user, before anything is run."""
+    print(error, file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def outputs_of(rule):
@@ -109,26 +116,48 @@ def category_of(path):
     return endings.get(path[path.rfind(".") :], "Numbers")
 
 
+def limit_of(name):
+    """The amount of a resource for all jobs together, from --resources or the profile; None: any."""
+    found = workflow.global_resources.get(name)
+    return None if found is None else found.value
+
+
+def sharing_of_gpus():
+    """How jobs share this machine's GPUs and cores, by the resources `gpu` and `jobs_per_gpu`.
+
+    With several jobs per GPU, Snakemake counts `gpu_slots` instead of `gpu`: a small job takes one,
+    and a job that has its GPU alone takes `jobs_per_gpu` of them. A job on a cluster has the GPU that
+    it requests alone.
+    """
+    limit, jobs_per_gpu = limit_of("gpu"), limit_of("jobs_per_gpu")
+    gpus = gpus_there() if workflow.local_exec else 0
+    gpus = gpus if limit is None else min(limit, gpus)
+    try:
+        found = Sharing(all_cores(), gpus, 1 if jobs_per_gpu is None else jobs_per_gpu)
+    except KdstepsError as error:
+        refuse(error)
+    if gpus and workflow.is_main_process and (problem := doubt()):
+        print(problem, file=sys.stderr)
+    if jobs_per_gpu is not None:
+        workflow.register_resource("jobs_per_gpu", None)  # says how to count, and is not used up
+    if found.jobs_per_gpu > 1 and gpus:
+        workflow.register_resource("gpu", None)
+        workflow.register_resource("gpu_slots", found.slots)
+    return found
+
+
 def all_cores():
     """All cores that the user allows, for jobs that run alone."""
     return workflow.cores
 
 
-def one_of_many():
-    """Cores of one job of many: all if jobs queue for a GPU, otherwise the equivalent of one real core.
-
-    On a machine without a GPU students are trained in parallel, one per core, so that no threads
-    wait for each other; with `--set-threads distil=8` each of them uses more.
-    """
-    if gpus_there():
-        return all_cores()
-    return max(1, all_cores() // cores_there())
+sharing = sharing_of_gpus()
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; 0 on a machine without one.
+    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0.
 
-    Within a job that was submitted, it is the one that the job was given.
+    Within a job that was submitted to a cluster, it is the one that the job was given.
     """
     submitted = workflow.is_main_process and not workflow.local_exec
     return 1 if submitted or gpus_there() else 0
@@ -150,13 +179,14 @@ def forecast_of(rule, name):
     """
 
     def requested(wildcards, attempt, threads):
-        limits = {key: limit.value for key, limit in workflow.global_resources.items()}
-        percent = limits.get(f"{name}_percent", 0 if workflow.local_exec else 100)
+        percent, limit = limit_of(f"{name}_percent"), limit_of(f"{name}_limit")
+        if percent is None:
+            percent = 0 if workflow.local_exec else 100
         if not workflow.is_main_process or not percent:
             return 0
         names = dict(wildcards.items())
-        found = forecast(study, rule, names, threads, gpu=limits.get("gpu") != 0)
+        found = forecast(study, rule, names, threads, gpu=limit_of("gpu") != 0)
         value = round(getattr(found, name) * percent / 100) * 2 ** (attempt - 1)
-        return min(value, limits.get(f"{name}_limit", value))
+        return value if limit is None else min(value, limit)
 
     return requested

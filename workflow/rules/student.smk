@@ -36,11 +36,13 @@ rule distil:
         **outputs_of("distil"),
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("distil", "memory"),
         runtime=forecast_of("distil", "time"),
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
         keep=hint_of("distil", "keep"),
         budget_mib=hint_of("distil", "budget_mib"),
@@ -60,7 +62,8 @@ rule distil:
             {params.files:q} \
             --keep {resources.keep} --budget-mib {resources.budget_mib} \
             --checkpoint-seconds {resources.checkpoint_seconds} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
 
 
@@ -72,11 +75,13 @@ rule evaluate:
         **outputs_of("evaluate"),
     log:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("evaluate", "memory"),
         runtime=forecast_of("evaluate", "time"),
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("evaluate"),
@@ -90,7 +95,8 @@ rule evaluate:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
 
 
@@ -107,6 +113,7 @@ rule evaluate_latency:
         mem_mb=forecast_of("evaluate_latency", "memory"),
         runtime=forecast_of("evaluate_latency", "time"),
         gpu=gpu_claim,
+        gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("evaluate_latency"),

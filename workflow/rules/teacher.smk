@@ -36,11 +36,12 @@ rule train:
         **outputs_of("train"),
     log:
         "logs/train/{dataset}/{teacher}.txt",
-    threads: all_cores()
+    threads: sharing.cores_per_gpu
     resources:
         mem_mb=forecast_of("train", "memory"),
         runtime=forecast_of("train", "time"),
         gpu=gpu_claim,
+        gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
         checkpoint_seconds=hint_of("train", "checkpoint_seconds"),
     params:
@@ -69,11 +70,13 @@ rule train_check:
         **outputs_of("train_check"),
     log:
         "logs/train/{dataset}/{teacher}/check.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("train_check", "memory"),
         runtime=forecast_of("train_check", "time"),
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("train_check"),
@@ -87,7 +90,8 @@ rule train_check:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
 
 
@@ -99,11 +103,12 @@ rule cache:
         **outputs_of("cache"),
     log:
         "logs/cache/{dataset}/{teacher}.txt",
-    threads: all_cores()
+    threads: sharing.cores_per_gpu
     resources:
         mem_mb=forecast_of("cache", "memory"),
         runtime=forecast_of("cache", "time"),
         gpu=gpu_claim,
+        gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
         budget_mib=hint_of("cache", "budget_mib"),
     params:
@@ -131,11 +136,12 @@ rule cache_outputs:
         **outputs_of("cache_outputs"),
     log:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
-    threads: all_cores()
+    threads: sharing.cores_per_gpu
     resources:
         mem_mb=forecast_of("cache_outputs", "memory"),
         runtime=forecast_of("cache_outputs", "time"),
         gpu=gpu_claim,
+        gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
         keep=hint_of("cache_outputs", "keep"),
         budget_mib=hint_of("cache_outputs", "budget_mib"),
@@ -195,11 +201,13 @@ rule evaluate_teacher:
         **outputs_of("evaluate_teacher"),
     log:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
-    threads: one_of_many()
+    threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("evaluate_teacher", "memory"),
         runtime=forecast_of("evaluate_teacher", "time"),
         gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
         cores=cores_used,
     params:
         settings=settings_of("evaluate_teacher"),
@@ -213,5 +221,6 @@ rule evaluate_teacher:
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
-            --threads {resources.cores} --gpus {resources.gpu} >{log:q} 2>&1
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
         """
