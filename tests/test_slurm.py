@@ -131,7 +131,11 @@ def test_a_canceled_job_is_noticed_within_a_minute_and_its_retry_continues(
     with (
         said.open("w") as file,
         subprocess.Popen(
-            snakemake(STUDENT), cwd=study.path, env=environment, stdout=file, stderr=file
+            snakemake(STUDENT, "--set-threads", "distil=1"),
+            cwd=study.path,
+            env=environment,
+            stdout=file,
+            stderr=file,
         ) as run,
     ):
         try:
