@@ -34,7 +34,9 @@ Logfile logs/train/digits/big.txt:
 Error in rule train:
     message: None
     jobid: 0
+    output: results/train/digits/big/teacher.safetensors
     log: logs/train/digits/big.txt (check log file(s))
+Finished jobid: 2 (Rule: other)
 ================================================================================
 """
 GROUP = """
@@ -43,11 +45,18 @@ GROUP = """
     jobs:
         rule evaluate:
             jobid: 9
+            output: results/evaluate/students/pair/kd/0/measures.json, results/other
             log: logs/evaluate/students/pair/kd/0.txt (check log file(s) for error details)
         rule distil:
             jobid: 5
+            output: results/distil/pair/kd/0/student.safetensors
             log: logs/distil/pair/kd/0.txt (check log file(s) for error details)
 """
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def said(folder: Path, log: str, **outputs: str) -> list[str]:
@@ -69,7 +78,7 @@ def test_a_job_that_slurm_ended_is_named_with_the_reason(tmp_path: Path, reason:
     assert reason in sentence
 
 
-def test_for_a_job_that_failed_by_itself_its_output_is_named(tmp_path: Path):
+def test_for_a_job_that_slurm_did_not_end_its_output_is_named(tmp_path: Path):
     (sentence,) = said(tmp_path, RULE, job4="something else")
     assert "failed" in sentence and "rule_train/digits_big/4.log" in sentence
 
@@ -85,8 +94,10 @@ def test_the_jobs_of_one_submission_are_named_together(tmp_path: Path):
 
 
 def test_a_job_whose_retry_finished_is_not_named(tmp_path: Path):
-    finished = "Finished jobid: 2 (Rule: train)\n"
-    assert said(tmp_path, RULE + finished, job4=OUTPUTS["memory"]) == []
+    file = tmp_path / "results/train/digits/big/teacher.safetensors"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert said(tmp_path, RULE, job4=OUTPUTS["memory"]) == []
 
 
 def test_of_a_run_without_slurm_nothing_is_said(tmp_path: Path):

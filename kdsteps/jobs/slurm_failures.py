@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _LOGS = re.compile(r"\s+log: (.*) \(check log file")
-_JOB = re.compile(r"\s+jobid: (\d+)$")
-_FINISHED = re.compile(r"Finished jobid: (\d+) ")
+_FILES = re.compile(r"\s+output: ([^,]+)")
 _OUTPUT = re.compile(r"/slurm_logs/.*?(\d+(?:_\d+)?)\.log$")
 _AGAIN = "run again, and training continues where it was stopped"
 _REASONS = {
@@ -40,26 +39,27 @@ def failures(logs: Iterable[str | Path]) -> list[str]:
 
 
 def _failed(lines: Iterable[str]) -> dict[str, list[str]]:
-    """The jobs whose last attempt failed: names of their logs, by the path of Slurm's output."""
-    last: dict[str, tuple[str, str]] = {}  # by Snakemake's number
-    job, output = "", ""
+    """The jobs whose last attempt failed: names of their logs, by the path of Slurm's output.
+
+    Snakemake removes the files of a job that failed; if they are there, a later attempt made them.
+    """
+    last: dict[str, tuple[str, str]] = {}  # by the job's log: its first file, and Slurm's output
+    made, output = "", ""
     for line in lines:
-        if found := _FINISHED.match(line):
-            last.pop(found[1], None)
-        elif line.lstrip().startswith("message:"):  # of another error, such as in a log shown here
+        if line.lstrip().startswith("message:"):  # of another error, such as in a log shown here
             output = ""
-        elif found := _JOB.match(line):
-            job = found[1]
+        elif found := _FILES.match(line):
+            made = found[1]
         elif found := _LOGS.match(line):
             paths = found[1].split(", ")  # a group has that of Slurm first, then those of its jobs
             output = next(filter(_OUTPUT.search, paths), output)
-            for path in paths:
-                if output and path.startswith("logs/"):
-                    name = path.removeprefix("logs/").removesuffix(".txt").replace("/", " ")
-                    last[job] = output, name
+            own = [path for path in paths if path.startswith("logs/") and output]
+            last |= dict.fromkeys(own, (made, output))
     failed: dict[str, list[str]] = {}
-    for output, name in last.values():
-        failed.setdefault(output, []).append(name)
+    for path, (file, output) in last.items():
+        if not Path(file).exists():
+            name = path.removeprefix("logs/").removesuffix(".txt").replace("/", " ")
+            failed.setdefault(output, []).append(name)
     return failed
 
 

@@ -9,9 +9,9 @@ from typing import Any
 def look_regularly() -> None:
     """Let Snakemake's plugin for Slurm look at jobs as often as its option says from the start.
 
-    By itself it waits ten seconds longer each time while no job finishes, up to three minutes, so
-    that a canceled job is noticed late. A look is one call of `squeue`, however many jobs there
-    are, every `slurm-init-seconds-before-status-checks`.
+    Without this, it waits ten seconds longer each time while no job finishes, up to three minutes,
+    and a canceled job is noticed late. The option is `slurm-init-seconds-before-status-checks`; a
+    look is one call of `squeue`, however many jobs there are.
     """
     plugin = sys.modules.get("snakemake_executor_plugin_slurm")
     executor: Any = getattr(plugin, "Executor", None)
