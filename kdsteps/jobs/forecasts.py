@@ -27,7 +27,7 @@ from kdsteps.study.settings import Distil, Training, ViewSettings
 from kdsteps.study.study import Study
 
 START_SECONDS = 600.0  # libraries from a slow shared disk, checks, compilation, writing results
-GPU_RATE, CORE_RATE = 1e12, 4e9  # multiply-adds per second
+GPU_RATE, CORE_RATE = 1e12, 8e9  # multiply-adds per second
 STEP_SECONDS = 0.02  # of a training step of the smallest network
 PIXEL_SECONDS = 2e-8  # of one core, to augment one number of an image
 DECODE_SECONDS = 0.05  # of one core, to decode an image
@@ -35,7 +35,8 @@ SAFETY = 2.0  # of all times but that of the start
 PROCESS_MB = 2500  # Snakemake, Python, torch
 CUDA_MB = 2500  # more of them in a process that uses a GPU
 ROW_BYTES = 1000  # label, hash and name of an image
-RESIDENT_MB = 8192  # a larger split is not in memory as a whole (see `data.prepared`)
+RESIDENT_MB = 8192  # images of more are not in memory as a whole (see `data.prepared`)
+WORKERS_MB = 4000  # processes that make batches, for larger images or augmentation one by one
 WITHOUT_GPU = frozenset({"prepare", "score", "build", "report"})
 EVALUATED = 256  # images of a batch where no settings say it
 MB = 1 << 20
@@ -104,8 +105,10 @@ class _Data(NamedTuple):
     @property
     def in_memory(self) -> _Need:
         """The images while a job uses them, with labels, hashes and names."""
-        megabytes = self.number * prod(self.stored) / MB
-        return _Need(megabytes=2 * min(megabytes, RESIDENT_MB) + self.number * ROW_BYTES / MB)
+        images = self.number * prod(self.stored) / MB
+        workers = WORKERS_MB if images > RESIDENT_MB / 2 else 0
+        rows = self.number * ROW_BYTES / MB
+        return _Need(megabytes=2 * min(images, RESIDENT_MB) + workers + rows)
 
 
 class _Network(NamedTuple):
@@ -136,11 +139,12 @@ class _Network(NamedTuple):
         """
         images = recipe.epochs * data.number  # validation included
         each = self.passes(images, data, recipe.batch_size)
+        numbers = 8 * self.parameters + 2 * self.activations * recipe.batch_size
         return _Need(
             multiply_adds=3 * each.multiply_adds,
             steps=each.steps,
             core_seconds=each.core_seconds * (10 if recipe.per_image else 1),
-            megabytes=4 * (8 * self.parameters + 2 * self.activations * recipe.batch_size) / MB,
+            megabytes=4 * numbers / MB + (WORKERS_MB if recipe.per_image else 0),
         )
 
 
