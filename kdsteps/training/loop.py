@@ -189,7 +189,8 @@ class Fit:
         """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
         split, views = self.split, self.views
         orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
-        if not can_record(self.method, split, self.recipe, len(orders)):
+        waits = self.teacher is not None and self.teacher.waits
+        if waits or not can_record(self.method, split, self.recipe, len(orders)):
             for drawn in split.batches(orders, views, self.augmentation):
                 yield self.take_step(drawn)
             return

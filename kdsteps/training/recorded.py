@@ -88,9 +88,14 @@ def captured(step: Step, inputs: Mapping[str, Tensor]) -> tuple[Graph, Tensor, b
     Raises:
         RuntimeError: It does something that cannot be repeated, such as waiting for the GPU.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        losses, by_epoch = step(inputs)
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[0]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            losses, by_epoch = step(inputs)
+    except RuntimeError:
+        generator.graphsafe_set_state(before)  # otherwise it stays that of a recording
+        raise
     return graph, losses, by_epoch
 
 
