@@ -42,7 +42,7 @@ def test_the_instance_view_alone_is_ckd():
     assert all(map(torch.equal, slopes, right))
 
 
-def test_each_view_is_a_term_of_its_own_whatever_others_there_are():
+def test_each_view_is_one_term_and_does_not_depend_on_the_others():
     together = terms_of(make("contrastive_logits"), batch_of())
     assert list(together) == ["labels", "instance", "class", "category"]
     for view in ("instance", "class", "category"):
@@ -78,7 +78,7 @@ def test_a_batch_without_negatives_has_no_loss_and_no_gradient(logits):
         assert not found.any()
 
 
-def test_images_are_told_apart_by_the_direction_of_their_logits_alone(logits):
+def test_images_are_compared_by_the_direction_of_their_logits_alone(logits):
     student, teacher = logits
     lengths = torch.tensor([[0.1], [2], [3], [4], [50]])
     assert ckd_loss(lengths * student, teacher, 0.5).item() == pytest.approx(
@@ -86,7 +86,7 @@ def test_images_are_told_apart_by_the_direction_of_their_logits_alone(logits):
     )
 
 
-def test_classes_are_told_apart_whatever_the_scale_and_mean_of_their_logits(logits):
+def test_scale_and_mean_of_a_class_do_not_matter_to_the_category_view(logits):
     student, teacher = logits
     scale, mean = torch.tensor([0.1, 2, 30, 4]), torch.tensor([5.0, -6, 70, 8])
     expected = category_contrast(student, teacher, 0.5).item()
@@ -104,7 +104,7 @@ def test_the_category_view_normalizes_as_batch_normalization_does(logits):
     assert category_contrast(student, teacher, 0.5).item() == pytest.approx(expected)
 
 
-def test_students_that_cannot_tell_images_or_classes_apart_pay_the_logarithm_of_their_number():
+def test_the_loss_of_a_student_with_equal_logits_is_the_logarithm_of_their_number():
     alike = torch.ones(5, 4)
     torch.manual_seed(0)
     teacher = torch.randn(5, 4)

@@ -15,7 +15,7 @@ from kdsteps.methods.sld import sld_loss, swap_logits
 
 @pytest.fixture
 def logits() -> tuple[Tensor, Tensor]:
-    """Logits (50, 7) of a network and labels, of which it predicts about one in seven."""
+    """Logits (50, 7), and labels of which they predict about one in seven."""
     torch.manual_seed(0)
     return torch.randn(50, 7, dtype=torch.float64), torch.randint(7, (50,))
 
@@ -61,12 +61,12 @@ def test_a_student_that_is_right_learns_nothing_from_itself():
     assert found.abs().max() < 1e-15
 
 
-def test_the_student_teaches_itself_with_a_true_gradient_through_both_sides():
+def test_the_gradient_of_the_students_own_loss_passes_through_both_sides():
     student = S.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda own: sld_loss(own, own, 1 - Y, [1.0, 4.0]), student)
 
 
-def test_the_student_teaches_itself_from_the_epoch_of_the_authors_on():
+def test_the_student_learns_from_itself_from_epoch_150_of_240_on_as_in_the_authors_code():
     method = make("sld")
     assert method.task.epochs == 240
     assert list(terms_of(method, batch_of(epoch=149))) == ["labels", "teacher"]
@@ -75,7 +75,7 @@ def test_the_student_teaches_itself_from_the_epoch_of_the_authors_on():
     assert list(terms_of(without, batch_of(epoch=239))) == ["labels", "teacher"]
 
 
-def test_without_a_gradient_the_students_own_target_has_the_same_value_and_teaches_otherwise():
+def test_detaching_the_students_own_target_changes_the_gradient_and_not_the_loss():
     both, one = (make("sld", self_after=0, self_detach=detach) for detach in (False, True))
     first, second = step(both, batch_of()), step(one, batch_of())
     assert first["self"].item() == second["self"].item() > 0

@@ -1,4 +1,4 @@
-"""CKD: from the teacher's logits of an image, find the student's logits of it among the batch's."""
+"""CKD: match the teacher's logits of each image with the student's, among those of the batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kdsteps.methods.base import Batch
 
 @double_precision
 def ckd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """InfoNCE between the logits of both sides: the positive of an image is the image itself.
+    """InfoNCE from the teacher's logits of each image to the student's logits of the batch.
 
-    Logits are compared by cosine similarity. The negatives are the student's logits of the other
-    images of the batch, so the loss grows with the batch: it is ln N where all logits are alike.
+    Logits are compared by cosine similarity. The positive is the student's logits of the same
+    image, the negatives are those of all others. The loss grows with the batch: it is ln N if the
+    student's logits are the same for all images.
 
     Args:
         student_logits: (N, K); with N = 1 there is no negative and the loss is 0.

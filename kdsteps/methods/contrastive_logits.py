@@ -61,7 +61,8 @@ def category_contrast(student_logits: Tensor, teacher_logits: Tensor, temperatur
         temperature: Above 0; divides the correlations.
 
     Returns:
-        Scalar in nats, averaged over the K classes; ln K where no logits vary over the batch.
+        Scalar in nats, averaged over the K classes; ln K if the student's logits are the same for
+        all images.
 
     Raises:
         ValueError: The shapes differ.
