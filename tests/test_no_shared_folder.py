@@ -78,8 +78,8 @@ def check_results(study: Study, storage: Path, options: list[str]) -> None:
 def test_all_stages_run_with_their_files_in_storage_and_the_results_count_at_home(tmp_path: Path):
     storage = tmp_path / "storage"
     study = study_with_files_in(storage, tmp_path / "study", PHOTOS)
-    kept = ("persistence", "software-deployment", "sources", "source-cache")
-    options = [*stored_in(storage), "--shared-fs-usage", *kept]
+    shared = ("persistence", "software-deployment", "sources", "source-cache")
+    options = [*stored_in(storage), "--shared-fs-usage", *shared]
     study.snakemake(*options)
     check_results(study, storage, options)
 

@@ -62,7 +62,7 @@ def inputs_of(rule):
 
     Files whose digests are in a small file next to them are `ancient`: Snakemake compares that file
     instead of reading the large ones for every job. Jobs that fetch their files from storage also
-    read what lies next to these.
+    read what is next to these.
     """
 
     def inputs(wildcards):
