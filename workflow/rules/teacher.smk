@@ -3,6 +3,8 @@
 
 rule prepare:
     """Images, labels and a fixed split of one dataset."""
+    input:
+        unpack(inputs_of("prepare")),
     output:
         **outputs_of("prepare"),
     log:
