@@ -19,6 +19,7 @@ from kdsteps.cli.verify import check_stages
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.jobs import graph
+from kdsteps.places import installed_version
 
 SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
 COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
@@ -81,6 +82,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kdsteps", description=SUMMARY)
+    parser.add_argument("--version", action="version", version=f"kdsteps {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for stage in graph.STAGES:
         add_stage(commands, stage)
