@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tarfile
 import venv
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from _study import REPOSITORY, clean_environment
@@ -45,9 +46,15 @@ def _built(kind: str, source: Path, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Installed:
-    """A virtual environment with kdsteps from its wheel, and all else from that of the tests."""
+    """A virtual environment with kdsteps from its wheel, and all else from that of the tests.
+
+    Attributes:
+        folder: Of the environment.
+        variables: Environment variables of every command.
+    """
 
     folder: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def new(cls, folder: Path) -> Installed:
@@ -80,7 +87,7 @@ class Installed:
     def environment(self) -> dict[str, str]:
         """Environment variables of a user who has activated it."""
         path = os.pathsep.join([str(self.bin), os.environ["PATH"]])
-        return clean_environment() | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        return clean_environment() | {"PATH": path, "OMP_NUM_THREADS": "1"} | self.variables
 
     def attempt(self, folder: Path, *command: str | Path) -> tuple[int, str]:
         """The exit status of a command in `folder`, and what it says."""
