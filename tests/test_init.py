@@ -226,6 +226,13 @@ def test_paths_in_the_study_are_relative_and_others_stay_absolute(here: Path, mo
     assert other.options["path"] == str(here / "elsewhere")
 
 
+def test_a_link_to_images_elsewhere_is_named_as_a_link(here: Path):
+    write_folder(here / "far/away", {"cat": 2, "dog": 2})
+    Path("pets").symlink_to("far/away")
+    assert cli.main(["init", "study", "--images", "pets"]) == 0
+    assert read_yaml(Path("study/params.yaml").read_text())["datasets"]["pets"]["path"] == "../pets"
+
+
 def test_images_next_to_the_results_are_refused(here: Path, capsys):
     write_folder(here / "pets", {"cat": 2, "dog": 2})
     assert "another folder" in refused(capsys, "init", "pets", "--images", "pets")

@@ -127,9 +127,10 @@ def _study(folder: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
 def _seen_from(folder: Path, path: Path) -> str:
     """A path for params.yaml: relative to the study, unless it is absolute and elsewhere."""
     path = path.expanduser()
-    if path.is_absolute() and not path.resolve().is_relative_to(folder.resolve()):
+    named = path.parent.resolve() / path.name  # a link to the images stays what it is
+    if path.is_absolute() and not named.is_relative_to(folder.resolve()):
         return str(path)
-    return os.path.relpath(path.resolve(), folder.resolve())
+    return os.path.relpath(named, folder.resolve())
 
 
 def _files(folder: Path, *, in_git: bool) -> dict[str, str]:

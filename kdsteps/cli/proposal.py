@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 _TEMPLATE = Path(__file__).parent / "templates" / "params.yaml"
 _TEACHER = {"family": "cifar_resnet", "depth": 14}
-# With fewer than 16 channels, oneDNN 3.12 (AVX-512) fails in the backward pass of a strided 1x1 convolution.
+# 16 channels or more: with fewer, the backward pass of a strided 1x1 convolution crashes in oneDNN
+# 3.12 (PyTorch 2.13, AVX-512, channels last).
 _STUDENT = {"family": "cifar_resnet", "depth": 8, "widths": [16, 16, 16, 32]}
 _LARGEST = 64  # pixels, for networks that are trained from scratch on a CPU
 _PUBLISHED_SIZE = 224  # pixels, for pretrained networks
@@ -112,7 +113,9 @@ def training_length(found: Overview, size: int | list[int]) -> tuple[int, int, i
     height, width = (size, size) if isinstance(size, int) else size
     least, most = _EPOCHS
     epochs = round(_BUDGET / (max(1, count) * height * width / 32**2))
-    batch = next((each for each in _BATCHES if each * _STEPS <= count), min(_SMALLEST, count))
+    batch = next(
+        (each for each in _BATCHES if each * _STEPS <= count), min(_SMALLEST, max(1, count // 2))
+    )
     return count, min(most, max(least, epochs)), batch
 
 
