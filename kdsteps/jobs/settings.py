@@ -32,7 +32,13 @@ from kdsteps.study.settings import (
 INPUTS = ("source", "weights")
 """Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
-_OFF = {"clip_grad_norm": None, "head_learning_rate_factor": 1.0, "features_only": False}
+_OFF = {
+    "clip_grad_norm": None,
+    "head_learning_rate_factor": 1.0,
+    "features_only": False,
+    "accumulate": 1,
+    "ema": None,
+}
 """Settings that came later and are left out at this value, where they have no effect."""
 
 

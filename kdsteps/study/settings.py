@@ -134,6 +134,16 @@ class Training(ViewSettings):
     clip_grad_norm: PositiveFloat | None = None
     """Largest norm of the gradient of all trained weights together, those of the student and of the
     method's own modules; a larger one is scaled down to it; null: off."""
+    accumulate: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
+    """Equal parts in which a batch is computed, one after the other, to save memory. The gradients
+    are averaged and the weights updated once per batch. Batch normalization uses the statistics of
+    each part and updates its running ones with every part, as for batches of `batch_size /
+    accumulate` images. Refused for methods that compare the images of a batch."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.9995, updated after every
+    step; the average is what is validated, saved and deployed. The running statistics of batch
+    normalization are averaged too. At step t the decay is at most (1 + t) / (10 + t), so that the
+    initial weights are soon forgotten; null: off."""
     head_learning_rate_factor: PositiveFloat = 1.0
     """Factor of the learning rate for a classifier that starts with new weights in a network that
     starts from a checkpoint or published weights."""
@@ -165,6 +175,11 @@ class Training(ViewSettings):
         """The first contradiction, as `key is value; what would be right`, or None."""
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             return "nesterov is true and momentum is 0; momentum should be above 0"
+        if self.batch_size % self.accumulate:
+            return (
+                f"accumulate is {self.accumulate} and batch_size is {self.batch_size}; batch_size "
+                "should be a multiple of it"
+            )
         if self.schedule != "steps" or not self.epochs:
             return None
         late = [at for at in self.milestones if at >= max(1, self.epochs)]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from kdsteps.models.chain import HEAD
 from kdsteps.models.precision import autocast
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
+from kdsteps.training.averaging import WeightAverage
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
+from kdsteps.training.history import History, milestones
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
@@ -41,28 +44,6 @@ CHECK_EVERY = 200  # steps between two checks that the losses are finite
 def views_of(recipe: Training) -> Views:
     """The numbered views of an image that a recipe's crops and flips make."""
     return Views(recipe.crop_padding, recipe.flip)
-
-
-@dataclass
-class History:
-    """Named numbers, one per epoch: the rows of `files.columns.HISTORY`."""
-
-    epoch: list[int] = field(default_factory=list)
-    name: list[str] = field(default_factory=list)
-    value: list[float] = field(default_factory=list)
-
-    def add(self, epoch: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.epoch.append(epoch)
-            self.name.append(name)
-            self.value.append(value)
-
-    def rows(self) -> dict[str, list[Any]]:
-        return {"epoch": self.epoch, "name": self.name, "value": self.value}
-
-    def of(self, name: str) -> list[float]:
-        """The values of one name, by epoch."""
-        return [value for there, value in zip(self.name, self.value, strict=True) if there == name]
 
 
 @dataclass(frozen=True)
@@ -120,6 +101,9 @@ class Fit:
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.scaler = gradient_scaler(recipe.precision, split.device)
+        self.average = (
+            None if recipe.ema is None else WeightAverage(self.method.deployed(), recipe.ema)
+        )
         self.history = History()
         self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
@@ -134,12 +118,16 @@ class Fit:
         """Train to the end of the recipe, from the saved state of an earlier run if there is one.
 
         A run that diverges ends at the next check of its losses. The epoch is the last one of its
-        history, not validated, and the weights stay as they are.
+        history, not validated, and the weights stay as they are. At the end, the deployed network
+        has the average of its weights if the recipe has `ema`.
         """
         with own_stream(self.split.device):
-            return self._run()
+            self._run()
+            if self.average is not None:
+                self.average.swap()
+            return self.history
 
-    def _run(self) -> History:
+    def _run(self) -> None:
         if self.recipe.compile:
             compile_student(self.method, self._trial)
         self._load()
@@ -157,9 +145,9 @@ class Fit:
             self.seconds = before + time.monotonic() - started
             if self.diverged is not None:
                 break
-            if not terminal and self.epoch in _milestones(total):
-                log.info("epoch %d of %d: %s", self.epoch, total, self._summary())
-        return self.history
+            if not terminal and self.epoch in milestones(total):
+                summary = self.history.summary(self.epoch)
+                log.info("epoch %d of %d: %s", self.epoch, total, summary)
 
     def forget(self) -> None:
         """Remove the saved state; call it once the results are written."""
@@ -171,6 +159,8 @@ class Fit:
         self._epoch_rng = self.generator.get_state()
         for losses in self._steps():
             self.schedule.step()
+            if self.average is not None:
+                self.average.update()
             self.losses.append(losses)
             self.step += 1
             if self.step % CHECK_EVERY == 0 and self._not_finite() is not None:
@@ -194,7 +184,7 @@ class Fit:
             if self.recorded.covers(self.epoch):
                 yield self.recorded.take(inputs)
             else:
-                yield self._taken(self._batch(split.made(order, views), draws))
+                yield self._taken([self._batch(split.made(order, views), draws)])
                 self.recorded.record(self._watched_step, inputs, self.epoch)
 
     def _watched_step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
@@ -202,17 +192,19 @@ class Fit:
         order = Order(inputs["index"], inputs["view"], seed=0)
         draws = {name: inputs[name] for name in inputs if name not in ("index", "view")}
         batch = WatchedBatch.of(self._batch(self.split.made(order, self.views), draws))
-        return self._taken(batch), batch.epoch_read
+        return self._taken([batch]), batch.epoch_read
 
     def take_step(self, drawn: ImageBatch) -> Tensor:
         """Take one step on a batch of images: its losses (terms,)."""
-        return self._taken(self._batch(drawn, self.method.draw(drawn.index)))
+        count = self.recipe.accumulate
+        if count > 1:
+            return self._taken(self._batch(drawn, None).split(count))
+        return self._taken([self._batch(drawn, self.method.draw(drawn.index))])
 
-    def _taken(self, batch: Batch) -> Tensor:
-        terms = self._terms(batch)
-        total = torch.stack(list(terms.values())).sum()
+    def _taken(self, parts: Sequence[Batch]) -> Tensor:
+        """Take one step on a batch in equal parts: its losses (terms,), averaged over the parts."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        losses = [self._backward(part, len(parts)) for part in parts]
         if self.recipe.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
@@ -221,11 +213,18 @@ class Fit:
             self._first_step = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+
+    def _backward(self, part: Batch, num_parts: int) -> Tensor:
+        """Add the gradient of one of the parts of a batch; return its losses (terms,)."""
+        terms = self._terms(part)
+        total = torch.stack(list(terms.values())).sum()
+        self.scaler.scale(total if num_parts == 1 else total / num_parts).backward()
         self.names = list(terms)
         return torch.stack([term.detach().float() for term in terms.values()])
 
-    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor]) -> Batch:
-        """What a method sees of the images of one step, and of what it drew for them."""
+    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor] | None) -> Batch:
+        """What a method sees of some images, and of what it drew for them."""
         outputs = self.teacher(images) if self.teacher is not None else {}
         return Batch(
             images=images.images,
@@ -266,13 +265,9 @@ class Fit:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         losses = dict(zip(self.names, means, strict=True))
         values = losses | {"total": sum(means), "learning_rate": rate}
-        self.history.add(self.epoch, values | (self.validate() if self.diverged is None else {}))
-
-    def _summary(self) -> str:
-        last = [
-            row for row in zip(*self.history.rows().values(), strict=True) if row[0] == self.epoch
-        ]
-        return ", ".join(f"{name} {value:.4g}" for _, name, value in last)
+        with self.average.in_place() if self.average is not None else nullcontext():
+            metrics = self.validate() if self.diverged is None else {}
+        self.history.add(self.epoch, values | metrics)
 
     def _save_if_due(self, offset: float) -> None:
         """Args:
@@ -293,6 +288,7 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
@@ -316,6 +312,8 @@ class Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
         if state["device_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["device_rng"])
@@ -325,8 +323,3 @@ class Fit:
         self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         log.info("resuming in epoch %d, after step %d", self.epoch + 1, self.step)
-
-
-def _milestones(epochs: int) -> set[int]:
-    """About ten evenly spaced epochs, each logged with a line."""
-    return {round(epochs * tenth / 10) for tenth in range(1, 11)} | {1}
