@@ -101,8 +101,8 @@ class Method(nn.Module, ABC):
             CutMix are refused; {option: value} if that is so for one value of an option.
         compares_images: Whether the losses of a batch are more than the mean of the losses of its
             images, apart from batch normalization, so that a batch cannot be computed in parts
-            (`accumulate`); {option: value} as for `one_class`. Not inherited: a subclass that does
-            not set it is taken to compare images.
+            (`accumulate`, `gpus`); {option: value} as for `one_class`. Not inherited: a subclass
+            that does not set it is taken to compare images.
         capturable: Whether a CUDA graph of one step can be replayed for the others of an epoch:
             `terms` runs the same operations on the device, waits for nothing, and draws nothing on
             the CPU except by `draw`. Where it does not read the batch's epoch, the graph is

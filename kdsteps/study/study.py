@@ -364,13 +364,14 @@ def _check_parts(
     Args:
         spots: Where the values of `recipe` come from.
     """
-    if entry.compares_images and recipe.accumulate > 1:
-        spot = [name for name, own in spots.items() if own and "accumulate" in own.model_fields_set]
-        raise KdstepsError(
-            f"{where}: {entry.method} compares the images of a batch, and {spot[-1]}.accumulate is "
-            f"{recipe.accumulate}; set `distil: {{accumulate: 1}}` here, or `compares_images = "
-            "False` in a method of your own whose loss is a mean over images"
-        )
+    for name in ("accumulate", "gpus"):
+        if entry.compares_images and (value := getattr(recipe, name)) > 1:
+            spot = [place for place, own in spots.items() if own and name in own.model_fields_set]
+            raise KdstepsError(
+                f"{where}: {entry.method} compares the images of a batch, and {spot[-1]}.{name} is "
+                f"{value}; set `distil: {{{name}: 1}}` here, or `compares_images = False` in a "
+                "method of your own whose loss is a mean over images"
+            )
 
 
 def _check_pair(study: Study, pair: Pair, where: str) -> None:

@@ -57,9 +57,10 @@ def choose_device(
 def _which() -> str:
     """Which GPU the job sees: its index and UUID, or the name that selected it."""
     entry = os.environ.get(visible_variable(), "0")
+    entry = entry.split(",")[torch.cuda.current_device()]
     if not entry.isdecimal():
         return entry
-    return f"GPU {entry}, UUID {torch.cuda.get_device_properties(0).uuid}"
+    return f"GPU {entry}, UUID {torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
 
 
 def _described() -> str:

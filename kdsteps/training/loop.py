@@ -34,6 +34,7 @@ from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.history import History, milestones
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
+from kdsteps.training.processes import ALONE, Processes, Terms
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 
 log = logging.getLogger("kdsteps")
@@ -79,6 +80,7 @@ class Fit:
         validate: Callable[[], dict[str, float]],
         teacher: TeacherOutputs | None = None,
         resume: Resume | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Args:
         method: Holds the student; it is trained in place, on its device.
@@ -87,16 +89,19 @@ class Fit:
         validate: Returns metrics of the student; called after every epoch.
         teacher: Returns the teacher's outputs for a batch; None if the method runs the teacher.
         resume: Where the state is saved; None: nowhere.
+        processes: Those that train together, each with its own method and the same arguments.
         """
         self.method, self.split, self.recipe = method, split, recipe
         self.validate, self.teacher, self.resume = validate, teacher, resume
         self.method.to(memory_format=split.memory_format)  # type: ignore[call-overload]
+        self.processes, self.seed = processes, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
         self.augmentation = Augmentation(
             *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
             *(recipe.mixup, recipe.cutmix),
         )
+        self.connected = processes.connect(method, recipe, split.device)
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
@@ -132,7 +137,7 @@ class Fit:
             compile_student(self.method, self._trial)
         self._load()
         started, before = time.monotonic(), self.seconds
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and self.processes.first
         total = self.recipe.epochs
         for _ in tqdm(
             range(self.epoch, total),
@@ -151,7 +156,7 @@ class Fit:
 
     def forget(self) -> None:
         """Remove the saved state; call it once the results are written."""
-        if self.resume is not None:
+        if self.resume is not None and self.processes.first:
             self.resume.path.unlink(missing_ok=True)
 
     def _epoch(self, offset: float) -> None:
@@ -175,7 +180,8 @@ class Fit:
         split, views = self.split, self.views
         orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
         if not can_record(self.method, split, self.recipe, len(orders)):
-            for drawn in split.batches(orders, views, self.augmentation):
+            for drawn in self._parts(orders):
+                self.processes.seed(self.seed, self.epoch * self.steps_per_epoch + self.step)
                 yield self.take_step(drawn)
             return
         for order in orders:
@@ -186,6 +192,15 @@ class Fit:
             else:
                 yield self._taken([self._batch(split.made(order, views), draws)])
                 self.recorded.record(self._watched_step, inputs, self.epoch)
+
+    def _parts(self, orders: list[Order]) -> Iterator[ImageBatch]:
+        """This process's part of each batch; mixed images need the whole batch."""
+        count = self.recipe.accumulate
+        if self.augmentation.mixes:
+            wholes = self.split.batches(orders, self.views, self.augmentation)
+            return (self.processes.images(whole, count) for whole in wholes)
+        own = [self.processes.order(whole, count) for whole in orders]
+        return self.split.batches(own, self.views, self.augmentation)
 
     def _watched_step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
         """Take a step from inputs on the device: its losses, and whether they read the epoch."""
@@ -204,7 +219,10 @@ class Fit:
     def _taken(self, parts: Sequence[Batch]) -> Tensor:
         """Take one step on a batch in equal parts: its losses (terms,), averaged over the parts."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = [self._backward(part, len(parts)) for part in parts]
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            with self.connected.backward_alone(number < len(parts)):
+                losses.append(self._backward(part, len(parts)))
         if self.recipe.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
@@ -213,11 +231,12 @@ class Fit:
             self._first_step = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+        return self.processes.mean(mean)
 
     def _backward(self, part: Batch, num_parts: int) -> Tensor:
         """Add the gradient of one of the parts of a batch; return its losses (terms,)."""
-        terms = self._terms(part)
+        terms = self._terms(part, self.connected.terms)
         total = torch.stack(list(terms.values())).sum()
         self.scaler.scale(total if num_parts == 1 else total / num_parts).backward()
         self.names = list(terms)
@@ -238,16 +257,17 @@ class Fit:
             drawn=draws,
         )
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, terms: Terms) -> dict[str, Tensor]:
         with autocast(self.recipe.precision, batch.images.device.type):
-            return self.method.terms(batch)
+            return terms(batch)
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
-        index = torch.arange(min(self.recipe.batch_size, len(self.split)))
+        size = self.recipe.batch_size // self.processes.count
+        index = torch.arange(min(size, len(self.split)))
         images = self.split.take(index, self.views, torch.zeros_like(index))
         batch = self._batch(images, self.method.draw(images.index))
-        torch.stack(list(self._terms(batch).values())).sum().backward()
+        torch.stack(list(self._terms(batch, self.method.terms).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
         """The first loss of this epoch that is not finite."""
@@ -266,14 +286,17 @@ class Fit:
         losses = dict(zip(self.names, means, strict=True))
         values = losses | {"total": sum(means), "learning_rate": rate}
         with self.average.in_place() if self.average is not None else nullcontext():
-            metrics = self.validate() if self.diverged is None else {}
+            validated = self.diverged is None and self.processes.first
+            metrics = self.validate() if validated else {}
         self.history.add(self.epoch, values | metrics)
 
     def _save_if_due(self, offset: float) -> None:
         """Args:
         offset: Training seconds of earlier runs, minus the time at which this one began.
         """
-        if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
+        if self.resume is None or not self.processes.first:
+            return
+        if time.monotonic() - self._saved_at < self.resume.seconds:
             return
         if self._not_finite() is not None:  # the next regular check ends the run, at a fixed step
             return
