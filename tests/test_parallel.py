@@ -91,10 +91,9 @@ def test_batch_norm_per_process_is_another_training_with_the_same_weights_in_bot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [2, 4])
-def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path, stop):
+def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path):
     job = Job(NOISY, {"folder": tmp_path}, {})
-    (tmp_path / "stop").write_text(str(stop))
+    (tmp_path / "stop").write_text("4")  # in the second epoch
     with pytest.raises(Exception, match="SIGKILL"):
         in_processes(run_until_killed, job, PARALLEL)
     assert (tmp_path / "state.pt").exists()
@@ -123,18 +122,17 @@ def test_the_stages_train_teacher_and_student_in_two_processes(tmp_path):
         ("prepare", "--dataset", "digits"),
         ("train", "--dataset", "digits", "--teacher", "big"),
         ("distil", *names),
-        ("evaluate", *names),
     ]:
         said = command(tmp_path, stage, *given, "--gpus", "0")
         assert said.returncode == 0, said.stderr
-        if stage in ("train", "distil"):
+        if stage != "prepare":
             assert said.stderr.count("training in 2 processes") == 1
             assert said.stderr.count("epoch 2 of 2") == 1
     assert not list(tmp_path.glob(".kdsteps/resume/*"))
 
 
 def test_the_parts_of_a_batch_are_equal_and_in_order():
-    order = Order(torch.arange(8), torch.arange(8) + 10, seed=3)
+    order = Order(torch.arange(8), torch.arange(8) + 5, seed=3)
     parts = [Processes(rank, 4).order(order, 1) for rank in range(4)]
     assert [part.index.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert torch.cat([part.view for part in parts]).equal(order.view)
