@@ -179,7 +179,8 @@ class Fit:
         """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
         split, views = self.split, self.views
         orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
-        if not can_record(self.method, split, self.recipe, len(orders)):
+        waits = self.teacher is not None and self.teacher.waits
+        if waits or not can_record(self.method, split, self.recipe, len(orders)):
             for drawn in self._parts(orders):
                 self.processes.seed(self.seed, self.epoch * self.steps_per_epoch + self.step)
                 yield self.take_step(drawn)
