@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _commands import STUDY, command, write_study
+from _commands import REPOSITORY, STUDY, command, write_study
+from _machines import fake_machine
 from _parallel import (
     CASES,
     NOISY,
@@ -129,6 +132,40 @@ def test_the_stages_train_teacher_and_student_in_two_processes(tmp_path):
             assert said.stderr.count("training in 2 processes") == 1
             assert said.stderr.count("epoch 2 of 2") == 1
     assert not list(tmp_path.glob(".kdsteps/resume/*"))
+
+
+@pytest.mark.slow
+def test_snakemake_gives_a_job_the_gpus_of_its_training(tmp_path, monkeypatch):
+    machine = fake_machine(monkeypatch, tmp_path).add_cards(*["NVIDIA H100"] * 4)
+    folder = write_study(
+        tmp_path / "study",
+        methods={"kd": {}, "labels": {"distil": {"gpus": 1}}},
+        seeds=[0],
+        train=STUDY["train"] | {"gpus": 2},
+        distil=STUDY["distil"] | {"gpus": 4},
+    ).parent
+    for name in ("Snakefile", "workflow", "profiles"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    planned = subprocess.run(
+        ["snakemake", "-n", "-p", "--cores", "8", "--resources", "gpu=4", "jobs_per_gpu=2"],
+        cwd=folder,
+        env=machine.environment(tmp_path / "site"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    given = {}
+    for shell in planned.stdout.split("python -m kdsteps ")[1:]:
+        job = re.search(r"results/(train|distil/pair/\w+|evaluate/students/pair/kd)/", shell)
+        if job and "check=" not in shell:
+            given[job[1]] = re.findall(r"--(?:gpus|jobs-per-gpu) (\d)", shell)
+    assert given == {
+        "train": ["2"],
+        "distil/pair/kd": ["4", "1"],
+        "distil/pair/labels": ["1", "2"],
+        "evaluate/students/pair/kd": ["1", "2"],
+    }
 
 
 def test_the_parts_of_a_batch_are_equal_and_in_order():

@@ -10,6 +10,7 @@ a GPU, the processes share the cores.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -167,8 +168,10 @@ def in_processes(
     if count == 1:
         run(job, ALONE)
         return
-    fabric = _fabric(count, "cuda" if job.gpus else "cpu", per_device=not recipe.sync_batchnorm)
+    fabric = _fabric(count, "cuda" if job.gpus else "cpu")
     own = replace(job, gpus=min(job.gpus, 1), threads=max(1, job.threads // count))
+    # no warnings that all parameters were used, which may change from epoch to epoch
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sentences = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
         # what they run with goes into the function: Fabric looks for networks in arguments
@@ -179,12 +182,10 @@ def in_processes(
         raise
 
 
-def _fabric(count: int, accelerator: Literal["cpu", "cuda"], *, per_device: bool) -> Fabric:
+def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
     """What connects processes of this machine, whatever a cluster says of others.
 
-    Args:
-        per_device: Whether batch statistics differ between processes; all of them then have the
-            buffers of the first one.
+    Before each step, all processes get the buffers of the first one.
     """
     try:
         from lightning_fabric import Fabric
@@ -198,7 +199,6 @@ def _fabric(count: int, accelerator: Literal["cpu", "cuda"], *, per_device: bool
     strategy = DDPStrategy(
         start_method="spawn",
         timeout=LONGEST_WAIT,
-        broadcast_buffers=per_device,
         find_unused_parameters=True,  # some methods do not train the student's classifier
     )
     return Fabric(
