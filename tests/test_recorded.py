@@ -69,6 +69,14 @@ def test_recorded_steps_train_the_same_weights(name, recordings, monkeypatch):
     assert len(recordings) == (3 if grows else 1)
 
 
+def test_an_average_of_the_weights_follows_recorded_steps(recordings, monkeypatch):
+    fit = fit_of("kd", count=COUNT, ema=0.9)
+    fit.run()
+    assert recordings
+    assert same_bytes(weights(fit), weights(plain_run("kd", monkeypatch, ema=0.9)))
+    assert not same_bytes(weights(fit), weights(plain_run("kd", monkeypatch)))
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "steps", "onecycle"])
 def test_recorded_steps_follow_the_learning_rate(schedule, recordings, monkeypatch):
     recipe = {"epochs": 4, "schedule": schedule, "warmup": 0.2}

@@ -85,7 +85,7 @@ def add_stage(commands: Any, stage: str) -> None:
         "--gpus",
         type=count,
         metavar="N",
-        help="GPUs; 0: the CPU (1 if there is a GPU, else 0)",
+        help="GPUs; 0: the CPU (if there is a GPU, `gpus` of params.yaml, else 0)",
     )
     parser.add_argument(
         "--jobs-per-gpu",
@@ -157,7 +157,8 @@ def run_call(
 
     Args:
         threads: Cores it may use; 0: all.
-        gpus: GPUs it may use; None: one, if there is one and the stage can use it.
+        gpus: GPUs it may use; None: as many as its settings say, if there are any and the stage can
+            use them.
         jobs_per_gpu: Jobs that may share each of these GPUs, this one included.
         hints: Options that change no result, over those of the call.
 
@@ -180,7 +181,7 @@ def run_call(
                     final=final,
                     lists=call.lists,
                     threads=max(1, min(threads or cores_there(), cores_there())),
-                    gpus=_gpus_by_default(call.rule) if gpus is None else gpus,
+                    gpus=_gpus_by_default(call) if gpus is None else gpus,
                     jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
@@ -194,8 +195,9 @@ def run_call(
         forget_aside(final.values())
 
 
-def _gpus_by_default(rule: str) -> int:
-    return min(1, gpus_there()) if graph.stage_of(rule) in ON_GPU else 0
+def _gpus_by_default(call: Call) -> int:
+    on_gpu = graph.stage_of(call.rule) in ON_GPU and gpus_there()
+    return call.settings.gpus if on_gpu else 0
 
 
 def _run(rule: str, job: Job[Any], final: Files, check_run: Callable[[], None]) -> None:

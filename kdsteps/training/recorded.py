@@ -69,6 +69,8 @@ def can_record(method: Method, split: ImageSplit, recipe: Training, num_steps: i
     """
     if split.device.type != "cuda" or not split.on_device or num_steps < FEWEST:
         return False
+    if recipe.accumulate > 1 or recipe.gpus > 1:
+        return False
     moments_change = recipe.schedule == "onecycle" and recipe.optimizer == "adamw"
     fixed = recipe.views is not None and recipe.precision != "float16" and not moments_change
     return method.capturable and fixed

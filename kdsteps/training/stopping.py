@@ -6,10 +6,12 @@ another job takes the node. Python's own answer to it would end the process at o
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 STATUS = 128 + signal.SIGTERM
@@ -40,5 +42,25 @@ def stop_on_sigterm() -> Iterator[Stop]:
     former = signal.signal(signal.SIGTERM, stop._set)
     try:
         yield stop
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def sigterm_for_children() -> Iterator[None]:
+    """Within the block, SIGTERM goes to the processes that this one started, which end by it."""
+
+    def pass_on(*_: Any) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, former)

@@ -198,6 +198,44 @@ def gpu_claim(wildcards):
     return 1 if submitted or gpus_there() else 0
 
 
+def gpus_of(rule):
+    """Resource function: the GPUs of a job that may train on several (`gpus` in params.yaml)."""
+    return lambda wildcards: gpu_claim(wildcards) * gpus_wanted(rule, wildcards)
+
+
+def gpus_wanted(rule, wildcards):
+    """GPUs of a job that is given as many as it can use."""
+    return graph.settings(study, rule, dict(wildcards.items())).gpus
+
+
+def shared_by_jobs(rule):
+    """Resource function: jobs that may share a GPU with this one; a job with several has them alone."""
+    return lambda wildcards: 1 if gpus_wanted(rule, wildcards) > 1 else sharing.jobs_per_gpu
+
+
+def gpu_slots_of(rule, alone):
+    """Resource function: slots of a job on the GPUs that it takes.
+
+    `alone`: whether it has its GPU alone even if it uses only one.
+    """
+
+    def slots(wildcards):
+        gpus = gpus_wanted(rule, wildcards)
+        return gpus * sharing.jobs_per_gpu if alone or gpus > 1 else 1
+
+    return slots
+
+
+def threads_of(rule, each):
+    """Threads function: `each` for a job with one GPU; a job with several has the cores of all."""
+
+    def threads(wildcards):
+        gpus = gpus_wanted(rule, wildcards)
+        return gpus * max(each, sharing.cores_per_gpu if sharing.gpus else 1) if gpus > 1 else each
+
+    return threads
+
+
 def cores_used(wildcards, threads):
     """Resource function: the cores a job computes on, at most those of this machine.
 

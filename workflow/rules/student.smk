@@ -36,13 +36,13 @@ rule distil:
         **outputs_of("distil"),
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
-    threads: sharing.cores_of_one_of_many
+    threads: threads_of("distil", sharing.cores_of_one_of_many)
     resources:
         mem_mb=forecast_of("distil", "memory"),
         runtime=forecast_of("distil", "time"),
-        gpu=gpu_claim,
-        gpu_slots=1,
-        jobs_per_gpu=sharing.jobs_per_gpu,
+        gpu=gpus_of("distil"),
+        gpu_slots=gpu_slots_of("distil", alone=False),
+        jobs_per_gpu=shared_by_jobs("distil"),
         cores=cores_used,
         keep=hint_of("distil", "keep"),
         budget_mib=hint_of("distil", "budget_mib"),

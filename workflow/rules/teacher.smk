@@ -38,12 +38,12 @@ rule train:
         **outputs_of("train"),
     log:
         "logs/train/{dataset}/{teacher}.txt",
-    threads: sharing.cores_per_gpu
+    threads: threads_of("train", sharing.cores_per_gpu)
     resources:
         mem_mb=forecast_of("train", "memory"),
         runtime=forecast_of("train", "time"),
-        gpu=gpu_claim,
-        gpu_slots=sharing.jobs_per_gpu,
+        gpu=gpus_of("train"),
+        gpu_slots=gpu_slots_of("train", alone=True),
         cores=cores_used,
         checkpoint_seconds=hint_of("train", "checkpoint_seconds"),
     params:
