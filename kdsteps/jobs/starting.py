@@ -13,10 +13,11 @@ from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
 from kdsteps.jobs.snakemake_records import check_records
+from kdsteps.jobs.version_lock import check_lock
 from kdsteps.study.study import Study, load_study
 
 
-def start_run(path: str, *, stored: bool = False) -> Study:
+def start_run(path: str, *, stored: bool = False, dry_run: bool = False) -> Study:
     """The study in `path`, after its results were compared with what they were made from.
 
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
@@ -24,12 +25,15 @@ def start_run(path: str, *, stored: bool = False) -> Study:
     Args:
         stored: Whether results are in storage and not in this folder; jobs on other machines then
             receive the digests of images and checkpoints from this process.
+        dry_run: Whether Snakemake only shows its plan.
 
     Raises:
-        KdstepsError: The study has a mistake, another run is using this folder, nothing says how
-            the results were made, or a job would fail.
+        KdstepsError: The study has a mistake or belongs to another version of kdsteps, another run
+            is using this folder, nothing says how the results were made, or a job would fail.
     """
     begin_run()
+    for finding in check_lock(dry_run=dry_run):
+        _say(finding)
     if stored:
         os.environ.pop(GIVEN, None)
         study = load_study(path)

@@ -83,7 +83,8 @@ class Method(nn.Module, ABC):
         wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
-            CutMix are refused; {option: value} if that is so for one value of an option.
+            CutMix are refused; {option: value} if that is so for one value of an option, or for
+            lists that contain the value.
         capturable: Whether a CUDA graph of one step can be replayed for the others of an epoch:
             `terms` runs the same operations on the device, waits for nothing, and draws nothing on
             the CPU except by `draw`. Where it does not read the batch's epoch, the graph is

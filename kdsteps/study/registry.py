@@ -71,7 +71,10 @@ class Part:
         found = self.described.one_class
         if isinstance(found, bool):
             return found
-        return any(options.get(name) == value for name, value in found.items())
+        return any(
+            value == option or (isinstance(option, list) and value in option)
+            for option, value in ((options.get(name), value) for name, value in found.items())
+        )
 
     def needs_classifier(self, options: Mapping[str, Any]) -> bool:
         """Whether a method with these options needs the teacher's classifier, as for its logits."""

@@ -32,6 +32,7 @@ from kdsteps.training.divergence import Divergence, first_divergence
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
+from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
 log = logging.getLogger("kdsteps")
 
@@ -128,6 +129,7 @@ class Fit:
         self.seconds = 0.0
         self._first_step = True
         self.recorded = RecordedStep(self.optimizer)
+        self._stop = Stop()
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -135,8 +137,11 @@ class Fit:
 
         A run that diverges ends at the next check of its losses. The epoch is the last one of its
         history, not validated, and the weights stay as they are.
+
+        Raises:
+            SystemExit: SIGTERM came; the state was saved after the step that was running.
         """
-        with own_stream(self.split.device):
+        with own_stream(self.split.device), stop_on_sigterm() as self._stop:
             return self._run()
 
     def _run(self) -> History:
@@ -184,7 +189,8 @@ class Fit:
         """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
         split, views = self.split, self.views
         orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
-        if not can_record(self.method, split, self.recipe, len(orders)):
+        waits = self.teacher is not None and self.teacher.waits
+        if waits or not can_record(self.method, split, self.recipe, len(orders)):
             for drawn in split.batches(orders, views, self.augmentation):
                 yield self.take_step(drawn)
             return
@@ -275,15 +281,25 @@ class Fit:
         return ", ".join(f"{name} {value:.4g}" for _, name, value in last)
 
     def _save_if_due(self, offset: float) -> None:
-        """Args:
-        offset: Training seconds of earlier runs, minus the time at which this one began.
+        """Save the state every `resume.seconds`, and before the run ends because of SIGTERM.
+
+        Args:
+            offset: Training seconds of earlier runs, minus the time at which this one began.
         """
-        if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
+        stop, resume = self._stop.wanted, self.resume
+        due = resume is not None and time.monotonic() - self._saved_at >= resume.seconds
+        if not due and not stop:
             return
-        if self._not_finite() is not None:  # the next regular check ends the run, at a fixed step
-            return
-        save_state(self.resume.path, self._state(offset + time.monotonic()))
-        self._saved_at = time.monotonic()
+        # if a loss is not finite, the next regular check ends the run, at a fixed step
+        if resume is not None and self._not_finite() is None:
+            save_state(resume.path, self._state(offset + time.monotonic()))
+            self._saved_at = time.monotonic()
+        if stop:
+            log.error(
+                "stopped by SIGTERM in epoch %d, after step %d; the next attempt continues there",
+                *(self.epoch + 1, self.step),
+            )
+            raise SystemExit(STATUS)
 
     def _state(self, seconds: float) -> dict[str, Any]:
         assert self.resume is not None

@@ -4,10 +4,13 @@ import sys
 
 from kdsteps.jobs import code_identity, graph, storage
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
+from kdsteps.jobs.slurm_failures import failures
+from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
 from kdsteps.study.study import load_study
@@ -34,7 +37,9 @@ def study_of(path):
             raise KdstepsError(
                 f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
-        return start_run(path, stored=STORED) if workflow.is_main_process else load_study(path)
+        if workflow.is_main_process:
+            return start_run(path, stored=STORED, dry_run=workflow.dryrun)
+        return load_study(path)
     except KdstepsError as error:
         refuse(error)
 
@@ -185,8 +190,12 @@ sharing = sharing_of_gpus()
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0."""
-    return 1 if gpus_there() or not workflow.local_exec else 0
+    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0.
+
+    Within a job that was submitted to a cluster, it is the one that the job was given.
+    """
+    submitted = workflow.is_main_process and not workflow.local_exec
+    return 1 if submitted or gpus_there() else 0
 
 
 def cores_used(wildcards, threads):
@@ -195,3 +204,24 @@ def cores_used(wildcards, threads):
     On a cluster they are those it requests, since the submitting machine is not where it runs.
     """
     return real_cores(threads, all_cores()) if workflow.local_exec else threads
+
+
+def forecast_of(rule, name):
+    """Resource function: the `memory` or the `time` that a job requests on a cluster.
+
+    It is a forecast times `<name>_percent`, doubled at each retry, at most `<name>_limit`, which are
+    resources of the profile. 0, which requests nothing, for a job that is not submitted.
+    """
+
+    def requested(wildcards, attempt, threads):
+        percent, limit = limit_of(f"{name}_percent"), limit_of(f"{name}_limit")
+        if percent is None:
+            percent = 0 if workflow.local_exec else 100
+        if not workflow.is_main_process or not percent:
+            return 0
+        names = dict(wildcards.items())
+        found = forecast(study, rule, names, threads, gpu=limit_of("gpu") != 0)
+        value = round(getattr(found, name) * percent / 100) * 2 ** (attempt - 1)
+        return value if limit is None else min(value, limit)
+
+    return requested
