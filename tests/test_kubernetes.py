@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from _study import REPOSITORY, TINY, Study
+from _kubernetes import kubernetes
+from _study import REPOSITORY, TINY, Study, clean_environment
 from test_remotes import Remote, s3_server
 
 from kdsteps.jobs import graph
@@ -57,10 +58,19 @@ def test_a_study_is_planned_for_kubernetes(bucket: Remote, tmp_path: Path):
         assert f"\n{rule} " in plan
 
 
-def test_a_study_runs_with_a_bucket_as_storage(bucket: Remote, tmp_path: Path):
+def test_every_job_runs_in_a_pod_that_has_nothing_but_the_bucket(bucket: Remote, tmp_path: Path):
     study = Study.new(tmp_path / "study", PARAMS)
-    shared = ("persistence", "software-deployment", "sources", "source-cache")
-    options = [*stored_in(bucket), "--shared-fs-usage", *shared]
-    study.snakemake(*options, **keys(bucket))
+    options = ["--workflow-profile", PROFILE, *stored_in(bucket)]
+    with kubernetes(tmp_path / "pods", clean_environment()) as cluster:
+        study.run(
+            ["snakemake", *options, "--seconds-between-status-checks", "1"],
+            **keys(bucket),
+            KUBECONFIG=str(cluster.config),
+        )
+    limits = [container["resources"]["limits"] for container in cluster.containers()]
+    assert len(limits) == 5
+    assert all({"cpu", "memory", "ephemeral-storage"} <= limit.keys() for limit in limits)
+    gpus = [limit.get("nvidia.com/gpu", "0") for limit in limits]
+    assert sorted(gpus) == ["0", "0", "1", "1", "1"], "prepare and report need none"
     assert not (study.path / "results").exists()
-    assert "Nothing to be done" in study.snakemake("--dry-run", *options, **keys(bucket))
+    assert "Nothing to be done" in study.run(["snakemake", "--dry-run", *options], **keys(bucket))
