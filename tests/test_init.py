@@ -279,28 +279,28 @@ def test_the_pipeline_is_that_of_the_clone_except_for_how_it_follows_the_code():
     ours = ours.replace("workflow, ", "").replace("      - workflow\n", "")
     for name in ("dots", "lines"):
         ours = ours.replace(f"workflow/plots/{name}.json", name)
-    template = REPOSITORY / "kdsteps/cli/templates/dvc.yaml"
+    template = REPOSITORY / "kdsteps/cli/templates/pipeline.yaml"
     assert yaml.safe_load(template.read_text()) == yaml.safe_load(ours)
 
 
 # The version that a study belongs to
 
 
-def test_a_study_of_another_version_is_refused_and_a_dry_run_says_so(here: Path):
+def test_a_study_of_another_version_is_refused(here: Path):
+    assert version_lock.check_lock() == [], "a clone has no lock"
     version_lock.write_lock()
-    assert list(version_lock.check_lock(dry_run=False)) == []
+    assert version_lock.check_lock() == []
     Path("kdsteps.lock").write_text('version: "0.0.1"\ncode: "0"\n')
-    (said,) = version_lock.check_lock(dry_run=True)
-    assert "kdsteps 0.0.1" in said
-    assert f"{installed_version()} is installed" in said
-    with pytest.raises(KdstepsError, match="`kdsteps lock`"):
-        list(version_lock.check_lock(dry_run=False))
+    with pytest.raises(KdstepsError, match="`kdsteps lock`") as error:
+        version_lock.check_lock()
+    assert "kdsteps 0.0.1" in str(error.value)
+    assert f"{installed_version()} is installed" in str(error.value)
 
 
 def test_other_code_of_the_same_version_updates_the_lock(here: Path):
     text = version_lock.lock_text()
     Path("kdsteps.lock").write_text(f'version: "{installed_version()}"\ncode: "0"\n')
-    (said,) = version_lock.check_lock(dry_run=False)
+    (said,) = version_lock.check_lock()
     assert "updated" in said
     assert Path("kdsteps.lock").read_text() == text
 
@@ -317,4 +317,4 @@ def test_lock_moves_a_study_to_the_installed_version(here: Path, capsys):
 def test_a_damaged_lock_is_one_sentence(here: Path, text: str):
     Path("kdsteps.lock").write_text(text)
     with pytest.raises(KdstepsError, match=r"kdsteps\.lock.*`kdsteps lock`"):
-        list(version_lock.check_lock(dry_run=True))
+        version_lock.check_lock()

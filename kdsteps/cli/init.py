@@ -154,8 +154,11 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
 
 
 def _pipeline(inputs: list[str]) -> str:
-    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders."""
-    text = (_TEMPLATES / "dvc.yaml").read_text(encoding="utf-8")
+    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders.
+
+    The template has another name, so that DVC does not take it for a pipeline of this repository.
+    """
+    text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
     return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
 

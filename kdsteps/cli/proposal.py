@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,7 +156,7 @@ def _network(name: str | None, option: str) -> dict[str, Any] | None:
 
 def _entry_name(path: str) -> str:
     """A name for params.yaml after the folder or file of the images."""
-    words = re.sub("[^A-Za-z0-9_-]+", "-", Path(path).resolve().stem).strip("-_")
+    words = re.sub("[^A-Za-z0-9_-]+", "-", Path(os.path.abspath(path)).stem).strip("-_")
     return words[:MAX_NAME] or "images"
 
 

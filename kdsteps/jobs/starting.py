@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from functools import cache
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
@@ -17,22 +18,23 @@ from kdsteps.jobs.version_lock import check_lock
 from kdsteps.study.study import Study, load_study
 
 
-def start_run(path: str, *, stored: bool = False, dry_run: bool = False) -> Study:
+@cache
+def start_run(path: str, *, stored: bool = False) -> Study:
     """The study in `path`, after its results were compared with what they were made from.
 
+    Once per process: where a study's Snakefile changes a rule, Snakemake reads the workflow twice.
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
 
     Args:
         stored: Whether results are in storage and not in this folder; jobs on other machines then
             receive the digests of images and checkpoints from this process.
-        dry_run: Whether Snakemake only shows its plan.
 
     Raises:
         KdstepsError: The study has a mistake or belongs to another version of kdsteps, another run
             is using this folder, nothing says how the results were made, or a job would fail.
     """
     begin_run()
-    for finding in check_lock(dry_run=dry_run):
+    for finding in check_lock():
         _say(finding)
     if stored:
         os.environ.pop(GIVEN, None)

@@ -6,7 +6,6 @@ machine. It is in git, so that colleagues use the same version until the study i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
@@ -47,36 +46,31 @@ def locked_version() -> str | None:
         ) from error
 
 
-def check_lock(*, dry_run: bool) -> Iterator[str]:
+def check_lock() -> list[str]:
     """Compare kdsteps.lock, where there is one, with the installed kdsteps.
 
     The code of one version changes where kdsteps is installed from a clone that is being edited.
     Then the file is updated, so that DVC looks at the jobs again.
 
-    Args:
-        dry_run: Whether nothing will be run; another version is then only reported.
-
-    Yields:
+    Returns:
         Sentences for the user.
 
     Raises:
         KdstepsError: Another version is installed.
     """
     if (locked := locked_version()) is None:
-        return
+        return []
     installed = installed_version()
     if locked != installed:
-        sentence = (
+        raise KdstepsError(
             f"{LOCK}: this study is computed with kdsteps {locked}, and {installed} is installed; "
             f"install kdsteps=={locked}, or move the study to {installed} with `kdsteps lock` "
             "(`kdsteps stale` lists what would be rerun)"
         )
-        if not dry_run:
-            raise KdstepsError(sentence)
-        yield sentence
-    elif not dry_run and LOCK.read_text(encoding="utf-8") != lock_text():
-        write_lock()
-        yield f"{LOCK}: updated, since the code of the installed kdsteps {installed} changed"
+    if LOCK.read_text(encoding="utf-8") == lock_text():
+        return []
+    write_lock()
+    return [f"{LOCK}: updated, since the code of the installed kdsteps {installed} changed"]
 
 
 def _code_digest() -> str:

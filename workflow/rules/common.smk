@@ -37,9 +37,7 @@ def study_of(path):
             raise KdstepsError(
                 f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
-        if workflow.is_main_process:
-            return start_run(path, stored=STORED, dry_run=workflow.dryrun)
-        return load_study(path)
+        return start_run(path, stored=STORED) if workflow.is_main_process else load_study(path)
     except KdstepsError as error:
         refuse(error)
 
