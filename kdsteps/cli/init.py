@@ -106,7 +106,8 @@ def _study(folder: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
     from kdsteps.data.overview import look_at
 
     found = look_at(given.images)
-    inputs = [_seen_from(folder, path) for path in source_paths(found.kind, found.options)]
+    paths = dict.fromkeys(source_paths(found.kind, found.options))
+    inputs = [_seen_from(folder, path) for path in paths]
     if around := [path for path in inputs if not path.strip("./")]:
         raise KdstepsError(
             f"--images: {given.images}: there are images in {folder / around[0]}, which would have "

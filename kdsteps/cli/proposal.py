@@ -82,7 +82,7 @@ def proposed_study(
 def described(found: Overview) -> list[str]:
     """What was found, in sentences."""
     names = [_printable(name) for name in found.class_counts]
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     low, high = min(found.class_counts.values()), max(found.class_counts.values())
     per_class = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     sizes = sorted(found.sizes, key=lambda size: size[0] * size[1])
