@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from _study import REPOSITORY, clean_environment
 
 
@@ -58,6 +59,8 @@ class Installed:
 
     @classmethod
     def new(cls, folder: Path) -> Installed:
+        for tool in ("pip", "setuptools"):
+            pytest.importorskip(tool, reason=f"{tool} is not installed, which installs the wheel")
         wheel = build_wheel(folder)
         environment = cls(folder / "environment")
         venv.create(environment.folder, symlinks=True)

@@ -294,7 +294,7 @@ def test_the_pipeline_is_that_of_the_clone_except_for_how_it_follows_the_code():
     ours = ours.replace("workflow, ", "").replace("      - workflow\n", "")
     for name in ("dots", "lines"):
         ours = ours.replace(f"workflow/plots/{name}.json", name)
-    template = REPOSITORY / "kdsteps/cli/templates/dvc.yaml"
+    template = REPOSITORY / "kdsteps/cli/templates/pipeline.yaml"
     assert yaml.safe_load(template.read_text()) == yaml.safe_load(ours)
 
 

@@ -20,6 +20,7 @@ from kdsteps.files.text import write_bytes
 from kdsteps.jobs.version_lock import LOCK, lock_text, locked_version, write_lock
 from kdsteps.places import installed_version, shipped
 
+# not under their own names there: DVC would take each dvc.yaml in a clone for one of its own
 _TEMPLATES = Path(__file__).parent / "templates"
 _DVC_CONFIG = """\
 [core]
@@ -156,7 +157,7 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
 
 def _pipeline(inputs: list[str]) -> str:
     """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders."""
-    text = (_TEMPLATES / "dvc.yaml").read_text(encoding="utf-8")
+    text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
     return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
 

@@ -20,7 +20,7 @@ from kdsteps.study.settings import Prepare
 if TYPE_CHECKING:
     from kdsteps.data.overview import Overview
 
-_TEMPLATE = Path(__file__).parent / "templates" / "params.yaml"
+_TEMPLATE = Path(__file__).parent / "templates" / "study.yaml"
 _TEACHER = {"family": "cifar_resnet", "depth": 14}
 # 16 channels or more: with fewer, the backward pass of a strided 1x1 convolution crashes in oneDNN
 # 3.12 (PyTorch 2.13, AVX-512, channels last).
