@@ -10,6 +10,7 @@ import tarfile
 import venv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ class Installed:
     @classmethod
     def new(cls, folder: Path) -> Installed:
         for tool in ("pip", "setuptools"):
-            pytest.importorskip(tool, reason=f"{tool} is not installed, which installs the wheel")
+            if find_spec(tool) is None:
+                pytest.skip(f"{tool} is not installed, which makes or installs the wheel")
         wheel = build_wheel(folder)
         environment = cls(folder / "environment")
         venv.create(environment.folder, symlinks=True)
