@@ -177,6 +177,8 @@ def _fit(
 class _Random:
     """Logits of every view of every image, on the device, as cached ones are."""
 
+    waits = False
+
     def __init__(self, views: int, device: torch.device) -> None:
         shape = (_IMAGES, views, _CLASSES)
         self.rows = torch.randn(shape, device=device, dtype=torch.float16)

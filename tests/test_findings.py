@@ -110,3 +110,14 @@ def test_rank_correlations_of_the_second_sweep_follow_from_its_records(letter):
     )
     said = f"{letter} {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
     assert said in paragraph
+
+
+def test_the_table_of_cifar100_follows_from_its_records():
+    runs = pd.read_csv(DOCS / "findings" / "cifar100-runs.csv")
+    rows = rows_under("CIFAR-100, the benchmark's recipe: teacher and labels")
+    assert rows.keys() == set(runs["network"])
+    for network, (seeds, accuracy, published) in rows.items():
+        found = sample(runs.loc[runs["network"] == network, "test_accuracy"].tolist())
+        spread = "" if found.spread is None else f" ± {100 * found.spread:.2f}"
+        assert (seeds, accuracy) == (str(found.count), f"{100 * found.mean:.2f}{spread}")
+        assert abs(float(published) - 100 * found.mean) < 0.5

@@ -51,6 +51,15 @@ def test_the_same_job_gives_the_first_result_again():
     assert run_job("second") == "first"
 
 
+def test_prepared_images_are_known_by_their_digest_and_not_read(folder):
+    (folder / "digest").write_text("of the images")
+    inputs = {"images": "no such file", "images_digest": "digest", "teacher": "teacher"}
+    assert run_job("first", inputs=inputs) == "first"
+    assert run_job("second", inputs=inputs) == "first"
+    (folder / "digest").write_text("of others")
+    assert run_job("third", inputs=inputs) == "third"
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -128,7 +128,12 @@ def test_without_a_new_classifier_or_a_factor_there_is_one_group(tmp_path, caplo
 
 @pytest.mark.parametrize(
     ("option", "off", "on"),
-    [("clip_grad_norm", None, 1.0), ("head_learning_rate_factor", 1, 10)],
+    [
+        ("clip_grad_norm", None, 1.0),
+        ("head_learning_rate_factor", 1, 10),
+        ("accumulate", 1, 2),
+        ("ema", None, 0.9),
+    ],
 )
 def test_an_option_that_is_off_leaves_what_a_job_is_made_with_as_it_was(option, off, on):
     def settings(value: object) -> list[str]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,8 +38,11 @@ def card(monkeypatch) -> Iterator[None]:
     """A fake GPU without bfloat16; the TF32 switches are restored."""
     before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    properties = SimpleNamespace(uuid="8f3a")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
@@ -58,29 +62,29 @@ def scaler_of(scale: float) -> torch.amp.GradScaler:
 @pytest.mark.parametrize("precision", ["float32", "tf32", "float16"])
 def test_only_tf32_allows_tf32_in_products_and_convolutions(precision, card):
     torch.backends.cudnn.allow_tf32 = True
-    assert choose_device(1, 1, precision) == torch.device("cuda")
+    assert choose_device(1, 1, precision=precision) == torch.device("cuda")
     assert tf32() == (precision == "tf32",) * 2
 
 
 def test_a_stage_that_trains_nothing_computes_in_float32(card):
-    choose_device(1, 1, "tf32")
+    choose_device(1, 1, precision="tf32")
     choose_device(1, 1)
     assert tf32() == (False, False)
 
 
 def test_a_card_without_bfloat16_is_refused_in_one_sentence(card, monkeypatch):
     with pytest.raises(KdstepsError) as error:
-        choose_device(1, 1, "bfloat16")
+        choose_device(1, 1, precision="bfloat16")
     said = str(error.value)
     assert all(part in said for part in ("bfloat16", "Tesla T4", "7.5", "float16 or float32"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert choose_device(1, 1, "bfloat16").type == "cuda"
+    assert choose_device(1, 1, precision="bfloat16").type == "cuda"
 
 
 def test_a_cpu_keeps_its_settings(monkeypatch):
     before = tf32()
     for precision in PRECISIONS:
-        choose_device(0, torch.get_num_threads(), precision)
+        choose_device(0, torch.get_num_threads(), precision=precision)
         assert tf32() == before
 
 
@@ -118,7 +122,7 @@ def test_a_cpu_keeps_its_settings(monkeypatch):
 def test_a_job_computes_in_the_precision_of_its_recipe(
     stage, settings, outputs, expected, monkeypatch
 ):
-    def choose(gpus: int, threads: int, precision: str = "float32") -> None:
+    def choose(gpus: int, threads: int, jobs_per_gpu: int, precision: str = "float32") -> None:
         raise Stopped(precision)
 
     monkeypatch.setattr(stage, "choose_device", choose)
@@ -182,7 +186,7 @@ def test_a_step_whose_gradients_overflow_is_left_out():
     fit.method.train()
     fit._epoch_rng = fit.generator.get_state()
     drawn = images().take(torch.arange(8), fit.views, torch.zeros(8, dtype=torch.long))
-    fit._step(drawn)
+    fit.take_step(drawn)
     assert all(torch.equal(weight, before[name]) for name, weight in fit.method.named_parameters())
     assert fit.scaler.get_scale() == OVERFLOWING / 2
 

@@ -47,7 +47,13 @@ def test_every_epoch_is_in_the_history_with_each_term_and_their_sum():
 
 @pytest.mark.parametrize(
     "options",
-    [{"optimizer": "adamw"}, {"mixup": 1.0}, {"randaugment": 5}, {"clip_grad_norm": 0.5}],
+    [
+        {"optimizer": "adamw"},
+        {"mixup": 1.0},
+        {"randaugment": 5},
+        {"clip_grad_norm": 0.5},
+        {"accumulate": 2, "ema": 0.9},
+    ],
 )
 def test_a_run_stopped_after_any_step_goes_on_to_the_same_bytes(tmp_path, options):
     alone = trained("kd", **options)

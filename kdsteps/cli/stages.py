@@ -30,6 +30,7 @@ from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
@@ -68,6 +69,13 @@ def add_stage(commands: Any, stage: str) -> None:
         help="digest of the settings and the code of the job that wrote an input",
     )
     by_file.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the folder that the files are in, with the same paths as in the study's folder; "
+        "images and checkpoints are found there, too (the current one)",
+    )
+    by_file.add_argument(
         "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
     )
     parser.add_argument(
@@ -77,7 +85,7 @@ def add_stage(commands: Any, stage: str) -> None:
         "--gpus",
         type=count,
         metavar="N",
-        help="GPUs; 0: the CPU (1 if there is a GPU, else 0)",
+        help="GPUs; 0: the CPU (if there is a GPU, `gpus` of params.yaml, else 0)",
     )
     parser.add_argument(
         "--jobs-per-gpu",
@@ -149,7 +157,8 @@ def run_call(
 
     Args:
         threads: Cores it may use; 0: all.
-        gpus: GPUs it may use; None: one, if there is one and the stage can use it.
+        gpus: GPUs it may use; None: as many as its settings say, if there are any and the stage can
+            use them.
         jobs_per_gpu: Jobs that may share each of these GPUs, this one included.
         hints: Options that change no result, over those of the call.
 
@@ -159,7 +168,7 @@ def run_call(
     _check_inputs(call)
     final = Files(call.outputs, "--outputs")
     check_places(final.values())
-    with during_job(next(iter(final.values()), Path())) as check_run:
+    with during_job(next(iter(final.values()), Path())) as check_run, files_below(call.root):
         started = time.time()
         _check_provenance(call)
         settings = call.settings.as_json()
@@ -172,7 +181,7 @@ def run_call(
                     final=final,
                     lists=call.lists,
                     threads=max(1, min(threads or cores_there(), cores_there())),
-                    gpus=_gpus_by_default(call.rule) if gpus is None else gpus,
+                    gpus=_gpus_by_default(call) if gpus is None else gpus,
                     jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
@@ -180,14 +189,15 @@ def run_call(
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
             *(call.rule, call.settings.as_text(), call.code or "", call.read, final),
-            *(started, time.time(), digests),
+            *(started, time.time(), digests, call.root),
         )
         made.write(final)
         forget_aside(final.values())
 
 
-def _gpus_by_default(rule: str) -> int:
-    return min(1, gpus_there()) if graph.stage_of(rule) in ON_GPU else 0
+def _gpus_by_default(call: Call) -> int:
+    on_gpu = graph.stage_of(call.rule) in ON_GPU and gpus_there()
+    return call.settings.gpus if on_gpu else 0
 
 
 def _run(rule: str, job: Job[Any], final: Files, check_run: Callable[[], None]) -> None:
@@ -218,6 +228,8 @@ class Call:
         hints: Options that change no result.
         expected: By name of an input, what `provenance.identity` is in the study for the job that
             wrote it; "" where that is not known.
+        root: The folder in which its files have the paths that they have in the study's folder;
+            None: they are in that folder.
     """
 
     rule: str
@@ -227,6 +239,7 @@ class Call:
     code: str | None
     hints: dict[str, Any]
     expected: dict[str, list[str]]
+    root: Path | None = None
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -252,13 +265,17 @@ def _by_file(given: argparse.Namespace) -> Call:
     if isinstance(settings, ReportSettings) and not inputs:
         study = parse_study(settings.study)
         node = graph.node(study, "report", {})
-        inputs, expected = _inputs(node), code_identity.identities(study, node)
-    return Call(rule, settings, inputs, outputs, given.code, {}, expected)
+        node = node if given.root is None else with_stored_files(node)
+        inputs, expected = _inputs(node, given.root), code_identity.identities(study, node)
+    return Call(rule, settings, inputs, outputs, given.code, {}, expected, given.root)
 
 
-def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
-    """The files a job reads, each name with a list."""
-    return {name: [Path(path) for path in flat(given)] for name, given in node.inputs.items()}
+def _inputs(node: graph.JobNode, root: Path | None = None) -> dict[str, list[Path]]:
+    """The files a job reads below a folder, each name with a list."""
+    return {
+        name: [Path(root or "", path) for path in flat(given)]
+        for name, given in node.inputs.items()
+    }
 
 
 def _given_hints(given: argparse.Namespace) -> dict[str, Any]:

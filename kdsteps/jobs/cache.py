@@ -192,9 +192,14 @@ def _read_contents(entry: Path) -> dict[str, Any] | None:
 
 
 def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str, Any]) -> str:
-    """A digest of everything a job's result depends on; inputs are paths or lists of them."""
+    """A digest of everything a job's result depends on; inputs are paths or lists of them.
+
+    Prepared images may be many gigabytes: the digests next to them count instead, and
+    whoever reads an image checks its hash.
+    """
+    read = inputs.keys() - ({"images"} if "images_digest" in inputs else set())
     contents = {
-        name: [file_digest(Path(path)) for path in flat(given)] for name, given in inputs.items()
+        name: [file_digest(Path(path)) for path in flat(inputs[name])] for name in sorted(read)
     }
     named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
     libraries = [version(name) for name in ("torch", "torchvision", "timm")]

@@ -69,6 +69,16 @@ def visible_variable() -> str:
     return "HIP_VISIBLE_DEVICES" if torch_build().rocm else "CUDA_VISIBLE_DEVICES"
 
 
+def visible_entry(number: int) -> str:
+    """What selects one of the GPUs that this process sees: an entry of the list, or its index.
+
+    Args:
+        number: As torch numbers them.
+    """
+    entries = os.environ.get(visible_variable(), "").split(",")
+    return (entries[number] if number < len(entries) else "") or str(number)
+
+
 def visible_list() -> str | None:
     """The GPUs to choose from, as a list for `visible_variable`; None: all.
 

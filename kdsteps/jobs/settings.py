@@ -32,12 +32,26 @@ from kdsteps.study.settings import (
 INPUTS = ("source", "weights")
 """Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
-_OFF = {"clip_grad_norm": None, "head_learning_rate_factor": 1.0, "features_only": False}
+_OFF = {
+    "clip_grad_norm": None,
+    "head_learning_rate_factor": 1.0,
+    "features_only": False,
+    "accumulate": 1,
+    "ema": None,
+    "gpus": 1,
+    "sync_batchnorm": True,
+}
 """Settings that came later and are left out at this value, where they have no effect."""
 
 
 class JobSettings(Section):
     """What one job reads."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the job uses where there are any."""
+        recipe = getattr(self, "train", None) or getattr(self, "distil", None)
+        return recipe.gpus if recipe is not None and recipe.epochs else 1
 
     def as_json(self) -> dict[str, Any]:
         """The settings without values that do not change the job's result."""

@@ -48,6 +48,7 @@ class AT(LayerPairs):
     """
 
     capturable = True
+    compares_images = False
     term = "attention"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 1000.0, **options: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,6 +50,21 @@ class Batch:
         """The targets of cross-entropy: class numbers (N,), or fractions (N, K) of mixed images."""
         return self.labels if self.fractions is None else self.fractions
 
+    def split(self, count: int) -> list[Batch]:
+        """The batch in `count` equal parts, in order; the method draws anew for each of them."""
+        size = len(self.index) // count
+        return [self._rows(slice(start, start + size)) for start in range(0, size * count, size)]
+
+    def _rows(self, rows: slice) -> Batch:
+        cut: dict[str, Any] = {"drawn": None}
+        for name in (field.name for field in fields(self) if field.name not in ("drawn", "epoch")):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                cut[name] = value[rows]
+            elif value is not None:
+                cut[name] = {layer: output[rows] for layer, output in value.items()}
+        return replace(self, **cut)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -83,7 +98,12 @@ class Method(nn.Module, ABC):
         wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
-            CutMix are refused; {option: value} if that is so for one value of an option.
+            CutMix are refused; {option: value} if that is so for one value of an option, or for
+            lists that contain the value.
+        compares_images: Whether the losses of a batch are more than the mean of the losses of its
+            images, apart from batch normalization, so that a batch cannot be computed in parts
+            (`accumulate`, `gpus`); {option: value} as for `one_class`. Not inherited: a subclass
+            that does not set it is taken to compare images.
         capturable: Whether a CUDA graph of one step can be replayed for the others of an epoch:
             `terms` runs the same operations on the device, waits for nothing, and draws nothing on
             the CPU except by `draw`. Where it does not read the batch's epoch, the graph is
@@ -95,6 +115,7 @@ class Method(nn.Module, ABC):
     wants: ClassVar[Wants] = "nothing"
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     one_class: ClassVar[bool | Mapping[str, Any]] = False
+    compares_images: ClassVar[bool | Mapping[str, Any]] = True
     capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
@@ -102,6 +123,7 @@ class Method(nn.Module, ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.capturable = vars(cls).get("capturable", False)
+        cls.compares_images = vars(cls).get("compares_images", True)
 
     def __init__(self, teacher: Chain | None, student: Chain, task: Task) -> None:
         super().__init__()

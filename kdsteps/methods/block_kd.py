@@ -56,6 +56,7 @@ class BlockKD(Method):
     plan = "stones"
     capturable = True
     one_class: ClassVar[Mapping[str, str]] = {"distance": "dkd"}
+    compares_images: ClassVar[Mapping[str, str]] = {"distance": "dist", "norm": "batch"}
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class DKD(WarmUp, LogitMethod):
     """
 
     capturable = True
+    compares_images = False
     one_class = True
 
     def __init__(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -38,6 +39,10 @@ class FeatureOnly(Method):
     wants = "layers"
     plan = "pairs"
     capturable = True
+    compares_images: ClassVar[Mapping[str, str]] = {
+        "distance": "distribution",
+        "mapping": "attention",
+    }
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class FitNet(OneLayer):
     """
 
     capturable = True
+    compares_images = False
     term = "hint"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 100.0, **options: Any) -> None:

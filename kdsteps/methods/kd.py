@@ -44,6 +44,7 @@ class KD(LogitMethod):
     """
 
     capturable = True
+    compares_images = False
 
     def __init__(
         self,

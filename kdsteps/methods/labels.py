@@ -20,6 +20,7 @@ class Labels(Method):
 
     wants = "nothing"
     capturable = True
+    compares_images = False
 
     def __init__(
         self,

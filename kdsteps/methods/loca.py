@@ -74,6 +74,7 @@ class LoCa(KD):
     """
 
     capturable = True
+    compares_images = False
     one_class = True
 
     def __init__(

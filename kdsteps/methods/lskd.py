@@ -59,6 +59,7 @@ class LSKD(KD):
     """
 
     capturable = True
+    compares_images = False
 
     def __init__(
         self,

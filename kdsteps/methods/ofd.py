@@ -60,6 +60,7 @@ class OFD(LayerPairs):
     """
 
     capturable = True
+    compares_images = False
     term = "responses"
     student_before_activation = teacher_before_activation = True
 

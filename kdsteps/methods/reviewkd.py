@@ -60,6 +60,7 @@ class ReviewKD(WarmUp, LayerPairs):
     """
 
     capturable = True
+    compares_images = False
     term = "review"
     teacher_before_activation = True
 

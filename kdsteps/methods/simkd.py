@@ -32,6 +32,7 @@ class SimKD(OneLayer):
     """
 
     capturable = True
+    compares_images = False
     term = "map"
     tail: nn.Module
 

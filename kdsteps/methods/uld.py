@@ -50,6 +50,7 @@ class ULD(LogitMethod):
     """
 
     capturable = True
+    compares_images = False
     any_classes = True
 
     def __init__(

@@ -51,6 +51,7 @@ from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import CachedOutputs, TeacherOutputs
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit, views_of
+from kdsteps.training.processes import Processes, in_processes
 
 log = logging.getLogger("kdsteps")
 
@@ -60,6 +61,10 @@ def run(job: Job[DistilSettings]) -> None:
 
     A student whose training diverges is saved all the same, so that the other runs are compared.
     """
+    in_processes(_distil, job, job.settings.distil)
+
+
+def _distil(job: Job[DistilSettings], processes: Processes) -> None:
     settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
@@ -79,8 +84,11 @@ def run(job: Job[DistilSettings]) -> None:
         validate=validator(method.deployed(), data.part("validation")),
         teacher=_teacher_outputs(job, method, data, split),
         resume=resume_file(job, f"{__name__}:run", *_roots(job)),
+        processes=processes,
     )
     fit.run()
+    if not processes.first:
+        return
     if fit.diverged is not None:
         log.warning(
             "diverged: %s; the training ends here and the report shows the run as diverged; a "

@@ -57,6 +57,7 @@ from kdsteps.teachers.checks import TeacherCheck, as_yaml, check_teacher
 from kdsteps.teachers.variants import Correct, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
+from kdsteps.training.processes import Processes, in_processes
 
 log = logging.getLogger("kdsteps")
 
@@ -66,10 +67,10 @@ def run(job: Job[Any]) -> None:
     if "check" in job.outputs:
         _check(job)
     else:
-        _train(job)
+        in_processes(_train, job, job.settings.train)
 
 
-def _train(job: Job[TrainSettings]) -> None:
+def _train(job: Job[TrainSettings], processes: Processes) -> None:
     """Train a network by cross-entropy and save its last epoch.
 
     Raises:
@@ -92,6 +93,7 @@ def _train(job: Job[TrainSettings]) -> None:
         seed=recipe.seed,
         validate=validator(network, data.part("validation")),
         resume=resume_file(job, f"{__name__}:run", registry.target("models", entry.family)),
+        processes=processes,
     )
     fit.run()
     if fit.diverged is not None:
@@ -99,6 +101,8 @@ def _train(job: Job[TrainSettings]) -> None:
             f"the teacher diverged: {fit.diverged}; a lower learning_rate or clip_grad_norm in "
             "its section `train` may help"
         )
+    if not processes.first:
+        return
     if not recipe.epochs:
         fit.history.add(0, fit.validate())
     save_model(

@@ -47,6 +47,7 @@ _TRAITS = {
     "wants": ("nothing", "logits", "blocks", "layers"),
     "plan": (None, "stones", "pairs"),
 }
+_BY_OPTION = ("one_class", "compares_images")  # of a method, for some values of its options
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Description(BaseModel):
         target: Where the part is defined, `module:Name` or `./file.py:Name`.
         wants, plan: Of a method: what it needs from the teacher, which plan `build` makes.
         one_class: Of a method: whether it is defined only for images of one class; {option: value}
-            if that is so for one value of an option.
+            if that is so for one value of an option, or for lists that contain the value.
+        compares_images: Of a method, likewise: whether a batch cannot be computed in parts.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
@@ -110,6 +112,7 @@ class Description(BaseModel):
     wants: str | None = None
     plan: str | None = None
     one_class: bool | dict[str, JsonValue] = False
+    compares_images: bool | dict[str, JsonValue] = True
     core_schema: dict[str, Any]
     wanted: dict[str, str | None]
     refused: dict[str, str]
@@ -152,7 +155,7 @@ def describe(kind: Kind, reference: str) -> Description:
         {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
     )
     if kind == "methods":
-        traits["one_class"] = _one_class(reference, part)
+        traits |= {name: _by_option(reference, part, name) for name in _BY_OPTION}
     place = location(kind, reference)
     return Description(
         **traits,
@@ -340,10 +343,10 @@ def _trait(reference: str, part: type, name: str) -> Any:
     return value
 
 
-def _one_class(reference: str, part: type) -> bool | dict[str, JsonValue]:
-    value = getattr(part, "one_class", False)
+def _by_option(reference: str, part: type, name: str) -> bool | dict[str, JsonValue]:
+    value = getattr(part, name)
     if not isinstance(value, bool | dict):
         raise KdstepsError(
-            f"{reference!r}: one_class is {value!r}; it should be True, False or {{option: value}}"
+            f"{reference!r}: {name} is {value!r}; it should be True, False or {{option: value}}"
         )
     return value

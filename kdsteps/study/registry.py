@@ -68,10 +68,11 @@ class Part:
 
     def needs_one_class(self, options: Mapping[str, Any]) -> bool:
         """Whether a method with these options is defined only for images of one class."""
-        found = self.described.one_class
-        if isinstance(found, bool):
-            return found
-        return any(options.get(name) == value for name, value in found.items())
+        return _holds(self.described.one_class, options)
+
+    def compares_images(self, options: Mapping[str, Any]) -> bool:
+        """Whether a method with these options cannot compute a batch in parts."""
+        return _holds(self.described.compares_images, options)
 
     def needs_classifier(self, options: Mapping[str, Any]) -> bool:
         """Whether a method with these options needs the teacher's classifier, as for its logits."""
@@ -120,6 +121,19 @@ class Part:
     @cached_property
     def _validator(self) -> SchemaValidator:
         return SchemaValidator(self.described.core_schema)
+
+
+def _holds(claim: bool | Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether a claim about a method, True, False or {option: value}, holds with these options.
+
+    An option that is a list has all of its values.
+    """
+    if isinstance(claim, bool):
+        return claim
+    return any(
+        value == option or (isinstance(option, list) and value in option)
+        for option, value in ((options.get(name), value) for name, value in claim.items())
+    )
 
 
 def check_options(asked: Mapping[str, tuple[Kind, str, Mapping[str, Any]]]) -> None:

@@ -26,6 +26,7 @@ MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 MAX_BATCH, MAX_EPOCHS, MAX_RUNS = 1_000_000, 1_000_000, 1_000_000  # beyond: a typing error
+MAX_GPUS = 64  # of one machine
 MAX_PADDING, MAX_IMAGES, MAX_MINUTES, MAX_GIB = 1_000, 1_000_000_000, 1_000_000, 1_000_000
 Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
@@ -134,6 +135,25 @@ class Training(ViewSettings):
     clip_grad_norm: PositiveFloat | None = None
     """Largest norm of the gradient of all trained weights together, those of the student and of the
     method's own modules; a larger one is scaled down to it; null: off."""
+    accumulate: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
+    """Equal parts in which a batch is computed, one after the other, to save memory. The gradients
+    are averaged and the weights updated once per batch. Batch normalization uses the statistics of
+    each part and updates its running ones with every part, as for batches of `batch_size /
+    accumulate` images. Refused for methods that compare the images of a batch."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, such as 0.9995, updated after every
+    step; the average is what is validated, saved and deployed. The running statistics of batch
+    normalization are averaged too. At step t the decay is at most (1 + t) / (10 + t), so that the
+    initial weights are soon forgotten; null: off."""
+    gpus: Annotated[int, Field(gt=0, le=MAX_GPUS)] = 1
+    """Processes of one training, each with a GPU and an equal part of every batch; on a machine
+    without a GPU they share the cores. The result is that of one process up to rounding, except for
+    what networks draw at random (dropout). Refused for methods that compare the images of a
+    batch."""
+    sync_batchnorm: bool = True
+    """With `gpus`, whether batch normalization uses the statistics of the whole batch. If not, each
+    process uses those of its part, which is faster and another training; the running statistics are
+    those of the first process."""
     head_learning_rate_factor: PositiveFloat = 1.0
     """Factor of the learning rate for a classifier that starts with new weights in a network that
     starts from a checkpoint or published weights."""
@@ -165,6 +185,15 @@ class Training(ViewSettings):
         """The first contradiction, as `key is value; what would be right`, or None."""
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
             return "nesterov is true and momentum is 0; momentum should be above 0"
+        if self.batch_size % (self.accumulate * self.gpus):
+            parts = {"accumulate": self.accumulate, "gpus": self.gpus}
+            given = " and ".join(f"{name} is {count}" for name, count in parts.items() if count > 1)
+            return (
+                f"{given} and batch_size is {self.batch_size}; batch_size should be a multiple of "
+                f"{self.accumulate * self.gpus}"
+            )
+        if not self.sync_batchnorm and self.gpus == 1:
+            return "sync_batchnorm is false and gpus is 1; leave it out, or set gpus above 1"
         if self.schedule != "steps" or not self.epochs:
             return None
         late = [at for at in self.milestones if at >= max(1, self.epochs)]

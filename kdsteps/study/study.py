@@ -53,6 +53,7 @@ class Method:
         wants: "nothing", "logits", "blocks" or "layers".
         plan: "stones", "pairs" or None.
         one_class: Whether it is defined only for images of one class.
+        compares_images: Whether it cannot compute a batch in parts.
         needs_classifier: Whether it needs the teacher's classifier, as for its logits.
         distil, build: The values that differ for this method.
     """
@@ -62,6 +63,7 @@ class Method:
     wants: str
     plan: str | None
     one_class: bool
+    compares_images: bool
     needs_classifier: bool
     distil: Distil | None
     build: Build | None
@@ -227,7 +229,8 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     assert part.wants is not None, "every method declares what it wants"
     return Method(
         *(method, options, part.wants, part.plan),
-        *(part.needs_one_class(options), part.needs_classifier(options)),
+        *(part.needs_one_class(options), part.compares_images(options)),
+        part.needs_classifier(options),
         *(entry.distil, entry.build),
     )
 
@@ -322,6 +325,7 @@ def _check_training(study: Study, where: str) -> None:
             recipe = study.distil(name, method)
             _check_section(recipe, spots, where)
             _check_mixing(recipe, entry, spots, f"{where}: methods.{method}")
+            _check_parts(recipe, entry, spots, f"{where}: methods.{method}")
 
 
 def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
@@ -349,6 +353,24 @@ def _check_mixing(
             raise KdstepsError(
                 f"{where}: {entry.method} needs images of one class, and {spot[-1]}.{name} is "
                 f"{value:g}; set `distil: {{mixup: 0, cutmix: 0}}` here, or use kd, lskd or dist"
+            )
+
+
+def _check_parts(
+    recipe: Distil, entry: Method, spots: Mapping[str, Training | None], where: str
+) -> None:
+    """Raise KdstepsError if batches are computed in parts for a method that compares their images.
+
+    Args:
+        spots: Where the values of `recipe` come from.
+    """
+    for name in ("accumulate", "gpus"):
+        if entry.compares_images and (value := getattr(recipe, name)) > 1:
+            spot = [place for place, own in spots.items() if own and name in own.model_fields_set]
+            raise KdstepsError(
+                f"{where}: {entry.method} compares the images of a batch, and {spot[-1]}.{name} is "
+                f"{value}; set `distil: {{{name}: 1}}` here, or `compares_images = False` in a "
+                "method of your own whose loss is a mean over images"
             )
 
 

@@ -36,13 +36,22 @@ TOLERANCE = {"float32": 2.0**-9, "tf32": 2.0**-7, "float16": 2.0**-7, "bfloat16"
 
 
 class TeacherOutputs(Protocol):
-    """Returns the teacher's outputs for the images of a batch, by layer."""
+    """Returns the teacher's outputs for the images of a batch, by layer.
+
+    Attributes:
+        waits: Whether that waits for the GPU.
+    """
+
+    @property
+    def waits(self) -> bool: ...
 
     def __call__(self, drawn: ImageBatch) -> dict[str, Tensor]: ...
 
 
 class LiveTeacher:
     """The teacher itself, which runs on every batch."""
+
+    waits = False
 
     def __init__(
         self,
@@ -115,8 +124,13 @@ class CachedOutputs:
         if self.rows.shape != wanted or self.rows.dtype != np.float16:
             raise _damaged(path, f"holds {self.rows.dtype} of {self.rows.shape}, not {wanted}")
         _check_sums(path, self.rows, described)
+        self._images_each = described["images_each"]
         self._audit()
         self._on_device = self._moved()
+
+    @property
+    def waits(self) -> bool:
+        return self.part.device.type == "cuda" and self._on_device is None
 
     def __call__(self, drawn: ImageBatch) -> dict[str, Tensor]:
         if self._on_device is not None:
@@ -145,9 +159,15 @@ class CachedOutputs:
     def _moved(self) -> Tensor | None:
         """Move all rows to the GPU if they fit, so that lookups never wait for the CPU."""
         device = self.part.device
-        if device.type != "cuda" or self.rows.nbytes > free_bytes(device) / 2:
+        if device.type != "cuda":
             return None
-        return torch.from_numpy(np.ascontiguousarray(self.rows)).to(device)
+        if self.rows.nbytes > free_bytes(device) / 2:
+            log.info("the GPU has no room for %s: every step waits for it", self.path)
+            return None
+        moved = torch.empty(self.rows.shape, dtype=torch.float16, device=device)
+        for _, images in shards(len(self.rows), self._images_each):
+            moved[images] = torch.from_numpy(np.array(self.rows[images]))
+        return moved
 
 
 def sample_of(num_images: int, num_views: int, count: int = AUDITED) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.gpu_diagnosis import ON_CPU, why_unusable
-from kdsteps.jobs.gpus import visible_variable
+from kdsteps.jobs.gpus import visible_entry
 from kdsteps.jobs.resources import cores_there
 from kdsteps.training.precision import set_precision
 
@@ -56,10 +55,11 @@ def choose_device(
 
 def _which() -> str:
     """Which GPU the job sees: its index and UUID, or the name that selected it."""
-    entry = os.environ.get(visible_variable(), "0")
+    number = torch.cuda.current_device()
+    entry = visible_entry(number)
     if not entry.isdecimal():
         return entry
-    return f"GPU {entry}, UUID {torch.cuda.get_device_properties(0).uuid}"
+    return f"GPU {entry}, UUID {torch.cuda.get_device_properties(number).uuid}"
 
 
 def _described() -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ from kdsteps.models.chain import HEAD
 from kdsteps.models.precision import autocast
 from kdsteps.study.settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
+from kdsteps.training.averaging import WeightAverage
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
+from kdsteps.training.history import History, milestones
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
+from kdsteps.training.processes import ALONE, Processes, Terms
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
+from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
 log = logging.getLogger("kdsteps")
 
@@ -41,28 +46,6 @@ CHECK_EVERY = 200  # steps between two checks that the losses are finite
 def views_of(recipe: Training) -> Views:
     """The numbered views of an image that a recipe's crops and flips make."""
     return Views(recipe.crop_padding, recipe.flip)
-
-
-@dataclass
-class History:
-    """Named numbers, one per epoch: the rows of `files.columns.HISTORY`."""
-
-    epoch: list[int] = field(default_factory=list)
-    name: list[str] = field(default_factory=list)
-    value: list[float] = field(default_factory=list)
-
-    def add(self, epoch: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.epoch.append(epoch)
-            self.name.append(name)
-            self.value.append(value)
-
-    def rows(self) -> dict[str, list[Any]]:
-        return {"epoch": self.epoch, "name": self.name, "value": self.value}
-
-    def of(self, name: str) -> list[float]:
-        """The values of one name, by epoch."""
-        return [value for there, value in zip(self.name, self.value, strict=True) if there == name]
 
 
 @dataclass(frozen=True)
@@ -98,6 +81,7 @@ class Fit:
         validate: Callable[[], dict[str, float]],
         teacher: TeacherOutputs | None = None,
         resume: Resume | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         """Args:
         method: Holds the student; it is trained in place, on its device.
@@ -106,20 +90,26 @@ class Fit:
         validate: Returns metrics of the student; called after every epoch.
         teacher: Returns the teacher's outputs for a batch; None if the method runs the teacher.
         resume: Where the state is saved; None: nowhere.
+        processes: Those that train together, each with its own method and the same arguments.
         """
         self.method, self.split, self.recipe = method, split, recipe
         self.validate, self.teacher, self.resume = validate, teacher, resume
         self.method.to(memory_format=split.memory_format)  # type: ignore[call-overload]
+        self.processes, self.seed = processes, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
         self.augmentation = Augmentation(
             *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
             *(recipe.mixup, recipe.cutmix),
         )
+        self.connected = processes.connect(method, recipe, split.device)
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)
         self.optimizer = make_optimizer(method, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.scaler = gradient_scaler(recipe.precision, split.device)
+        self.average = (
+            None if recipe.ema is None else WeightAverage(self.method.deployed(), recipe.ema)
+        )
         self.history = History()
         self.diverged: Divergence | None = None
         self.epoch, self.step = 0, 0
@@ -128,23 +118,31 @@ class Fit:
         self.seconds = 0.0
         self._first_step = True
         self.recorded = RecordedStep(self.optimizer)
+        self._stop = Stop()
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
         """Train to the end of the recipe, from the saved state of an earlier run if there is one.
 
         A run that diverges ends at the next check of its losses. The epoch is the last one of its
-        history, not validated, and the weights stay as they are.
-        """
-        with own_stream(self.split.device):
-            return self._run()
+        history, not validated, and the weights stay as they are. At the end, the deployed network
+        has the average of its weights if the recipe has `ema`.
 
-    def _run(self) -> History:
+        Raises:
+            SystemExit: SIGTERM came; the state was saved after the step that was running.
+        """
+        with own_stream(self.split.device), stop_on_sigterm() as self._stop:
+            self._run()
+            if self.average is not None:
+                self.average.swap()
+            return self.history
+
+    def _run(self) -> None:
         if self.recipe.compile:
             compile_student(self.method, self._trial)
         self._load()
         started, before = time.monotonic(), self.seconds
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and self.processes.first
         total = self.recipe.epochs
         for _ in tqdm(
             range(self.epoch, total),
@@ -157,13 +155,13 @@ class Fit:
             self.seconds = before + time.monotonic() - started
             if self.diverged is not None:
                 break
-            if not terminal and self.epoch in _milestones(total):
-                log.info("epoch %d of %d: %s", self.epoch, total, self._summary())
-        return self.history
+            if not terminal and self.epoch in milestones(total):
+                summary = self.history.summary(self.epoch)
+                log.info("epoch %d of %d: %s", self.epoch, total, summary)
 
     def forget(self) -> None:
         """Remove the saved state; call it once the results are written."""
-        if self.resume is not None:
+        if self.resume is not None and self.processes.first:
             self.resume.path.unlink(missing_ok=True)
 
     def _epoch(self, offset: float) -> None:
@@ -171,6 +169,8 @@ class Fit:
         self._epoch_rng = self.generator.get_state()
         for losses in self._steps():
             self.schedule.step()
+            if self.average is not None:
+                self.average.update()
             self.losses.append(losses)
             self.step += 1
             if self.step % CHECK_EVERY == 0 and self._not_finite() is not None:
@@ -184,8 +184,10 @@ class Fit:
         """Take the other steps of this epoch, one by one: the losses (terms,) of each."""
         split, views = self.split, self.views
         orders = split.orders(self.recipe.batch_size, views, self.generator)[self.step :]
-        if not can_record(self.method, split, self.recipe, len(orders)):
-            for drawn in split.batches(orders, views, self.augmentation):
+        waits = self.teacher is not None and self.teacher.waits
+        if waits or not can_record(self.method, split, self.recipe, len(orders)):
+            for drawn in self._parts(orders):
+                self.processes.seed(self.seed, self.epoch * self.steps_per_epoch + self.step)
                 yield self.take_step(drawn)
             return
         for order in orders:
@@ -194,25 +196,39 @@ class Fit:
             if self.recorded.covers(self.epoch):
                 yield self.recorded.take(inputs)
             else:
-                yield self._taken(self._batch(split.made(order, views), draws))
+                yield self._taken([self._batch(split.made(order, views), draws)])
                 self.recorded.record(self._watched_step, inputs, self.epoch)
+
+    def _parts(self, orders: list[Order]) -> Iterator[ImageBatch]:
+        """This process's part of each batch; mixed images need the whole batch."""
+        count = self.recipe.accumulate
+        if self.augmentation.mixes:
+            wholes = self.split.batches(orders, self.views, self.augmentation)
+            return (self.processes.images(whole, count) for whole in wholes)
+        own = [self.processes.order(whole, count) for whole in orders]
+        return self.split.batches(own, self.views, self.augmentation)
 
     def _watched_step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
         """Take a step from inputs on the device: its losses, and whether they read the epoch."""
         order = Order(inputs["index"], inputs["view"], seed=0)
         draws = {name: inputs[name] for name in inputs if name not in ("index", "view")}
         batch = WatchedBatch.of(self._batch(self.split.made(order, self.views), draws))
-        return self._taken(batch), batch.epoch_read
+        return self._taken([batch]), batch.epoch_read
 
     def take_step(self, drawn: ImageBatch) -> Tensor:
         """Take one step on a batch of images: its losses (terms,)."""
-        return self._taken(self._batch(drawn, self.method.draw(drawn.index)))
+        count = self.recipe.accumulate
+        if count > 1:
+            return self._taken(self._batch(drawn, None).split(count))
+        return self._taken([self._batch(drawn, self.method.draw(drawn.index))])
 
-    def _taken(self, batch: Batch) -> Tensor:
-        terms = self._terms(batch)
-        total = torch.stack(list(terms.values())).sum()
+    def _taken(self, parts: Sequence[Batch]) -> Tensor:
+        """Take one step on a batch in equal parts: its losses (terms,), averaged over the parts."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        losses = []
+        for number, part in enumerate(parts, start=1):
+            with self.connected.backward_alone(number < len(parts)):
+                losses.append(self._backward(part, len(parts)))
         if self.recipe.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.clip_grad_norm)
@@ -221,11 +237,19 @@ class Fit:
             self._first_step = False
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+        return self.processes.mean(mean)
+
+    def _backward(self, part: Batch, num_parts: int) -> Tensor:
+        """Add the gradient of one of the parts of a batch; return its losses (terms,)."""
+        terms = self._terms(part, self.connected.terms)
+        total = torch.stack(list(terms.values())).sum()
+        self.scaler.scale(total if num_parts == 1 else total / num_parts).backward()
         self.names = list(terms)
         return torch.stack([term.detach().float() for term in terms.values()])
 
-    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor]) -> Batch:
-        """What a method sees of the images of one step, and of what it drew for them."""
+    def _batch(self, images: ImageBatch, draws: Mapping[str, Tensor] | None) -> Batch:
+        """What a method sees of some images, and of what it drew for them."""
         outputs = self.teacher(images) if self.teacher is not None else {}
         return Batch(
             images=images.images,
@@ -239,16 +263,17 @@ class Fit:
             drawn=draws,
         )
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def _terms(self, batch: Batch, terms: Terms) -> dict[str, Tensor]:
         with autocast(self.recipe.precision, batch.images.device.type):
-            return self.method.terms(batch)
+            return terms(batch)
 
     def _trial(self) -> None:
         """One forward and backward pass over the first images, to time it."""
-        index = torch.arange(min(self.recipe.batch_size, len(self.split)))
+        size = self.recipe.batch_size // self.processes.count
+        index = torch.arange(min(size, len(self.split)))
         images = self.split.take(index, self.views, torch.zeros_like(index))
         batch = self._batch(images, self.method.draw(images.index))
-        torch.stack(list(self._terms(batch).values())).sum().backward()
+        torch.stack(list(self._terms(batch, self.method.terms).values())).sum().backward()
 
     def _not_finite(self) -> Divergence | None:
         """The first loss of this epoch that is not finite."""
@@ -266,24 +291,33 @@ class Fit:
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
         losses = dict(zip(self.names, means, strict=True))
         values = losses | {"total": sum(means), "learning_rate": rate}
-        self.history.add(self.epoch, values | (self.validate() if self.diverged is None else {}))
-
-    def _summary(self) -> str:
-        last = [
-            row for row in zip(*self.history.rows().values(), strict=True) if row[0] == self.epoch
-        ]
-        return ", ".join(f"{name} {value:.4g}" for _, name, value in last)
+        with self.average.in_place() if self.average is not None else nullcontext():
+            validated = self.diverged is None and self.processes.first
+            metrics = self.validate() if validated else {}
+        self.history.add(self.epoch, values | metrics)
 
     def _save_if_due(self, offset: float) -> None:
-        """Args:
-        offset: Training seconds of earlier runs, minus the time at which this one began.
+        """Save the state every `resume.seconds`, and before the run ends because of SIGTERM.
+
+        Args:
+            offset: Training seconds of earlier runs, minus the time at which this one began.
         """
-        if self.resume is None or time.monotonic() - self._saved_at < self.resume.seconds:
+        if not self.processes.first:
             return
-        if self._not_finite() is not None:  # the next regular check ends the run, at a fixed step
+        stop, resume = self._stop.wanted, self.resume
+        due = resume is not None and time.monotonic() - self._saved_at >= resume.seconds
+        if not due and not stop:
             return
-        save_state(self.resume.path, self._state(offset + time.monotonic()))
-        self._saved_at = time.monotonic()
+        # if a loss is not finite, the next regular check ends the run, at a fixed step
+        if resume is not None and self._not_finite() is None:
+            save_state(resume.path, self._state(offset + time.monotonic()))
+            self._saved_at = time.monotonic()
+        if stop:
+            log.error(
+                "stopped by SIGTERM in epoch %d, after step %d; the next attempt continues there",
+                *(self.epoch + 1, self.step),
+            )
+            raise SystemExit(STATUS)
 
     def _state(self, seconds: float) -> dict[str, Any]:
         assert self.resume is not None
@@ -293,6 +327,7 @@ class Fit:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch_rng": self._epoch_rng,
@@ -316,6 +351,8 @@ class Fit:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
         if state["device_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["device_rng"])
@@ -325,8 +362,3 @@ class Fit:
         self.names = state["names"]
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         log.info("resuming in epoch %d, after step %d", self.epoch + 1, self.step)
-
-
-def _milestones(epochs: int) -> set[int]:
-    """About ten evenly spaced epochs, each logged with a line."""
-    return {round(epochs * tenth / 10) for tenth in range(1, 11)} | {1}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from kdsteps.jobs.gpus import visible_variable
+from kdsteps.jobs.gpus import visible_entry, visible_variable
 from kdsteps.jobs.job import Job
 
 _SIGNS = ("CUDA error: out of memory", "HIP error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -48,13 +47,13 @@ def _remedies(job: Job[Any]) -> Iterator[str]:
 
 def _use(jobs_per_gpu: int) -> str:
     """Which GPU it is, and who uses how much of its memory."""
-    properties = torch.cuda.get_device_properties(0)
+    number = torch.cuda.current_device()
+    properties = torch.cuda.get_device_properties(number)
     total, own = properties.total_memory, torch.cuda.max_memory_reserved()
     others = total - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
-    entry = os.environ.get(visible_variable(), "0")
     allowed = f" of the {_gib(total / jobs_per_gpu)} it may use" if jobs_per_gpu > 1 else ""
     foreign = f", other processes {_gib(others)}" if others > _FOREIGN * total else ""
-    name = f"{properties.name}, GPU {entry}, {_gib(total)}"
+    name = f"{properties.name}, GPU {visible_entry(number)}, {_gib(total)}"
     return f"{name}: this job held {_gib(own)}{allowed}{foreign}"
 
 

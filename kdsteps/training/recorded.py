@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,12 @@ class WatchedBatch(Batch):
         return super().__getattribute__(name)
 
 
+class Graph(Protocol):
+    """A recorded step."""
+
+    def replay(self) -> None: ...
+
+
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
     """Run in a stream of its own, as recording requires; on a CPU, nothing changes."""
@@ -63,9 +69,36 @@ def can_record(method: Method, split: ImageSplit, recipe: Training, num_steps: i
     """
     if split.device.type != "cuda" or not split.on_device or num_steps < FEWEST:
         return False
+    if recipe.accumulate > 1 or recipe.gpus > 1:
+        return False
     moments_change = recipe.schedule == "onecycle" and recipe.optimizer == "adamw"
     fixed = recipe.views is not None and recipe.precision != "float16" and not moments_change
     return method.capturable and fixed
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether one kernel updates all weights, which takes learning rates from the GPU."""
+    return all(group["fused"] for group in optimizer.param_groups)
+
+
+def captured(step: Step, inputs: Mapping[str, Tensor]) -> tuple[Graph, Tensor, bool]:
+    """A graph of `step`, which is not taken, and where it will write what `step` returns.
+
+    Args:
+        inputs: What it will read, each time it is replayed.
+
+    Raises:
+        RuntimeError: It does something that cannot be repeated, such as waiting for the GPU.
+    """
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[0]
+    before = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            losses, by_epoch = step(inputs)
+    except RuntimeError:
+        generator.graphsafe_set_state(before)  # otherwise it stays that of a recording
+        raise
+    return graph, losses, by_epoch
 
 
 class RecordedStep:
@@ -73,7 +106,7 @@ class RecordedStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graph: Graph | None = None
         self._epoch: int | None = None
         self._failed = False
 
@@ -93,20 +126,19 @@ class RecordedStep:
             epoch: In which it is recorded.
         """
         groups = self.optimizer.param_groups
-        if self._failed or not all(group["fused"] for group in groups):
+        if self._failed or not is_fused(self.optimizer):
             return
         self._graph = None  # its memory is used again
         self._inputs = {name: given.clone() for name, given in inputs.items()}
         self._rates = [torch.zeros((), device=group["params"][0].device) for group in groups]
         self.optimizer.zero_grad(set_to_none=True)  # gradients are in the memory of the graph
-        graph, before = torch.cuda.CUDAGraph(), [group["lr"] for group in groups]
+        before = [group["lr"] for group in groups]
         try:
             for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate
                 if "capturable" in group:  # of adamw
                     group["capturable"] = True
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                self._losses, by_epoch = step(self._inputs)
+            graph, self._losses, by_epoch = captured(step, self._inputs)
         except RuntimeError as error:
             self._failed = True
             reason = str(error).strip().partition("\n")[0]
