@@ -10,8 +10,10 @@ import tarfile
 import venv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from _study import REPOSITORY, clean_environment
 
 
@@ -58,6 +60,9 @@ class Installed:
 
     @classmethod
     def new(cls, folder: Path) -> Installed:
+        for tool in ("pip", "setuptools"):
+            if find_spec(tool) is None:
+                pytest.skip(f"{tool} is not installed, which makes or installs the wheel")
         wheel = build_wheel(folder)
         environment = cls(folder / "environment")
         venv.create(environment.folder, symlinks=True)

@@ -86,6 +86,7 @@ def test_parquet_files_as_from_hugging_face(here: Path):
         contents = [{"bytes": as_bytes(color(10 * start + n)), "path": None} for n in range(4)]
         columns = pa.table({"img": contents, "fine_label": [0, 1] * 2})
         pq.write_table(columns, f"flowers/data/{name}.parquet")
+    pq.write_table(pa.table({"x": [1]}), "flowers/data/notes.parquet")  # of no split
     found = look_at("flowers")
     assert found.kind == "parquet"
     assert found.options == {
@@ -231,6 +232,20 @@ def test_a_link_to_images_elsewhere_is_named_as_a_link(here: Path):
     Path("pets").symlink_to("far/away")
     assert cli.main(["init", "study", "--images", "pets"]) == 0
     assert read_yaml(Path("study/params.yaml").read_text())["datasets"]["pets"]["path"] == "../pets"
+
+
+def test_a_folder_with_the_files_of_all_splits_is_followed_once(here: Path, capsys):
+    Path("flowers").mkdir()
+    for start, name in enumerate(("test", "train")):
+        contents = [as_bytes(color(10 * start + n)) for n in range(7)]
+        columns = pa.table({"image": contents, "label": [f"class {n}" for n in range(7)]})
+        pq.write_table(columns, f"flowers/{name}.parquet")
+    assert cli.main(["init", "study", "--images", "flowers"]) == 0
+    said = capsys.readouterr().out
+    assert "class 4 and 2 more.\n" in said
+    assert "Splits: 7 for train, 7 for test." in said
+    stages = yaml.safe_load(Path("study/dvc.yaml").read_text())["stages"]
+    assert stages["resolve"]["deps"] == ["kdsteps.lock", "../flowers"]
 
 
 def test_images_next_to_the_results_are_refused(here: Path, capsys):

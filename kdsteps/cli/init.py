@@ -20,6 +20,7 @@ from kdsteps.files.text import write_bytes
 from kdsteps.jobs.version_lock import LOCK, lock_text, locked_version, write_lock
 from kdsteps.places import installed_version, shipped
 
+# not under their own names there: DVC would take each dvc.yaml in a clone for one of its own
 _TEMPLATES = Path(__file__).parent / "templates"
 _DVC_CONFIG = """\
 [core]
@@ -106,7 +107,8 @@ def _study(folder: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
     from kdsteps.data.overview import look_at
 
     found = look_at(given.images)
-    inputs = [_seen_from(folder, path) for path in source_paths(found.kind, found.options)]
+    paths = dict.fromkeys(source_paths(found.kind, found.options))
+    inputs = [_seen_from(folder, path) for path in paths]
     if around := [path for path in inputs if not path.strip("./")]:
         raise KdstepsError(
             f"--images: {given.images}: there are images in {folder / around[0]}, which would have "
@@ -154,10 +156,7 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
 
 
 def _pipeline(inputs: list[str]) -> str:
-    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders.
-
-    The template has another name, so that DVC does not take it for a pipeline of this repository.
-    """
+    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders."""
     text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
     return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")

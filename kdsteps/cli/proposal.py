@@ -20,7 +20,7 @@ from kdsteps.study.settings import Prepare
 if TYPE_CHECKING:
     from kdsteps.data.overview import Overview
 
-_TEMPLATE = Path(__file__).parent / "templates" / "params.yaml"
+_TEMPLATE = Path(__file__).parent / "templates" / "study.yaml"
 _TEACHER = {"family": "cifar_resnet", "depth": 14}
 # 16 channels or more: with fewer, the backward pass of a strided 1x1 convolution crashes in oneDNN
 # 3.12 (PyTorch 2.13, AVX-512, channels last).
@@ -82,7 +82,7 @@ def proposed_study(
 def described(found: Overview) -> list[str]:
     """What was found, in sentences."""
     names = [_printable(name) for name in found.class_counts]
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     low, high = min(found.class_counts.values()), max(found.class_counts.values())
     per_class = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     sizes = sorted(found.sizes, key=lambda size: size[0] * size[1])

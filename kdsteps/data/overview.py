@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from kdsteps.data.source import Broken, Picture, Source
 from kdsteps.data.split_names import SPELLINGS
+from kdsteps.data.subset import matching
 from kdsteps.errors import KdstepsError
 from kdsteps.files.walk import is_debris
 
@@ -125,7 +126,9 @@ def _kind(path: str, place: Path) -> tuple[str, dict[str, Any]]:
     files = [entry for entry in inside if entry.suffix.lower() == ".parquet"]
     files = files or sorted(place.glob("*/*.parquet"))
     if files:
-        return _parquet(path, files[0], _by_split(path, place, files))
+        patterns = _by_split(path, place, files)
+        sample = matching(patterns["train"], ".parquet", "--images")[0]
+        return _parquet(path, sample, patterns)
     if any(entry.is_dir() for entry in inside):
         return "folder", {"path": path}
     lists = [entry for entry in inside if entry.suffix.lower() in _LISTS]
@@ -161,7 +164,7 @@ def _table(path: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _parquet(path: str, file: Path, files: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _parquet(path: str, file: Path, files: dict[str, str]) -> tuple[str, dict[str, Any]]:
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
@@ -181,7 +184,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not (binary or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0))
 
 
-def _by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, Any]:
+def _by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, str]:
     """Patterns of the files of each split; all of them are for training where names say nothing."""
     patterns: dict[str, str] = {}
     for file in files:
@@ -191,7 +194,7 @@ def _by_split(path: str, root: Path, files: Sequence[Path]) -> dict[str, Any]:
                 folder = file.parent.relative_to(root)
                 patterns.setdefault(split, str(Path(path, folder, f"{word}*.parquet")))
     if "train" in patterns:
-        return patterns
+        return {split: patterns[split] for split in SPELLINGS if split in patterns}
     return {"train": str(Path(path, files[0].parent.relative_to(root)))}
 
 
