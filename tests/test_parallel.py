@@ -157,14 +157,17 @@ def test_snakemake_gives_a_job_the_gpus_of_its_training(tmp_path, monkeypatch):
     )
     given = {}
     for shell in planned.stdout.split("python -m kdsteps ")[1:]:
-        job = re.search(r"results/(train|distil/pair/\w+|evaluate/students/pair/kd)/", shell)
-        if job and "check=" not in shell:
+        job = re.search(
+            r"--outputs (?!check)\w+=results/(train|\w+/(?:students/)?pair/\w+)/", shell
+        )
+        if job:
             given[job[1]] = re.findall(r"--(?:gpus|jobs-per-gpu) (\d)", shell)
     assert given == {
         "train": ["2"],
         "distil/pair/kd": ["4", "1"],
         "distil/pair/labels": ["1", "2"],
         "evaluate/students/pair/kd": ["1", "2"],
+        "evaluate/students/pair/labels": ["1", "2"],
     }
 
 

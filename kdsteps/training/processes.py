@@ -189,8 +189,8 @@ def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
     """
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.plugins.environments import LightningEnvironment
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise KdstepsError(
             f"gpus is {count}, and lightning-fabric is not installed; install kdsteps[parallel] or "
