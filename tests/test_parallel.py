@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -106,6 +107,32 @@ def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path):
     assert same_bytes(whole["weights"], resumed[0]["weights"])
     assert whole["history"] == resumed[0]["history"]
     assert not (tmp_path / "state.pt").exists()
+
+
+WAITING = """
+import signal
+from _parallel import PARALLEL, wait
+from kdsteps.jobs.job import Job
+from kdsteps.training.processes import in_processes
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+in_processes(wait, Job(None, {}, {}), PARALLEL)
+"""
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_job_that_was_killed():
+    pytest.importorskip("lightning_fabric")
+    path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
+    job = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    assert {job.stdout.readline(), job.stdout.readline()} == {"0\n", "1\n"}
+    job.kill()
+    job.communicate(timeout=20)  # the output ends when the last process does
 
 
 @pytest.mark.slow

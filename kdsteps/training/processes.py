@@ -10,7 +10,9 @@ a GPU, the processes share the cores.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -210,6 +212,7 @@ def _run_one(
     fabric: Fabric, run: Callable[[Job[Any], Processes], None], job: Job[Any], sentences: Any
 ) -> None:
     """One of the processes; an error that the user can fix is passed on as its sentence."""
+    _end_with_the_job()
     processes = Processes(fabric.global_rank, fabric.world_size, fabric)
     level = logging.INFO if processes.first else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
@@ -224,3 +227,15 @@ def _run_one(
         if sentence := out_of_memory(error, job):
             sentences.put(sentence)
         raise
+
+
+def _end_with_the_job() -> None:
+    """End this process as soon as the one of the job ends, however it does.
+
+    PyTorch's own signal for that, SIGINT, is ignored by whatever a shell started in the background.
+    """
+    if sys.platform == "linux":
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit(1)
