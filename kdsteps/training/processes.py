@@ -92,7 +92,7 @@ class Processes:
                 batch normalization is synchronized.
         """
         if self.fabric is None:
-            return Connected(method.terms)
+            return Connected(lambda batch: method.terms(batch))
         if recipe.sync_batchnorm:
             synchronize(method, device)
         module = self.fabric.setup_module(_Losses(method), move_to_device=False)
