@@ -6,6 +6,7 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
+REMOTES := $(VENV)/.remotes
 # `python`, `snakemake` and `dvc` are those of .venv.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_PYTHON_DOWNLOADS := never
@@ -17,12 +18,15 @@ help:  ## show this list
 .PHONY: setup
 setup: $(READY)  ## create .venv from requirements.lock
 
+.PHONY: remotes
+remotes: $(REMOTES)  ## add DVC remotes (S3, SSH, Google Cloud) and storage to .venv
+
 .PHONY: run
 run: $(READY)  ## run the study of params.yaml, from images to results/report/index.html
 	snakemake --cores 4 --resources gpu=1
 
 .PHONY: test
-test: $(READY)  ## run every test, with the real snakemake, dvc and git
+test: $(REMOTES)  ## run every test, with the real snakemake, dvc and git
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: check
@@ -48,9 +52,11 @@ torture: $(READY)  ## break a small study in every way and check that nothing is
 	python tools/torture
 
 .PHONY: lock
-lock: $(READY)  ## update requirements.lock from requirements.in
-	uv pip compile requirements.in --python-version 3.11 --generate-hashes --upgrade \
-		--no-header --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+lock: $(READY)  ## update the two locks from requirements.in and requirements-remotes.in
+	for name in requirements requirements-remotes; do \
+		uv pip compile $$name.in --python-version 3.11 --generate-hashes --upgrade \
+			--no-header --no-emit-index-url --no-emit-find-links --output-file $$name.lock; \
+	done
 
 .PHONY: clean
 clean:  ## remove tool caches; keep results, logs, the job cache and .venv
@@ -64,4 +70,8 @@ $(READY): requirements.lock pyproject.toml
 	command -v uv >/dev/null || $(VENV)/bin/python -m pip install --quiet uv
 	uv pip install --python $(VENV)/bin/python --require-hashes --compile-bytecode -r requirements.lock
 	uv pip install --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(REMOTES): requirements-remotes.lock $(READY)
+	uv pip install --python $(VENV)/bin/python --require-hashes --compile-bytecode -r requirements-remotes.lock
 	touch $@

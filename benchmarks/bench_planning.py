@@ -27,7 +27,7 @@ def rows() -> Iterator[Row]:
         yield Row("snakemake -n, a large study", "-", None, "not installed here", "<= 12 s", None)
         return
     with tempfile.TemporaryDirectory() as folder:
-        study = write_study(Path(folder), _content())
+        study = write_study(Path(folder), large_study())
         first = call(Path(folder), "snakemake", "-n", "--quiet")
         yield Row(
             "the first `snakemake -n` in a folder, which imports all parts once",
@@ -45,7 +45,7 @@ def rows() -> Iterator[Row]:
 def _own() -> Row:
     """CPU seconds of everything that the Snakefile calls, for every job."""
     started = time.process_time()
-    study = parse_study(_content())
+    study = parse_study(large_study())
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             node = graph.node(study, rule, names)
@@ -79,7 +79,8 @@ def _count(study: Study) -> int:
     return sum(len(graph.jobs(study, rule)) for rule in graph.OUTPUTS)
 
 
-def _content() -> dict[str, Any]:
+def large_study() -> dict[str, Any]:
+    """Twenty pairs, all shipped methods, five seeds; tiny networks."""
     pairs = {
         f"pair{number}": {"dataset": "digits", "teacher": f"teacher{number}", "student": "small"}
         for number in range(_PAIRS)

@@ -34,6 +34,7 @@ DEFAULT_PAIR = PAIRS[0]
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("block_kd", {"norm": "batch", "distance": "dkd", "weigh_cross": True}),
     ("block_kd", {"distance": "dist", "cross_student": False, "detach_ensemble": False}),
+    ("contrastive_logits", {"views": ["instance", "category"]}),
     ("crd", {"mode": "relax", "negatives": 2}),  # so few that rows of the memories are fetched
     ("dkd", {"standardize": True}),
     ("feature_only", {"mapping": "all_to_all", "distance": "distribution"}),
@@ -43,6 +44,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("labels", {"label_smoothing": 0.1}),
     ("semckd", {"scale_teacher": False}),
     ("simkd", {"labels_weight": 1.0, "kd_weight": 1.0}),
+    ("sld", {"self_after": 0, "self_detach": True}),
 ]
 """Options with which methods run other operations than by default."""
 CASES = [(name, {}) for name in registry.names("methods")] + OPTIONS

@@ -119,17 +119,26 @@ def run_cases(job: Job[dict[str, Case]], processes: Processes) -> None:
 
 
 def run_until_killed(job: Job[Case], processes: Processes) -> None:
-    """Save the state after every step; kill both processes after as many as "stop" says."""
+    """Save the state after every step; end all after as many as "stop" says, by its signal.
+
+    SIGKILL ends both processes, SIGTERM goes to the one that started them.
+    """
     folder = job.inputs["folder"]
     fit = fit_of(job.settings, folder, processes, Resume(folder / "state.pt", "", 0.0))
     stop = folder / "stop"
     if stop.exists():
         save, steps = fit._save_if_due, iter(range(1, 99))
+        last, name = stop.read_text().split()
 
         def save_and_die(offset: float) -> None:
             save(offset)
-            if next(steps) == int(stop.read_text()):
+            if next(steps) != int(last):
+                return
+            if name == "SIGKILL":
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif processes.first:
+                os.kill(os.getppid(), signal.SIGTERM)
+                time.sleep(1)  # it passes the signal on
 
         fit._save_if_due = save_and_die  # type: ignore[method-assign]
     fit.run()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.cost import multiply_adds, num_parameters
+from kdsteps.models.cost import activations, multiply_adds, num_parameters
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.listing import list_layers, render_layers
 
@@ -359,6 +359,11 @@ def test_the_listing_adds_up_to_the_network():
         "stages.0.1", "stages.1.1",
     ]  # fmt: skip
     assert text.endswith("models: a note")
+
+
+def test_activations_are_the_outputs_of_modules_without_submodules():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Sequential(nn.ReLU(), nn.Flatten()))
+    assert activations(network, torch.zeros(2, 3, 8, 8)) == 3 * (2 * 4 * 64)
 
 
 def test_multiply_adds_of_attention_are_counted_in_any_form():

@@ -22,6 +22,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.models import build_model
+from kdsteps.models.cost import activations, multiply_adds, num_parameters
 from kdsteps.models.outline import outline
 from kdsteps.study import registry
 from kdsteps.study.image_size import declared_shape
@@ -181,10 +182,17 @@ def test_layers_that_depend_on_an_unknown_image_size_are_checked_later(folder):
         ("torchvision", {"name": "mobilenet_v3_small"}),
     ],
 )
-def test_an_outline_has_the_layers_of_the_network(family, options):
-    chain = build_model(family, num_classes=3, in_channels=3, image_size=64, **options)
+def test_an_outline_has_the_layers_and_the_cost_of_the_network(family, options):
+    chain = build_model(family, num_classes=10, in_channels=3, image_size=64, **options)
     found = outline(family, options | {"checkpoint": "x.pt"}, (3, 64, 64))
-    assert found == {"layers": chain.layers, "stages": chain.stages}
+    images = torch.zeros(1, 3, 64, 64)
+    assert found == {
+        "layers": chain.layers,
+        "stages": chain.stages,
+        "parameters": num_parameters(chain),
+        "multiply_adds": multiply_adds(chain, images),
+        "activations": activations(chain, images),
+    }
 
 
 OWN = """

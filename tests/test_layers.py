@@ -14,10 +14,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kdsteps"
 
 ROOMS = [
-    *("errors", "files", "study", "jobs", "data", "models", "teachers", "plans", "scores"),
-    *("methods", "training", "evaluation", "report", "stages", "cli", "__main__"),
+    *("errors", "places", "files", "study", "jobs", "data", "models", "teachers", "plans"),
+    *("scores", "methods", "training", "evaluation", "report", "stages", "cli", "__main__"),
 ]
-WITHOUT_TORCH = ("errors", "study", "jobs", "cli")  # what the Snakefile and `--help` import
+WITHOUT_TORCH = ("errors", "places", "study", "jobs", "cli")  # the Snakefile imports them
 CORE = ("data", "models", "teachers", "plans", "scores", "methods", "evaluation")
 
 

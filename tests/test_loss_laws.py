@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kdsteps.methods._distances import logit_distance
 from kdsteps.methods.at import at_loss
+from kdsteps.methods.ckd import ckd_loss
+from kdsteps.methods.contrastive_logits import category_contrast, class_contrast
 from kdsteps.methods.dist import dist_loss
 from kdsteps.methods.dkd import dkd_loss
 from kdsteps.methods.fitnet import fitnet_loss
@@ -20,6 +22,7 @@ from kdsteps.methods.ofd import ofd_loss
 from kdsteps.methods.reviewkd import hcl_loss
 from kdsteps.methods.rkd import rkd_loss
 from kdsteps.methods.semckd import Attention, semckd_loss
+from kdsteps.methods.sld import sld_loss
 from kdsteps.methods.sp import sp_loss
 from kdsteps.methods.uld import uld_loss
 
@@ -115,6 +118,10 @@ LOGIT_LOSSES = {
     "dist": lambda student, teacher: dist_loss(student, teacher, 1.0, 1.0, 4.0),
     "loca": lambda student, teacher: loca_loss(student, teacher, Y, 0.9, 4.0),
     "uld": lambda student, teacher: uld_loss(student, teacher, 1.0),
+    "ckd": lambda student, teacher: ckd_loss(student, teacher, 0.5),
+    "class contrast": lambda student, teacher: class_contrast(student, teacher, Y, 0.5),
+    "category contrast": lambda student, teacher: category_contrast(student, teacher, 0.5),
+    "sld": lambda student, teacher: sld_loss(student, teacher, Y, [1.0, 4.0]),
 }
 MAP_LOSSES = {
     "fitnet": fitnet_loss,
@@ -201,6 +208,10 @@ def test_labels_margins_and_indices_that_do_not_fit_are_refused():
         dkd_loss(S, T, torch.tensor([[0], [1]]), 1.0, 8.0, 4.0)
     with pytest.raises(ValueError, match="labels"):
         loca_loss(S, T, torch.tensor([0]), 0.9, 4.0)
+    with pytest.raises(ValueError, match="labels"):
+        sld_loss(S, T, torch.tensor([0]), [4.0])
+    with pytest.raises(ValueError, match="labels"):
+        class_contrast(S, T, torch.tensor([[0], [1]]), 4.0)
     with pytest.raises(ValueError, match="2 margins do not fit 1 channels"):
         ofd_loss(B, B, torch.zeros(2))
     contrast, (student, teacher, own, rows) = contrast_of_the_example()

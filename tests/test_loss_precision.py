@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from kdsteps.methods.ckd import ckd_loss
+from kdsteps.methods.contrastive_logits import category_contrast, class_contrast
 from kdsteps.methods.dist import NORM_FLOOR, dist_loss
 from kdsteps.methods.dkd import dkd_loss
 from kdsteps.methods.kd import kd_loss
 from kdsteps.methods.loca import loca_loss
 from kdsteps.methods.lskd import SPREAD_FLOOR, lskd_loss
+from kdsteps.methods.sld import sld_loss
 from kdsteps.methods.uld import uld_loss
 
 Row = list[Decimal]
@@ -71,8 +74,15 @@ def uld(student: Row, teacher: Row, label: int, temperature: int) -> Decimal:
     return sum((abs(p - q) for p, q in zip(*soft, strict=True)), Decimal(0))
 
 
+def sld(student: Row, teacher: Row, label: int, temperature: int) -> Decimal:
+    """With one temperature and its double."""
+    predicted, swapped = teacher.index(max(teacher)), list(teacher)
+    swapped[predicted], swapped[label] = swapped[label], swapped[predicted]
+    return sum((kd(student, swapped, label, t) for t in (temperature, 2 * temperature)), Decimal(0))
+
+
 BY_IMAGE: dict[str, Callable[[Row, Row, int, int], Decimal]] = {
-    function.__name__: function for function in (kd, lskd, dkd, loca, uld)
+    function.__name__: function for function in (kd, lskd, dkd, loca, uld, sld)
 }
 
 
@@ -83,7 +93,7 @@ def correlation(first: Row, second: Row) -> Decimal:
     return product / (norms[0] * norms[1] + Decimal(NORM_FLOOR))
 
 
-def dist(student: list[Row], teacher: list[Row], temperature: int) -> Decimal:
+def dist(student: list[Row], teacher: list[Row], labels: list[int], temperature: int) -> Decimal:
     """With beta 1 and gamma 1."""
     soft = [
         [softmax([value / temperature for value in row]) for row in side]
@@ -95,11 +105,54 @@ def dist(student: list[Row], teacher: list[Row], temperature: int) -> Decimal:
     return temperature**2 * (mean(within) + mean(between))
 
 
+def contrast(
+    student: list[Row], teacher: list[Row], groups: list[int], temperature: int
+) -> Decimal:
+    """The student's row of each of the teacher's, among itself and those of other groups."""
+
+    def unit(row: Row) -> Row:
+        norm = sum(value**2 for value in row).sqrt()
+        return [value / norm for value in row]
+
+    ours, theirs = [unit(row) for row in student], [unit(row) for row in teacher]
+    losses = []
+    for own, (target, group) in enumerate(zip(theirs, groups, strict=True)):
+        scores = [
+            sum(p * q for p, q in zip(target, row, strict=True)) / temperature for row in ours
+        ]
+        others = [score.exp() for score, its in zip(scores, groups, strict=True) if its != group]
+        losses.append((scores[own].exp() + sum(others)).ln() - scores[own])
+    return mean(losses)
+
+
+def ckd(student: list[Row], teacher: list[Row], labels: list[int], temperature: int) -> Decimal:
+    return contrast(student, teacher, list(range(len(labels))), temperature)
+
+
+def category(
+    student: list[Row], teacher: list[Row], labels: list[int], temperature: int
+) -> Decimal:
+    def centered_columns(side: list[Row]) -> list[Row]:
+        columns = [list(column) for column in zip(*side, strict=True)]
+        return [[value - mean(column) for value in column] for column in columns]
+
+    columns = [centered_columns(side) for side in (student, teacher)]
+    return contrast(*columns, list(range(len(columns[0]))), temperature)
+
+
+BY_BATCH: dict[str, Callable[[list[Row], list[Row], list[int], int], Decimal]] = {
+    "dist": dist,
+    "ckd": ckd,
+    "class": contrast,
+    "category": category,
+}
+
+
 def exact(
     name: str, student: list[Row], teacher: list[Row], labels: list[int], temperature: int
 ) -> Decimal:
-    if name == "dist":
-        return dist(student, teacher, temperature)
+    if name in BY_BATCH:
+        return BY_BATCH[name](student, teacher, labels, temperature)
     images = zip(student, teacher, labels, strict=True)
     return mean([BY_IMAGE[name](*image, temperature) for image in images])
 
@@ -115,6 +168,10 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "dist": lambda s, t, y, heat: dist_loss(s, t, 1.0, 1.0, heat),
     "loca": lambda s, t, y, heat: loca_loss(s, t, y, 0.9, heat),
     "uld": lambda s, t, y, heat: uld_loss(s, t, heat),
+    "ckd": lambda s, t, y, heat: ckd_loss(s, t, heat),
+    "class": class_contrast,
+    "category": lambda s, t, y, heat: category_contrast(s, t, heat),
+    "sld": lambda s, t, y, heat: sld_loss(s, t, y, (heat, 2 * heat)),
 }
 
 

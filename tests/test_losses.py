@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,9 @@ from _examples import P_OF_A, STAIRS, T2, A, B, S, T, U, V, Y, contrast_of_the_e
 from torch import nn
 
 from kdsteps.methods.at import at_loss, attention
+from kdsteps.methods.ckd import ckd_loss
+from kdsteps.methods.ckd import similarities as cosines
+from kdsteps.methods.contrastive_logits import category_contrast, class_contrast
 from kdsteps.methods.crd import similarities
 from kdsteps.methods.dist import dist_loss
 from kdsteps.methods.dkd import dkd_loss
@@ -19,11 +24,13 @@ from kdsteps.methods.lskd import lskd_loss, standardized
 from kdsteps.methods.ofd import margins, mean_negative, ofd_loss
 from kdsteps.methods.reviewkd import Fusion, hcl_loss
 from kdsteps.methods.rkd import relative_distances, rkd_loss
+from kdsteps.methods.sld import TEMPERATURES, sld_loss, swap_logits
 from kdsteps.methods.sp import sp_loss
 from kdsteps.methods.uld import uld_loss
 from kdsteps.models.families.simkd import Projector
 from kdsteps.models.feature_shapes import FeatureShape
 
+THREE = torch.tensor([0, 0, 1])  # labels of three images
 EXAMPLES = {
     "cross-entropy": (lambda: F.cross_entropy(S, Y), 0.356981),
     "kd at 1": (lambda: kd_loss(S, T, 1.0), 0.778084),
@@ -51,6 +58,22 @@ EXAMPLES = {
     "uld of the same classes": (lambda: uld_loss(S, T, 1.0), 0.162582),
     "loca at 1": (lambda: loca_loss(S, T, Y, 0.9, 1.0), 0.231347),
     "loca at 4": (lambda: loca_loss(S, T, Y, 0.9, 4.0), 0.442155),
+    "ckd at 1": (lambda: ckd_loss(S, T, 1.0), 0.442864),
+    "ckd at 0.5": (lambda: ckd_loss(S, T, 0.5), 0.295056),
+    "class contrast": (
+        lambda: class_contrast(
+            tensor([[1, 0], [0, 1], [0, 2]]), tensor([[1, 0], [0, 1], [1, 0]]), THREE, 1.0
+        ),  # cosines [[1, -, 0], [-, 1, 1], [1, 0, 0]], those left out as -
+        (math.log(1 + 1 / math.e) + math.log(2) + math.log(2 + math.e)) / 3,
+    ),
+    "category contrast": (  # correlations [[1, -1/2], [-1/2, 1]]
+        lambda: category_contrast(U, V, 0.5),
+        math.log(1 + math.exp(-3)),
+    ),
+    "sld at 1": (lambda: sld_loss(S, T, Y, [1.0]), 0.048485),
+    "sld at 2": (lambda: sld_loss(S, T, Y, [2.0]), 0.111021),
+    "sld at 4": (lambda: sld_loss(S, T, Y, [4.0]), 0.148838),
+    "sld": (lambda: sld_loss(S, T, Y, TEMPERATURES), 0.761310),
     "fitnet": (lambda: fitnet_loss(P_OF_A, B), 0.875),
     "at": (lambda: at_loss(A, B), 0.250547),
     "at weighted": (lambda: 1000 * at_loss(A, B), 250.547221),
@@ -103,6 +126,14 @@ def test_a_calibrated_prediction_sums_to_one_and_puts_the_label_ahead_by_one_min
     assert torch.allclose(mended.sum(dim=1), torch.ones(50, dtype=torch.float64))
     assert torch.allclose(lead, torch.full_like(lead, 0.2))
     assert torch.equal(mended.argmax(dim=1), labels)
+
+
+def test_wrong_predictions_are_swapped_as_in_the_worked_example():
+    assert swap_logits(T, Y).tolist() == [[2, 1, -1], [0, 3, 1]]
+
+
+def test_cosine_similarities_of_logits_are_those_of_the_worked_example():
+    assert cosines(S, T).flatten().tolist() == six([0.866025, 0.594089, -0.670820, 0.306786])
 
 
 def test_attention_maps_are_those_of_the_worked_example():

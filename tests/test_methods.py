@@ -36,8 +36,9 @@ LAYER_METHODS = [name for name in METHODS if class_of(name).wants == "layers"]
 
 
 def test_the_papers_methods_and_all_baselines_are_there():
-    baselines = "lskd dkd dist loca uld fitnet at sp rkd crd reviewkd simkd ofd semckd"
-    assert {"labels", "kd", "block_kd", "feature_only", *baselines.split()} <= set(METHODS)
+    logits = "kd lskd dkd dist loca uld ckd sld contrastive_logits"
+    layers = "fitnet at sp rkd crd reviewkd simkd ofd semckd block_kd feature_only"
+    assert {"labels", *logits.split(), *layers.split()} <= set(METHODS)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
@@ -149,7 +150,10 @@ def test_with_cached_logits_block_kd_runs_the_blocks_behind_its_stones_alone():
     assert not calls
 
 
-ONE_CLASS = {"dkd": {}, "loca": {}, "crd": {}, "block_kd": {"distance": "dkd"}}
+ONE_CLASS = {
+    **{name: {} for name in ("dkd", "loca", "crd", "sld", "contrastive_logits")},
+    "block_kd": {"distance": "dkd"},
+}
 """Methods whose loss is defined for images of one class, with the options that make it so."""
 
 

@@ -18,6 +18,8 @@ from kdsteps.study.study import parse_study
 
 METHODS = [(name, {}) for name in registry.names("methods")]
 METHODS += [("block_kd", {"distance": "dkd"}), ("block_kd", {"distance": "dist"})]
+METHODS += [("contrastive_logits", {"views": views}) for views in (["class"], ["instance"])]
+ONE_CLASS = ("dkd", "loca", "crd", "sld", "contrastive_logits")
 
 
 def refusal_while_planning(name: str, options: dict[str, Any], **recipe: float) -> str | None:
@@ -46,7 +48,8 @@ def test_planning_refuses_mixing_for_just_the_methods_that_cannot_learn_from_mix
     name, options
 ):
     refused = refusal_of_a_batch(name, options) is not None
-    assert refused == (name in ("dkd", "loca", "crd") or options == {"distance": "dkd"})
+    reads_labels = name in ONE_CLASS and options != {"views": ["instance"]}
+    assert refused == (reads_labels or options == {"distance": "dkd"})
     for kind in ("mixup", "cutmix"):
         said = refusal_while_planning(name, options, **{kind: 0.2})
         assert (said is not None) == refused

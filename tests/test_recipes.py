@@ -23,7 +23,7 @@ BENCHMARK = ("cifar100-same-family", "cifar100-different-families")
 LOGIT_FREE = ("logit-free-cifar10", "logit-free-cifar100", "logit-free-tiny-imagenet")
 ON_FASHION = ("fashion-mnist-all-methods", "layer-sweep")
 
-IMAGE_SIZES = {"fashion": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
+IMAGE_SIZES = {"digits": 8, "fashion": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 
 # of the table of the benchmark, as published
 SAME_FAMILY = {

@@ -84,6 +84,9 @@ OPTIONS_OF_METHODS = {
     "at": "student_layers teacher_layers weight=1000 labels_weight=1 kd_weight=0 kd_temperature=4",
     "block_kd": "alpha=1 beta=1 gamma=1 temperature distance=kd stone_weights=halving "
     "detach_ensemble=true weigh_cross=false cross_student=true norm=eval stones_per_step=all",
+    "ckd": "temperature=1 weight=10 labels_weight=1",
+    "contrastive_logits": 'temperature=1 views=["instance","class","category"] weight=10 '
+    "labels_weight=1",
     "crd": "student_layer teacher_layer width=128 negatives=16384 temperature=0.07 momentum=0.5 "
     "mode=exact weight=0.8 labels_weight=1 kd_weight=0 kd_temperature=4",
     "dist": "temperature=4 beta=1 gamma=1 weight=2 labels_weight=1",
@@ -105,6 +108,8 @@ OPTIONS_OF_METHODS = {
     "kd_weight=1 kd_temperature=4",
     "simkd": "student_layer teacher_layer factor=2 weight=1 labels_weight=0 kd_weight=0 "
     "kd_temperature=4",
+    "sld": "temperatures=[1.0,2.0,3.0,4.0,5.0,6.0] weight=0.9 labels_weight=0.1 self_weight=0.9 "
+    "self_after=0.625 self_detach=false",
     "sp": "student_layer teacher_layer weight=3000 labels_weight=1 kd_weight=0 kd_temperature=4",
     "uld": "temperature=1 weight=1.5 labels_weight=1",
 }
@@ -115,12 +120,13 @@ OPTIONS_OF_METHODS = {
 def test_a_shipped_method_has_the_options_and_defaults_that_studies_rely_on(name):
     found = registry.find("methods", name, name).parse({}, name)
     words = [word.partition("=") for word in OPTIONS_OF_METHODS[name].split()]
-    numbers = {"true": True, "false": False, "": None}
-    expected = {option: numbers.get(value, value) for option, _, value in words}
+    constants = {"true": True, "false": False, "": None}
+    expected = {option: constants.get(value, value) for option, _, value in words}
     assert found.keys() == expected.keys()
     for option, value in found.items():
         right = expected[option]
-        assert value == (float(right) if isinstance(value, int | float) else right), option
+        is_json = isinstance(value, int | float | list) and isinstance(right, str)
+        assert value == (json.loads(right) if is_json else right), option
 
 
 def test_the_nearest_name_is_offered_and_else_all():

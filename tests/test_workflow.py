@@ -158,12 +158,12 @@ def ignored(folder: Path, path: str) -> bool:
 
 
 def test_profiles_agree_on_what_decides_whether_a_job_runs_again():
-    default, slurm = (
+    default, *others = (
         yaml.safe_load((REPOSITORY / f"profiles/{name}/config.yaml").read_text())
-        for name in ("default", "slurm")
+        for name in ("default", "slurm", "kubernetes")
     )
     for key in ("rerun-triggers", "max-checksum-file-size", "rerun-incomplete", "keep-going"):
-        assert default[key] == slurm[key], key
+        assert [other[key] for other in others] == [default[key]] * len(others), key
 
 
 def test_a_clone_runs_its_own_code_and_not_the_installed_one(fresh: Path):

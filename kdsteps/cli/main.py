@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kdsteps.cli import job_cache, upgrade
+from kdsteps.cli import init, job_cache, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
@@ -19,9 +19,13 @@ from kdsteps.cli.verify import check_stages
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.jobs import graph
+from kdsteps.places import installed_version
 
 SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
-COMMANDS = (*graph.STAGES, "stale", "accept", "jobcache", "layers", "verify", "resolve", "schema")
+COMMANDS = (
+    *("init", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
+    *("layers", "verify", "resolve", "schema"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +85,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="kdsteps", description=SUMMARY)
+    parser.add_argument("--version", action="version", version=f"kdsteps {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    init.add_commands(commands)
     for stage in graph.STAGES:
         add_stage(commands, stage)
     upgrade.add_commands(commands)

@@ -30,6 +30,7 @@ from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
@@ -66,6 +67,13 @@ def add_stage(commands: Any, stage: str) -> None:
         metavar="NAME=DIGEST",
         default=[],
         help="digest of the settings and the code of the job that wrote an input",
+    )
+    by_file.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the folder that the files are in, with the same paths as in the study's folder; "
+        "images and checkpoints are found there, too (the current one)",
     )
     by_file.add_argument(
         "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
@@ -160,7 +168,7 @@ def run_call(
     _check_inputs(call)
     final = Files(call.outputs, "--outputs")
     check_places(final.values())
-    with during_job(next(iter(final.values()), Path())) as check_run:
+    with during_job(next(iter(final.values()), Path())) as check_run, files_below(call.root):
         started = time.time()
         _check_provenance(call)
         settings = call.settings.as_json()
@@ -181,7 +189,7 @@ def run_call(
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
             *(call.rule, call.settings.as_text(), call.code or "", call.read, final),
-            *(started, time.time(), digests),
+            *(started, time.time(), digests, call.root),
         )
         made.write(final)
         forget_aside(final.values())
@@ -220,6 +228,8 @@ class Call:
         hints: Options that change no result.
         expected: By name of an input, what `provenance.identity` is in the study for the job that
             wrote it; "" where that is not known.
+        root: The folder in which its files have the paths that they have in the study's folder;
+            None: they are in that folder.
     """
 
     rule: str
@@ -229,6 +239,7 @@ class Call:
     code: str | None
     hints: dict[str, Any]
     expected: dict[str, list[str]]
+    root: Path | None = None
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -254,13 +265,17 @@ def _by_file(given: argparse.Namespace) -> Call:
     if isinstance(settings, ReportSettings) and not inputs:
         study = parse_study(settings.study)
         node = graph.node(study, "report", {})
-        inputs, expected = _inputs(node), code_identity.identities(study, node)
-    return Call(rule, settings, inputs, outputs, given.code, {}, expected)
+        node = node if given.root is None else with_stored_files(node)
+        inputs, expected = _inputs(node, given.root), code_identity.identities(study, node)
+    return Call(rule, settings, inputs, outputs, given.code, {}, expected, given.root)
 
 
-def _inputs(node: graph.JobNode) -> dict[str, list[Path]]:
-    """The files a job reads, each name with a list."""
-    return {name: [Path(path) for path in flat(given)] for name, given in node.inputs.items()}
+def _inputs(node: graph.JobNode, root: Path | None = None) -> dict[str, list[Path]]:
+    """The files a job reads below a folder, each name with a list."""
+    return {
+        name: [Path(root or "", path) for path in flat(given)]
+        for name, given in node.inputs.items()
+    }
 
 
 def _given_hints(given: argparse.Namespace) -> dict[str, Any]:

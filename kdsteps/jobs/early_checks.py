@@ -15,14 +15,14 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.manifest import is_missing, missing_images
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
-from kdsteps.study.part_cache import outlines
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.settings import Training
-from kdsteps.study.study import WEIGHTS, Study
+from kdsteps.study.study import Study
 
 _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
 """Options of methods that name layers."""
@@ -137,7 +137,7 @@ def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> lis
         for method, entry in study.methods.items()
         if entry.plan is not None or _named(study, method)
     ]
-    networks = _outlines(study, [study.pairs[name].dataset for name, _ in wanted], shapes)
+    networks = network_outlines(study, [study.pairs[name].dataset for name, _ in wanted], shapes)
     for name, method in wanted:
         pair = study.pairs[name]
         teacher, student = (networks.get((pair.dataset, m)) for m in (pair.teacher, pair.student))
@@ -168,26 +168,6 @@ def _is_trained(study: Study, pair: str) -> bool:
     """Whether all students of a pair exist."""
     runs = (names for names in graph.jobs(study, "distil") if names["pair"] == pair)
     return all(_is_done(graph.node(study, "distil", names)) for names in runs)
-
-
-def _outlines(
-    study: Study, datasets: list[str], shapes: Mapping[str, ImageShape | None]
-) -> dict[tuple[str, str], Outline | None]:
-    """The layers of each network for the images of each data set; None where they are unknown."""
-    found: dict[tuple[str, str], Outline | None] = {}
-    asked: dict[tuple[str, str], tuple[str, Mapping[str, Any], ImageShape]] = {}
-    for pair in study.pairs.values():
-        if pair.dataset not in datasets:
-            continue
-        for name in (pair.teacher, pair.student):
-            model, shape = study.models[name], shapes[pair.dataset]
-            if model.image_size is not None:
-                shape = (shape[0] if shape is not None else 3, *model.image_size)
-            found[pair.dataset, name] = None
-            if shape is not None:
-                options = {key: v for key, v in model.options.items() if key not in WEIGHTS}
-                asked[pair.dataset, name] = model.family, options, shape
-    return found | dict(zip(asked, outlines(list(asked.values())), strict=True))
 
 
 def _check_joints(study: Study, pair: str, method: str, teacher: Outline, student: Outline) -> None:

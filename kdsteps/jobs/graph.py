@@ -5,13 +5,14 @@ It is built once per study; Snakemake's many queries are then lookups.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.accepted import ACCEPTED
-from kdsteps.jobs.inputs import checkpoint_digest, images_digest, weights_digest
+from kdsteps.jobs.inputs import Input, inputs_by_entry, weights_digest
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
 from kdsteps.jobs.outputs import Names as Names
@@ -120,6 +121,11 @@ def maker(study: Study, path: str) -> JobNode | None:
     return _graph(study).makers.get(path)
 
 
+def own_inputs(study: Study) -> Mapping[str, Input]:
+    """The images and checkpoints of the user, by entries such as `datasets.pets`."""
+    return _graph(study).own_inputs
+
+
 def inputs(study: Study, rule: str, names: Names) -> dict[str, Any]:
     """The files a job reads, by their names in the stage's command."""
     return node(study, rule, names).inputs
@@ -185,8 +191,7 @@ class _Graph:
             "budget_mib": max(1, round(1024 * study.params.cache.budget_gib))
         }
         self._caching = self._budget | {"keep": study.params.cache.outputs}
-        used = {name for pair in study.pairs.values() for name in (pair.teacher, pair.student)}
-        self._checkpoints = {name: checkpoint_digest(study.models[name]) for name in used}
+        self.own_inputs = inputs_by_entry(study)
         teachers = self._add_students()
         for dataset in sorted({pair.dataset for pair in study.pairs.values()}):
             self._add_prepare(dataset)
@@ -216,7 +221,7 @@ class _Graph:
             kind=entry.kind,
             options=entry.options,
             prepare=self.study.params.prepare,
-            source=images_digest(entry, outputs("prepare", names)),
+            source=self.own_inputs[f"datasets.{dataset}"].digest or "",
         )
         self._add("prepare", names, {}, settings)
 
@@ -230,7 +235,8 @@ class _Graph:
             check_classifier(
                 model, study.datasets[dataset], summary, f"models: {teacher}", needed[0]
             )
-        weights = weights_digest(self._checkpoints[teacher], outputs("train", names))
+        checkpoint = self.own_inputs[f"models.{teacher}"].digest
+        weights = weights_digest(checkpoint, outputs("train", names))
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)
         self._add("train", names, _data(dataset), settings, _saving(training))
         check = CheckSettings.model_construct(
@@ -326,7 +332,8 @@ class _Graph:
         evaluate = _evaluate(study)
         evaluate_text = evaluate.as_text()
         hints = self._caching | _saving(recipe)
-        student, checkpoint = study.models[pair.student], self._checkpoints[pair.student]
+        student = study.models[pair.student]
+        checkpoint = self.own_inputs[f"models.{pair.student}"].digest
         for seed in study.seeds:
             names = {"pair": name, "method": method, "seed": str(seed)}
             settings = DistilSettings.model_construct(

@@ -1,23 +1,68 @@
 """The files that params.yaml names by path, images and checkpoints, and their digests.
 
 A changed file under the same name reruns its jobs. Where a file is missing, as for a colleague who
-pulled the results without the images, what the result was made from counts.
+pulled the results without the images, what the result was made from counts. Jobs on machines that
+have none of these files receive what the main process found, in an environment variable.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from kdsteps.files.input_digests import file_digest, folder_digest
 from kdsteps.files.manifest import source_digest, source_paths
+from kdsteps.jobs.outputs import outputs
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.study import registry
 from kdsteps.study.part_imports import is_users
 from kdsteps.study.settings import Dataset, Model
 from kdsteps.study.study import Study
+
+GIVEN = "KDSTEPS_INPUTS"  # environment variable: the inputs as `as_text` writes them
+
+
+class Input(NamedTuple):
+    """Files of the user that one entry of params.yaml names.
+
+    Attributes:
+        digest: Of their names and contents; "" if they are missing and nothing tracks them; None:
+            the entry names no files.
+        paths: Files and folders, whether or not they exist.
+    """
+
+    digest: str | None
+    paths: list[str]
+
+
+def inputs_by_entry(study: Study) -> dict[str, Input]:
+    """The images and checkpoints of a study, by entries such as `datasets.pets` and `models.large`.
+
+    Raises:
+        KdstepsError: A file cannot be read.
+    """
+    if text := os.environ.get(GIVEN):
+        return {entry: Input(*found) for entry, found in json.loads(text).items()}
+    found = {}
+    for name in {pair.dataset: None for pair in study.pairs.values()}:
+        dataset = study.datasets[name]
+        paths = list(map(str, source_paths(dataset.kind, dataset.options)))
+        prepared = outputs("prepare", {"dataset": name})
+        found[f"datasets.{name}"] = Input(images_digest(dataset, prepared), paths)
+    for name in {name for pair in study.pairs.values() for name in (pair.teacher, pair.student)}:
+        model = study.models[name]
+        paths = [] if (weights := _weights(model)) is None else [str(weights)]
+        found[f"models.{name}"] = Input(checkpoint_digest(model), paths)
+    return found
+
+
+def as_text(inputs: Mapping[str, Input]) -> str:
+    """Inputs as jobs on other machines receive them."""
+    return json.dumps(inputs, sort_keys=True)
 
 
 def input_paths(study: Study) -> list[Path]:

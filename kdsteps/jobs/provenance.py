@@ -86,6 +86,7 @@ def provenance_of_job(
     started: float,
     ended: float,
     digests: Mapping[str, str] | None = None,
+    root: Path | None = None,
 ) -> Provenance:
     """The provenance of files that were just written.
 
@@ -93,6 +94,7 @@ def provenance_of_job(
         inputs: Paths, or lists of paths, by name.
         outputs: Paths by name.
         digests: Of files whose digest is known, by their names.
+        root: The folder in which the inputs have their paths; None: the study's folder.
     """
     skipped = covered(rule, inputs)
     watched = [
@@ -104,12 +106,16 @@ def provenance_of_job(
         rule=rule,
         settings=settings,
         code=code,
-        inputs={path: file_digest(Path(path)) for path in sorted(watched)},
+        inputs={_within(root, path): file_digest(Path(path)) for path in sorted(watched)},
         files={p.name: known.get(p.name) or file_digest(p) for p in files.values()},
         sizes={p.name: p.stat().st_size for p in files.values()},
         started=started,
         ended=ended,
     )
+
+
+def _within(root: Path | None, path: str) -> str:
+    return path if root is None else str(Path(path).relative_to(root))
 
 
 def read_provenance(file: Path) -> Provenance | None:

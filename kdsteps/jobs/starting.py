@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
+from functools import cache
 
-from kdsteps.jobs import code_identity
+from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
+from kdsteps.jobs.inputs import GIVEN, as_text
 from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
 from kdsteps.jobs.snakemake_records import check_records
+from kdsteps.jobs.version_lock import check_lock
 from kdsteps.study.study import Study, load_study
 
 
-def start_run(path: str) -> Study:
+@cache
+def start_run(path: str, *, stored: bool = False) -> Study:
     """The study in `path`, after its results were compared with what they were made from.
 
+    Once per process: where a study's Snakefile changes a rule, Snakemake reads the workflow twice.
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
 
+    Args:
+        stored: Whether results are in storage and not in this folder; jobs on other machines then
+            receive the digests of images and checkpoints from this process.
+
     Raises:
-        KdstepsError: The study has a mistake, another run is using this folder, nothing says how
-            the results were made, or a job would fail.
+        KdstepsError: The study has a mistake or belongs to another version of kdsteps, another run
+            is using this folder, nothing says how the results were made, or a job would fail.
     """
     begin_run()
+    for finding in check_lock():
+        _say(finding)
+    if stored:
+        os.environ.pop(GIVEN, None)
+        study = load_study(path)
+        os.environ[GIVEN] = as_text(graph.own_inputs(study))
+        _check(study)
+        return study
     check_records()
     study = load_study(path)
     to_pull = advice(study)
     for finding in [*restore_records(study), *to_pull]:
         _say(finding)
-    for later in check_study(study, with_files=not to_pull):
-        _say(later)
-    code_identity.read_code(study)
+    _check(study, with_files=not to_pull)
     for finding in to_pull:
         atexit.register(_say, finding)
     return study
+
+
+def _check(study: Study, *, with_files: bool = True) -> None:
+    for later in check_study(study, with_files=with_files):
+        _say(later)
+    code_identity.read_code(study)
 
 
 def _say(sentence: str) -> None:

@@ -98,7 +98,8 @@ class Method(nn.Module, ABC):
         wants: What the method needs from the teacher.
         plan: The kind of plan that the stage `build` makes for it, if any.
         one_class: Whether its losses are defined only for images of one class, so that mixup and
-            CutMix are refused; {option: value} if that is so for one value of an option.
+            CutMix are refused; {option: value} if that is so for one value of an option, or for
+            lists that contain the value.
         compares_images: Whether the losses of a batch are more than the mean of the losses of its
             images, apart from batch normalization, so that a batch cannot be computed in parts
             (`accumulate`, `gpus`); {option: value} as for `one_class`. Not inherited: a subclass

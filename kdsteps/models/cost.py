@@ -1,6 +1,8 @@
-"""What a network costs: parameters, and multiply-adds for images."""
+"""What a network costs: parameters, and multiply-adds and activations for images."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,3 +40,29 @@ def multiply_adds(network: nn.Module, images: Tensor) -> int:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
+
+
+def activations(network: nn.Module, images: Tensor) -> int:
+    """Numbers in the outputs of all modules without submodules, in one forward pass in eval mode.
+
+    Training stores about as many until the backward pass.
+
+    Args:
+        network: Any module of one input.
+        images: (N, ...): the count is for all N together.
+    """
+    count = 0
+
+    def add(module: nn.Module, given: Any, output: Any) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in network.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(add) for module in leaves]
+    try:
+        with evaluating(network):
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return count

@@ -1,4 +1,4 @@
-"""The names of a network's layers, found without weights and without data."""
+"""The layers of a network and what it costs, found without weights and without data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kdsteps.models import architecture, build_model
+from kdsteps.models import Chain, architecture, build_model
+from kdsteps.models.cost import activations, multiply_adds, num_parameters
 from kdsteps.study import registry
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.part_options import signature_of
@@ -18,8 +19,8 @@ _NUM_CLASSES = 10  # any number: layers do not depend on it
 
 def outline(
     family: str, options: Mapping[str, Any], image_shape: Sequence[int]
-) -> dict[str, tuple[str, ...]] | None:
-    """The `layers` and `stages` of a network.
+) -> dict[str, Any] | None:
+    """The layers and the cost of a network: the fields of `kdsteps.study.joints.Outline`.
 
     It is built on the device `meta`, which takes neither memory nor time for weights: about a
     second for a large network of timm. One whose forward pass depends on values is built on the
@@ -46,8 +47,21 @@ def outline(
                 )
         except Exception:  # third-party code; the job that builds it says what is wrong
             continue
-        return {"layers": chain.layers, "stages": chain.stages}
+        return {"layers": chain.layers, "stages": chain.stages} | _cost(chain, image_shape)
     return None
+
+
+def _cost(chain: Chain, image_shape: Sequence[int]) -> dict[str, int]:
+    """Parameters, and multiply-adds and activations of one image; nothing if that fails."""
+    try:
+        images = torch.zeros(1, *image_shape, device=next(chain.parameters()).device)
+        return {
+            "parameters": num_parameters(chain),
+            "multiply_adds": multiply_adds(chain, images),
+            "activations": activations(chain, images),
+        }
+    except Exception:  # third-party code
+        return {}
 
 
 def _takes_num_classes(family: str) -> bool:

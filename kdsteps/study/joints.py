@@ -30,10 +30,19 @@ class Layered(Protocol):
 
 
 class Outline(NamedTuple):
-    """The names of a network's layers, without the network."""
+    """What is known of a network without the network.
+
+    Attributes:
+        layers, stages: As of a `Chain`.
+        parameters: How many it has; 0 where its cost is not known.
+        multiply_adds, activations: Of a forward pass of one image (see `models.cost`).
+    """
 
     layers: Sequence[str]
     stages: Sequence[str]
+    parameters: int = 0
+    multiply_adds: int = 0
+    activations: int = 0
 
 
 def check_build(

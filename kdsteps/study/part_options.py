@@ -96,7 +96,7 @@ class Description(BaseModel):
         target: Where the part is defined, `module:Name` or `./file.py:Name`.
         wants, plan: Of a method: what it needs from the teacher, which plan `build` makes.
         one_class: Of a method: whether it is defined only for images of one class; {option: value}
-            if that is so for one value of an option.
+            if that is so for one value of an option, or for lists that contain the value.
         compares_images: Of a method, likewise: whether a batch cannot be computed in parts.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.

@@ -124,10 +124,16 @@ class Part:
 
 
 def _holds(claim: bool | Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether a claim about a method, True, False or {option: value}, holds with these options."""
+    """Whether a claim about a method, True, False or {option: value}, holds with these options.
+
+    An option that is a list has all of its values.
+    """
     if isinstance(claim, bool):
         return claim
-    return any(options.get(name) == value for name, value in claim.items())
+    return any(
+        value == option or (isinstance(option, list) and value in option)
+        for option, value in ((options.get(name), value) for name, value in claim.items())
+    )
 
 
 def check_options(asked: Mapping[str, tuple[Kind, str, Mapping[str, Any]]]) -> None:

@@ -36,6 +36,7 @@ from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_sch
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.processes import ALONE, Processes, Terms
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
+from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
 log = logging.getLogger("kdsteps")
 
@@ -117,6 +118,7 @@ class Fit:
         self.seconds = 0.0
         self._first_step = True
         self.recorded = RecordedStep(self.optimizer)
+        self._stop = Stop()
         self._saved_at = time.monotonic()
 
     def run(self) -> History:
@@ -125,8 +127,11 @@ class Fit:
         A run that diverges ends at the next check of its losses. The epoch is the last one of its
         history, not validated, and the weights stay as they are. At the end, the deployed network
         has the average of its weights if the recipe has `ema`.
+
+        Raises:
+            SystemExit: SIGTERM came; the state was saved after the step that was running.
         """
-        with own_stream(self.split.device):
+        with own_stream(self.split.device), stop_on_sigterm() as self._stop:
             self._run()
             if self.average is not None:
                 self.average.swap()
@@ -292,17 +297,27 @@ class Fit:
         self.history.add(self.epoch, values | metrics)
 
     def _save_if_due(self, offset: float) -> None:
-        """Args:
-        offset: Training seconds of earlier runs, minus the time at which this one began.
+        """Save the state every `resume.seconds`, and before the run ends because of SIGTERM.
+
+        Args:
+            offset: Training seconds of earlier runs, minus the time at which this one began.
         """
-        if self.resume is None or not self.processes.first:
+        if not self.processes.first:
             return
-        if time.monotonic() - self._saved_at < self.resume.seconds:
+        stop, resume = self._stop.wanted, self.resume
+        due = resume is not None and time.monotonic() - self._saved_at >= resume.seconds
+        if not due and not stop:
             return
-        if self._not_finite() is not None:  # the next regular check ends the run, at a fixed step
-            return
-        save_state(self.resume.path, self._state(offset + time.monotonic()))
-        self._saved_at = time.monotonic()
+        # if a loss is not finite, the next regular check ends the run, at a fixed step
+        if resume is not None and self._not_finite() is None:
+            save_state(resume.path, self._state(offset + time.monotonic()))
+            self._saved_at = time.monotonic()
+        if stop:
+            log.error(
+                "stopped by SIGTERM in epoch %d, after step %d; the next attempt continues there",
+                *(self.epoch + 1, self.step),
+            )
+            raise SystemExit(STATUS)
 
     def _state(self, seconds: float) -> dict[str, Any]:
         assert self.resume is not None

@@ -33,6 +33,7 @@ from kdsteps.methods.base import Batch, Method
 from kdsteps.study.settings import Training
 from kdsteps.training.batch_norm import synchronize
 from kdsteps.training.out_of_memory import out_of_memory
+from kdsteps.training.stopping import STATUS, sigterm_for_children
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -160,6 +161,7 @@ def in_processes(
     Raises:
         KdstepsError: Raised by one of the processes, or the job was given too few GPUs, or a
             package is missing.
+        SystemExit: SIGTERM came; the first process has saved the state.
     """
     count = recipe.gpus if recipe.epochs else 1
     if 0 < job.gpus < count:
@@ -176,9 +178,12 @@ def in_processes(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     sentences = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        # what they run with goes into the function: Fabric looks for networks in arguments
-        fabric.launch(partial(_run_one, run=run, job=own, sentences=sentences))
+        with sigterm_for_children():
+            # what they run with goes into the function: Fabric looks for networks in arguments
+            fabric.launch(partial(_run_one, run=run, job=own, sentences=sentences))
     except ProcessException as error:
+        if getattr(error, "exit_code", None) == STATUS:
+            raise SystemExit(STATUS) from error
         if not sentences.empty():
             raise KdstepsError(sentences.get()) from error
         raise

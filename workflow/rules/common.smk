@@ -2,11 +2,15 @@
 # and code belong to a job; the functions here pass that on to Snakemake.
 import sys
 
-from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs import code_identity, graph, storage
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
+from kdsteps.jobs.slurm_failures import failures
+from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
 from kdsteps.study.study import load_study
@@ -21,6 +25,10 @@ wildcard_constraints:
     seed=r"\d+",
 
 
+# Whether the files of jobs are in storage, since machines share no folder.
+STORED = workflow.storage_settings.default_storage_provider is not None
+
+
 def study_of(path):
     """The study in `path`; a mistake that the user can fix is one sentence, and nothing is run."""
     use_this_python()
@@ -29,7 +37,7 @@ def study_of(path):
             raise KdstepsError(
                 f"--config: {', '.join(config)} would have no effect; change the values in {path}"
             )
-        return start_run(path) if workflow.is_main_process else load_study(path)
+        return start_run(path, stored=STORED) if workflow.is_main_process else load_study(path)
     except KdstepsError as error:
         refuse(error)
 
@@ -42,21 +50,30 @@ def refuse(error):
 
 def outputs_of(rule):
     """The files that a rule writes, by name."""
-    return graph.outputs(rule)
+    files = graph.outputs(rule)
+    return files | {"provenance": str(provenance_file(files))} if STORED else files
+
+
+def job_of(rule, wildcards):
+    """The job of a rule in the graph."""
+    job = graph.node(study, rule, dict(wildcards.items()))
+    return storage.with_stored_files(job) if STORED else job
 
 
 def inputs_of(rule):
     """Input function: the files that a job reads, by name.
 
     Files whose digests are in a small file next to them are `ancient`: Snakemake compares that file
-    instead of reading the large ones for every job.
+    instead of reading the large ones for every job. Jobs that fetch their files from storage also
+    read what is next to these.
     """
 
     def inputs(wildcards):
-        job = graph.node(study, rule, dict(wildcards.items()))
+        job = job_of(rule, wildcards)
+        also = storage.declared(study, job) if STORED else {}
         return {
-            name: ancient(paths) if name in job.covered else paths
-            for name, paths in job.inputs.items()
+            name: ancient(paths) if name in job.covered | also.keys() else paths
+            for name, paths in (job.inputs | also).items()
         }
 
     return inputs
@@ -74,36 +91,55 @@ def code_of(rule):
 
 def hint_of(rule, name):
     """Resource function: an option that does not affect the result; changes do not rerun the job."""
-    return lambda wildcards: graph.hints(study, rule, dict(wildcards.items()))[name]
+    return lambda wildcards: job_of(rule, wildcards).hints[name]
 
 
 def files_of(rule):
     """Param function: a job's files as arguments of its command; changes do not rerun the job."""
 
     def files(wildcards, input, output):
-        node = graph.node(study, rule, dict(wildcards.items()))
-        expected = code_identity.identities(study, node)
+        expected = code_identity.identities(study, job_of(rule, wildcards))
         arguments = ["--inputs", *named(input), "--outputs", *named(output)]
-        return [*arguments, "--expect", *named(expected)]
+        return [*arguments, "--expect", *named(expected), *root_of(rule, wildcards, output)]
 
     return files
 
 
 def files_written(wildcards, output):
     """Like `files_of`, for the report, which reads hundreds of files and finds them from the settings."""
-    return ["--outputs", *named(output)]
+    return ["--outputs", *named(output), *root_of("report", wildcards, output)]
 
 
 def named(paths):
-    """NAME=PATH for each file; the name of a list is repeated for each of its files."""
+    """NAME=PATH for each file; the name of a list is repeated for each of its files.
+
+    What is only declared for storage is left out: a job finds it next to the others.
+    """
     lists = {name: [given] if isinstance(given, str) else given for name, given in paths.items()}
-    return [f"{name}={path}" for name, given in lists.items() for path in given]
+    return [
+        f"{name}={path}"
+        for name, given in lists.items()
+        if name not in storage.DECLARED
+        for path in given
+    ]
+
+
+def root_of(rule, wildcards, output):
+    """The option for the folder into which a job's files are fetched from storage, if they are."""
+    if not STORED:
+        return []
+    in_study = next(iter(graph.outputs(rule, dict(wildcards.items())).values()))
+    return ["--root", storage.root_of(str(output[0]), in_study)]
 
 
 def reported(paths):
     """Files that `snakemake --report` also shows, with their captions from workflow/report."""
     return {
-        name: report(path, caption=f"../report/{name}.rst", category=category_of(path))
+        name: (
+            path
+            if name in storage.DECLARED
+            else report(path, caption=f"../report/{name}.rst", category=category_of(path))
+        )
         for name, path in paths.items()
     }
 
@@ -152,8 +188,12 @@ sharing = sharing_of_gpus()
 
 
 def gpu_claim(wildcards):
-    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0."""
-    return 1 if gpus_there() or not workflow.local_exec else 0
+    """Resource function: the GPU of a job; 0 on a machine without one, and with --resources gpu=0.
+
+    Within a job that was submitted to a cluster, it is the one that the job was given.
+    """
+    submitted = workflow.is_main_process and not workflow.local_exec
+    return 1 if submitted or gpus_there() else 0
 
 
 def gpus_of(rule):
@@ -200,3 +240,24 @@ def cores_used(wildcards, threads):
     On a cluster they are those it requests, since the submitting machine is not where it runs.
     """
     return real_cores(threads, all_cores()) if workflow.local_exec else threads
+
+
+def forecast_of(rule, name):
+    """Resource function: the `memory` or the `time` that a job requests on a cluster.
+
+    It is a forecast times `<name>_percent`, doubled at each retry, at most `<name>_limit`, which are
+    resources of the profile. 0, which requests nothing, for a job that is not submitted.
+    """
+
+    def requested(wildcards, attempt, threads):
+        percent, limit = limit_of(f"{name}_percent"), limit_of(f"{name}_limit")
+        if percent is None:
+            percent = 0 if workflow.local_exec else 100
+        if not workflow.is_main_process or not percent:
+            return 0
+        names = dict(wildcards.items())
+        found = forecast(study, rule, names, threads, gpu=limit_of("gpu") != 0)
+        value = round(getattr(found, name) * percent / 100) * 2 ** (attempt - 1)
+        return value if limit is None else min(value, limit)
+
+    return requested

@@ -9,6 +9,9 @@ rule report:
         **reported(outputs_of("report")),
     log:
         "logs/report.txt",
+    resources:
+        mem_mb=forecast_of("report", "memory"),
+        runtime=forecast_of("report", "time"),
     params:
         settings=settings_of("report"),
         code=code_of("report"),

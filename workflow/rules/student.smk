@@ -9,6 +9,9 @@ rule build:
         **outputs_of("build"),
     log:
         "logs/build/{pair}/{method}.txt",
+    resources:
+        mem_mb=forecast_of("build", "memory"),
+        runtime=forecast_of("build", "time"),
     params:
         settings=settings_of("build"),
         code=code_of("build"),
@@ -35,6 +38,8 @@ rule distil:
         "logs/distil/{pair}/{method}/{seed}.txt",
     threads: threads_of("distil", sharing.cores_of_one_of_many)
     resources:
+        mem_mb=forecast_of("distil", "memory"),
+        runtime=forecast_of("distil", "time"),
         gpu=gpus_of("distil"),
         gpu_slots=gpu_slots_of("distil", alone=False),
         jobs_per_gpu=shared_by_jobs("distil"),
@@ -48,9 +53,10 @@ rule distil:
         files=files_of("distil"),
     message:
         "distill {wildcards.pair} with {wildcards.method}, seed {wildcards.seed}"
+    # `exec`: a shell in between would end at once at SIGTERM, while the job saves its state
     shell:
         r"""
-        python -m kdsteps distil \
+        exec python -m kdsteps distil \
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
@@ -71,6 +77,8 @@ rule evaluate:
         "logs/evaluate/students/{pair}/{method}/{seed}.txt",
     threads: sharing.cores_of_one_of_many
     resources:
+        mem_mb=forecast_of("evaluate", "memory"),
+        runtime=forecast_of("evaluate", "time"),
         gpu=gpu_claim,
         gpu_slots=1,
         jobs_per_gpu=sharing.jobs_per_gpu,
@@ -102,6 +110,8 @@ rule evaluate_latency:
         "logs/evaluate/latency/{pair}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("evaluate_latency", "memory"),
+        runtime=forecast_of("evaluate_latency", "time"),
         gpu=gpu_claim,
         gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,

@@ -3,12 +3,16 @@
 
 rule prepare:
     """Images, labels and a fixed split of one dataset."""
+    input:
+        unpack(inputs_of("prepare")),
     output:
         **outputs_of("prepare"),
     log:
         "logs/prepare/{dataset}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("prepare", "memory"),
+        runtime=forecast_of("prepare", "time"),
         cores=cores_used,
     params:
         settings=settings_of("prepare"),
@@ -36,6 +40,8 @@ rule train:
         "logs/train/{dataset}/{teacher}.txt",
     threads: threads_of("train", sharing.cores_per_gpu)
     resources:
+        mem_mb=forecast_of("train", "memory"),
+        runtime=forecast_of("train", "time"),
         gpu=gpus_of("train"),
         gpu_slots=gpu_slots_of("train", alone=True),
         cores=cores_used,
@@ -46,9 +52,10 @@ rule train:
         files=files_of("train"),
     message:
         "train the teacher {wildcards.teacher} on {wildcards.dataset}"
+    # `exec`: a shell in between would end at once at SIGTERM, while the job saves its state
     shell:
         r"""
-        python -m kdsteps train \
+        exec python -m kdsteps train \
             --settings {params.settings:q} \
             --code {params.code} \
             {params.files:q} \
@@ -67,6 +74,8 @@ rule train_check:
         "logs/train/{dataset}/{teacher}/check.txt",
     threads: sharing.cores_of_one_of_many
     resources:
+        mem_mb=forecast_of("train_check", "memory"),
+        runtime=forecast_of("train_check", "time"),
         gpu=gpu_claim,
         gpu_slots=1,
         jobs_per_gpu=sharing.jobs_per_gpu,
@@ -98,6 +107,8 @@ rule cache:
         "logs/cache/{dataset}/{teacher}.txt",
     threads: sharing.cores_per_gpu
     resources:
+        mem_mb=forecast_of("cache", "memory"),
+        runtime=forecast_of("cache", "time"),
         gpu=gpu_claim,
         gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
@@ -129,6 +140,8 @@ rule cache_outputs:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     threads: sharing.cores_per_gpu
     resources:
+        mem_mb=forecast_of("cache_outputs", "memory"),
+        runtime=forecast_of("cache_outputs", "time"),
         gpu=gpu_claim,
         gpu_slots=sharing.jobs_per_gpu,
         cores=cores_used,
@@ -163,6 +176,8 @@ rule score:
         "logs/score/{dataset}/{teacher}.txt",
     threads: all_cores()
     resources:
+        mem_mb=forecast_of("score", "memory"),
+        runtime=forecast_of("score", "time"),
         cores=cores_used,
     params:
         settings=settings_of("score"),
@@ -190,6 +205,8 @@ rule evaluate_teacher:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
     threads: sharing.cores_of_one_of_many
     resources:
+        mem_mb=forecast_of("evaluate_teacher", "memory"),
+        runtime=forecast_of("evaluate_teacher", "time"),
         gpu=gpu_claim,
         gpu_slots=1,
         jobs_per_gpu=sharing.jobs_per_gpu,

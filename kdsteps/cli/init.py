@@ -1,0 +1,181 @@
+"""The commands `init`, which begins a study, and `lock`, which moves one to another version."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdsteps.cli.proposal import described, proposed_study
+from kdsteps.errors import KdstepsError
+from kdsteps.files.manifest import source_paths
+from kdsteps.files.text import write_bytes
+from kdsteps.jobs.version_lock import LOCK, lock_text, locked_version, write_lock
+from kdsteps.places import installed_version, shipped
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_DVC_CONFIG = """\
+[core]
+    analytics = false
+    check_update = false
+{no_git}[cache]
+    # never links: Snakemake and the stages rewrite files in place of old ones
+    type = "reflink,copy"
+"""
+_PATHS = ("path", "train", "validation", "test")  # options of data that `look_at` sets to paths
+
+
+def add_commands(commands: Any) -> None:
+    """Add `init` and `lock` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "init",
+        help="begin a study in a folder",
+        description="Begin a study: look at the images, propose settings for them, and write "
+        "params.yaml, Snakefile, dvc.yaml and profiles. Sets up git and DVC where they are not. "
+        "Nothing is overwritten.",
+    )
+    parser.add_argument("folder", help="the study's folder, which need not exist")
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        help="a folder with one folder per class, a list (CSV or TSV), or Parquet files; without "
+        "it, the study is about handwritten digits",
+    )
+    for role, default in (("teacher", "ResNet-14"), ("student", "ResNet-8")):
+        parser.add_argument(
+            f"--{role}",
+            metavar="NAME",
+            help=f"a pretrained network of timm, or FAMILY:NAME (a {default} for small images)",
+        )
+    parser.set_defaults(run=init)
+    locking = commands.add_parser(
+        "lock", help=f"move a study to the installed version of kdsteps ({LOCK})"
+    )
+    locking.set_defaults(run=lock)
+
+
+def init(given: argparse.Namespace) -> None:
+    """Write the files of a study, set up git and DVC, and print what was found and what is next.
+
+    Raises:
+        KdstepsError: A file is there already, or the images or networks are not what a study needs.
+    """
+    folder = Path(given.folder)
+    if folder.exists() and not folder.is_dir():
+        raise KdstepsError(f"{folder}: is not a folder; name one, which need not exist")
+    if given.images is None and (given.teacher or given.student):
+        raise KdstepsError("--teacher and --student go with --images; name the images as well")
+    in_git = _is_in_git(folder)
+    files = _files(folder, in_git=in_git or shutil.which("git") is not None)
+    if there := [name for name in ("params.yaml", *files) if os.path.lexists(folder / name)]:
+        raise KdstepsError(
+            f"{folder}: already has {', '.join(there)}, and nothing is overwritten; name another "
+            "folder, or move these files away"
+        )
+    params, inputs = _study(folder, given)
+    files |= {"params.yaml": params, "dvc.yaml": _pipeline(inputs)}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, content.encode())
+    if not in_git and shutil.which("git"):
+        subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    print(f"The study is in {folder / 'params.yaml'}; change what you like. To run it:")
+    print(f"    {_next_command(folder)}")
+
+
+def lock(given: argparse.Namespace) -> None:
+    """Write the installed version into kdsteps.lock, and print what it was before."""
+    if (before := locked_version()) is None:
+        raise KdstepsError(f"{LOCK}: not found; run `kdsteps lock` in the folder of a study")
+    write_lock()
+    print(f"{LOCK}: kdsteps {installed_version()} (was {before})")
+
+
+def _study(folder: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
+    """The text of params.yaml, and the files and folders of the images, as seen from `folder`."""
+    if given.images is None:
+        print("No --images: this is a study of the handwritten digits that scikit-learn has.")
+        return (shipped("recipes") / "digits.yaml").read_text(encoding="utf-8"), []
+    from kdsteps.data.overview import look_at
+
+    found = look_at(given.images)
+    inputs = [_seen_from(folder, path) for path in source_paths(found.kind, found.options)]
+    if around := [path for path in inputs if not path.strip("./")]:
+        raise KdstepsError(
+            f"--images: {given.images}: there are images in {folder / around[0]}, which would have "
+            "the results as well; begin the study in another folder, or move the images into one "
+            "for them alone"
+        )
+    options = {
+        name: _seen_from(folder, Path(value)) if name in _PATHS else value
+        for name, value in found.options.items()
+    }
+    found = replace(found, options=options)
+    params = proposed_study(given.images, found, given.teacher, given.student)
+    for line in described(found):
+        print(line)
+    return params, inputs
+
+
+def _seen_from(folder: Path, path: Path) -> str:
+    """A path for params.yaml: relative to the study, unless it is absolute and elsewhere."""
+    path = path.expanduser()
+    named = path.parent.resolve() / path.name  # a link to the images stays what it is
+    if path.is_absolute() and not named.is_relative_to(folder.resolve()):
+        return str(path)
+    return os.path.relpath(named, folder.resolve())
+
+
+def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
+    """The files of every new study by their paths, without params.yaml; dvc.yaml has no inputs."""
+    files = {
+        "Snakefile": (_TEMPLATES / "Snakefile").read_text(encoding="utf-8"),
+        "dvc.yaml": _pipeline([]),
+        str(LOCK): lock_text(),
+        ".gitignore": (_TEMPLATES / "gitignore").read_text(encoding="utf-8"),
+        ".dvcignore": (_TEMPLATES / "dvcignore").read_text(encoding="utf-8"),
+    }
+    for source, target in (("profiles", "profiles"), ("workflow/plots", ".dvc/plots")):
+        for file in sorted(shipped(source).rglob("*.*")):
+            name = file.relative_to(shipped(source)).as_posix()
+            files[f"{target}/{name}"] = file.read_text(encoding="utf-8")
+    if not (folder / ".dvc" / "config").exists():
+        no_git = "" if in_git else "    no_scm = true\n"
+        files[".dvc/config"] = _DVC_CONFIG.format(no_git=no_git)
+        files[".dvc/.gitignore"] = "/config.local\n/tmp\n/cache\n"
+    return files
+
+
+def _pipeline(inputs: list[str]) -> str:
+    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders.
+
+    The template has another name, so that DVC does not take it for a pipeline of this repository.
+    """
+    text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
+    followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
+    return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
+
+
+def _is_in_git(folder: Path) -> bool:
+    """Whether a folder, or the one it will be in, belongs to a git repository."""
+    if shutil.which("git") is None:
+        return False
+    path = folder.absolute()
+    nearest = next(each for each in (path, *path.parents) if each.is_dir())
+    command = ["git", "-C", str(nearest), "rev-parse", "--is-inside-work-tree"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() == "true"
+
+
+def _next_command(folder: Path) -> str:
+    """The command that runs the study, for a shell in the current folder."""
+    enter = [] if folder.resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
+    install = [] if shutil.which("snakemake") else ["pip install 'kdsteps[workflow]'"]
+    return " && ".join([*install, *enter, "snakemake --cores 4 --resources gpu=1"])

@@ -1,0 +1,85 @@
+"""kdsteps.lock: the kdsteps that a study outside of a clone is computed with.
+
+The study's dvc.yaml depends on this file, since the installed package is in another place on every
+machine. It is in git, so that colleagues use the same version until the study is moved to another.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+
+from kdsteps.errors import KdstepsError
+from kdsteps.files.text import write_text
+from kdsteps.places import installed_version, shipped
+from kdsteps.study.yaml_text import NotYaml, read_yaml
+
+LOCK = Path("kdsteps.lock")
+_PACKAGE = Path(__file__).parent.parent
+_HEAD = "# The kdsteps that this study is computed with; `kdsteps lock` writes the installed one.\n"
+
+
+def lock_text() -> str:
+    """The content of kdsteps.lock for the installed kdsteps."""
+    return f'{_HEAD}version: "{installed_version()}"\ncode: "{_code_digest()}"\n'
+
+
+def write_lock() -> None:
+    """Write kdsteps.lock into the current folder."""
+    write_text(LOCK, lock_text())
+
+
+def locked_version() -> str | None:
+    """The version in kdsteps.lock; None if there is no such file.
+
+    Raises:
+        KdstepsError: The file cannot be read.
+    """
+    try:
+        content = read_yaml(LOCK.read_text(encoding="utf-8"))
+        return str(content["version"])
+    except FileNotFoundError:
+        return None
+    except (OSError, NotYaml, ValueError, KeyError, TypeError) as error:
+        raise KdstepsError(
+            f"{LOCK}: has no readable `version`; restore it from git, or run `kdsteps lock`"
+        ) from error
+
+
+def check_lock() -> list[str]:
+    """Compare kdsteps.lock, where there is one, with the installed kdsteps.
+
+    The code of one version changes where kdsteps is installed from a clone that is being edited.
+    Then the file is updated, so that DVC looks at the jobs again.
+
+    Returns:
+        Sentences for the user.
+
+    Raises:
+        KdstepsError: Another version is installed.
+    """
+    if (locked := locked_version()) is None:
+        return []
+    installed = installed_version()
+    if locked != installed:
+        raise KdstepsError(
+            f"{LOCK}: this study is computed with kdsteps {locked}, and {installed} is installed; "
+            f"install kdsteps=={locked}, or move the study to {installed} with `kdsteps lock` "
+            "(`kdsteps stale` lists what would be rerun)"
+        )
+    if LOCK.read_text(encoding="utf-8") == lock_text():
+        return []
+    write_lock()
+    return [f"{LOCK}: updated, since the code of the installed kdsteps {installed} changed"]
+
+
+def _code_digest() -> str:
+    """A digest of the files of the package and of the workflow."""
+    digest = blake2b(digest_size=16)
+    for name, root in (("kdsteps", _PACKAGE), ("workflow", shipped("workflow"))):
+        for file in sorted(root.rglob("*")):
+            inside = file.relative_to(root)
+            ours = name == "workflow" or inside.parts[0] not in ("workflow", "profiles", "recipes")
+            if ours and file.is_file() and "__pycache__" not in inside.parts:
+                digest.update(f"{name}/{inside.as_posix()}\0".encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,320 @@
+"""`kdsteps init`: what it sees, what it proposes, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from _pictures import as_bytes, color, write_folder
+from _study import REPOSITORY
+
+from kdsteps.cli import main as cli
+from kdsteps.cli.proposal import proposed_study, training_length
+from kdsteps.data.overview import Overview, look_at
+from kdsteps.errors import KdstepsError
+from kdsteps.jobs import version_lock
+from kdsteps.places import installed_version, shipped
+from kdsteps.study.study import load_study, parse_study
+from kdsteps.study.yaml_text import read_yaml
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which no git repository has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `kdsteps` says when it refuses."""
+    assert cli.main(arguments) == 2
+    return capsys.readouterr().err
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and ".git" not in file.relative_to(folder).parts[:1]
+    }
+
+
+def overview(sizes: list[tuple[int, int]], **counts: int) -> Overview:
+    found = counts or {"": 500}
+    return Overview("folder", {"path": "x"}, found, {"a": 9, "b": 9}, tuple(sizes), False, {})
+
+
+# What it sees
+
+
+def test_class_folders(here: Path):
+    write_folder(here / "pets", {"cat": 3, "dog": 5})
+    found = look_at("pets")
+    assert (found.kind, found.options) == ("folder", {"path": "pets"})
+    assert (found.counts, found.class_counts) == ({"": 8}, {"cat": 3, "dog": 5})
+    assert set(found.sizes) == {(6, 6)}
+    assert not found.gray
+
+
+def test_class_folders_with_splits(here: Path):
+    write_folder(here / "pets/train", {"cat": 3, "dog": 5})
+    write_folder(here / "pets/test", {"cat": 2, "dog": 2}, start=50)
+    found = look_at("pets")
+    assert found.counts == {"train": 8, "test": 4}
+    assert found.class_counts == {"cat": 3, "dog": 5}
+
+
+def test_a_list_whose_columns_have_usual_names(here: Path):
+    write_folder(here, {"photos": 4})
+    rows = [f"photos/{n}.png,{'ab'[n % 2]},{'train' if n < 2 else 'val'}" for n in range(4)]
+    Path("list.csv").write_text("\n".join(["Filename,species,split", *rows]))
+    found = look_at("list.csv")
+    assert found.kind == "table"
+    columns = {"image": "Filename", "label": "species", "split": "split"}
+    assert found.options == {"path": "list.csv"} | columns
+    assert found.counts == {"train": 2, "validation": 2}
+
+
+def test_parquet_files_as_from_hugging_face(here: Path):
+    Path("flowers/data").mkdir(parents=True)
+    for start, name in enumerate(("train-0", "train-1", "test-0")):
+        contents = [{"bytes": as_bytes(color(10 * start + n)), "path": None} for n in range(4)]
+        columns = pa.table({"img": contents, "fine_label": [0, 1] * 2})
+        pq.write_table(columns, f"flowers/data/{name}.parquet")
+    found = look_at("flowers")
+    assert found.kind == "parquet"
+    assert found.options == {
+        "train": "flowers/data/train*.parquet",
+        "test": "flowers/data/test*.parquet",
+        "image": "img",
+        "label": "fine_label",
+    }
+    assert found.counts == {"train": 8, "test": 4}
+
+
+def test_an_image_that_cannot_be_read_is_named(here: Path):
+    write_folder(here / "pets", {"cat": 3, "dog": 3})
+    Path("pets/dog/1.png").write_bytes(b"no image")
+    assert list(look_at("pets").broken) == ["dog/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "words"),
+    [
+        ({}, "nowhere", ["'nowhere'", "does not exist"]),
+        ({"flat/1.png": b"", "flat/2.png": b""}, "flat", ["no labels", "folder of its name"]),
+        ({"flat/1.png": b"", "flat/all.csv": b"a"}, "flat", ["--images flat/all.csv"]),
+        ({"list.csv": b"path,size\n1.png,3\n"}, "list.csv", ["no labels", "add a column `label`"]),
+        ({"list.csv": b"what,label\n1.png,3\n"}, "list.csv", ["what, label", "`path`"]),
+        ({"photos.zip": b""}, "photos.zip", ["'.zip'", ".csv"]),
+        ({"p/a/1.png": b"x", "p/b/1.png": b"x"}, "p", ["a/1.png", "not an image"]),
+    ],
+)
+def test_what_has_no_labeled_images_is_refused(
+    here: Path, capsys, files: dict[str, bytes], path: str, words: list[str]
+):
+    for name, content in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(content)
+    said = refused(capsys, "init", "study", "--images", path)
+    assert all(word in said for word in words), said
+    assert not Path("study").exists()
+
+
+# What it proposes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "store"),
+    [
+        ([(28, 28)], 28),
+        ([(32, 48)], [32, 48]),
+        ([(375, 500), (500, 333)], 64),
+        ([(50, 90), (61, 40), (55, 58)], 48),
+    ],
+)
+def test_images_are_stored_at_their_size_or_at_one_for_two_cores(sizes, store):
+    content = read_yaml(proposed_study("pets", overview(sizes)))
+    assert content["datasets"]["pets"]["store"] == store
+
+
+def test_a_training_is_longer_the_smaller_the_images_and_the_fewer():
+    few, many = overview([(64, 64)], train=100, test=9), overview([(64, 64)], train=9000, test=9)
+    assert training_length(few, 32)[1] > training_length(few, 64)[1] > 10
+    assert training_length(many, 64)[1] == 10
+
+
+def test_an_epoch_has_several_steps_unless_there_are_too_few_images():
+    for count, batch in ((9000, 64), (300, 32), (100, 16), (12, 5)):
+        found = overview([(64, 64)], train=count, test=9)
+        assert training_length(found, 64)[2] == batch
+    assert training_length(overview([(64, 64)]), 64)[0] == 360  # of 500, with the default splits
+
+
+def test_a_named_network_of_timm_is_pretrained_and_sees_larger_images():
+    text = proposed_study("pets", overview([(300, 300)]), "resnet18", "torchvision:resnet18")
+    content = read_yaml(text)
+    for role, family in {"teacher": "timm", "student": "torchvision"}.items():
+        wanted = {"family": family, "name": "resnet18", "pretrained": True}
+        assert content["models"][role] == wanted
+    assert content["datasets"]["pets"]["store"] == 224
+    parse_study(content)
+
+
+def test_without_a_name_nothing_is_downloaded():
+    models = read_yaml(proposed_study("pets", overview([(300, 300)])))["models"]
+    assert not [model for model in models.values() if model.get("pretrained")]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet181", ["timm has no 'resnet181'", "resnet18"]),
+        ("timn:resnet18", ["'timn'", "did you mean 'timm'"]),
+        ("weights.pth", ["weights.pth", "checkpoint:"]),
+    ],
+)
+def test_an_unknown_network_is_refused(here: Path, name: str, words: list[str]):
+    Path("weights.pth").touch()
+    with pytest.raises(KdstepsError) as error:
+        proposed_study("pets", overview([(9, 9)]), name)
+    assert all(word in str(error.value) for word in ["--teacher", *words])
+
+
+@pytest.mark.parametrize("name", ["2024", "yes", "my pets!", "-", "a: b", "ünü"])
+def test_any_name_of_a_folder_makes_a_readable_study(name: str):
+    classes = {"a\nb": 9, "c": 9}
+    found = Overview("folder", {"path": f"../{name}"}, {"": 18}, classes, ((9, 9),), True, {})
+    study = parse_study(read_yaml(proposed_study(f"../{name}", found)))
+    (data,) = study.datasets.values()
+    assert data.options["path"] == f"../{name}"
+
+
+# What it writes
+
+
+def test_the_files_of_a_study(here: Path, capsys):
+    write_folder(here / "pets", {"cat": 10, "dog": 12})
+    assert cli.main(["init", "studies/one", "--images", "pets"]) == 0
+    said = capsys.readouterr().out
+    assert "22 images of 2 classes: cat, dog" in said
+    assert said.endswith("    cd studies/one && snakemake --cores 4 --resources gpu=1\n")
+    study = here / "studies/one"
+    params = read_yaml((study / "params.yaml").read_text())
+    assert params["datasets"]["pets"] == {"kind": "folder", "path": "../../pets", "store": 6}
+    pipeline = yaml.safe_load((study / "dvc.yaml").read_text())
+    assert pipeline["stages"]["resolve"]["deps"] == ["kdsteps.lock", "../../pets"]
+    profile = shipped("profiles") / "default/config.yaml"
+    assert (study / "profiles/default/config.yaml").read_bytes() == profile.read_bytes()
+    assert (study / ".git").is_dir()
+    assert "no_scm" not in (study / ".dvc/config").read_text()
+
+
+def test_paths_in_the_study_are_relative_and_others_stay_absolute(here: Path, monkeypatch):
+    write_folder(here / "study/pets", {"cat": 2, "dog": 2})
+    write_folder(here / "elsewhere", {"cat": 2, "dog": 2})
+    monkeypatch.chdir("study")
+    assert cli.main(["init", ".", "--images", str(here / "study/pets")]) == 0
+    assert load_study().datasets["pets"].options["path"] == "pets"
+    assert cli.main(["init", "../other", "--images", str(here / "elsewhere")]) == 0
+    other = load_study("../other/params.yaml").datasets["elsewhere"]
+    assert other.options["path"] == str(here / "elsewhere")
+
+
+def test_a_link_to_images_elsewhere_is_named_as_a_link(here: Path):
+    write_folder(here / "far/away", {"cat": 2, "dog": 2})
+    Path("pets").symlink_to("far/away")
+    assert cli.main(["init", "study", "--images", "pets"]) == 0
+    assert read_yaml(Path("study/params.yaml").read_text())["datasets"]["pets"]["path"] == "../pets"
+
+
+def test_images_next_to_the_results_are_refused(here: Path, capsys):
+    write_folder(here / "pets", {"cat": 2, "dog": 2})
+    assert "another folder" in refused(capsys, "init", "pets", "--images", "pets")
+    assert "another folder" in refused(capsys, "init", "pets/study", "--images", "pets")
+
+
+def test_without_images_it_is_the_study_of_digits_that_is_shipped(here: Path):
+    assert cli.main(["init", "study"]) == 0
+    written = (here / "study/params.yaml").read_bytes()
+    assert written == (REPOSITORY / "params.yaml").read_bytes()
+
+
+def test_in_a_git_repository_no_other_is_begun(here: Path):
+    subprocess.run(["git", "init", "--quiet", "."], check=True)
+    assert cli.main(["init", "study"]) == 0
+    assert not (here / "study/.git").exists()
+
+
+def test_without_git_dvc_is_told_so(here: Path, monkeypatch):
+    monkeypatch.setenv("PATH", str(here))
+    assert cli.main(["init", "study"]) == 0
+    assert "no_scm = true" in (here / "study/.dvc/config").read_text()
+    assert not (here / "study/.git").exists()
+
+
+def test_nothing_is_overwritten(here: Path, capsys):
+    assert cli.main(["init", "study"]) == 0
+    before = tree(here)
+    said = refused(capsys, "init", "study")
+    assert "params.yaml, Snakefile" in said
+    assert tree(here) == before
+
+
+def test_one_file_that_is_there_is_enough_to_write_none(here: Path, capsys):
+    Path("study").mkdir()
+    Path("study/dvc.yaml").write_text("mine")
+    assert "already has dvc.yaml, and" in refused(capsys, "init", "study")
+    assert tree(here) == {"study/dvc.yaml": b"mine"}
+
+
+def test_the_pipeline_is_that_of_the_clone_except_for_how_it_follows_the_code():
+    ours = (REPOSITORY / "dvc.yaml").read_text()
+    ours = ours.replace("python -m kdsteps", "kdsteps").replace("[kdsteps]", "[kdsteps.lock]")
+    ours = ours.replace("workflow, ", "").replace("      - workflow\n", "")
+    for name in ("dots", "lines"):
+        ours = ours.replace(f"workflow/plots/{name}.json", name)
+    template = REPOSITORY / "kdsteps/cli/templates/pipeline.yaml"
+    assert yaml.safe_load(template.read_text()) == yaml.safe_load(ours)
+
+
+# The version that a study belongs to
+
+
+def test_a_study_of_another_version_is_refused(here: Path):
+    assert version_lock.check_lock() == [], "a clone has no lock"
+    version_lock.write_lock()
+    assert version_lock.check_lock() == []
+    Path("kdsteps.lock").write_text('version: "0.0.1"\ncode: "0"\n')
+    with pytest.raises(KdstepsError, match="`kdsteps lock`") as error:
+        version_lock.check_lock()
+    assert "kdsteps 0.0.1" in str(error.value)
+    assert f"{installed_version()} is installed" in str(error.value)
+
+
+def test_other_code_of_the_same_version_updates_the_lock(here: Path):
+    text = version_lock.lock_text()
+    Path("kdsteps.lock").write_text(f'version: "{installed_version()}"\ncode: "0"\n')
+    (said,) = version_lock.check_lock()
+    assert "updated" in said
+    assert Path("kdsteps.lock").read_text() == text
+
+
+def test_lock_moves_a_study_to_the_installed_version(here: Path, capsys):
+    assert "not found" in refused(capsys, "lock")
+    Path("kdsteps.lock").write_text('version: "0.0.1"\ncode: "0"\n')
+    assert cli.main(["lock"]) == 0
+    assert f"kdsteps {installed_version()} (was 0.0.1)" in capsys.readouterr().out
+    assert Path("kdsteps.lock").read_text() == version_lock.lock_text()
+
+
+@pytest.mark.parametrize("text", ["", "[", "version", "code: 1"])
+def test_a_damaged_lock_is_one_sentence(here: Path, text: str):
+    Path("kdsteps.lock").write_text(text)
+    with pytest.raises(KdstepsError, match=r"kdsteps\.lock.*`kdsteps lock`"):
+        version_lock.check_lock()

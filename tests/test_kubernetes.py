@@ -1,0 +1,76 @@
+"""Kubernetes, as far as it can be tried without a cluster: the plan, and a bucket as storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from _kubernetes import kubernetes
+from _study import REPOSITORY, TINY, Study, clean_environment
+from test_remotes import Remote, s3_server
+
+from kdsteps.jobs import graph
+
+pytestmark = [pytest.mark.stories, pytest.mark.slow]
+
+PROFILE = "profiles/kubernetes"
+PARAMS: dict[str, Any] = TINY | {"methods": {"labels": {}}}
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Remote]:
+    if None in map(
+        find_spec, ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_s3")
+    ):
+        pytest.skip("needs pip install 'kdsteps[kubernetes]'")
+    with s3_server(tmp_path) as remote:
+        yield remote
+
+
+def stored_in(bucket: Remote) -> list[str]:
+    """The options for a bucket as storage."""
+    server = ["--storage-s3-endpoint-url", bucket.options["endpointurl"]]
+    return ["--default-storage-provider", "s3", "--default-storage-prefix", bucket.url, *server]
+
+
+def keys(bucket: Remote) -> dict[str, str]:
+    return {
+        f"SNAKEMAKE_STORAGE_S3_{what}_KEY": bucket.environment[name]
+        for what, name in (("ACCESS", "AWS_ACCESS_KEY_ID"), ("SECRET", "AWS_SECRET_ACCESS_KEY"))
+    }
+
+
+def test_the_profile_names_rules_that_exist():
+    content = yaml.safe_load((REPOSITORY / PROFILE / "config.yaml").read_text())
+    named = {entry.partition("=")[0] for entry in content["set-threads"]}
+    assert named <= graph.OUTPUTS.keys()
+
+
+def test_a_study_is_planned_for_kubernetes(bucket: Remote, tmp_path: Path):
+    study = Study.new(tmp_path / "study", PARAMS)
+    options = ["--workflow-profile", PROFILE, *stored_in(bucket)]
+    plan = study.run(["snakemake", "--dry-run", *options], **keys(bucket))
+    for rule in ("prepare", "distil", "evaluate", "evaluate_latency", "report"):
+        assert f"\n{rule} " in plan
+
+
+def test_every_job_runs_in_a_pod_that_has_nothing_but_the_bucket(bucket: Remote, tmp_path: Path):
+    study = Study.new(tmp_path / "study", PARAMS)
+    options = ["--workflow-profile", PROFILE, *stored_in(bucket)]
+    with kubernetes(tmp_path / "pods", clean_environment()) as cluster:
+        study.run(
+            ["snakemake", *options, "--seconds-between-status-checks", "1"],
+            **keys(bucket),
+            KUBECONFIG=str(cluster.config),
+        )
+    limits = [container["resources"]["limits"] for container in cluster.containers()]
+    assert len(limits) == 5
+    assert all({"cpu", "memory", "ephemeral-storage"} <= limit.keys() for limit in limits)
+    gpus = [limit.get("nvidia.com/gpu", "0") for limit in limits]
+    assert sorted(gpus) == ["0", "0", "1", "1", "1"], "prepare and report need none"
+    assert not (study.path / "results").exists()
+    assert "Nothing to be done" in study.run(["snakemake", "--dry-run", *options], **keys(bucket))
