@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,31 @@ def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path, nam
     assert same_bytes(whole["weights"], resumed[0]["weights"])
     assert whole["history"] == resumed[0]["history"]
     assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_job_saves_the_state_and_ends_all_processes(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    recipe = {"epochs": 100_000, "batch_size": 64, "gpus": 2}
+    write_study(tmp_path, methods={"kd": {}}, train=recipe)
+    command(tmp_path, "prepare", "--dataset", "digits")
+    train = ["train", "--dataset", "digits", "--teacher", "big", "--gpus", "0"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "kdsteps", *train],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stderr is not None
+    for line in job.stderr:
+        if line.startswith("epoch 1 of"):
+            break
+    job.terminate()
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 128 + signal.SIGTERM, said
+    assert said.count("stopped by SIGTERM in epoch") == 1
+    assert len(list(tmp_path.glob(".kdsteps/resume/*.pt"))) == 1
 
 
 WAITING = """

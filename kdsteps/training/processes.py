@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kdsteps")
 
+_STOPPED = ""  # instead of the sentence of an error: the run was stopped
 LONGEST_WAIT = timedelta(days=2)  # of processes for the first one, which may write a logit cache
 
 Terms = Callable[[Batch], dict[str, Tensor]]
@@ -182,11 +183,12 @@ def in_processes(
             # what they run with goes into the function: Fabric looks for networks in arguments
             fabric.launch(partial(_run_one, run=run, job=own, sentences=sentences))
     except ProcessException as error:
-        if getattr(error, "exit_code", None) == STATUS:
+        if sentences.empty():
+            raise
+        # the process that failed first may be one that lost its connection to the one that ended
+        if (sentence := sentences.get()) == _STOPPED:
             raise SystemExit(STATUS) from error
-        if not sentences.empty():
-            raise KdstepsError(sentences.get()) from error
-        raise
+        raise KdstepsError(sentence) from error
 
 
 def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
@@ -225,6 +227,9 @@ def _run_one(
     log.info("training in %d processes, each with a part of every batch", processes.count)
     try:
         run(job, processes)
+    except SystemExit:
+        sentences.put(_STOPPED)
+        raise
     except KdstepsError as error:
         sentences.put(str(error))
         raise
