@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from _commands import STUDY
+from _commands import REPOSITORY, STUDY
 from _methods import CASES, batch_of, make
 from _training import RECIPE, fit_of, images, same_bytes, weights
 from torch import nn
@@ -87,6 +87,14 @@ def test_a_method_says_whether_its_loss_is_a_mean_over_images(name, options):
         assert compares
     else:
         assert equal != compares
+
+
+def test_the_documentation_names_every_method_that_refuses_parts():
+    page = (REPOSITORY / "docs/gpus-and-clusters.md").read_text()
+    listed = page.partition("images of a batch refuse it:")[2].partition("\n\n")[0]
+    found = {name for name in registry.names("methods") if f"`{name}`" in listed}
+    described = {name: registry.find("methods", name, name) for name in registry.names("methods")}
+    assert found == {name for name, part in described.items() if part.described.compares_images}
 
 
 def test_a_step_in_parts_is_not_recorded(monkeypatch):

@@ -167,6 +167,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # so that it is given back
     fake = {
+        "current_device": lambda: 0,
         "get_device_name": lambda device=None: H100,
         "get_device_properties": lambda device: properties,
         "set_per_process_memory_fraction": lambda fraction, device: found.update(memory=fraction),

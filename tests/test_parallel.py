@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,57 @@ def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path, nam
     assert same_bytes(whole["weights"], resumed[0]["weights"])
     assert whole["history"] == resumed[0]["history"]
     assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_job_saves_the_state_and_ends_all_processes(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    recipe = {"epochs": 100_000, "batch_size": 64, "gpus": 2}
+    write_study(tmp_path, methods={"kd": {}}, train=recipe)
+    command(tmp_path, "prepare", "--dataset", "digits")
+    train = ["train", "--dataset", "digits", "--teacher", "big", "--gpus", "0"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "kdsteps", *train],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stderr is not None
+    for line in job.stderr:
+        if line.startswith("epoch 1 of"):
+            break
+    job.terminate()
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 128 + signal.SIGTERM, said
+    assert said.count("stopped by SIGTERM in epoch") == 1
+    assert len(list(tmp_path.glob(".kdsteps/resume/*.pt"))) == 1
+
+
+WAITING = """
+import signal
+from _parallel import PARALLEL, wait
+from kdsteps.jobs.job import Job
+from kdsteps.training.processes import in_processes
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+in_processes(wait, Job(None, {}, {}), PARALLEL)
+"""
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_job_that_was_killed():
+    pytest.importorskip("lightning_fabric")
+    path = os.pathsep.join([str(REPOSITORY / "tests"), str(REPOSITORY)])
+    job = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    assert {job.stdout.readline(), job.stdout.readline()} == {"0\n", "1\n"}
+    job.kill()
+    job.communicate(timeout=20)  # the output ends when the last process does
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def card(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch, "ones", lambda size, device: torch.zeros(size))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     properties = SimpleNamespace(uuid="8f3a")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)

@@ -82,6 +82,7 @@ class SLD(LogitMethod):
     """
 
     capturable = True
+    compares_images = False
     one_class = True
 
     def __init__(

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,16 +20,22 @@ def synchronize(network: nn.Module, device: torch.device) -> None:
         network: Trained by all processes, each with an equal part of every batch.
         device: Of the network.
     """
+    from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+
     if device.type == "cuda":
         convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return
     for module in network.modules():
         if isinstance(module, _BatchNorm):
-            module.__dict__["forward"] = partial(_normalized, module)
+            activates = isinstance(module, BatchNormAct2d)
+            module.__dict__["forward"] = partial(_normalized, module, activates)
 
 
-def _normalized(module: _BatchNorm, inputs: Tensor) -> Tensor:
+def _normalized(module: _BatchNorm, activates: bool, inputs: Tensor) -> Tensor:
     """What `module` computes from inputs (N, C, ...) of this and of all other processes.
+
+    Args:
+        activates: Whether it ends in the activation of timm's `BatchNormAct2d`.
 
     Raises:
         ValueError: There is one value per channel in all processes together.
@@ -50,7 +55,10 @@ def _normalized(module: _BatchNorm, inputs: Tensor) -> Tensor:
     if module.affine:
         outputs = outputs * module.weight.view_as(mean) + module.bias.view_as(mean)
     outputs = outputs.to(inputs.dtype)
-    return module.act(module.drop(outputs)) if isinstance(module, BatchNormAct2d) else outputs
+    if activates:
+        norm: Any = module
+        outputs = norm.act(norm.drop(outputs))
+    return outputs
 
 
 @torch.no_grad()

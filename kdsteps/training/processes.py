@@ -10,7 +10,9 @@ a GPU, the processes share the cores.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kdsteps")
 
+_STOPPED = ""  # instead of the sentence of an error: the run was stopped
 LONGEST_WAIT = timedelta(days=2)  # of processes for the first one, which may write a logit cache
 
 Terms = Callable[[Batch], dict[str, Tensor]]
@@ -91,7 +94,7 @@ class Processes:
                 batch normalization is synchronized.
         """
         if self.fabric is None:
-            return Connected(method.terms)
+            return Connected(lambda batch: method.terms(batch))
         if recipe.sync_batchnorm:
             synchronize(method, device)
         module = self.fabric.setup_module(_Losses(method), move_to_device=False)
@@ -180,11 +183,12 @@ def in_processes(
             # what they run with goes into the function: Fabric looks for networks in arguments
             fabric.launch(partial(_run_one, run=run, job=own, sentences=sentences))
     except ProcessException as error:
-        if getattr(error, "exit_code", None) == STATUS:
+        if sentences.empty():
+            raise
+        # the process that failed first may be one that lost its connection to the one that ended
+        if (sentence := sentences.get()) == _STOPPED:
             raise SystemExit(STATUS) from error
-        if not sentences.empty():
-            raise KdstepsError(sentences.get()) from error
-        raise
+        raise KdstepsError(sentence) from error
 
 
 def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
@@ -215,6 +219,7 @@ def _run_one(
     fabric: Fabric, run: Callable[[Job[Any], Processes], None], job: Job[Any], sentences: Any
 ) -> None:
     """One of the processes; an error that the user can fix is passed on as its sentence."""
+    _end_with_the_job()
     processes = Processes(fabric.global_rank, fabric.world_size, fabric)
     level = logging.INFO if processes.first else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
@@ -222,6 +227,9 @@ def _run_one(
     log.info("training in %d processes, each with a part of every batch", processes.count)
     try:
         run(job, processes)
+    except SystemExit:
+        sentences.put(_STOPPED)
+        raise
     except KdstepsError as error:
         sentences.put(str(error))
         raise
@@ -229,3 +237,15 @@ def _run_one(
         if sentence := out_of_memory(error, job):
             sentences.put(sentence)
         raise
+
+
+def _end_with_the_job() -> None:
+    """End this process as soon as the one of the job ends, however it does.
+
+    PyTorch's own signal for that, SIGINT, is ignored by whatever a shell started in the background.
+    """
+    if sys.platform == "linux":
+        torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        sys.exit(1)
