@@ -15,6 +15,7 @@ from _networks import network
 from _training import RECIPE, Stopped, fit_of, images, same_bytes, stopped_after, weights
 from torch import nn
 
+from kdsteps.models import build_model
 from kdsteps.models.memory_format import batch_format
 from kdsteps.training.loop import Fit
 from kdsteps.training.optimizers import keep_to_layout, make_schedule
@@ -157,12 +158,40 @@ def test_bfloat16_trains_weights_that_stay_float32():
 
 
 def test_convolutions_get_channels_last_and_transformers_do_not():
-    assert batch_format(network("resnet")) is torch.channels_last
+    wide = build_model("cifar_resnet", depth=8, widths=(16, 16, 16, 32), num_classes=5)
+    assert batch_format(wide) is torch.channels_last
     assert batch_format(network("mobilenet")) is torch.channels_last
     assert batch_format(network("vit")) is torch.contiguous_format
     method = fit_of("labels").method
     convolutions = [module for module in method.modules() if isinstance(module, nn.Conv2d)]
     assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)
+
+
+TRAINED = """
+import torch
+from kdsteps.models import build_model
+from kdsteps.models.memory_format import batch_format
+
+torch.set_num_threads(1)
+network = build_model("cifar_resnet", depth=8, widths=(4, 4, 8, 16), num_classes=5, image_size=64)
+memory_format = batch_format(network)
+network.to(memory_format=memory_format)
+images = torch.randn(16, 3, 64, 64).contiguous(memory_format=memory_format)
+for _ in range(5):
+    network(images).square().sum().backward()
+"""
+
+
+def test_a_narrow_network_on_large_images_does_not_crash():
+    """With the channels last, some CPUs and versions of torch write past the memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINED],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert batch_format(network("resnet")) is torch.contiguous_format
 
 
 def test_without_a_compiler_a_sentence_is_said_and_the_network_trained_as_it_is(

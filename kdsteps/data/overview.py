@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdsteps.data.kinds import folder, parquet, table
 from kdsteps.data.source import Broken, Picture, Source
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import matching
 from kdsteps.errors import KdstepsError
 from kdsteps.files.walk import is_debris
 
+_LOADERS: dict[str, Callable[..., Source]] = {
+    "folder": folder.load,
+    "parquet": parquet.load,
+    "table": table.load,
+}
 _SAMPLE = 200  # images whose sizes are read
 _STORED = 32  # pixels that the sample is decoded to, so that large photos are read quickly
 _LISTS = (".csv", ".tsv", ".tab", ".txt")
@@ -72,7 +77,7 @@ def look_at(path: str) -> Overview:
     if not place.exists():
         raise KdstepsError(f"--images: {path!r} does not exist; name a folder or a list of images")
     kind, options = _kind(path, place)
-    load = import_module(f"kdsteps.data.kinds.{kind}").load
+    load = _LOADERS[kind]
     source: Source = load(**options, store=_STORED, channels=3)
     labels, split = source.labels, source.split
     counts = {str(name): int(np.sum(split == name)) for name in ("", *SPELLINGS) if name in split}
