@@ -49,8 +49,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @contextmanager
 def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs some code and then waits; its first line has been read."""
-    command = [sys.executable, "-c", f"{code}\nprint(flush=True); input()", *arguments]
+    """A process that runs some code and then waits; its first line has been read.
+
+    SIGINT ends it, also where these tests run in the background of a shell, which ignores it.
+    """
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}\n{code}\nprint(flush=True); input()", *arguments]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as started:
         try:

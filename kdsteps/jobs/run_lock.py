@@ -148,7 +148,8 @@ def _watch(run: str, done: threading.Event) -> None:
     while not done.wait(_LOOK_EVERY):
         if _is_over(run):
             _log.error("the run that started this job has ended; stopping")
-            os.kill(os.getpid(), signal.SIGINT)
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # in a shell's background
+            os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
             if not done.wait(_GRACE):
                 os.kill(os.getpid(), signal.SIGKILL)
             return

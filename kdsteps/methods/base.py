@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.memory_format import batch_format
 from kdsteps.study.run_length import in_epochs
 
 Wants = Literal["nothing", "logits", "blocks", "layers"]
@@ -130,6 +131,7 @@ class Method(nn.Module, ABC):
         self.__dict__["teacher"] = teacher  # past nn.Module's registration: see above
         self.student = student
         self.task = task
+        self._teacher_format: torch.memory_format | None = None
 
     @property
     def name(self) -> str:
@@ -215,7 +217,7 @@ class Method(nn.Module, ABC):
         if batch.teacher_logits is not None:
             return batch.teacher_logits.to(batch.images.dtype)
         assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
-        return rounded(self.teacher(batch.images))
+        return rounded(self.teacher(self._for_teacher(batch.images)))
 
     @torch.no_grad()
     def teacher_trace(
@@ -223,7 +225,8 @@ class Method(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """The teacher's outputs of `layers`, and its logits under `head`, rounded as above."""
         assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
-        outputs = self.teacher.trace(batch.images, layers, before_activation=before_activation)
+        images = self._for_teacher(batch.images)
+        outputs = self.teacher.trace(images, layers, before_activation=before_activation)
         return outputs | {HEAD: rounded(outputs[HEAD])}
 
     @torch.no_grad()
@@ -233,8 +236,15 @@ class Method(nn.Module, ABC):
         if batch.teacher_features is not None:
             return {name: value.to(dtype) for name, value in batch.teacher_features.items()}
         assert self.teacher is not None, f"{type(self).__name__} needs a teacher"
-        outputs = self.teacher.trace(batch.images, self.feature_layers)
+        outputs = self.teacher.trace(self._for_teacher(batch.images), self.feature_layers)
         return {name: outputs[name].to(torch.float16).to(dtype) for name in self.feature_layers}
+
+    def _for_teacher(self, images: Tensor) -> Tensor:
+        """The images in the teacher's memory format, as for cached outputs; it changes rounding."""
+        if self._teacher_format is None:
+            assert self.teacher is not None
+            self._teacher_format = batch_format(self.teacher)
+        return images.contiguous(memory_format=self._teacher_format)
 
 
 def rounded(logits: Tensor) -> Tensor:
