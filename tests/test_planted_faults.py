@@ -133,7 +133,7 @@ def test_a_teacher_that_was_trained_on_some_of_the_classes_is_named(plant, elsew
 
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_an_untrained_classifier_is_stopped(plant, good, seed):
-    """With seed 2 it is better than chance by luck, as one in twenty is; then there is a warning."""
+    """With seed 2 it is better than chance by luck, as one in twenty is, and only warned of."""
     generator = torch.Generator().manual_seed(seed)
     weights = changed(
         good, HEAD, lambda tensor: 0.2 * torch.randn(tensor.shape, generator=generator)
