@@ -21,7 +21,7 @@ from kdsteps.models.families.simkd import Projector
 from kdsteps.models.feature_shapes import FeatureShape
 from kdsteps.models.precision import HALF, autocast
 
-HOLD_LOSSES = ("Contrast", "Attention", "Match")  # modules of methods that are no projectors
+HOLD_LOSSES = ("Contrast", "Attention", "Match")  # modules that compute losses, not projectors
 MOVES = (  # operations that compute nothing
     *("_to_copy", "_unsafe_view", "alias", "cat", "clone", "detach", "expand", "permute", "select"),
     *("slice", "split", "stack", "t", "transpose", "unsqueeze", "view"),

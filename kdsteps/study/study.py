@@ -339,6 +339,11 @@ def _check_section(section: Training, spots: Mapping[str, Training | None], wher
         raise KdstepsError(f"{where}: {spot}: {problem}")
 
 
+def _place_of(name: str, spots: Mapping[str, Training | None]) -> str:
+    """The last place that sets a key, whose value holds."""
+    return [place for place, own in spots.items() if own and name in own.model_fields_set][-1]
+
+
 def _check_mixing(
     recipe: Distil, entry: Method, spots: Mapping[str, Training | None], where: str
 ) -> None:
@@ -349,9 +354,9 @@ def _check_mixing(
     """
     for name in ("mixup", "cutmix"):
         if entry.one_class and (value := getattr(recipe, name)):
-            spot = [place for place, own in spots.items() if own and name in own.model_fields_set]
+            place = _place_of(name, spots)
             raise KdstepsError(
-                f"{where}: {entry.method} needs images of one class, and {spot[-1]}.{name} is "
+                f"{where}: {entry.method} needs images of one class, and {place}.{name} is "
                 f"{value:g}; set `distil: {{mixup: 0, cutmix: 0}}` here, or use kd, lskd or dist"
             )
 
@@ -366,9 +371,9 @@ def _check_parts(
     """
     for name in ("accumulate", "gpus"):
         if entry.compares_images and (value := getattr(recipe, name)) > 1:
-            spot = [place for place, own in spots.items() if own and name in own.model_fields_set]
+            place = _place_of(name, spots)
             raise KdstepsError(
-                f"{where}: {entry.method} compares the images of a batch, and {spot[-1]}.{name} is "
+                f"{where}: {entry.method} compares the images of a batch, and {place}.{name} is "
                 f"{value}; set `distil: {{{name}: 1}}` here, or `compares_images = False` in a "
                 "method of your own whose loss is a mean over images"
             )

@@ -192,7 +192,7 @@ def in_processes(
 
 
 def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
-    """What connects processes of this machine, whatever a cluster says of others.
+    """Connects processes of this machine, even within the job of a cluster that has several.
 
     Before each step, all processes get the buffers of the first one.
     """

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -36,14 +36,8 @@ class Stop:
 def stop_on_sigterm() -> Iterator[Stop]:
     """Let SIGTERM set a flag within the block; outside the main thread it has its usual effect."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+    with _at_sigterm(stop._set):
         yield stop
-        return
-    former = signal.signal(signal.SIGTERM, stop._set)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 @contextmanager
@@ -56,10 +50,17 @@ def sigterm_for_children() -> Iterator[None]:
                 with suppress(ProcessLookupError):
                     os.kill(child.pid, signal.SIGTERM)
 
+    with _at_sigterm(pass_on):
+        yield
+
+
+@contextmanager
+def _at_sigterm(handler: Callable[..., None]) -> Iterator[None]:
+    """Call `handler` at SIGTERM within the block, in the main thread, which alone may say so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, pass_on)
+    former = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
