@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,8 @@ RUN = {
 
 def main() -> int:
     given = _arguments()
+    # A shell's background ignores it, and so would every program that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     outcomes, started, commit = Outcomes(), time.monotonic(), _commit()
     with tempfile.TemporaryDirectory(prefix="torture-", ignore_cleanup_errors=True) as place:
         reference, interrupted = _reference(given.reference, Path(place)), False
