@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -41,6 +42,7 @@ print(job.pid, flush=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(RUN, raising=False)
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # `begin_run` changes it
     monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
     monkeypatch.setattr(run_lock, "PATIENCE_WITH_JOBS", 0.2)
     yield tmp_path
@@ -156,11 +158,3 @@ def test_a_job_on_a_machine_that_does_not_see_the_lock_goes_on(monkeypatch: pyte
     monkeypatch.setattr(run_lock, "gethostname", lambda: "another")
     with during_job(Path("a")) as check:
         check()
-
-
-def test_a_run_does_not_begin_on_a_full_disk(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_lock, "SPACE", 1 << 60)
-    with pytest.raises(KdstepsError, match=r"\.snakemake: the disk is full .*free some space"):
-        begin_run()
-    monkeypatch.setattr(run_lock, "SPACE", 0)
-    begin_run()

@@ -25,14 +25,14 @@ from socket import gethostname
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.snakemake_space import FOLDER, check_space
 
 _log = logging.getLogger("kdsteps")
 
-LOCK = Path(".snakemake/run.lock")
+LOCK = FOLDER / "run.lock"
 RUN = "KDSTEPS_RUN"  # environment variable: the run that a job belongs to
 PATIENCE = 2.0  # seconds: a dry run, for instance, ends soon
 PATIENCE_WITH_JOBS = 20.0  # for jobs of a killed run, which stop within a second or two
-SPACE = 1 << 20  # bytes that Snakemake needs for its locks, records and log
 _LOOK_EVERY = 1.0
 _GRACE = 30.0  # seconds that a job has to stop
 _held: list[int] = []  # the open file of this process's run
@@ -49,7 +49,7 @@ def begin_run() -> None:
     """
     with suppress(OSError):  # a read-only folder: nothing can be run there either
         LOCK.parent.mkdir(exist_ok=True)
-        _check_space(LOCK.parent)
+        check_space()
     handle = _opened(LOCK)
     if handle is None:
         return
@@ -101,16 +101,6 @@ def during_job(target: Path) -> Iterator[Callable[[], None]]:
         yield lambda: _check(run)
     finally:
         done.set()
-
-
-def _check_space(folder: Path) -> None:
-    """Refuse a run that Snakemake could not record; it would end with a traceback."""
-    free = shutil.disk_usage(folder).free
-    if free < SPACE:
-        raise KdstepsError(
-            f"{folder}: the disk is full ({free // 1024} KiB are free); free some space and run "
-            "again (finished results are safe)"
-        )
 
 
 @contextmanager
