@@ -223,6 +223,12 @@ def test_a_missing_section_is_named():
         parse_study({key: value for key, value in STUDY.items() if key != "seeds"})
 
 
+def test_a_misspelled_section_is_named_as_such():
+    content = {"seed" if key == "seeds" else key: value for key, value in STUDY.items()}
+    with pytest.raises(KdstepsError, match=r"^params.yaml: seed is an unknown key; .* 'seeds'\?"):
+        parse_study(content)
+
+
 def test_a_value_that_is_long_is_cut_short():
     assert shown("x" * 100) == f"'{'x' * 58}…"
 

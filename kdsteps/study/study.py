@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,8 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
         KdstepsError: As `load_study`.
     """
     for name, example in _REQUIRED.items():
+        if name not in content and (key := _misspelled(name, content)):
+            raise KdstepsError(f"{where}: {key} is an unknown key{nearest(key, [name])}")
         if not content.get(name):
             found = "missing" if name not in content else shown(content[name])
             raise KdstepsError(f"{where}: {name} is {found}; it should be {example}")
@@ -247,6 +250,12 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
         raise KdstepsError(
             sentence(error, content, where, lambda path: _fields(model, path, others))
         ) from error
+
+
+def _misspelled(section: str, content: Mapping[str, Any]) -> str | None:
+    """A key of `content` that is no section, and is probably meant to be this one."""
+    unknown = [str(key) for key in content if key not in Params.model_fields]
+    return next(iter(difflib.get_close_matches(section, unknown, n=1)), None)
 
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
