@@ -76,7 +76,7 @@ class Study:
             source, target = REPOSITORY / name, origin / name
             if source.is_file() and not name.startswith(("results/", "dvc.lock")):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
+                shutil.copy2(source, target, follow_symlinks=False)
         (origin / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         study = cls(origin)
         study.git("init", "--quiet", "--initial-branch", "main")

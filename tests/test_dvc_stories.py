@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from _study import TINY, Study, clean_environment
+from _study import REPOSITORY, TINY, Study, clean_environment
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
@@ -102,12 +104,10 @@ def test_a_study_that_is_edited_during_dvc_repro_is_not_recorded_under_its_old_v
     assert study.dvc("repro").count("Running stage") == 0
 
 
-@pytest.mark.parametrize("how", [[], ["--temp"], ["--queue"]])
+@pytest.mark.parametrize("how", [[], ["--temp"]])
 def test_an_experiment_runs_its_jobs_alone(study: Study, how: list[str]):
     setting = "methods.labels.label_smoothing=0.1"
     study.dvc("exp", "run", *how, "--set-param", setting)
-    if how == ["--queue"]:
-        study.dvc("exp", "run", "--run-all")
     shown = study.dvc("exp", "show", "--csv")
     assert "0.1" in shown
     if how:
@@ -148,3 +148,34 @@ def kill_after(seconds: float, command: list[str], study: Study) -> None:
             run.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_every_command_of_the_page_on_experiments_does_what_it_says(tmp_path: Path):
+    page = (REPOSITORY / "docs/experiments.md").read_text()
+    commands = [shlex.split(line) for line in re.findall(r"^    ((?:dvc|git) .*)$", page, re.M)]
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    methods = {"kd": {"temperature": 2}}
+    study = Study.new(tmp_path / "study", TINY | {"methods": methods, "seeds": [0]})
+    study.dvc("repro")
+    study.commit()
+    said: dict[str, str] = {}
+    for command in commands:
+        status, text = study.attempt(command)
+        assert status == 0, f"{' '.join(command)}: {text}"
+        said[" ".join(command[:3])] = text
+        if command[:3] == ["dvc", "exp", "show"]:
+            table = study.dvc(*command[1:], "--csv").splitlines()
+            temperatures = [row.rpartition(",")[2] for row in table[1:]]
+            assert sorted(temperatures) == ["2", "3", "3", "4", "6"], "folder, main and experiments"
+            assert len(table[0].split(",")) == 5, "short enough for a terminal"
+        if command[:3] == ["dvc", "plots", "diff"]:
+            drawn = (study.path / "dvc_plots/index.html").read_text()
+            assert "Validation accuracy" in drawn
+            assert "warm" in drawn
+    assert "methods.kd.temperature" in said["dvc exp diff"]
+    values = yaml.safe_load((study.path / "params.yaml").read_text())
+    assert values["methods"]["kd"]["temperature"] == 3
+    assert study.planned() == {}
+    assert not study.git("status", "--porcelain").strip(), "everything is committed or ignored"
+    check = f"{code}\nassert settings['methods']['kd']['temperature'] == 3\nassert accuracy <= 1"
+    study.run([sys.executable, "-c", check])

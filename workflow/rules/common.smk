@@ -30,12 +30,16 @@ STORED = workflow.storage_settings.default_storage_provider is not None
 
 
 def study_of(path):
-    """The study in `path`; a mistake that the user can fix is one sentence, and nothing is run."""
+    """The study in `path`; a mistake that the user can fix is one sentence, and nothing is run.
+
+    Snakemake's configuration may name another file, as `params`, and nothing else.
+    """
     use_this_python()
+    path = config.get("params", path)
     try:
-        if config:
+        if others := [key for key in config if key != "params"]:
             raise KdstepsError(
-                f"--config: {', '.join(config)} would have no effect; change the values in {path}"
+                f"--config: {', '.join(others)} would have no effect; change the values in {path}"
             )
         return start_run(path, stored=STORED) if workflow.is_main_process else load_study(path)
     except KdstepsError as error:
