@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +254,24 @@ def test_an_interrupt_ends_without_traceback(monkeypatch, capsys):
     monkeypatch.setattr("kdsteps.stages.prepare.run", interrupted)
     assert main(["prepare", *DATA]) == 130
     assert capsys.readouterr().err == "kdsteps prepare: stopped\n"
+
+
+def test_an_interrupt_during_imports_has_no_traceback():
+    code = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "pydantic":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["kdsteps", "schema"]
+runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
 # what it tells

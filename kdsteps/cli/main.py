@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Any other error is a bug in kdsteps and keeps its traceback.
     """
     given = _parser().parse_args(arguments)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `kdsteps.__main__`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
@@ -119,7 +122,3 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
     schema.set_defaults(run=show_schema)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
