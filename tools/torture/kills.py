@@ -93,7 +93,7 @@ def _run_and_kill(study: Folder, kill: Kill) -> bool:
         with suppress(ProcessLookupError):
             send = os.killpg if kill.victim == "whole group" else os.kill
             send(victim, kill.signal)
-        _wait(run)
+        _wait(run, log)
         _check(log, (0, 1) if kill.victim == "one job" else (), run.returncode)
         return True
     finally:
@@ -113,20 +113,31 @@ def _check(log: Path, right: tuple[int, ...], status: int) -> None:
         raise Failed(f"status {status}: {last_line(said)}")
 
 
-def _wait(run: subprocess.Popen[bytes]) -> None:
+def _wait(run: subprocess.Popen[bytes], log: Path) -> None:
     try:
         run.wait(300)
     except subprocess.TimeoutExpired:
-        raise Failed("does not end within 300 s") from None
+        left = "; ".join(" ".join(command[:4]) for command in _commands(run.pid).values())
+        said = last_line(log.read_text())
+        raise Failed(f"does not end within 300 s ({left}): {said}") from None
 
 
 def _job_of(run: int) -> int | None:
-    """The process of a job that works at the moment, or that begins within ten seconds (Linux)."""
+    """The process of a job that works at the moment, or that begins within ten seconds."""
     for _ in range(100):
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-                if command[1:3] == [b"-m", b"kdsteps"] and os.getsid(int(folder.name)) == run:
-                    return int(folder.name)
+        for process, command in _commands(run).items():
+            if command[1:3] == ["-m", "kdsteps"]:
+                return process
         time.sleep(0.1)
     return None
+
+
+def _commands(run: int) -> dict[int, list[str]]:
+    """The processes of a run and their command lines (Linux)."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getsid(int(folder.name)) == run:
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                found[int(folder.name)] = line.rstrip("\0").split("\0")
+    return found
