@@ -33,9 +33,9 @@ def calibration_rows(rows: np.ndarray) -> np.ndarray:
 def quantized(model: ModelProto, images: np.ndarray, description: Description) -> ModelProto:
     """A model with 8-bit weights and activations; the last layer stays in float32.
 
-    Weights are signed, one scale per output channel; activations are unsigned, since signed ones
-    are several times slower on common CPUs, and have the range that they have on `images`. In 8 bits
-    the last layer would cut logits off at the largest one of these images.
+    Weights are signed, with one scale per output channel; activations are unsigned, since signed
+    ones are several times slower on common CPUs, and have the range that they have on `images`. In
+    8 bits, the last layer would cut logits off at the largest one of these images.
 
     Args:
         model: In float32.

@@ -193,8 +193,9 @@ class ExportSettings(JobSettings):
 
     @property
     def runs(self) -> list[str]:
-        """Every run, `method/seed`, whose metrics are read, in their order."""
-        return [f"{method}/{seed}" for method in self.methods for seed in self.seeds]
+        """Every run, `method/seed`, whose metrics are read, in the order of the job's files."""
+        # sorted, since JSON does not keep the order of the methods
+        return [f"{method}/{seed}" for method in sorted(self.methods) for seed in self.seeds]
 
     @property
     def candidates(self) -> list[str]:
