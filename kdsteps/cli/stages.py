@@ -33,7 +33,7 @@ from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
-NAMES = ("dataset", "teacher", "views", "pair", "method", "seed", "run")
+NAMES = ("dataset", "teacher", "views", "pair", "method", "seed", "student")
 ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 

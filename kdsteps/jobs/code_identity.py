@@ -137,7 +137,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
 
 def _exported(study: Study, names: graph.Names) -> Iterator[str]:
     """The networks of the students that may be exported, and methods that deploy their own."""
-    pair, run = study.pairs[names["pair"]], names["run"]
+    pair, run = study.pairs[names["pair"]], names["student"]
     models = [pair.student]
     for method in study.methods if run == BEST else [run.rpartition("/")[0]]:
         name = study.methods[method].method

@@ -379,7 +379,7 @@ class _Graph:
         """Add the export of one student, or of the one that is best on the validation images."""
         settings = export_settings(self.study, name, run)
         read = _data(settings.dataset) | export_inputs(settings)
-        self._add("export", {"pair": name, "run": run}, read, settings)
+        self._add("export", {"pair": name, "student": run}, read, settings)
 
     def _add_report(self) -> None:
         read = {

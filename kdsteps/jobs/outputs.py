@@ -47,7 +47,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "digest": "results/evaluate/teachers/{dataset}/{teacher}/digest.json",
     },
     "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
-    "export": {"record": "results/export/{pair}/{run}/export.json"},
+    "export": {"record": "results/export/{pair}/{student}/export.json"},
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",

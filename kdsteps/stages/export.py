@@ -1,6 +1,6 @@
 """Export one student as files for use elsewhere, each evaluated again on the test images.
 
-With `--run best`, the student is the one of all runs of the pair with the highest accuracy on the
+With `--student best`, the student is the one of all runs of the pair with the highest accuracy on the
 validation images after the last epoch (of equal ones, with the lowest loss); test images play no
 part in the choice.
 

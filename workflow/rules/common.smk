@@ -24,7 +24,7 @@ wildcard_constraints:
     pair=r"[^/]+",
     method=r"[^/]+",
     seed=r"\d+",
-    run=r"best|[^/]+/\d+",
+    student=r"best|[^/]+/\d+",
 
 
 # Whether the files of jobs are in storage, since machines share no folder.

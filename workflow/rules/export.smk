@@ -8,7 +8,7 @@ rule export:
     output:
         **outputs_of("export"),
     log:
-        "logs/export/{pair}/{run}.txt",
+        "logs/export/{pair}/{student}.txt",
     threads: all_cores()
     resources:
         mem_mb=forecast_of("export", "memory"),
@@ -19,7 +19,7 @@ rule export:
         code=code_of("export"),
         files=files_of("export"),
     message:
-        "export {wildcards.run} of {wildcards.pair}"
+        "export {wildcards.student} of {wildcards.pair}"
     shell:
         r"""
         python -m kdsteps export \
