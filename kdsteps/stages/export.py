@@ -1,8 +1,8 @@
 """Export one student as files for use elsewhere, each evaluated again on the test images.
 
-With `--student best`, the student is the one of all runs of the pair with the highest accuracy on the
-validation images after the last epoch (of equal ones, with the lowest loss); test images play no
-part in the choice.
+With `--student best`, it is the one of all runs of the pair with the highest accuracy on the
+validation images after the last epoch; of equal ones, the one with the lowest loss. Test images
+play no part in the choice.
 
 reads   images, index, summary
                       images.npy, index.parquet, summary.json of the stage prepare
