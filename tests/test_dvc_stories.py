@@ -179,3 +179,21 @@ def test_every_command_of_the_page_on_experiments_does_what_it_says(tmp_path: Pa
     assert not study.git("status", "--porcelain").strip(), "everything is committed or ignored"
     check = f"{code}\nassert settings['methods']['kd']['temperature'] == 3\nassert accuracy <= 1"
     study.run([sys.executable, "-c", check])
+
+
+def test_another_repository_fetches_the_best_student_by_name(study: Study, tmp_path: Path):
+    pipeline = study.path / "dvc.yaml"
+    named = re.sub("results/export/[^/]+/best", "results/export/pair/best", pipeline.read_text())
+    pipeline.write_text(named)
+    study.change(export={})
+    study.dvc("repro", "export")
+    study.commit()
+    study.git("tag", "--annotate", "student@v1.0.0", "--message", "First student")
+    (tmp_path / "other").mkdir()
+    other = Study(tmp_path / "other")
+    other.git("init", "--quiet")
+    other.dvc("init", "--quiet")
+    other.dvc("artifacts", "get", str(study.path), "student", "--out", "student")
+    exported = study.path / "results/export/pair/best"
+    for name in ("model.onnx", "export.json"):
+        assert (other.path / "student" / name).read_bytes() == (exported / name).read_bytes()

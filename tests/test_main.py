@@ -21,6 +21,7 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 from kdsteps.cli.main import COMMANDS, main
 from kdsteps.jobs import graph
 from kdsteps.study.entries import Params
+from kdsteps.study.settings import Export
 from kdsteps.study.study import parse_study
 
 Said = Callable[..., str]
@@ -293,7 +294,7 @@ def test_the_help_of_a_stage_describes_every_key_of_its_section(capsys, stage):
     with pytest.raises(SystemExit):
         main([stage, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    section = type(Params.model_fields[stage].default)
+    section = type(Params.model_fields[stage].default or Export())
     for name, info in section.model_fields.items():
         assert info.description
         shown = f" {name}: {json.dumps(info.default)} ("

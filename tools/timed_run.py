@@ -36,7 +36,7 @@ from kdsteps.study.study import Study, load_study  # noqa: E402
 
 PART_MIB = 15
 GRACE = 20  # seconds between asking jobs to stop and killing them
-ALONE = {"evaluate_latency"}  # measures time
+ALONE = {"evaluate_latency", "export"}  # measure time
 ONE_JOB = """
 import json, logging, sys
 from kdsteps.cli.stages import call_of, run_call

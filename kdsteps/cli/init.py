@@ -81,7 +81,7 @@ def init(given: argparse.Namespace) -> None:
             "folder, or move these files away"
         )
     params, inputs = _study(folder, given)
-    files |= {"params.yaml": params, "dvc.yaml": _pipeline(inputs)}
+    files |= {"params.yaml": params, "dvc.yaml": _pipeline(inputs, params)}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / name, content.encode())
@@ -139,7 +139,7 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
     """The files of every new study by their paths, without params.yaml; dvc.yaml has no inputs."""
     files = {
         "Snakefile": (_TEMPLATES / "Snakefile").read_text(encoding="utf-8"),
-        "dvc.yaml": _pipeline([]),
+        "dvc.yaml": "",
         str(LOCK): lock_text(),
         ".gitignore": (_TEMPLATES / "gitignore").read_text(encoding="utf-8"),
         ".dvcignore": (_TEMPLATES / "dvcignore").read_text(encoding="utf-8"),
@@ -155,10 +155,16 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
     return files
 
 
-def _pipeline(inputs: list[str]) -> str:
-    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders."""
+def _pipeline(inputs: list[str], params: str) -> str:
+    """dvc.yaml, which follows the installed kdsteps by kdsteps.lock, and some files and folders.
+
+    Args:
+        params: The text of params.yaml, whose first pair has the student that DVC knows by name.
+    """
     text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
+    pair = next(iter(yaml.safe_load(params)["pairs"]))
+    text = text.replace("results/export/PAIR/", f"results/export/{pair}/")
     return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
 
 

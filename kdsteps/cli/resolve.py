@@ -17,6 +17,7 @@ from kdsteps.study.study import Study, load_study
 
 _PIPELINE = Path("dvc.yaml")
 _STAGE = "resolve"
+_EXPORTS = "results/export"
 FOLDER = "results/settings"
 
 
@@ -32,6 +33,7 @@ def resolve(given: argparse.Namespace) -> None:
     """
     study = load_study(given.params)
     check_dependencies(input_paths(study), given.params)
+    check_artifacts(study)
     for stage in graph.STAGES:
         write_json(Path(given.folder, f"{stage}.json"), resolved(study, stage))
 
@@ -81,16 +83,41 @@ def check_dependencies(paths: Sequence[Path], params: str) -> None:
         )
 
 
+def check_artifacts(study: Study) -> None:
+    """Check that the exported students that dvc.yaml names are among those of the study.
+
+    Raises:
+        KdstepsError: One is not, so that `dvc artifacts get` would not find it.
+    """
+    folders = [f"{_EXPORTS}/{pair}/{run}" for pair, run in study.exported]
+    artifacts = _pipeline().get("artifacts") or {}
+    for name, artifact in artifacts.items() if isinstance(artifacts, dict) else ():
+        path = str(artifact.get("path", "")) if isinstance(artifact, dict) else ""
+        if folders and path.startswith(f"{_EXPORTS}/") and path.rstrip("/") not in folders:
+            raise KdstepsError(
+                f"{_PIPELINE}: artifacts: the path of {name} is {path}, which this study does not "
+                f"export; write one that it does, such as {folders[0]}"
+            )
+
+
 def _dependencies() -> list[str] | None:
     """The dependencies of the stage; None if there is no such stage."""
+    try:
+        entries = _pipeline()["stages"][_STAGE].get("deps") or []
+    except (AttributeError, KeyError, TypeError):
+        return None  # what is wrong with dvc.yaml is for DVC to say
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def _pipeline() -> dict[str, Any]:
+    """The content of dvc.yaml; empty if there is none that can be read."""
     import yaml
 
     try:
-        stage = yaml.safe_load(_PIPELINE.read_text(encoding="utf-8"))["stages"][_STAGE]
-        entries = stage.get("deps") or []
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
-        return None  # what is wrong with dvc.yaml is for DVC to say
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+        content = yaml.safe_load(_PIPELINE.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _places(path: Path) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from textwrap import fill
-from typing import Any
+from typing import Any, get_args
 
 from kdsteps.study.entries import Params
 
@@ -20,8 +20,8 @@ _BOUNDS = {
 
 def section_help(stage: str) -> str:
     """The keys of a stage's section with their types, defaults and descriptions."""
-    section = Params.model_fields[stage].annotation
-    assert section is not None, stage
+    annotation = Params.model_fields[stage].annotation
+    section = next(kind for kind in get_args(annotation) or (annotation,) if kind is not None)
     keys = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
     lines = [f"keys of the section `{stage}` in params.yaml, with their defaults:"]
     for name, schema in keys.items():

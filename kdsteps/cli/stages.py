@@ -6,7 +6,7 @@ import argparse
 import ast
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -25,7 +25,7 @@ from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU, given_gpus
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
-from kdsteps.jobs.outputs import flat
+from kdsteps.jobs.outputs import flat, optional_outputs
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
@@ -33,7 +33,7 @@ from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
-NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
+NAMES = ("dataset", "teacher", "views", "pair", "method", "seed", "student")
 ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
@@ -166,13 +166,14 @@ def run_call(
         KdstepsError: The user can fix what stops it.
     """
     _check_inputs(call)
-    final = Files(call.outputs, "--outputs")
+    optional = optional_outputs(call.rule, call.outputs)
+    final = Files(call.outputs | optional, "--outputs")
     check_places(final.values())
     with during_job(next(iter(final.values()), Path())) as check_run, files_below(call.root):
         started = time.time()
         _check_provenance(call)
         settings = call.settings.as_json()
-        with remembered(call.rule, settings, call.code, call.read, final) as known:
+        with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
                 job = Job(
                     settings=call.settings,
@@ -185,14 +186,17 @@ def run_call(
                     jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
-                _run(call.rule, job, final, check_run)
+                _run(call.rule, job, final, optional, check_run)
+        written = {name: path for name, path in final.items() if path.exists()}
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
-            *(call.rule, call.settings.as_text(), call.code or "", call.read, final),
+            *(call.rule, call.settings.as_text(), call.code or "", call.read, written),
             *(started, time.time(), digests, call.root),
         )
-        made.write(final)
+        made.write(call.outputs)
         forget_aside(final.values())
+        for name in optional.keys() & call.outputs.keys():  # declared, since they are in storage
+            call.outputs[name].touch()
 
 
 def _gpus_by_default(call: Call) -> int:
@@ -200,12 +204,18 @@ def _gpus_by_default(call: Call) -> int:
     return call.settings.gpus if on_gpu else 0
 
 
-def _run(rule: str, job: Job[Any], final: Files, check_run: Callable[[], None]) -> None:
+def _run(
+    rule: str,
+    job: Job[Any],
+    final: Files,
+    optional: Collection[str],
+    check_run: Callable[[], None],
+) -> None:
     """Run a job's stage; its files are put in place only if its run has not ended.
 
     Torch is first imported here, when only the job's own GPUs are visible.
     """
-    with given_gpus(job.gpus, job.jobs_per_gpu), all_or_none(final) as drafts:
+    with given_gpus(job.gpus, job.jobs_per_gpu), all_or_none(final, optional) as drafts:
         run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
         try:
             run(replace(job, outputs=Files(drafts, "--outputs")))

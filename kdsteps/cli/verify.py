@@ -13,7 +13,13 @@ from kdsteps.cli.resolve import FOLDER, resolved
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.provenance import Provenance, is_whole, provenance_file, read_provenance
+from kdsteps.jobs.provenance import (
+    Provenance,
+    is_whole,
+    lost_files,
+    provenance_file,
+    read_provenance,
+)
 from kdsteps.jobs.settings import first_difference
 from kdsteps.study.study import Study, load_study
 
@@ -36,8 +42,9 @@ def verify(study: Study, stage: str) -> int:
         _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
         if known.code != code_identity.code(study, rule, names):
             raise KdstepsError(f"{outputs[0]}: was made by other code; run snakemake again")
+        outputs += lost_files(rule, graph.outputs(rule, names), known, thorough=True)
         for path in outputs:
-            if not is_whole(path, known):
+            if not path.is_file() or not is_whole(path, known):
                 raise KdstepsError(
                     f"{path}: was damaged or changed after its job wrote it; delete the file and "
                     "run snakemake"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,11 +37,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+def all_or_none(
+    outputs: Mapping[str, Path], optional: Collection[str] = ()
+) -> Iterator[dict[str, Path]]:
     """Temporary paths for several files, by name; all are renamed when the block succeeds.
 
     A job that fails after its first file leaves no mixture of new and old files. Temporary files of
     killed jobs are removed.
+
+    Args:
+        optional: Names of files that the block need not write; an old one is removed then.
 
     Raises:
         FileNotFoundError: The block did not write one of them.
@@ -52,10 +57,11 @@ def all_or_none(outputs: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
         _remove_stale_drafts(path)
     try:
         yield drafts
-        for draft in drafts.values():
-            draft.stat()
+        lacking = {name for name in optional if not drafts[name].exists()}
+        for name in drafts.keys() - lacking:
+            drafts[name].stat()
         for name, path in outputs.items():
-            _rename(drafts[name], path)
+            _remove(path) if name in lacking else _rename(drafts[name], path)
     except KdstepsError as error:
         message = str(error)
         for name, path in outputs.items():

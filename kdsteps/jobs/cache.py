@@ -15,11 +15,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ NOT_CACHED = frozenset({"prepare", "cache", "cache_outputs", "evaluate_latency",
 """Rules whose results are not cached: images, features and logits are large and quickly made, and
 what depends on the machine, such as latency, is measured every time."""
 
+_LIBRARIES = ("torch", "torchvision", "timm")
+_MORE_LIBRARIES = {"export": ("onnx", "onnxruntime", "onnxscript")}
+"""Whose versions are in the key of every result, and in that of a rule's results."""
 _CONTENTS = "contents.json"  # what an entry holds: its stage, and a digest of each file
 _ABANDONED = 24 * 3600  # seconds after which a half-written entry is taken for a killed job's
 
@@ -45,23 +48,28 @@ def remembered(
     code: str | None,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Path],
+    optional: Collection[str] = (),
 ) -> Iterator[bool]:
     """Copy a job's outputs from the cache, and yield whether that worked.
 
     If it did not, the block should make them, and they are cached when it ends without an error.
     Without a digest of the code, nothing is cached.
+
+    Args:
+        optional: Names of outputs that a job need not write.
     """
     if code is None or rule in NOT_CACHED:
         yield False
         return
     key = _key(rule, settings, code, inputs)
     entry = job_cache() / key[:2] / key
-    if _restore(entry, outputs):
+    if _restore(entry, outputs, optional):
         _log.info("restored from %s: same settings, code and inputs as before", job_cache())
         yield True
         return
     yield False
-    _store(entry, rule, outputs)
+    made = {name: path for name, path in outputs.items() if name not in optional or path.exists()}
+    _store(entry, rule, made)
 
 
 def job_cache() -> Path:
@@ -133,17 +141,18 @@ def shrink(limit: int) -> list[Cached]:
     return removed
 
 
-def _restore(entry: Path, outputs: Mapping[str, Path]) -> bool:
+def _restore(entry: Path, outputs: Mapping[str, Path], optional: Collection[str]) -> bool:
     """Copy the files of an entry to their paths, if it exists and is not damaged."""
     if not entry.is_dir():
         return False
     try:
         contents = _read_contents(entry)
-        if contents is None or contents["files"].keys() != outputs.keys():
+        found = {} if contents is None else contents["files"]
+        if not outputs.keys() - set(optional) <= found.keys() <= outputs.keys():
             raise ValueError("it does not list its files")
-        with all_or_none(outputs) as drafts:
-            for name, draft in drafts.items():
-                if _copy(entry / name, draft) != contents["files"][name]:
+        with all_or_none(outputs, optional) as drafts:
+            for name, digest in found.items():
+                if _copy(entry / name, drafts[name]) != digest:
                     raise ValueError(f"{name} is not what was cached")
     except (OSError, ValueError) as error:
         if entry.is_dir():  # otherwise another process has just deleted it
@@ -202,9 +211,17 @@ def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str
         name: [file_digest(Path(path)) for path in flat(inputs[name])] for name in sorted(read)
     }
     named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
-    libraries = [version(name) for name in ("torch", "torchvision", "timm")]
+    libraries = [_version(name) for name in (*_LIBRARIES, *_MORE_LIBRARIES.get(stage, ()))]
     text = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)
     return blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+def _version(library: str) -> str:
+    """The version of an installed library; "" if it is not installed."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def _checkpoints(settings: Any) -> list[Path]:

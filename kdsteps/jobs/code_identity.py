@@ -24,6 +24,7 @@ from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.outputs import flat
 from kdsteps.jobs.provenance import identity
 from kdsteps.study import registry
+from kdsteps.study.exports import BEST
 from kdsteps.study.study import Study
 
 _PACKAGE = Path(__file__).parent.parent
@@ -114,6 +115,8 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         for method in sorted({entry.method for entry in study.methods.values()}):
             if method in registry.names("models"):
                 yield registry.target("models", method)
+    elif rule == "export":
+        yield from _exported(study, names)
     elif "pair" in names:
         pair, entry = study.pairs[names["pair"]], study.methods[names["method"]]
         models = [pair.student]
@@ -129,4 +132,20 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         for reference in study.params.evaluate.metrics:
             yield registry.target("metrics", reference)
     for model in models:
+        yield registry.target("models", study.models[model].family)
+
+
+def _exported(study: Study, names: graph.Names) -> Iterator[str]:
+    """The networks of the students that may be exported, and methods that deploy their own."""
+    pair, run = study.pairs[names["pair"]], names["student"]
+    models = [pair.student]
+    for method in study.methods if run == BEST else [run.rpartition("/")[0]]:
+        name = study.methods[method].method
+        target = registry.target("methods", name)
+        if name in registry.names("models"):
+            yield registry.target("models", name)
+            models.append(pair.teacher)
+        if not target.startswith("kdsteps."):
+            yield target
+    for model in dict.fromkeys(models):
         yield registry.target("models", study.models[model].family)

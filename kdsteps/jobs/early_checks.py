@@ -7,6 +7,7 @@ What depends on images that are not prepared yet is checked by the first job tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from kdsteps.study.part_imports import shipped
 from kdsteps.study.settings import Training
 from kdsteps.study.study import Study
 
+_FOR_ONNX = ("onnx", "onnxruntime", "onnxscript")
 _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
 """Options of methods that name layers."""
 
@@ -48,6 +50,7 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
                 _check_images(study, dataset)
             _check_checkpoints(study)
         _check_batches(study, prepared)
+        _check_packages(study)
         return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
     except KdstepsError as error:
         raise KdstepsError(f"params.yaml: {error}") from error
@@ -123,6 +126,21 @@ def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> No
             problem = recipe.batch_problem(data.num_images) if data is not None else None
             if problem and not _is_done(graph.node(study, rule, names)):
                 raise KdstepsError(f"{spot}: {problem}")
+
+
+def _check_packages(study: Study) -> None:
+    """Check that what the exports need is installed, without importing it."""
+    export = study.params.export
+    if export is None or "onnx" not in export.formats:
+        return
+    missing = [name for name in _FOR_ONNX if find_spec(name) is None]
+    nodes = (graph.node(study, "export", names) for names in graph.jobs(study, "export"))
+    if missing and not all(map(_is_done, nodes)):
+        verb = "is" if len(missing) == 1 else "are"
+        raise KdstepsError(
+            f"export.formats has onnx, and {', '.join(missing)} {verb} not installed; "
+            "`pip install 'kdsteps[export]'`, or choose safetensors"
+        )
 
 
 def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:

@@ -37,7 +37,7 @@ CUDA_MB = 2500  # more of them in a process that uses a GPU
 ROW_BYTES = 1000  # label, hash and name of an image
 RESIDENT_MB = 8192  # images of more are not in memory as a whole (see `data.prepared`)
 WORKERS_MB = 4000  # processes that make batches, for larger images or augmentation one by one
-WITHOUT_GPU = frozenset({"prepare", "score", "build", "report"})
+WITHOUT_GPU = frozenset({"prepare", "score", "build", "export", "report"})
 EVALUATED = 256  # images of a batch where no settings say it
 MB = 1 << 20
 
@@ -267,6 +267,14 @@ def _evaluate_latency(job: _Job) -> _Need:
     return runs[0] + runs[1] + _Need(steps=images)
 
 
+def _export(job: _Job) -> _Need:
+    """Conversions in several attempts, and passes over all test images by every file."""
+    section, formats = job.study.params.evaluate, 6
+    images = formats * (job.data.number + 20 * (section.latency_runs + section.throughput_batch))
+    passes = job.student.passes(images, job.data, section.throughput_batch)
+    return job.data.in_memory + passes + _Need(core_seconds=600, megabytes=2 * passes.megabytes)
+
+
 def _report(job: _Job) -> _Need:
     study = job.study
     runs = len(study.pairs) * len(study.methods) * len(study.seeds)
@@ -285,6 +293,7 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
     "evaluate": _evaluate,
     "evaluate_teacher": _evaluate,
     "evaluate_latency": _evaluate_latency,
+    "export": _export,
     "report": _report,
 }
 

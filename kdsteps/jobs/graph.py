@@ -12,6 +12,7 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.accepted import ACCEPTED
+from kdsteps.jobs.exports import export_inputs, export_settings
 from kdsteps.jobs.inputs import Input, inputs_by_entry, weights_digest
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
@@ -58,6 +59,7 @@ _REPORTED = {
     "measures": ("evaluate", "measures"),
     "predictions": ("evaluate", "predictions"),
     "latencies": ("evaluate_latency", "latency"),
+    "exports": ("export", "record"),
 }
 """What the report reads: each kind of file as one list, by rule and name of the output."""
 
@@ -199,6 +201,8 @@ class _Graph:
             self._add_teacher(dataset, teacher)
         for name in study.pairs:
             self._add_latency(name)
+        for pair, run in study.exported:
+            self._add_export(pair, run)
         self._add_report()
 
     def _add(
@@ -370,6 +374,12 @@ class _Graph:
             evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(methods)
         )
         self._add("evaluate_latency", {"pair": name}, read, settings)
+
+    def _add_export(self, name: str, run: str) -> None:
+        """Add the export of one student, or of the one that is best on the validation images."""
+        settings = export_settings(self.study, name, run)
+        read = _data(settings.dataset) | export_inputs(settings)
+        self._add("export", {"pair": name, "student": run}, read, settings)
 
     def _add_report(self) -> None:
         read = {

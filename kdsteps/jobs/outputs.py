@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
-STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
+STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "export", "report")
 
 Names = dict[str, str]
 """What distinguishes the jobs of one rule: the wildcards of its paths."""
@@ -46,6 +47,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "digest": "results/evaluate/teachers/{dataset}/{teacher}/digest.json",
     },
     "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
+    "export": {"record": "results/export/{pair}/{student}/export.json"},
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",
@@ -64,6 +66,18 @@ OUTPUTS: dict[str, dict[str, str]] = {
 `digest` is a small file with the digests of the others: where a job reads a large file, Snakemake
 watches the digest next to it instead of reading the large file for every job.
 """
+
+OPTIONAL: dict[str, dict[str, str]] = {
+    "export": {
+        "onnx": "model.onnx",
+        "int8": "model.int8.onnx",
+        "safetensors": "model.safetensors",
+        "timm": "config.json",
+        "card": "model_card.md",
+    }
+}
+"""Files that a rule may also write next to its first output, by name; its first output says why one
+of them is missing. Snakemake does not know of them, since it takes a missing file for a failure."""
 
 
 def stage_of(rule: str) -> str:
@@ -88,15 +102,28 @@ def outputs(rule: str, names: Names | None = None) -> dict[str, str]:
     return dict(patterns) if names is None else {k: v.format(**names) for k, v in patterns.items()}
 
 
+def optional_outputs(rule: str, outputs: Mapping[str, str | Path]) -> dict[str, Path]:
+    """The files that a job may also write, by name, whether or not they exist.
+
+    Args:
+        outputs: The files that it always writes.
+    """
+    if not outputs:
+        return {}
+    first = Path(next(iter(outputs.values())))
+    return {name: first.with_name(file) for name, file in OPTIONAL.get(rule, {}).items()}
+
+
 def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
     them; a teacher's check only has to be there."""
     if rule == "report":
         return frozenset({"predictions", "teacher_predictions"})
+    known = {"check", "predictions"} if rule == "export" else {"check"}
     digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
     if "images" in digests:
         digests |= {"index", "summary"}
-    return frozenset(digests | {"check"})
+    return frozenset(digests | known)
 
 
 def flat(given: Any) -> list[str]:

@@ -19,7 +19,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.damaged import forget_aside, is_marked, refused
 from kdsteps.files.digests import digest_if_any, file_digest
 from kdsteps.files.text import write_text
-from kdsteps.jobs.outputs import covered, flat
+from kdsteps.jobs.outputs import covered, flat, optional_outputs
 
 _ENDING = ".provenance.json"
 _CHECKED_BY_IMAGE = "images.npy"  # each image is compared with its own digest when it is read
@@ -157,6 +157,27 @@ def check_input(path: Path, expected: str | None = None) -> None:
         )
     if not is_whole(path, found):
         raise refused(path, "was damaged or changed after its job wrote it")
+
+
+def lost_files(
+    rule: str, outputs: Mapping[str, str | Path], known: Provenance, *, thorough: bool = False
+) -> list[Path]:
+    """Files that a job need not write, did write, and that are missing or changed now.
+
+    Args:
+        outputs: The files that it always writes.
+        thorough: Whether the content is compared; otherwise the size.
+    """
+    return [
+        path
+        for path in optional_outputs(rule, outputs).values()
+        if path.name in known.files
+        and (
+            not path.is_file()
+            or wrong_size(path, known)
+            or (thorough and not is_whole(path, known))
+        )
+    ]
 
 
 def is_provenance(path: Path) -> bool:

@@ -18,6 +18,7 @@ from kdsteps.jobs.earlier_versions import adopt_records
 from kdsteps.jobs.provenance import (
     Provenance,
     is_damaged,
+    lost_files,
     provenance_file,
     provenance_of_job,
     read_provenance,
@@ -44,6 +45,10 @@ def restore_records(study: Study) -> list[str]:
         damaged = [path for path in there if is_damaged(Path(path), known)]
         said += [f"{path}: was damaged or changed; its job will run again" for path in damaged]
         if damaged and node.rule == "report":  # files in git, which `git checkout` changes alone
+            write_records(there, node.rule, [], [], {})
+            continue
+        if lost := lost_files(node.rule, outputs, known):
+            said += [f"{path}: is missing or was changed; its job will run again" for path in lost]
             write_records(there, node.rule, [], [], {})
             continue
         for path in damaged:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
+from kdsteps.study.exports import BEST
 from kdsteps.study.settings import (
     BuildPairs,
     BuildStones,
@@ -155,6 +156,53 @@ class LatencySettings(JobSettings):
     methods: tuple[str, ...]
 
 
+class ExportedMethod(Section):
+    """A method of exported students, with all its options."""
+
+    method: str
+    options: Options
+    teacher: bool
+    """Whether it uses a teacher."""
+
+
+class ExportSettings(JobSettings):
+    """A student that is exported, or the students of a pair from which the best is chosen.
+
+    Attributes:
+        dataset, pair, student, teacher: Names in params.yaml; no teacher for methods without one.
+        run: `best` or `method/seed`.
+        methods: What each of the students' methods is.
+        seeds: Of the students of each method.
+        formats, int8: Which files are written.
+        latency_runs, throughput_batch: How these are timed.
+        confidence: Level of the intervals.
+    """
+
+    dataset: str
+    pair: str
+    student: str
+    teacher: str | None
+    run: str
+    methods: dict[str, ExportedMethod]
+    seeds: tuple[NonNegativeInt, ...]
+    formats: tuple[Literal["onnx", "safetensors", "timm"], ...]
+    int8: bool
+    latency_runs: PositiveInt
+    throughput_batch: PositiveInt
+    confidence: float
+
+    @property
+    def runs(self) -> list[str]:
+        """Every run, `method/seed`, whose metrics are read, in the order of the job's files."""
+        # sorted, since JSON does not keep the order of the methods
+        return [f"{method}/{seed}" for method in sorted(self.methods) for seed in self.seeds]
+
+    @property
+    def candidates(self) -> list[str]:
+        """Those of which one is exported."""
+        return self.runs if self.run == BEST else [self.run]
+
+
 class ReportSettings(JobSettings):
     """The study as `parse_study` reads it."""
 
@@ -173,6 +221,7 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "evaluate": EvaluateSettings,
     "evaluate_teacher": EvaluateSettings,
     "evaluate_latency": LatencySettings,
+    "export": ExportSettings,
     "report": ReportSettings,
 }
 """The settings of each rule."""

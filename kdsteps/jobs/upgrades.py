@@ -17,7 +17,7 @@ from kdsteps.files.digests import digest_if_any, file_digest, write_digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.accepted import Entry, read_accepted, text_digest, witness, write_accepted
 from kdsteps.jobs.earlier_versions import as_today, is_outdated
-from kdsteps.jobs.provenance import Provenance, is_whole, wrong_size
+from kdsteps.jobs.provenance import Provenance, is_whole, lost_files, wrong_size
 from kdsteps.jobs.restoring import changed_inputs, known_results, restore_records
 from kdsteps.jobs.run_lock import begin_run, end_run
 from kdsteps.jobs.settings import first_difference
@@ -120,6 +120,8 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
     for path in status.written:
         if wrong_size(Path(path), known):
             return "missing", f"{path} was damaged or changed"
+    if lost := lost_files(status.rule, graph.outputs(status.rule, status.names), known):
+        return "missing", f"{lost[0]} is missing or was changed"
     if difference := _settings_changed(known, status.node.text):
         return "settings", f"settings changed: {difference}"
     for path in sorted(changed_inputs(status.node, known, found)):

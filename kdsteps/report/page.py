@@ -15,6 +15,7 @@ from kdsteps.evaluation.metrics import Metric
 from kdsteps.report import figures, formats
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import DARK, LIGHT
+from kdsteps.report.exports import export_view
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
 from kdsteps.report.results import Results
 from kdsteps.report.stones import Drawing, drawing
@@ -115,6 +116,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         origins=_origins(results.origins),
         accepted=results.accepted,
         checks=results.checks,
+        exports=list(map(export_view, results.exports)),
         costs=[
             (name, figures.costs(group, results.metrics))
             for name, group in figures.by_dataset(tables)

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.metrics import METRICS, Metric, all_metrics, compute
+from kdsteps.export.record import Record, read_record
 from kdsteps.files.columns import HISTORY, PREDICTIONS, RUNS, SCORES, Columns
 from kdsteps.files.tables import read_table, table_metadata
 from kdsteps.files.text import read_json
@@ -45,6 +46,7 @@ class Results:
         data: {dataset: summary}.
         origins: One row per file: what it is, git_commit, device, versions as text, seconds.
         accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
+        exports: export.json of each exported student.
     """
 
     metrics: tuple[Metric, ...]
@@ -60,6 +62,7 @@ class Results:
     origins: pd.DataFrame
     accepted: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    exports: list[Record] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -96,6 +99,7 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         origins=pd.DataFrame(teacher_origins + origins + timed, columns=ORIGINS),
         accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
         checks=_checks(inputs["teacher_checks"]),
+        exports=list(map(read_record, inputs.get("exports", ()))),
     )
 
 

@@ -9,6 +9,7 @@ reads   summaries            summary.json of every dataset
         histories, measures, predictions
                              of every student: history.parquet, measures.json, predictions.parquet
         latencies            latency.json of every pair
+        exports              export.json of every exported student
         accepted             accepted.json, if results of earlier code were accepted
 writes  page                 index.html, self-contained
         runs                 runs.parquet: one row per student, one column per metric

@@ -14,6 +14,7 @@ from kdsteps.study.settings import (
     Cache,
     Distil,
     Evaluate,
+    Export,
     Normalization,
     Prepare,
     Report,
@@ -134,4 +135,5 @@ class Params(Section):
     build: Build = Build()
     distil: Distil = Distil()
     evaluate: Evaluate = Evaluate()
+    export: Export | None = None
     report: Report = Report()

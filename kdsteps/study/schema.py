@@ -31,8 +31,9 @@ def study_schema() -> Schema:
         "additionalProperties": _choice("methods", "method", method),
     }
     for name in properties.keys() - set(schema["required"]):
-        section = definitions[properties[name]["$ref"].rpartition("/")[2]]
-        properties[name] = _or_nothing(properties[name] | {"description": section["description"]})
+        given = properties[name].get("anyOf", [properties[name]])[0]
+        section = definitions[given["$ref"].rpartition("/")[2]]
+        properties[name] = _or_nothing(given | {"description": section["description"]})
     return schema
 
 

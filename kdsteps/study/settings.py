@@ -318,6 +318,21 @@ class Evaluate(TimingSettings, MetricSettings):
     """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
 
+class Export(Section):
+    """Which trained students are exported for use elsewhere; without this section, none."""
+
+    runs: Literal["best", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "best"
+    """`best`: for each pair, the run with the highest accuracy on the validation images; `all`;
+    or a list of methods, of runs as `pair/method/seed`, and `best`."""
+    formats: Annotated[tuple[Literal["onnx", "safetensors", "timm"], ...], Field(min_length=1)] = (
+        "onnx",
+    )
+    """`onnx`: the network with its normalization, for onnxruntime and `kdsteps predict`;
+    `safetensors`: its weights; `timm`: weights and a file with which timm loads the folder."""
+    int8: bool = False
+    """Whether an ONNX file in 8-bit integers is written as well, calibrated on training images."""
+
+
 class Report(Section):
     """What the report shows."""
 

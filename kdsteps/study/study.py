@@ -17,6 +17,7 @@ from pydantic_core import ValidationError
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.entries import MethodEntry, ModelEntry, Pair, Params
+from kdsteps.study.exports import export_problem, exported_runs
 from kdsteps.study.messages import sentence, shown
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
@@ -116,12 +117,20 @@ class Study:
         return self._build[pair, method]
 
     @cached_property
+    def exported(self) -> list[tuple[str, str]]:
+        """Every export as its pair and its run, which is `best` or `method/seed`."""
+        export = self.params.export
+        if export is None:
+            return []
+        return exported_runs(export, self.pairs, list(self.methods), self.seeds)
+
+    @cached_property
     def described(self) -> dict[str, Any]:
         """The study as JSON that `parse_study` reads: its entries, and its sections in full."""
         sections = {
-            name: getattr(self.params, name).model_dump(mode="json")
+            name: section.model_dump(mode="json")
             for name, info in Params.model_fields.items()
-            if not info.is_required()
+            if not info.is_required() and (section := getattr(self.params, name)) is not None
         }
         return self.params.model_dump(mode="json", exclude_unset=True) | sections
 
@@ -200,6 +209,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
+    _check_export(study, f"{where}: export")
     return study
 
 
@@ -262,7 +272,7 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     """`content` with `evaluate:` or `kd:` without a value replaced by all defaults."""
     optional = {name for name, info in Params.model_fields.items() if not info.is_required()}
     filled = {
-        name: value for name, value in content.items() if value is not None or name not in optional
+        name: {} if value is None and name in optional else value for name, value in content.items()
     }
     for name in ("datasets", "models", "pairs", "methods"):
         if isinstance(entries := filled[name], dict):
@@ -386,6 +396,15 @@ def _check_parts(
                 f"{value}; set `distil: {{{name}: 1}}` here, or `compares_images = False` in a "
                 "method of your own whose loss is a mean over images"
             )
+
+
+def _check_export(study: Study, where: str) -> None:
+    """Raise KdstepsError if the section `export` names no run, or contradicts itself."""
+    export = study.params.export
+    if export is not None and (
+        problem := export_problem(export, study.pairs, list(study.methods), study.seeds)
+    ):
+        raise KdstepsError(f"{where}.{problem}")
 
 
 def _check_pair(study: Study, pair: Pair, where: str) -> None:

@@ -7,6 +7,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
 from kdsteps.jobs.slurm_failures import failures
@@ -23,6 +24,7 @@ wildcard_constraints:
     pair=r"[^/]+",
     method=r"[^/]+",
     seed=r"\d+",
+    student=r"best|[^/]+/\d+",
 
 
 # Whether the files of jobs are in storage, since machines share no folder.
@@ -55,7 +57,10 @@ def refuse(error):
 def outputs_of(rule):
     """The files that a rule writes, by name."""
     files = graph.outputs(rule)
-    return files | {"provenance": str(provenance_file(files))} if STORED else files
+    if not STORED:
+        return files
+    also = {name: str(path) for name, path in optional_outputs(rule, files).items()}
+    return files | also | {"provenance": str(provenance_file(files))}
 
 
 def job_of(rule, wildcards):

@@ -151,7 +151,7 @@ class PatchEmbedding(nn.Module):
             )
             raise ValueError(f"images are {size}, this network takes {own}")
         patches = self.conv(images).flatten(2).transpose(1, 2)  # (N, patches, D)
-        return torch.cat((self.class_token.expand(len(images), -1, -1), patches), dim=1)
+        return torch.cat((self.class_token.expand(images.shape[0], -1, -1), patches), dim=1)
 
 
 class Positions(nn.Module):

@@ -1,0 +1,66 @@
+"""What the job that exports a student reads: its settings and its files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdsteps.jobs.outputs import Names, outputs
+from kdsteps.jobs.settings import ExportedMethod, ExportSettings
+from kdsteps.study.exports import BEST
+from kdsteps.study.study import Study
+
+
+def export_settings(study: Study, name: str, run: str) -> ExportSettings:
+    """The settings of one export: of the pair `name`, and of a run or the best one."""
+    pair, params = study.pairs[name], study.params
+    assert params.export is not None, "there are exports"
+    chosen = list(study.methods) if run == BEST else [run.rpartition("/")[0]]
+    methods = {
+        method: ExportedMethod.model_construct(
+            method=entry.method, options=entry.options, teacher=entry.wants != "nothing"
+        )
+        for method, entry in study.methods.items()
+        if method in chosen
+    }
+    return ExportSettings.model_construct(
+        dataset=pair.dataset,
+        pair=name,
+        student=pair.student,
+        teacher=pair.teacher if any(entry.teacher for entry in methods.values()) else None,
+        run=run,
+        methods=methods,
+        seeds=study.seeds,
+        formats=params.export.formats,
+        int8=params.export.int8,
+        latency_runs=params.evaluate.latency_runs,
+        throughput_batch=params.evaluate.throughput_batch,
+        confidence=params.report.confidence,
+    )
+
+
+def export_inputs(settings: ExportSettings) -> dict[str, Any]:
+    """The files of students and teacher that an export reads.
+
+    Which student is the best will be known when all are trained, so the job reads all of them.
+    """
+    names = [run_names(settings.pair, run) for run in settings.candidates]
+    students = [outputs("distil", each) for each in names]
+    measured = [outputs("evaluate", run_names(settings.pair, run)) for run in settings.runs]
+    read: dict[str, Any] = {
+        "students": [files["model"] for files in students],
+        "students_digest": [files["digest"] for files in students],
+        "measures": [files["measures"] for files in measured],
+        "predictions": [outputs("evaluate", each)["predictions"] for each in names],
+    }
+    if settings.run == BEST:
+        read["histories"] = [files["history"] for files in students]
+    if settings.teacher is not None:
+        teacher = {"dataset": settings.dataset, "teacher": settings.teacher}
+        read["teacher"] = outputs("evaluate_teacher", teacher)["measures"]
+    return read
+
+
+def run_names(pair: str, run: str) -> Names:
+    """The names of the jobs of a run, which is `method/seed`."""
+    method, _, seed = run.rpartition("/")
+    return {"pair": pair, "method": method, "seed": seed}
