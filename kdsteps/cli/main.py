@@ -83,8 +83,16 @@ def _parser(only_predict: bool) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     predict.add_command(commands)
     if not only_predict:
-        from kdsteps.cli.commands import add_commands
-
+        try:
+            from kdsteps.cli.commands import add_commands
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("kdsteps"):
+                raise
+            parser.exit(
+                2,
+                f"kdsteps: {error.name} is not installed, and every command but `predict` needs "
+                "it; run `pip install kdsteps`\n",
+            )
         add_commands(commands)
     return parser
 

@@ -93,8 +93,8 @@ class Description:
         if content.keys() != _VALID.keys():
             different = ", ".join(sorted(content.keys() ^ _VALID.keys()))
             raise KdstepsError(
-                f"{where}: its description lacks, or has too many, of {_text(different)}; export "
-                "the network again"
+                f"{where}: its description has too few or too many keys ({_text(different)}); "
+                "export the network again"
             )
         for name, is_valid in _VALID.items():
             if not is_valid(content[name]):

@@ -26,6 +26,10 @@ FILES = {
 Format = Literal["onnx", "int8", "safetensors", "timm"]
 
 
+class FormatError(KdstepsError):
+    """A student that a format cannot express: the reason why its file is missing."""
+
+
 @dataclass(frozen=True)
 class ExportedFile:
     """One format of the exported student, evaluated on all test images, or why it is missing.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -161,10 +161,18 @@ def load_student(
     """
     file = _file(Path(path), int8)
     content = _content(file)
-    session = _session(content, str(file), threads or cores_there())
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+    try:
+        session = _session(content, threads or cores_there())
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+        tensors = _tensors(session.get_inputs()), _tensors(session.get_outputs())
+    except KdstepsError:
+        raise
+    except Exception as error:  # as in `_run`
+        raise KdstepsError(
+            f"{file}: onnxruntime cannot load it ({_first_line(error)}); {_AGAIN}"
+        ) from error
     description = Description.from_json(text, str(file))
-    _check_interface(session, description, str(file))
+    _check_interface(*tensors, description, str(file))
     return ExportedStudent(session, description, str(file))
 
 
@@ -201,7 +209,7 @@ def _content(file: Path) -> bytes:
     return content
 
 
-def _session(content: bytes, where: str, threads: int) -> InferenceSession:
+def _session(content: bytes, threads: int) -> InferenceSession:
     try:
         import onnxruntime
     except ImportError as error:
@@ -215,42 +223,49 @@ def _session(content: bytes, where: str, threads: int) -> InferenceSession:
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", f"{os.devnull}/none"
     )
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # as in `_run`
-        raise KdstepsError(
-            f"{where}: onnxruntime cannot load it ({_first_line(error)}); {_AGAIN}"
-        ) from error
+    return onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"], enable_fallback=False
+    )
 
 
-def _check_interface(session: InferenceSession, description: Description, where: str) -> None:
-    """Raise KdstepsError if a network does not take and return what its description says."""
-    height, width = description.image_size
-    wanted = [
-        (INPUT, "tensor(uint8)", [None, height, width, description.channels]),
-        (OUTPUT, "tensor(float)", [None, len(description.classes)]),
+_Tensors = list[tuple[str, str, list[int | None]]]
+"""Name, type and shape of inputs or outputs; None: an axis of any length."""
+
+
+def _tensors(found: Iterable[Any]) -> _Tensors:
+    return [
+        (each.name, each.type, [n if isinstance(n, int) else None for n in each.shape])
+        for each in found
     ]
-    for found, (name, kind, shape) in zip(
-        (session.get_inputs(), session.get_outputs()), wanted, strict=True
+
+
+def _check_interface(
+    inputs: _Tensors, outputs: _Tensors, description: Description, where: str
+) -> None:
+    """Raise KdstepsError if a network does not take and return what its description says."""
+    shape = [None, *description.image_size, description.channels]
+    for found, wanted in (
+        (inputs, (INPUT, "tensor(uint8)", shape)),
+        (outputs, (OUTPUT, "tensor(float)", [None, len(description.classes)])),
     ):
-        described = [
-            (each.name, each.type, [n if isinstance(n, int) else None for n in each.shape])
-            for each in found
-        ]
-        if described != [(name, kind, shape)]:
+        if found != [wanted]:
             raise KdstepsError(
-                f"{where}: has {ascii(described)[:200]} where its description means {name}, "
-                f"{kind}, {shape}; export it again"
+                f"{where}: has {ascii(found)[:200]} where its description means {wanted}; export "
+                "it again"
             )
 
 
 def _contents(images: Images) -> list[tuple[Content, str]]:
     """Images before decoding, each with what to call it in a message."""
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        images = list(images)
     if isinstance(images, str | os.PathLike | Image.Image | np.ndarray):
         images = [images]
-    return [_content_of(image, number) for number, image in enumerate(images)]
+    single: list[OneImage] = []
+    for image in images:
+        if isinstance(image, np.ndarray) and image.ndim == 4:
+            single.extend(image)
+        else:
+            single.append(image)
+    return [_content_of(image, number) for number, image in enumerate(single)]
 
 
 def _content_of(image: OneImage, number: int) -> tuple[Content, str]:
