@@ -239,6 +239,17 @@ def test_each_image_has_a_line(folder: Path, images: Path, capsys: pytest.Captur
         assert 1 >= float(high) >= float(low)
 
 
+def test_a_folder_may_be_a_link_and_the_int8_file_is_chosen_by_an_option(
+    folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (images / "broken.png").unlink()
+    (tmp_path / "link").symlink_to(images)
+    (tmp_path / FILES["int8"]).write_bytes((folder / FILE).read_bytes())
+    assert main(["predict", str(tmp_path), f"{tmp_path}/link", "--int8"]) == 0
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[:2] == [f"{tmp_path}/link/a.JPG", f"{tmp_path}/link/b.png"] and len(names) == 3
+
+
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
     folder: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -100,11 +100,12 @@ def _files(argument: str) -> Iterator[str]:
         return
     from kdsteps.data.decoding import SUFFIXES
 
-    (files,) = Walk(Path(argument), follow_links=True).files([Path(argument)])
+    root = Path(argument).resolve()  # which is not a link, as the argument may be
+    (files,) = Walk(root, follow_links=True).files([root])
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
     if not images:
         raise KdstepsError(f"{argument}: has no images of the endings {', '.join(SUFFIXES)}")
-    yield from images
+    yield from (os.path.join(argument, os.path.relpath(image, root)) for image in images)
 
 
 def _line_of(

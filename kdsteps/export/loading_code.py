@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kdsteps.data.form import pair
 from kdsteps.export.description import INPUT, METADATA_KEY, OUTPUT
 from kdsteps.export.markdown import code, code_block
@@ -67,24 +65,26 @@ def _onnxruntime(record: Record) -> str:
 def _resizing(record: Record) -> list[str]:
     """Lines that make an image of any size one that the network takes."""
     _, height, width = record.image_shape
-    store: Any = record.description.get("store")
-    resize: Any = record.description.get("resize")
-    resized = "image.resize(size, Image.Resampling.BILINEAR)"
-    if store is None and resize is None:
+    store, resize, crop = (record.description.get(name) for name in ("store", "resize", "crop"))
+    if store is None and resize is None and crop is None:
         return [f"assert image.size == ({width}, {height})  # W, H: the study resized nothing"]
+    lines, size = [], "[round(scale * side) for side in image.size]"
     if store is not None:
-        resized = "ImageOps.fit(image, size, Image.Resampling.BILINEAR)"
-    if store is None and isinstance(resize, int):
-        size = f"[round({resize} * side / min(image.size)) for side in image.size]"
-    else:
-        size = str(pair(resize if store is None else store)[::-1])
-    lines = [f"size = {size}  # W, H", f"image = {resized}"]
-    if size != str((width, height)):
-        lines += [
-            f"left, top = (image.width - {width}) // 2, (image.height - {height}) // 2",
-            f"image = image.crop((left, top, left + {width}, top + {height}))",
-        ]
-    return lines
+        high, wide = pair(store)
+        lines.append(f"scale = max({wide} / image.width, {high} / image.height)")
+    elif isinstance(resize, int):
+        lines.append(f"scale = {resize} / min(image.size)")
+    elif resize is not None:
+        size = str(pair(resize)[::-1])
+    if store is not None or resize is not None:
+        lines.append(f"image = image.resize({size}, Image.Resampling.BILINEAR)")
+    crops = [pair(each)[::-1] for each in (store, crop, (height, width)) if each is not None]
+    return [
+        *lines,
+        f"for width, height in {list(dict.fromkeys(crops))}:  # of the center",
+        "    left, top = (image.width - width) // 2, (image.height - height) // 2",
+        "    image = image.crop((left, top, left + width, top + height))",
+    ]
 
 
 def _timm() -> str:
