@@ -16,7 +16,7 @@ def load(
     """Load an exported student, which predicts images without torch.
 
     ```
-    student = kdsteps.load("results/export/pair")
+    student = kdsteps.load("results/export/pair/best")
     student.predict(["cat.jpg", "dog.jpg"])[0].label  # a class name
     student("cat.jpg")  # logits (1, K)
     ```

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ CLASSES = ("cat", "dog", "a class with a long name", "Ünïcode", "location")
 
 
 class Network(nn.Module):
-    """Random, but a function of every pixel; takes uint8 (N, H, W, C)."""
+    """Random, but a function of every pixel; takes uint8 (N, 16, 12, 3)."""
 
-    def __init__(self, channels: int = 3, num_classes: int = len(CLASSES)) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(channels, 8, 3, stride=2, padding=1)
-        self.head = nn.LazyLinear(num_classes)
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8 * 8 * 6, len(CLASSES))
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).float() / 255
@@ -50,13 +51,13 @@ def described(**changes: Any) -> Description:
     return Description(**values | changes)
 
 
-def exported(description: Description) -> tuple[Network, onnx.ModelProto]:
-    """A network in eval mode, and its ONNX model with a description."""
-    network = Network(description.channels, len(description.classes)).eval()
+@cache
+def exported() -> tuple[Network, onnx.ModelProto]:
+    """A network in eval mode, and its ONNX model with the description of `described`."""
+    description, network = described(), Network().eval()
     images = torch.zeros(2, *description.image_size, description.channels, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network(images)
         program = torch.onnx.export(
             network,
             (images,),

@@ -172,6 +172,8 @@ def test_warnings_and_a_single_seed_are_said():
     text = model_card(record(seeds={"2": 0.95}, seeds_interval=None), ["The *teacher* is bad."])
     assert "> **Warning:** The \\*teacher\\* is bad." in text.split("## Results")[0]
     assert "Only one seed finished" in text and "t interval" not in text
+    wide = model_card(record(seeds_interval=(-0.7, 1.4)))
+    assert "between 0.0 and 100.0 % (t interval" in wide
 
 
 def test_files_that_were_not_written_have_their_reason():
@@ -252,7 +254,7 @@ def test_code_and_prose_are_read_as_they_were(text: str):
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    return exported(described())[1]
+    return exported()[1]
 
 
 @pytest.fixture

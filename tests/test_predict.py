@@ -42,7 +42,7 @@ FILE = FILES["onnx"]
 
 @pytest.fixture(scope="module")
 def made() -> tuple[Network, onnx.ModelProto]:
-    return exported(described())
+    return exported()
 
 
 @pytest.fixture(scope="module")
@@ -255,13 +255,13 @@ def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
 ):
     arguments = ["predict", str(folder), str(images), "gone.png", "--json", "--batch-size", "2"]
     assert main(arguments) == 2
-    said = capsys.readouterr()
-    found = [json.loads(line) for line in said.out.splitlines()]
+    output = capsys.readouterr()
+    found = [json.loads(line) for line in output.out.splitlines()]
     expected = [f"{images}/a.JPG", f"{images}/b.png", f"{images}/more/猫 \x1b[31m.png"]
     assert [entry["image"] for entry in found] == expected
     assert found[0]["class"] == found[0]["top"][0]["class"]
     assert 0 < found[0]["probability"] == found[0]["top"][0]["probability"] <= 1
-    broken, gone, end = said.err.splitlines()
+    broken, gone, end = output.err.splitlines()
     assert broken.startswith(f"{images}/broken.png: ")
     assert gone == "gone.png: does not exist"
     assert end.startswith("kdsteps predict: 2 of 5 images")
@@ -374,7 +374,7 @@ def test_a_file_that_was_sealed_after_it_was_damaged_has_a_sentence_or_works(
     model: onnx.ModelProto, tmp_path: Path
 ):
     plain, random = model.SerializeToString(), np.random.default_rng(0)
-    file, said = tmp_path / "student.onnx", []
+    file, sentences = tmp_path / "student.onnx", []
     for _ in range(150):
         damaged = bytearray(plain)
         damaged[random.integers(len(plain))] ^= 1 << random.integers(8)
@@ -385,8 +385,8 @@ def test_a_file_that_was_sealed_after_it_was_damaged_has_a_sentence_or_works(
         try:
             assert kdsteps.load(file)(np.zeros((16, 12, 3), np.uint8)).shape == (1, 5)
         except KdstepsError as error:
-            said.append(str(error))
-    assert said and not any("\n" in sentence for sentence in said)
+            sentences.append(str(error))
+    assert sentences and not any("\n" in sentence for sentence in sentences)
 
 
 def test_other_files_are_refused(model: onnx.ModelProto, tmp_path: Path):

@@ -279,5 +279,5 @@ def _percent(value: float) -> str:
 
 
 def _range(ends: Iterable[float]) -> str:
-    low, high = ends
+    low, high = (min(max(end, 0.0), 1.0) for end in ends)  # a t interval may be wider
     return f"{100 * low:.1f} and {100 * high:.1f} %"

@@ -1,6 +1,6 @@
-"""What an exported network says about itself: its classes, the images it takes, its origin.
+"""The description of an exported network: its classes, the images it takes, its origin.
 
-The description is a JSON text in the metadata of an ONNX file, so that the file alone is enough to
+It is a JSON text in the metadata of an ONNX file, so that the file alone is enough to
 predict with it. Nothing here imports torch.
 """
 

@@ -1,8 +1,8 @@
 """A digest of an ONNX file inside the file itself, so that damage to any byte of it is found.
 
 A changed bit in a weight leaves a valid network that predicts something else. The digest is 40
-hexadecimal digits in the metadata of the file, under a key of its own: that of the file's bytes
-with zeros in place of these digits. It protects from accidents, not from forgery.
+hexadecimal digits in the metadata of the file, under its own key: that of the file's bytes with
+zeros instead of these digits. It protects from accidents, not from forgery.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MARK = DIGEST_KEY.encode() + bytes([2 << 3 | 2, len(PLACEHOLDER)])
 
 
 def sealed(content: bytes) -> bytes:
-    """The bytes of an ONNX file with their digest in place of `PLACEHOLDER`.
+    """The bytes of an ONNX file with their digest instead of `PLACEHOLDER`.
 
     Raises:
         ValueError: The metadata has no entry `DIGEST_KEY` with `PLACEHOLDER`.

@@ -54,7 +54,7 @@ class ExportedStudent:
     """A network that was exported by kdsteps; call it with images for their logits.
 
     Attributes:
-        description: What its file says about it.
+        description: Of the network, from its file.
     """
 
     def __init__(self, session: InferenceSession, description: Description, where: str) -> None:
@@ -103,7 +103,9 @@ class ExportedStudent:
         """The most probable classes by the logits (K,) of one image."""
         exponentials = np.exp(logits - logits.max(), dtype=np.float64)
         probabilities = exponentials / exponentials.sum()
-        order = np.argsort(-logits, kind="stable")[:top]  # of equal ones the first, as argmax
+        order = np.argsort(-logits, kind="stable")[
+            : max(1, top)
+        ]  # of equal ones the first, as argmax
         found = tuple((self.classes[number], float(probabilities[number])) for number in order)
         return Prediction(*found[0], found)
 
@@ -181,8 +183,8 @@ def _file(path: Path, int8: bool) -> Path:
     if path.is_dir():
         if (path / name).is_file():
             return path / name
-        hint = "export it with `int8: true`" if int8 else "name a folder of results/export"
-        raise KdstepsError(f"{path}: has no {name}; {hint}")
+        wanted = "int8" if int8 else "the format onnx"
+        raise KdstepsError(f"{path}: has no {name}; name a folder that was exported with {wanted}")
     if not path.exists():
         raise KdstepsError(f"{path}: does not exist; name an exported folder, or a file in it")
     if not path.is_file():
@@ -242,7 +244,7 @@ def _tensors(found: Iterable[Any]) -> _Tensors:
 def _check_interface(
     inputs: _Tensors, outputs: _Tensors, description: Description, where: str
 ) -> None:
-    """Raise KdstepsError if a network does not take and return what its description says."""
+    """Raise KdstepsError if a network does not take and return what is described."""
     shape = [None, *description.image_size, description.channels]
     for found, wanted in (
         (inputs, (INPUT, "tensor(uint8)", shape)),
