@@ -92,10 +92,10 @@ def _timm() -> str:
         [
             (
                 "**With timm**, in this folder. **Without `pretrained=True`, timm returns random "
-                "weights without a warning.** Images are normalized outside of this network. timm's "
-                "transform is not that of the study: it resizes images to the size of the network, "
-                "and decodes those with an EXIF orientation, 16 bits or transparency in another "
-                "way:"
+                "weights without a warning.** Images are normalized outside of this network. The "
+                "transform of timm is not that of the study: it resizes images to the size of the "
+                "network, and decodes those with an EXIF orientation, 16 bits or transparency in "
+                "another way:"
             ),
             code_block(
                 "import timm\n"
