@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
-from kdsteps.cli.main import COMMANDS, main
+from kdsteps.cli.commands import COMMANDS
+from kdsteps.cli.main import main
 from kdsteps.jobs import graph
 from kdsteps.study.entries import Params
 from kdsteps.study.settings import Export

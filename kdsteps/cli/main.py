@@ -11,22 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kdsteps.cli import init, job_cache, upgrade
-from kdsteps.cli.layers import show_layers
-from kdsteps.cli.resolve import FOLDER, resolve
-from kdsteps.cli.schema import show_schema
-from kdsteps.cli.stages import add_stage, count
-from kdsteps.cli.verify import check_stages
+from kdsteps.cli import predict
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL
-from kdsteps.jobs import graph
 from kdsteps.places import installed_version
 
 SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
-COMMANDS = (
-    *("init", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
-    *("layers", "verify", "resolve", "schema"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Any other error is a bug in kdsteps and keeps its traceback.
     """
-    given = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    only_predict = arguments[:1] == ["predict"]  # which does without what the others need
+    given = _parser(only_predict).parse_args(arguments)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `kdsteps.__main__`
         signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -78,6 +70,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):
+            from kdsteps.cli.commands import COMMANDS
+
             hint = nearest(unknown[1], COMMANDS)
             self.exit(2, f"{self.prog}: there is no command {unknown[1]!r}{hint}\n")
         message = re.sub("^the following arguments are required: ", "missing: ", message)
@@ -86,39 +80,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(only_predict: bool) -> argparse.ArgumentParser:
     parser = _Parser(prog="kdsteps", description=SUMMARY)
     parser.add_argument("--version", action="version", version=f"kdsteps {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    init.add_commands(commands)
-    for stage in graph.STAGES:
-        add_stage(commands, stage)
-    upgrade.add_commands(commands)
-    job_cache.add_command(commands)
-    layers = commands.add_parser("layers", help="list the layers at which a network can be cut")
-    layers.add_argument("model", help="a name under `models` in params.yaml, or FAMILY:NAME")
-    layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-    layers.add_argument(
-        "--image", default="3,32,32", metavar="C,H,W", help="image shape (%(default)s)"
-    )
-    layers.add_argument(
-        "--classes", type=count, default=10, metavar="K", help="number of classes (%(default)s)"
-    )
-    layers.set_defaults(run=show_layers)
-    verify = commands.add_parser(
-        "verify", help="check that the results of stages match params.yaml (run by `dvc repro`)"
-    )
-    verify.add_argument(
-        "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
-    )
-    verify.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-    verify.set_defaults(run=check_stages)
-    described = commands.add_parser(
-        "resolve", help="write the settings of every job to files (run by `dvc repro`)"
-    )
-    described.add_argument("folder", nargs="?", default=FOLDER, help="where to write (%(default)s)")
-    described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-    described.set_defaults(run=resolve)
-    schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
-    schema.set_defaults(run=show_schema)
+    predict.add_command(commands)
+    if not only_predict:
+        try:
+            from kdsteps.cli.commands import add_commands
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("kdsteps"):
+                raise
+            parser.exit(
+                2,
+                f"kdsteps: {error.name} is not installed, and every command but `predict` needs "
+                "it; run `pip install kdsteps`\n",
+            )
+        add_commands(commands)
     return parser

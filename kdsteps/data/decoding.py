@@ -17,12 +17,27 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from kdsteps.data.form import Form
+from kdsteps.data.resizing import Resizing, resized_by_torch
 from kdsteps.data.source import Broken, Picture, as_uint8
 
 Content = bytes | Path | Callable[[], Image.Image] | None
 """An image before decoding: a file's bytes or path, or what opens it; None where it is missing."""
 
 MAX_PIXELS = 100_000_000  # of one image; decoding a larger one takes about 1 GB
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)  # fmt: skip  (of files with images, in lower case)
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -40,13 +55,13 @@ _TURNS = {
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(content: Content, form: Form) -> Picture | Broken:
+def decode(content: Content, form: Form, resizing: Resizing = resized_by_torch) -> Picture | Broken:
     """One image as `form` describes it, or the reason why it cannot be read."""
     if content is None:
         return Broken("has no image")
     try:
         with _open(content) as image:
-            return _picture(image, form)
+            return _picture(image, form, resizing)
     except Exception as error:  # decoders raise anything on damaged files
         return Broken(_reason(error))
 
@@ -77,7 +92,7 @@ def _open(content: bytes | Path | Callable[[], Image.Image]) -> Image.Image:
     )
 
 
-def _picture(image: Image.Image, form: Form) -> Picture:
+def _picture(image: Image.Image, form: Form, resizing: Resizing) -> Picture:
     mode, (width, height) = image.mode, image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"is {height} x {width}; images of over {MAX_PIXELS:,} pixels are refused")
@@ -93,7 +108,7 @@ def _picture(image: Image.Image, form: Form) -> Picture:
         width, height = height, width
     pixels = np.array(_plain(upright, form.channels))  # a copy: torch needs to be able to write it
     pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
-    pixels = _shaped(pixels, (height, width), form)
+    pixels = _shaped(pixels, (height, width), form, resizing)
     return Picture(np.ascontiguousarray(pixels), (height, width), mode)
 
 
@@ -129,7 +144,9 @@ def _eight_bits(gray: np.ndarray) -> np.ndarray:
     return (gray / 257).round().astype(np.uint8)
 
 
-def _shaped(pixels: np.ndarray, size: tuple[int, int], form: Form) -> np.ndarray:
+def _shaped(
+    pixels: np.ndarray, size: tuple[int, int], form: Form, resizing: Resizing
+) -> np.ndarray:
     """Pixels (C, H, W), resized and cropped.
 
     Args:
@@ -142,7 +159,7 @@ def _shaped(pixels: np.ndarray, size: tuple[int, int], form: Form) -> np.ndarray
             f"{MAX_PIXELS:,} pixels are refused"
         )
     if form.cropped is None:
-        return _resized(pixels, height, width)
+        return resizing(pixels, height, width)
     crop_height, crop_width = form.cropped
     if height < crop_height or width < crop_width:
         raise ValueError(
@@ -150,24 +167,8 @@ def _shaped(pixels: np.ndarray, size: tuple[int, int], form: Form) -> np.ndarray
             "`store`, which also resizes"
         )
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    pixels = _resized(pixels, height, width)
+    pixels = resizing(pixels, height, width)
     return pixels[:, top : top + crop_height, left : left + crop_width]
-
-
-def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pixels (C, H, W) at another size: bilinear interpolation with antialiasing.
-
-    torch multiplies whole numbers here, so every processor computes the same pixels. torchvision's
-    `resize` does not: on processors without AVX2 it turns them into floats first.
-    """
-    if pixels.shape[1:] == (height, width):
-        return pixels
-    import torch  # takes a second, and is not needed for images that are not resized
-    import torch.nn.functional as F
-
-    batch = torch.from_numpy(pixels)[None]  # (1, C, H, W); color is channels last in memory
-    resized = F.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
-    return resized[0].numpy()
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import PositiveInt
 
-from kdsteps.data.decoding import Content
+from kdsteps.data.decoding import SUFFIXES, Content
 from kdsteps.data.encoded import encoded_source
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_lists import splits_by_list
@@ -21,10 +21,6 @@ from kdsteps.files.walk import Walk, is_debris
 
 log = logging.getLogger("kdsteps")
 
-_SUFFIXES = (
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg",
-    ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-)  # fmt: skip
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class, box, tab between them
 
 Row = tuple[str, Path, str]
@@ -182,7 +178,7 @@ def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -
             continue
         found = {entry: next(files) for entry in entries}
         images = {
-            entry: [Path(file) for file in inside if file.lower().endswith(_SUFFIXES)]
+            entry: [Path(file) for file in inside if file.lower().endswith(SUFFIXES)]
             for entry, inside in found.items()
         }
         others += sum(map(len, found.values())) - sum(map(len, images.values()))
@@ -204,7 +200,7 @@ def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
     if not any(images.values()):
         raise KdstepsError(
             f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, with one "
-            f"of the endings {', '.join(_SUFFIXES)}"
+            f"of the endings {', '.join(SUFFIXES)}"
         )
     empty = [entry for entry, inside in images.items() if not inside and not entry.is_symlink()]
     if empty:

@@ -1,0 +1,53 @@
+"""All commands of `kdsteps`; the dependencies of a study have to be installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdsteps.cli import init, job_cache, upgrade
+from kdsteps.cli.layers import show_layers
+from kdsteps.cli.resolve import FOLDER, resolve
+from kdsteps.cli.schema import show_schema
+from kdsteps.cli.stages import add_stage, count
+from kdsteps.cli.verify import check_stages
+from kdsteps.jobs import graph
+
+COMMANDS = (
+    *("init", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
+    *("layers", "verify", "resolve", "schema", "predict"),
+)
+
+
+def add_commands(commands: Any) -> None:
+    """Add every command but `predict`, which needs less and is added before these."""
+    init.add_commands(commands)
+    for stage in graph.STAGES:
+        add_stage(commands, stage)
+    upgrade.add_commands(commands)
+    job_cache.add_command(commands)
+    layers = commands.add_parser("layers", help="list the layers at which a network can be cut")
+    layers.add_argument("model", help="a name under `models` in params.yaml, or FAMILY:NAME")
+    layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    layers.add_argument(
+        "--image", default="3,32,32", metavar="C,H,W", help="image shape (%(default)s)"
+    )
+    layers.add_argument(
+        "--classes", type=count, default=10, metavar="K", help="number of classes (%(default)s)"
+    )
+    layers.set_defaults(run=show_layers)
+    verify = commands.add_parser(
+        "verify", help="check that the results of stages match params.yaml (run by `dvc repro`)"
+    )
+    verify.add_argument(
+        "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
+    )
+    verify.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    verify.set_defaults(run=check_stages)
+    described = commands.add_parser(
+        "resolve", help="write the settings of every job to files (run by `dvc repro`)"
+    )
+    described.add_argument("folder", nargs="?", default=FOLDER, help="where to write (%(default)s)")
+    described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    described.set_defaults(run=resolve)
+    schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
+    schema.set_defaults(run=show_schema)
