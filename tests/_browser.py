@@ -33,6 +33,8 @@ for (const e of document.querySelectorAll("body *")) {
   if (!scrolls(e) && style.overflowX !== "visible" && e.scrollWidth > e.clientWidth + 1
       && e.clientWidth > 1) found.cut.push(name(e));
 }
+found.panels = [...document.querySelectorAll(".tabs")].filter(seen).map((tabs) =>
+  [...tabs.children].filter((e) => e.matches(".panel") && seen(e)).length);
 for (const svg of document.querySelectorAll("svg.chart")) {
   if (!seen(svg)) continue;
   const texts = [...svg.querySelectorAll("text")].filter((t) => t.textContent.trim());

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
+from kdsteps.report.page import render
+from kdsteps.report.results import load_results
+from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.study.study import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
@@ -74,6 +78,7 @@ def make_study(
     )
 
 
+@patch("os.fsync", lambda file: None)  # thousands of files that no crash has to survive
 def make_results(
     root: Path, study: Study, gains: Mapping[str, float] | None = None, look: Look | None = None
 ) -> Job:
@@ -140,6 +145,14 @@ def _prepared(root: Path, names: graph.Names, look: Look, rng: np.random.Generat
         "images_of_class": dict.fromkeys(("train", "validation", "test"), per_class),
     }
     write_json(paths["summary"], SUMMARY | changed)
+
+
+def render_page(job: Job) -> str:
+    """The page of a report job, without its other files."""
+    study = parse_study(job.settings.study)
+    results = load_results(job.lists, study)
+    tables = pair_tables(results, find_references(study.method_names), 0.95)
+    return render(results, tables, study)
 
 
 def make_sweep(seeds: int = 5) -> Study:
@@ -220,7 +233,8 @@ def _evaluation(
         "macs": cost[1],
         "size_mib": cost[0] * 4 / 2**20,
         "accuracy_per_class": [
-            float((predicted[labels == k] == k).mean()) for k in range(num_classes)
+            float((predicted[labels == k] == k).mean()) if (labels == k).any() else None
+            for k in range(num_classes)
         ],
     }
     about = {"num_images": count, "diverged": False, "settings": {}}

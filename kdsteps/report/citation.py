@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
 
@@ -32,7 +31,7 @@ class StudentFile:
 
     Attributes:
         path: In the study's folder.
-        link: From the page, quoted for HTML links.
+        link: From the page.
         accuracy: On the test images.
         validation: Best validation accuracy; None where nothing was validated.
         highest: Whether no other seed has a higher validation accuracy.
@@ -72,7 +71,7 @@ def student_files(table: PairTable, runs: pd.DataFrame) -> list[StudentFile]:
             StudentFile(
                 seed=seed,
                 path=path,
-                link=quote(os.path.relpath(path, page)),
+                link=os.path.relpath(path, page),
                 accuracy=accuracy,
                 validation=float(validated[seed]) if known else None,
                 highest=bool(known and validated[seed] == validated[list(table.best.values)].max()),

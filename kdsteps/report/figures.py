@@ -18,6 +18,7 @@ from kdsteps.report.results import Results
 from kdsteps.report.sweep import Sweep
 from kdsteps.report.tables import PairTable
 
+_BYTES = 4_500_000  # of the page, as estimated from the numbers of pairs and methods
 _DOTS = 1000  # runs that are drawn one by one
 _CURVES = 60  # methods with curves, over all pairs
 _POINTS = 6000  # of all curves of one kind together
@@ -42,11 +43,15 @@ class Detail:
     """How much the charts of a study show, so that the page stays small whatever its size.
 
     Attributes:
+        tables: Whether every pair has tables and a chart of its accuracies; else one line.
+        charts: Whether every pair has all other charts, and its mistakes.
         runs: Whether each run is a point; else means and spreads.
         methods: Methods of each pair with curves: the references, and the best ones.
         points: Of each curve, at most.
     """
 
+    tables: bool
+    charts: bool
     runs: bool
     methods: int
     points: int
@@ -61,10 +66,17 @@ class Detail:
 def detail(tables: Sequence[PairTable]) -> Detail:
     """The detail for all pairs of a study."""
     runs = sum(len(row.values) for table in tables for row in table.rows)
+    rows = sum(len(table.rows) for table in tables)
     methods = max(3, _CURVES // max(1, len(tables)))
     shown = sum(min(methods, len(table.rows)) for table in tables)
     points = max(_FEWEST, min(_MOST, _POINTS // (10 * max(1, shown))))
-    return Detail(runs <= _DOTS, methods, points)
+    return Detail(
+        tables=25_000 * len(tables) + 2_500 * rows < _BYTES,
+        charts=60_000 * len(tables) + 5_500 * rows < _BYTES,
+        runs=runs <= _DOTS,
+        methods=methods,
+        points=points,
+    )
 
 
 def strip(table: PairTable, detail: Detail) -> Markup:

@@ -120,8 +120,8 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
     environment.globals["outcomes"] = OUTCOMES
     environment.globals |= {"listed": formats.listed, "heading": formats.heading}
     environment.globals |= {"value_of": formats.value_of, "with_code": formats.with_code}
-    mistakes = find_mistakes(results, tables)
     much = figures.detail(tables)
+    mistakes = find_mistakes(results, tables) if much.charts else {}
     views = [_view(results, table, study, mistakes.get(table.pair), much) for table in tables]
     made_at = commits(results.origins)
     return environment.get_template("page.html.j2").render(
@@ -132,7 +132,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         methods=list(study.methods),
         seeds=list(study.seeds),
         confidence=100 * study.params.report.confidence,
-        runs=results.runs.head(MOST_RUNS).to_dict("records"),
+        runs=results.runs.head(MOST_RUNS if much.tables else 0).to_dict("records"),
         num_runs=len(results.runs),
         shown=_known(results.metrics, results.runs),
         teachers_curves=figures.teachers(results.teacher_curves),
@@ -182,14 +182,14 @@ def _view(
         resizing=_resizing(table, study, results.data[table.dataset]),
         timing=_timing(results.speeds.get(table.pair, {})),
         weakest=_weakest(results, table),
-        strip=figures.strip(table, much) if table.rows else Markup(),
-        forests=figures.forests(table),
-        validations=figures.validations(table, rows, much),
-        losses=figures.losses(table, rows, much),
+        strip=figures.strip(table, much) if table.rows and much.tables else Markup(),
+        forests=figures.forests(table) if much.charts else [],
+        validations=figures.validations(table, rows, much) if much.charts else [],
+        losses=figures.losses(table, rows, much) if much.charts else [],
         drawings=[
             (method, drawing(plan, table.teacher_name, table.student_name))
             for (pair, method), plan in results.plans.items()
-            if pair == table.pair
+            if pair == table.pair and much.charts
         ],
         sweep=sweep,
         sweeps=figures.sweeps(sweep) if sweep else [],

@@ -169,5 +169,5 @@ def _encoded(sheet: Image.Image, quality: int | None) -> bytes:
     if quality is None:
         sheet.save(content, "PNG", optimize=True)
     else:
-        sheet.save(content, "JPEG", quality=quality, subsampling=0, optimize=True)
+        sheet.save(content, "JPEG", quality=quality, subsampling=0)
     return content.getvalue()
