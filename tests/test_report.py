@@ -553,6 +553,18 @@ def test_numbers_are_written_as_a_reader_expects():
     assert [duration(value) for value in (42, 600, 9000)] == ["42 s", "10 min", "2.5 h"]
 
 
+def test_lists_that_the_report_reads_have_names_that_no_other_job_uses():
+    study = make_study()
+    others = {
+        name
+        for rule in graph.OUTPUTS
+        if rule not in ("report", "evaluate_latency")
+        for names in graph.jobs(study, rule)
+        for name in graph.inputs(study, rule, names)
+    }
+    assert not graph.LISTS & others
+
+
 def test_every_file_of_the_report_has_a_caption():
     captions = {path.stem for path in (REPOSITORY / "workflow" / "report").glob("*.rst")}
     assert set(graph.OUTPUTS["report"]) | {"workflow"} == captions

@@ -194,7 +194,7 @@ def _images(inputs: Mapping[str, Files]) -> dict[str, tuple[Path, Path]]:
     }
     return {
         names["dataset"]: (path, indexes[names["dataset"]])
-        for path, names in _named(inputs["images"], "prepare", "images")
+        for path, names in _named(inputs["image_files"], "prepare", "images")
     }
 
 
