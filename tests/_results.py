@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from kdsteps.files.columns import HISTORY, PREDICTIONS, SCORES
+from kdsteps.data.hashes import pixel_hash
+from kdsteps.files.arrays import write_array
+from kdsteps.files.columns import HISTORY, INDEX, PREDICTIONS, SCORES
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
+from kdsteps.report.page import render
+from kdsteps.report.results import load_results
+from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.study.study import Study, parse_study
 
 NUM_TEST, NUM_CLASSES = 360, 10
@@ -24,6 +31,27 @@ TERMS = {
     "block_kd": ("labels", "kd", "stones_labels", "stones_kd", "cross"),
     "feature_only": ("classifier", "block3", "block6", "block9"),
 }
+
+
+@dataclass(frozen=True)
+class Look:
+    """What made-up results are of.
+
+    Attributes:
+        shape: (C, H, W) of the images.
+        classes: Their names.
+        num_test: Test images; there are no others.
+        epochs: Of every training.
+        terms: Loss terms of methods that `TERMS` does not have.
+        layers: Of the teacher.
+    """
+
+    shape: tuple[int, int, int] = (1, 16, 16)
+    classes: Sequence[str] = tuple(map(str, range(NUM_CLASSES)))
+    num_test: int = NUM_TEST
+    epochs: int = 15
+    terms: tuple[str, ...] = ("labels",)
+    layers: Sequence[str] = field(default_factory=lambda: LAYERS)
 
 
 PAIR = {"dataset": "digits", "teacher": "resnet20", "student": "resnet8"}
@@ -50,32 +78,81 @@ def make_study(
     )
 
 
-def make_results(root: Path, study: Study, gains: dict[str, float] | None = None) -> Job:
-    """Write every file that the report of `study` reads, and the job that reads them."""
+@patch("os.fsync", lambda file: None)  # thousands of files that no crash has to survive
+def make_results(
+    root: Path, study: Study, gains: Mapping[str, float] | None = None, look: Look | None = None
+) -> Job:
+    """Write every file that the report of `study` reads, and the job that reads them.
+
+    Args:
+        gains: By which each method is above 93%; GAINS, and none for other methods.
+    """
     rng = np.random.default_rng(0)
-    gains = GAINS if gains is None else gains
+    gains, look = GAINS if gains is None else gains, look or Look()
     for names in graph.jobs(study, "prepare"):
-        write_json(root / graph.outputs("prepare", names)["summary"], SUMMARY)
+        _prepared(root, names, look, rng)
     for names in graph.jobs(study, "train"):
-        _history(root / graph.outputs("train", names)["history"], ("labels",), 0.985, rng)
+        path = root / graph.outputs("train", names)["history"]
+        _history(path, ("labels",), 0.985, rng, look.epochs)
     for names in graph.jobs(study, "train_check"):
         write_json(root / graph.outputs("train_check", names)["check"], CHECK)
     for names in graph.jobs(study, "evaluate_teacher"):
-        _evaluation(root, "evaluate_teacher", names, 0.985, TEACHER_COST, False, rng)
+        _evaluation(root, "evaluate_teacher", names, 0.985, TEACHER_COST, False, rng, look)
     for names in graph.jobs(study, "evaluate_latency"):
         write_json(root / graph.outputs("evaluate_latency", names)["latency"], _latency(study))
     for names in graph.jobs(study, "score"):
-        _scores(root / graph.outputs("score", names)["scores"])
+        _scores(root / graph.outputs("score", names)["scores"], look.layers)
     for names in graph.jobs(study, "build"):
-        write_json(root / graph.outputs("build", names)["plan"], _plan(names["method"]))
+        plan = _plan(study, names["method"], look.layers)
+        write_json(root / graph.outputs("build", names)["plan"], plan)
     luck = {seed: rng.normal(0, 0.006) for seed in study.seeds}
     for names in graph.jobs(study, "distil"):
-        accuracy = 0.93 + gains[names["method"]] + luck[int(names["seed"])] + rng.normal(0, 0.003)
-        terms = TERMS.get(names["method"], ("labels",))
-        _history(root / graph.outputs("distil", names)["history"], terms, accuracy, rng)
-        taught = names["method"] != "labels"
-        _evaluation(root, "evaluate", names, accuracy, _cost(names["method"]), taught, rng)
+        name, method = names["method"], study.methods[names["method"]].method
+        accuracy = 0.93 + gains.get(name, 0.0) + luck[int(names["seed"])] + rng.normal(0, 0.003)
+        terms = TERMS.get(name, look.terms)
+        _history(
+            root / graph.outputs("distil", names)["history"], terms, accuracy, rng, look.epochs
+        )
+        taught = method != "labels"
+        _evaluation(root, "evaluate", names, accuracy, _cost(method), taught, rng, look)
     return report_job(root, study)
+
+
+def _prepared(root: Path, names: graph.Names, look: Look, rng: np.random.Generator) -> None:
+    """Images of one shape, of noise around a gray that depends on the class."""
+    paths = {name: root / path for name, path in graph.outputs("prepare", names).items()}
+    labels = np.arange(look.num_test) % len(look.classes)
+    noise = rng.integers(0, 60, (look.num_test, *look.shape), dtype=np.uint8)
+    images = noise + (labels * 37 % 190).astype(np.uint8)[:, None, None, None]
+    paths["images"].parent.mkdir(parents=True, exist_ok=True)
+    write_array(paths["images"], images)
+    rows = {
+        "image": np.arange(look.num_test),
+        "label": labels,
+        "split": ["test"] * look.num_test,
+        "source": [f"{look.classes[label]}/{row}.png" for row, label in enumerate(labels)],
+        "hash": [pixel_hash(image) for image in images],
+    }
+    write_table(paths["index"], rows, INDEX)
+    per_class = np.bincount(labels, minlength=len(look.classes)).tolist()
+    if look.classes == Look().classes:
+        write_json(paths["summary"], SUMMARY)
+        return
+    changed = {
+        "class_names": list(look.classes),
+        "image_shape": list(look.shape),
+        "images": SUMMARY["images"] | {"test": look.num_test},
+        "images_of_class": dict.fromkeys(("train", "validation", "test"), per_class),
+    }
+    write_json(paths["summary"], SUMMARY | changed)
+
+
+def render_page(job: Job) -> str:
+    """The page of a report job, without its other files."""
+    study = parse_study(job.settings.study)
+    results = load_results(job.lists, study)
+    tables = pair_tables(results, find_references(study.method_names), 0.95)
+    return render(results, tables, study)
 
 
 def make_sweep(seeds: int = 5) -> Study:
@@ -103,7 +180,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def _history(
-    path: Path, terms: tuple[str, ...], accuracy: float, rng: np.random.Generator, epochs: int = 15
+    path: Path, terms: tuple[str, ...], accuracy: float, rng: np.random.Generator, epochs: int
 ) -> None:
     rows: dict[str, list[Any]] = {"epoch": [], "name": [], "value": []}
     for epoch in range(1, epochs + 1):
@@ -130,22 +207,24 @@ def _evaluation(
     cost: tuple[int, int],
     taught: bool,
     rng: np.random.Generator,
+    look: Look,
 ) -> None:
-    labels = np.arange(NUM_TEST) % NUM_CLASSES
-    logits = rng.normal(0, 1, (NUM_TEST, NUM_CLASSES)).astype(np.float32)
+    count, num_classes = look.num_test, len(look.classes)
+    labels = np.arange(count) % num_classes
+    logits = rng.normal(0, 1, (count, num_classes)).astype(np.float32)
     predicted = labels.copy()
-    wrong = rng.permutation(NUM_TEST)[: round((1 - accuracy) * NUM_TEST)]
-    predicted[wrong] = (
-        labels[wrong] + 1 + rng.integers(0, NUM_CLASSES - 1, len(wrong))
-    ) % NUM_CLASSES
-    logits[np.arange(NUM_TEST), predicted] += 6
+    rows = np.arange(count)
+    ease = rows * 0.618 % 1 + rng.normal(0, 0.1, count)  # much the same for all networks
+    wrong = ease.argsort()[: round((1 - accuracy) * count)]
+    predicted[wrong] = (labels[wrong] + 1 + wrong % min(3, num_classes - 1)) % num_classes
+    logits[rows, predicted] += 6
     paths = graph.outputs(rule, names)
     predicted = logits.argmax(axis=1)
-    rows = {"image": np.arange(NUM_TEST), "label": labels, "predicted": predicted}
-    write_table(root / paths["predictions"], rows | {"logits": list(logits)}, PREDICTIONS, {})
+    table = {"image": rows, "label": labels, "predicted": predicted, "logits": list(logits)}
+    write_table(root / paths["predictions"], table, PREDICTIONS, {})
     found = {
         "accuracy": float((predicted == labels).mean()),
-        "top5_accuracy": 0.998,
+        "top5_accuracy": 0.998 if num_classes > 5 else None,
         "nll": float(0.1 + 2 * (1 - accuracy)),
         "ece": float(0.01 + 0.2 * (1 - accuracy)),
         "agreement": float(accuracy - 0.01) if taught else None,
@@ -154,10 +233,11 @@ def _evaluation(
         "macs": cost[1],
         "size_mib": cost[0] * 4 / 2**20,
         "accuracy_per_class": [
-            float((predicted[labels == k] == k).mean()) for k in range(NUM_CLASSES)
+            float((predicted[labels == k] == k).mean()) if (labels == k).any() else None
+            for k in range(num_classes)
         ],
     }
-    about = {"num_images": NUM_TEST, "diverged": False, "settings": {}}
+    about = {"num_images": count, "diverged": False, "settings": {}}
     write_json(root / paths["measures"], about | found | {"provenance": _provenance(2.0)})
 
 
@@ -169,7 +249,7 @@ def _cost(method: str) -> tuple[int, int]:
 def _latency(study: Study) -> dict[str, Any]:
     return {
         "teacher": _speed(TEACHER_COST),
-        "students": {method: _speed(_cost(method)) for method in study.methods},
+        "students": {name: _speed(_cost(entry.method)) for name, entry in study.methods.items()},
         "batch_size": 64,
         "settings": {},
         "provenance": _provenance(3.0),
@@ -219,15 +299,15 @@ CHECK = {
 }
 
 
-def _scores(path: Path) -> None:
-    depth = np.arange(len(LAYERS))
+def _scores(path: Path, layers: Sequence[str]) -> None:
+    depth = np.arange(len(layers))
     separation = 0.3 + 0.5 / (1 + np.exp(-(depth - 5)))
-    information, efficiency = 0.6 - 0.03 * depth, 0.4 + 0.02 * depth
+    information, efficiency = 0.6 - 0.3 * depth / len(layers), 0.4 + 0.2 * depth / len(layers)
     root = np.sqrt(information * efficiency)
     quality = separation + root
     rank = (-quality).argsort().argsort() + 1
     rows = {
-        "layer": LAYERS,
+        "layer": list(layers),
         "depth": depth,
         "shape": [[16, 16, 16] if d < 4 else [32, 8, 8] if d < 7 else [64, 4, 4] for d in depth],
         "separation": separation,
@@ -244,12 +324,12 @@ def _scores(path: Path) -> None:
     write_table(path, rows, SCORES, {})
 
 
-def _joint(number: int, kind: str) -> dict[str, Any]:
+def _joint(number: int, kind: str, layers: Sequence[str]) -> dict[str, Any]:
     sizes = {1: (16, 16, 16), 2: (32, 8, 8), 3: (64, 4, 4)}
     small = (sizes[number][0] // 4, *sizes[number][1:])
     return {
         "student_layer": f"block{number}",
-        "teacher_layer": f"block{3 * number}",
+        "teacher_layer": layers[(len(layers) - 1) // 3 * number],
         "student_shape": list(small),
         "teacher_shape": list(sizes[number]),
         kind: "conv_norm" if kind == "connector" else "conv",
@@ -258,47 +338,37 @@ def _joint(number: int, kind: str) -> dict[str, Any]:
     }
 
 
-def _plan(method: str) -> dict[str, Any]:
-    if not method.startswith("from_"):
-        return PLANS[method]
-    pair = _joint(1, "projector") | {"teacher_layer": method.removeprefix("from_")}
-    return _NETWORKS | {"plan": "pairs", "pairs": [pair], "chosen_by": "named in params.yaml"}
+def _plan(study: Study, name: str, layers: Sequence[str]) -> dict[str, Any]:
+    """A plan of the kind that a method needs."""
+    networks: dict[str, Any] = {
+        "teacher": {
+            "layers": list(layers),
+            "stages": list(layers[3::3]),
+            "parameters": 272_000,
+            "multiply_adds": 31_000_000,
+        },
+        "student": {
+            "layers": LAYERS[:4],
+            "stages": LAYERS[1:4],
+            "parameters": 7_900,
+            "multiply_adds": 1_200_000,
+        },
+    }
+    if study.methods[name].plan == "stones":
+        return networks | {"plan": "stones", "stones": [_stone(n, layers) for n in (1, 2, 3)]}
+    pairs = [_joint(number, "projector", layers) for number in (1, 2, 3)]
+    chosen_by = "as the stage score chose"
+    if name.startswith("from_"):
+        pairs = [pairs[0] | {"teacher_layer": name.removeprefix("from_")}]
+        chosen_by = "named in params.yaml"
+    return networks | {"plan": "pairs", "pairs": pairs, "chosen_by": chosen_by}
 
 
-_NETWORKS: dict[str, Any] = {
-    "teacher": {
-        "layers": LAYERS,
-        "stages": ["block3", "block6", "block9"],
-        "parameters": 272_000,
-        "multiply_adds": 31_000_000,
-    },
-    "student": {
-        "layers": LAYERS[:4],
-        "stages": LAYERS[1:4],
-        "parameters": 7_900,
-        "multiply_adds": 1_200_000,
-    },
-}
-PLANS: dict[str, Any] = {
-    "block_kd": _NETWORKS
-    | {
-        "plan": "stones",
-        "stones": [
-            _joint(number, "connector")
-            | {
-                "name": f"N{number}",
-                "multiply_adds": 1_000_000 * (4 - number) * 7,
-                "student_blocks": LAYERS[: number + 1],
-                "teacher_blocks": [*LAYERS[3 * number + 1 :], "head"],
-                "weight": 0.5 ** (3 - number),
-            }
-            for number in (1, 2, 3)
-        ],
-    },
-    "feature_only": _NETWORKS
-    | {
-        "plan": "pairs",
-        "pairs": [_joint(number, "projector") for number in (1, 2, 3)],
-        "chosen_by": "as the stage score chose",
-    },
-}
+def _stone(number: int, layers: Sequence[str]) -> dict[str, Any]:
+    return _joint(number, "connector", layers) | {
+        "name": f"N{number}",
+        "multiply_adds": 1_000_000 * (4 - number) * 7,
+        "student_blocks": LAYERS[: number + 1],
+        "teacher_blocks": [*layers[(len(layers) - 1) // 3 * number + 1 :], "head"],
+        "weight": 0.5 ** (3 - number),
+    }

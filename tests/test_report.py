@@ -105,8 +105,10 @@ def test_every_file_of_the_report_is_written(finished):
 
 
 def test_the_page_refers_to_nothing_outside_itself(page):
-    assert not re.search(r"https?://|//cdn|@import|url\((?!#)", page)
-    assert re.findall(r'(?:src|href)="(?!#|data:,)[^"]*"', page) == []
+    assert not re.search(r"https?://|//cdn|@import|url\((?!#|data:image/)|<img|src=", page)
+    links = set(re.findall(r'href="(?!#|data:,)([^"]*)"', page))
+    assert {"runs.parquet", "metrics.json"} < links
+    assert all(link.endswith("/student.safetensors") for link in links if link.startswith(".."))
 
 
 def test_every_method_is_named_and_losers_are_called_so(page):
@@ -549,6 +551,18 @@ def test_numbers_are_written_as_a_reader_expects():
     ]
     assert [count(value) for value in (950, 7_900, 31_000_000)] == ["950", "7.9 k", "31 M"]
     assert [duration(value) for value in (42, 600, 9000)] == ["42 s", "10 min", "2.5 h"]
+
+
+def test_lists_that_the_report_reads_have_names_that_no_other_job_uses():
+    study = make_study()
+    others = {
+        name
+        for rule in graph.OUTPUTS
+        if rule not in ("report", "evaluate_latency")
+        for names in graph.jobs(study, rule)
+        for name in graph.inputs(study, rule, names)
+    }
+    assert not graph.LISTS & others
 
 
 def test_every_file_of_the_report_has_a_caption():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _results import CHECK, make_results, make_study
+from _results import CHECK, SUMMARY, make_results, make_study
 
 from kdsteps.files.text import write_json
 from kdsteps.report.formats import with_code
@@ -18,9 +19,10 @@ WARNING = "its weights are from elsewhere and the test images were drawn at rand
 NOTE = "images are normalized with the data set's mean and std"
 
 
-def page_of(folder: Path, **check: Any) -> str:
+def page_of(folder: Path, duplicates: Sequence[dict[str, Any]] = (), **check: Any) -> str:
     """The page of a small study whose teacher's check differs."""
     job = make_results(folder, make_study(seeds=1, methods=("labels", "kd")))
+    write_json(job.lists["summaries"][0], SUMMARY | {"duplicates": list(duplicates)})
     write_json(job.lists["teacher_checks"][0], CHECK | check)
     report.run(job)
     return job.outputs["page"].read_text()
@@ -69,3 +71,17 @@ def test_a_teacher_that_was_not_checked_has_dashes(tmp_path):
 
 def test_settings_in_a_sentence_are_code_and_the_rest_is_escaped():
     assert with_code("set `a: <b>` & go") == "set <code>a: &lt;b&gt;</code> &amp; go"
+
+
+@pytest.mark.parametrize(
+    ("splits", "warns"),
+    [(["train", "test"], True), (["test", "test"], False), (["train", "validation"], False)],
+)
+def test_test_images_that_are_also_in_another_split_are_a_warning_at_the_top(
+    tmp_path, splits, warns
+):
+    entry = {"splits": splits, "images": 3, "of_other_class": 0, "examples": []}
+    page = page_of(tmp_path, duplicates=[entry])
+    top = text_of(page[: page.index('<article class="card verdict">')])
+    assert ("Warning 3 images of digits are in both the train and the test split" in top) == warns
+    assert ("card alerts" in page) == warns

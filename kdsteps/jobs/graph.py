@@ -48,7 +48,10 @@ from kdsteps.study.settings import (
 from kdsteps.study.study import Study
 
 _REPORTED = {
+    "image_files": ("prepare", "images"),
+    "indexes": ("prepare", "index"),
     "summaries": ("prepare", "summary"),
+    "image_digests": ("prepare", "digest"),
     "teacher_histories": ("train", "history"),
     "teacher_checks": ("train_check", "check"),
     "teacher_measures": ("evaluate_teacher", "measures"),

@@ -118,7 +118,7 @@ def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
     them; a teacher's check only has to be there."""
     if rule == "report":
-        return frozenset({"predictions", "teacher_predictions"})
+        return frozenset({"image_files", "indexes", "predictions", "teacher_predictions"})
     known = {"check", "predictions"} if rule == "export" else {"check"}
     digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
     if "images" in digests:

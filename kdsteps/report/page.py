@@ -13,18 +13,30 @@ from markupsafe import Markup
 
 from kdsteps.evaluation.metrics import Metric
 from kdsteps.report import figures, formats
+from kdsteps.report.charts.curves import MOST_LINES
 from kdsteps.report.charts.layers import SCORES
 from kdsteps.report.charts.theme import DARK, LIGHT
+from kdsteps.report.citation import (
+    StudentFile,
+    bibtex,
+    commands,
+    commits,
+    kdsteps_version,
+    results_digest,
+    student_files,
+)
 from kdsteps.report.exports import export_view
+from kdsteps.report.gallery import Mistakes, find_mistakes, sheets
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
-from kdsteps.report.results import Results
+from kdsteps.report.results import Results, chance_level
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import MethodRow, PairTable
-from kdsteps.report.verdict import Finding, outcome, verdict
+from kdsteps.report.verdict import OUTCOMES, Finding, beats_all, verdict
 from kdsteps.study.study import Study
 
 WEAKEST = 3  # classes shown for each network
+MOST_RUNS = 600  # rows of the table of runs; runs.parquet has all
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,10 @@ class PairView:
         resizing: Which networks resize their images, as text; empty where none does.
         timing: How the networks were timed, as text; empty where they were not.
         weakest: (name, [(class, accuracy)]) of the classes with the lowest accuracy.
+        mistakes: None where there are no predictions to show.
+        files: The best method's students.
+        won: Whether the best method is better than every other.
+        validation_scale: Number of validation images and chance, as text.
     """
 
     table: PairTable
@@ -72,6 +88,10 @@ class PairView:
     sweep: Sweep | None
     sweeps: list[figures.Small]
     published: list[PublishedRow]
+    mistakes: Mistakes | None
+    files: list[StudentFile]
+    won: bool
+    validation_scale: str
 
     @property
     def digits(self) -> int:
@@ -97,10 +117,14 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         name: getattr(formats, name)
         for name in ("percent", "points", "number", "signed", "p_value", "count", "duration")
     }
-    environment.globals |= {"shape": formats.shape, "plural": formats.plural, "outcome": outcome}
+    environment.globals |= {"shape": formats.shape, "plural": formats.plural}
+    environment.globals["outcomes"] = OUTCOMES
     environment.globals |= {"listed": formats.listed, "heading": formats.heading}
     environment.globals |= {"value_of": formats.value_of, "with_code": formats.with_code}
-    views = [_view(results, table, study) for table in tables]
+    much = figures.detail(tables)
+    mistakes = find_mistakes(results, tables) if much.charts else {}
+    views = [_view(results, table, study, mistakes.get(table.pair), much) for table in tables]
+    made_at = commits(results.origins)
     return environment.get_template("page.html.j2").render(
         title=study.params.report.title,
         light=LIGHT,
@@ -109,7 +133,8 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         methods=list(study.methods),
         seeds=list(study.seeds),
         confidence=100 * study.params.report.confidence,
-        runs=results.runs.to_dict("records"),
+        runs=results.runs.head(MOST_RUNS if much.tables else 0).to_dict("records"),
+        num_runs=len(results.runs),
         shown=_known(results.metrics, results.runs),
         teachers_curves=figures.teachers(results.teacher_curves),
         hours=formats.duration(float(_training(results.origins)["seconds"].sum())),
@@ -118,18 +143,34 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         checks=results.checks,
         exports=list(map(export_view, results.exports)),
         costs=[
-            (name, figures.costs(group, results.metrics))
+            (name, figures.costs(group, results.metrics), figures.scale_of(group[0]))
             for name, group in figures.by_dataset(tables)
         ],
         qualities=_qualities(results.scores),
         data=results.data,
+        leaks=_leaks(results.data),
+        much=much,
+        most_lines=MOST_LINES,
+        sheets=sheets(results, tables, mistakes),
+        sheet_numbers={name: number for number, name in enumerate(results.data)},
+        commits=made_at,
+        commands=commands(made_at, kdsteps_version()),
+        version=kdsteps_version(),
+        digest=results_digest(results),
+        bibtex=bibtex(study.method_names),
         markers=MARKERS,
         scores=SCORES,
         params=yaml.safe_dump(study.described, sort_keys=False, allow_unicode=True),
     )
 
 
-def _view(results: Results, table: PairTable, study: Study) -> PairView:
+def _view(
+    results: Results,
+    table: PairTable,
+    study: Study,
+    mistakes: Mistakes | None,
+    much: figures.Detail,
+) -> PairView:
     rows = results.curves[results.curves["pair"] == table.pair]
     sweep = find_sweep(table, results.plans, results.scores, list(SCORES))
     named = study.pairs[table.pair].published
@@ -143,19 +184,41 @@ def _view(results: Results, table: PairTable, study: Study) -> PairView:
         resizing=_resizing(table, study, results.data[table.dataset]),
         timing=_timing(results.speeds.get(table.pair, {})),
         weakest=_weakest(results, table),
-        strip=figures.strip(table) if table.rows else Markup(),
-        forests=figures.forests(table),
-        validations=figures.validations(table, rows),
-        losses=figures.losses(table, rows),
+        strip=figures.strip(table, much) if table.rows and much.tables else Markup(),
+        forests=figures.forests(table) if much.charts else [],
+        validations=figures.validations(table, rows, much) if much.charts else [],
+        losses=figures.losses(table, rows, much) if much.charts else [],
         drawings=[
             (method, drawing(plan, table.teacher_name, table.student_name))
             for (pair, method), plan in results.plans.items()
-            if pair == table.pair
+            if pair == table.pair and much.charts
         ],
         sweep=sweep,
         sweeps=figures.sweeps(sweep) if sweep else [],
         published=published_rows(named, table, study.method_names) if named else [],
+        mistakes=mistakes,
+        files=student_files(table, results.runs) if table.rows else [],
+        won=bool(table.rows) and beats_all(table),
+        validation_scale=_validation_scale(results.data[table.dataset]),
     )
+
+
+def _validation_scale(summary: Mapping[str, Any]) -> str:
+    count = summary.get("images", {}).get("validation")
+    if not count:
+        return ""
+    chance = formats.with_sign(chance_level(summary, "validation"))
+    return f"{formats.plural(count, 'validation image')}, chance {chance}."
+
+
+def _leaks(data: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """(data set, entry of `duplicates`) of test images that are in another split as well."""
+    return [
+        (name, entry)
+        for name, summary in data.items()
+        for entry in summary.get("duplicates", [])
+        if "test" in entry["splits"] and len(set(entry["splits"])) > 1
+    ]
 
 
 def _qualities(scores: pd.DataFrame) -> list[dict[str, Any]]:
@@ -166,6 +229,7 @@ def _qualities(scores: pd.DataFrame) -> list[dict[str, Any]]:
             "dataset": dataset,
             "charts": figures.qualities(rows, f"{teacher}-{dataset}"),
             "rows": rows.sort_values("depth").to_dict("records"),
+            "chosen": rows.sort_values("depth").loc[rows["chosen"].astype(bool), "layer"].tolist(),
         }
         for (dataset, teacher), rows in scores.groupby(["dataset", "teacher"], sort=False)
     ]

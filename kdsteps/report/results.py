@@ -47,6 +47,8 @@ class Results:
         origins: One row per file: what it is, git_commit, device, versions as text, seconds.
         accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
         exports: export.json of each exported student.
+        predictions: {(pair, method, seed): predictions.parquet}.
+        images: {dataset: (images.npy, index.parquet)}.
     """
 
     metrics: tuple[Metric, ...]
@@ -63,6 +65,8 @@ class Results:
     accepted: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     exports: list[Record] = field(default_factory=list)
+    predictions: dict[tuple[str, str, int], Path] = field(default_factory=dict)
+    images: dict[str, tuple[Path, Path]] = field(default_factory=dict)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -100,6 +104,8 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
         checks=_checks(inputs["teacher_checks"]),
         exports=list(map(read_record, inputs.get("exports", ()))),
+        predictions=_by_run(inputs["predictions"], "evaluate", "predictions"),
+        images=_images(inputs),
     )
 
 
@@ -118,9 +124,9 @@ def run_rows(results: Results) -> dict[str, list[Any]]:
     return {name: runs[name].where(runs[name].notna(), None).tolist() for name in columns}
 
 
-def chance_level(summary: Mapping[str, Any]) -> float:
-    """Accuracy of always predicting the most common class of the test images."""
-    images = summary.get("images_of_class", {}).get("test", [])
+def chance_level(summary: Mapping[str, Any], split: str = "test") -> float:
+    """Accuracy of always predicting the most common class of a split's images."""
+    images = summary.get("images_of_class", {}).get(split, [])
     return max(images) / sum(images) if sum(images) else 1 / len(summary["class_names"])
 
 
@@ -184,6 +190,16 @@ def _teachers(
     columns += ["accuracy_per_class", "predictions", *(metric.name for metric in metrics)]
     table = pd.DataFrame(rows, columns=columns)
     return table, _joined(curves, ["dataset", "teacher", *HISTORY]), origins
+
+
+def _images(inputs: Mapping[str, Files]) -> dict[str, tuple[Path, Path]]:
+    indexes = {
+        names["dataset"]: path for path, names in _named(inputs["indexes"], "prepare", "index")
+    }
+    return {
+        names["dataset"]: (path, indexes[names["dataset"]])
+        for path, names in _named(inputs["image_files"], "prepare", "images")
+    }
 
 
 def _checks(paths: Files) -> list[dict[str, Any]]:

@@ -205,13 +205,19 @@ def _versus(
     adjusted = holm([difference.p for difference in differences.values()])
     found = {}
     for (method, difference), p in zip(differences.items(), adjusted, strict=True):
-        verdict = _verdict(difference, p, 1 - confidence)
+        verdict = verdict_of(difference, p, 1 - confidence)
         ahead = {"better": method, "worse": reference}.get(verdict)
         found[method] = Comparison(difference, p, "undecided" if ahead in diverged else verdict)
     return found
 
 
-def _verdict(difference: Difference, p: float | None, alpha: float) -> Verdict:
+def verdict_of(difference: Difference, p: float | None, alpha: float) -> Verdict:
+    """What a paired difference shows.
+
+    Args:
+        p: After correction; None where there is no test.
+        alpha: The level below which p decides.
+    """
     if difference.count == 1:
         return "single"
     if difference.spread == 0 and p is not None:

@@ -44,15 +44,14 @@ def verdict(table: PairTable) -> Finding:
     return Finding(_headline(table), answer, mood, sentences)
 
 
-def outcome(comparison: Comparison) -> str:
-    """A verdict in the terms of the tables."""
-    return {
-        "better": "better",
-        "worse": "worse",
-        "undecided": "not decided",
-        "equal": "equal",
-        "single": "single run",
-    }[comparison.verdict]
+OUTCOMES = {
+    "better": "better",
+    "worse": "worse",
+    "undecided": "not decided",
+    "equal": "equal",
+    "single": "single run",
+}
+"""Verdicts in the terms of the tables."""
 
 
 def beats_all(table: PairTable) -> bool:
@@ -133,6 +132,8 @@ def _answer(table: PairTable) -> tuple[str, Mood]:
     found, seeds = comparison.verdict, plural(comparison.difference.count, "seed")
     name = table.references[word]
     if found == "better":
+        if best.method == table.references.get("labels"):
+            return f"More than noise: {best.method} is better than {name} over {seeds}", "worse"
         if beats_all(table):
             return f"More than noise: better than every other method over {seeds}", "better"
         return f"More than noise: better than {name} over {seeds}", "better"

@@ -9,13 +9,18 @@ from kdsteps.report.charts.theme import LIGHT, Chart
 from kdsteps.report.formats import decimals, percent, points, with_sign
 from kdsteps.report.tables import MethodRow, PairTable
 
-ROW = 30  # pixels per method
+ROW, TALL_ROW = 30, 46  # pixels per method: its name at the side, or above its marks
+_LONG = 16  # letters of a name that fit at the side
 
 
-def strip(table: PairTable, width: int) -> Chart:
-    """One point per run, one row per method; mean, spread, and the teacher as a dashed line."""
+def strip(table: PairTable, width: int, *, runs: bool = True) -> Chart:
+    """One row per method: its runs, mean and spread, and the teacher as a dashed line.
+
+    Args:
+        runs: Whether each run is a point.
+    """
     digits = decimals(table.num_images)
-    runs = pd.DataFrame(
+    seeds = pd.DataFrame(
         [
             {
                 "method": row.method,
@@ -28,26 +33,29 @@ def strip(table: PairTable, width: int) -> Chart:
         ]
     )
     means = pd.DataFrame([_mean(row, table) for row in table.rows])
-    y = alt.Y("method:N", sort=list(means["method"]), title=None, axis=_NAMES)
-    axis = alt.Axis(tickCount=max(4, width // 75))
-    x = alt.X("accuracy:Q", title="test accuracy, %", scale=_domain(table), axis=axis)
+    y, row_height, names = _rows(means)
+    scale, axis = _domain(table), alt.Axis(tickCount=max(4, width // 75))
     color = alt.Color("role:N", scale=_ROLES, legend=None)
-    layers = [
+
+    def x(column: str) -> alt.X:
+        return alt.X(f"{column}:Q", title="test accuracy, %", scale=scale, axis=axis)
+
+    layers: list[Chart] = [
         alt.Chart(means)
         .mark_rule(strokeWidth=9, opacity=0.16, strokeCap="round")
-        .encode(y=y, x=alt.X("low:Q", scale=_domain(table)), x2="high:Q", color=color),
+        .encode(y=y, x=x("low"), x2="high:Q", color=color),
         alt.Chart(means)
-        .mark_tick(thickness=2, size=20, aria=False)
-        .encode(y=y, x=alt.X("mean:Q", scale=_domain(table)), color=color),
-        alt.Chart(runs)
-        .mark_circle(size=46, opacity=0.75)
-        .encode(y=y, x=x, color=color, description="label"),
+        .mark_tick(thickness=2, size=20)
+        .encode(y=y, x=x("mean"), color=color, description="label"),
         alt.Chart(means)
         .mark_text(align="left", fontSize=12)
         .encode(y=y, x=alt.value(width + 10), text="text:N", color=color),
     ]
-    chart = alt.layer(*layers, *_teacher(table, width))
-    return chart.properties(width=width, height=ROW * len(table.rows))
+    if runs:
+        dots = alt.Chart(seeds).mark_circle(size=46, opacity=0.75)
+        layers.append(dots.encode(y=y, x=x("accuracy"), color=color, description="label"))
+    chart = alt.layer(*layers, *names, *_teacher(table, width))
+    return chart.properties(width=width, height=row_height * len(table.rows))
 
 
 def forest(table: PairTable, reference: str, width: int) -> Chart | None:
@@ -82,10 +90,10 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
             }
         )
     data = alt.Chart(pd.DataFrame(content))
-    y = alt.Y("method:N", sort=[row.method for row in rows], title=None, axis=_NAMES)
+    y, row_height, names = _rows(pd.DataFrame(content))
     x = alt.X(
         "mean:Q",
-        title=f"difference to {table.references[reference]}, points",
+        title="difference, points",
         scale=alt.Scale(zero=True, nice=True, padding=6),
     )
     color = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
@@ -98,7 +106,22 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
             y=y, x=alt.value(width + 8), text="text:N", color=color
         ),
     ]
-    return alt.layer(*layers).properties(width=width, height=ROW * len(rows))
+    chart = alt.layer(*layers, *names)
+    return chart.properties(width=width, height=row_height * len(rows))
+
+
+def _rows(data: pd.DataFrame) -> tuple[alt.Y, int, list[Chart]]:
+    """The axis with one row per method, the height of a row, and the names if they are above."""
+    order = list(data["method"])
+    if max(map(len, order)) <= _LONG:
+        return alt.Y("method:N", sort=order, title=None, axis=_NAMES), ROW, []
+    y = alt.Y("method:N", sort=order, title=None, axis=None)
+    names = (
+        alt.Chart(data)
+        .mark_text(align="left", dy=-18, fontSize=12, color=LIGHT["ink"])
+        .encode(y=y, x=alt.value(0), text="method:N")
+    )
+    return y, TALL_ROW, [names]
 
 
 _NAMES = alt.Axis(labelFontSize=12, labelColor=LIGHT["ink"], labelLimit=150, grid=False)
@@ -127,6 +150,7 @@ def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
         "high": 100 * (found.mean + spread),
         "role": _role(row, table),
         "text": percent(found.mean, decimals(table.num_images)),
+        "label": f"{row.method}: mean {with_sign(found.mean, decimals(table.num_images))}",
     }
 
 
@@ -145,9 +169,9 @@ def _teacher(table: PairTable, width: int) -> list[Chart]:
     text = f"teacher {table.teacher_name}: {percent(value, decimals(table.num_images))}"
     data = alt.Chart(pd.DataFrame([{"accuracy": 100 * value, "text": text}]))
     x = alt.X("accuracy:Q", scale=_domain(table))
+    fits = 6 * len(text) < width
+    words = data.mark_text(align="right" if fits else "left", dx=4 if fits else 0)
     return [
         data.mark_rule(strokeDash=[4, 4], color=LIGHT["muted"]).encode(x=x),
-        data.mark_text(align="right", dx=4).encode(
-            x=alt.value(width), y=alt.value(-9), text="text:N"
-        ),
+        words.encode(x=alt.value(width if fits else 0), y=alt.value(-12), text="text:N"),
     ]

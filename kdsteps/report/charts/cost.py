@@ -11,13 +11,12 @@ import altair as alt
 import pandas as pd
 
 from kdsteps.evaluation.metrics import Metric
+from kdsteps.report.charts.labels import SHIFTS, places
 from kdsteps.report.charts.theme import LIGHT, Chart, log_ticks
 from kdsteps.report.formats import heading, value_of, with_sign
 from kdsteps.report.tables import MethodRow, PairTable
 
 HEIGHT = 180
-_LETTER, _LINE = 6, 13  # pixels of a letter and of a line of names
-_SHIFTS = (0, _LINE, -_LINE)  # of a name, downwards
 _FAR = 5  # costs that differ by more are shown on a logarithmic scale
 
 
@@ -62,47 +61,38 @@ def against(tables: Sequence[PairTable], metric: Metric, width: int) -> Chart | 
     points = base.mark_point(filled=True, size=64, opacity=0.85).encode(
         x=x, y=y, color=color, shape=shape, description="label"
     )
-    places = _label_places(data, low, high, far=far, width=width)
+    named = _named(data, low, high, far=far, width=width)
     names = [
         alt.Chart(group)
         .mark_text(align="right" if left else "left", dx=-9 if left else 9, dy=dy, fontSize=11)
         .encode(x=x, y=y, text="name:N", color=color)
-        for left, dy in product((True, False), _SHIFTS)
-        if len(group := places[(places["left"] == left) & (places["dy"] == dy)])
+        for left, dy in product((True, False), SHIFTS)
+        if len(group := named[(named["left"] == left) & (named["dy"] == dy)])
     ]
     return alt.layer(points, *names).properties(width=width, height=HEIGHT)
 
 
-def _label_places(
-    data: pd.DataFrame, low: float, high: float, *, far: bool, width: int
-) -> pd.DataFrame:
-    """Where the names of teachers and best methods go: `left` of the point or not, `dy` below it.
-
-    A name that fits nowhere without covering another one is left out; the tooltip has it.
-    """
+def _named(data: pd.DataFrame, low: float, high: float, *, far: bool, width: int) -> pd.DataFrame:
+    """The teachers and best methods whose names fit, with their place: `left` and `dy`."""
     warp = math.log if far else float
-    span = warp(high) - (warp(low) if low > 0 else 0.0)
+    start = warp(low) if low > 0 else 0.0
+    span = warp(high) - start
     top, range_ = data["accuracy"].max(), max(1e-9, data["accuracy"].max() - data["accuracy"].min())
-    boxes: list[tuple[float, float, float]] = []  # left end, right end, vertical center, in pixels
-    rows = []
-    for row in (
-        data[data["role"] != "other"].sort_values("role", ascending=False).to_dict("records")
-    ):
-        x = width * (warp(row["cost"]) - (warp(low) if low > 0 else 0.0)) / span
-        y = HEIGHT * (top - row["accuracy"]) / range_
-        length, left = _LETTER * len(row["name"]) + 9, x > width / 2
-        ends = (x - length, x) if left else (x, x + length)
-        for dy in _SHIFTS:
-            box = (*ends, y + dy)
-            if not any(_overlap(box, other) for other in boxes):
-                boxes.append(box)
-                rows.append(row | {"left": left, "dy": dy})
-                break
-    return pd.DataFrame(rows, columns=[*data.columns, "left", "dy"])
-
-
-def _overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
-    return one[0] < other[1] and other[0] < one[1] and abs(one[2] - other[2]) < _LINE
+    rows = data[data["role"] != "other"].sort_values("role", ascending=False).to_dict("records")
+    points = [
+        (
+            width * (warp(row["cost"]) - start) / span,
+            HEIGHT * (top - row["accuracy"]) / range_,
+            row["name"],
+        )
+        for row in rows
+    ]
+    found = [
+        row | {"left": place.left, "dy": place.dy}
+        for row, place in zip(rows, places(points, width), strict=True)
+        if place is not None
+    ]
+    return pd.DataFrame(found, columns=[*data.columns, "left", "dy"])
 
 
 def _rows(table: PairTable, metric: Metric) -> list[dict[str, Any]]:

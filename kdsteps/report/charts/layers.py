@@ -17,7 +17,7 @@ HEIGHT = 130
 
 
 def depth(scores: pd.DataFrame, score: str, width: int) -> Chart | None:
-    """One score over the layers of one teacher; chosen layers are filled and named.
+    """One score over the layers of one teacher; chosen layers are filled.
 
     Args:
         scores: Rows of one teacher.
@@ -41,13 +41,7 @@ def depth(scores: pd.DataFrame, score: str, width: int) -> Chart | None:
     y = alt.Y(f"{score}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=4))
     base = alt.Chart(rows)
     chosen = alt.Chart(rows[rows["chosen"]])
-    leader = chosen.mark_rule(color=LIGHT["accent"], strokeWidth=1, opacity=0.35)
-    name = chosen.mark_text(
-        angle=315, align="left", dx=3, fontSize=10, color=LIGHT["accent"], limit=80
-    )
     layers = [
-        leader.encode(x=x, y=y, y2=alt.value(0)),
-        name.encode(x=x, y=alt.value(-3), text="layer:N"),
         base.mark_line(color=LIGHT["quiet"], strokeWidth=1.5, aria=False).encode(x=x, y=y),
         base.mark_circle(color=LIGHT["quiet"], size=34, opacity=1).encode(
             x=x, y=y, description="label"

@@ -170,9 +170,17 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def whole_ticks(low: int, high: int, most: int = 5) -> list[int]:
-    """Evenly spaced whole numbers to label an axis: about `most`, including the last."""
-    step = max(1, math.ceil((high - low) / most))
-    return list(range(high, low - 1, -step))[::-1]
+    """Whole numbers to label an axis: multiples of one step, at most about `most`.
+
+    They end at `high` where a step divides it, as 60 does 240; if none does, `high` follows where
+    there is room.
+    """
+    sizes = [lead * 10**power for power in range(9) for lead in (1, 2, 3, 4, 5, 6, 8)]
+    steps = sorted(size for size in sizes if (high - low) / size < most)
+    close = [step for step in steps if step <= 3 * steps[0]]
+    step = next((step for step in close if high % step == 0), steps[0])
+    ticks = list(range(low + -low % step, high + 1, step))
+    return [*ticks, high] if not ticks or high - ticks[-1] > 0.6 * step else ticks
 
 
 def _spec(chart: Chart) -> dict[str, Any]:
