@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kdsteps.cli import init, job_cache, upgrade
+from kdsteps.cli import check, init, job_cache, status, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
@@ -23,7 +23,7 @@ from kdsteps.places import installed_version
 
 SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
 COMMANDS = (
-    *("init", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
+    *("init", "check", "status", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
     *("layers", "verify", "resolve", "schema"),
 )
 
@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kdsteps {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     init.add_commands(commands)
+    check.add_command(commands)
+    status.add_command(commands)
     for stage in graph.STAGES:
         add_stage(commands, stage)
     upgrade.add_commands(commands)
