@@ -175,7 +175,7 @@ class Rehearsal:
         key = ("network", dataset, name)
         entry: Model = self.study.models[name]
         scale = self.scale(recipe, dataset, {name: 3}, claim(node, self.sharing).cores)
-        changed = self._changed(recipe, scale) | {"epochs": min(recipe.epochs, 3)}
+        changed = self._changed(recipe, scale) | {"epochs": min(recipe.epochs, 2)}
         train = Train.model_construct(**recipe.model_dump() | {"seed": 0} | changed)
         settings = TrainSettings.model_construct(model=entry, train=train, weights="")
         files = self.files(dataset, scale.batch_size * scale.steps)
