@@ -8,8 +8,12 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from kdsteps.cli.resolve import check_dependencies
 from kdsteps.cli.stages import count, jobs_per_gpu
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.findings import Finding
+from kdsteps.jobs.inputs import input_paths
+from kdsteps.study.study import load_study
 
 _MARKS = {"ok": "ok", "problem": "PROBLEM", "note": "note"}
 
@@ -58,7 +62,7 @@ def check(given: argparse.Namespace) -> None:
     Raises:
         KdstepsError: There are problems; it says how many.
     """
-    from kdsteps.rehearsal.check import Finding, check_all
+    from kdsteps.rehearsal.check import check_all
 
     def show(finding: Finding) -> None:
         if not given.json:
@@ -72,6 +76,9 @@ def check(given: argparse.Namespace) -> None:
         seconds=given.seconds,
         show=show,
     )
+    if (problem := _dvc_problem(given.params)) is not None:
+        found.findings.append(problem)
+        show(problem)
     if given.json:
         json.dump(asdict(found), sys.stdout, indent=1)
         print()
@@ -80,3 +87,16 @@ def check(given: argparse.Namespace) -> None:
         raise KdstepsError(
             f"{problems} problem{'s' if problems > 1 else ''} would stop jobs of this study"
         )
+
+
+def _dvc_problem(params: str) -> Finding | None:
+    """What DVC would miss, or None."""
+    try:
+        study = load_study(params)
+    except KdstepsError:
+        return None  # it is a finding already
+    try:
+        check_dependencies(input_paths(study), params)
+    except KdstepsError as error:
+        return Finding("problem", "dvc", str(error))
+    return None

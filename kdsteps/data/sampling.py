@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import EncodedImages
 from kdsteps.data.source import Source
 from kdsteps.data.storing import Survey, decoded
+from kdsteps.errors import KdstepsError
 
 SEED = 0
 SECONDS = 10.0  # after which no further image is read
@@ -46,6 +48,8 @@ def sample_of(source: Source, count: int, threads: int) -> Sample:
         KdstepsError: None of them can be read, or their sizes differ.
     """
     rows = sample_rows(source.labels, count)
+    with suppress(KdstepsError):  # imports what decoding needs, which is not timed
+        list(decoded(_restricted(source, rows[:1]), Survey(), broken="skip"))
     chosen, started, survey = _restricted(source, rows), time.perf_counter(), Survey()
     pixels = np.concatenate(list(decoded(chosen, survey, broken="skip", threads=threads)))
     seen = max(1, survey.seen)

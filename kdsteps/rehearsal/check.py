@@ -13,6 +13,7 @@ from pathlib import Path
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import study_problems
+from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.remaining import Remaining, remaining
@@ -28,15 +29,6 @@ from kdsteps.rehearsal.rehearsal import Rehearsal, rehearse
 from kdsteps.study.study import Study, load_study
 
 _NOT_COUNTED = "Snakemake itself, and drawing the report"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the check: "ok", "problem" or "note", what it is about, and a sentence."""
-
-    status: str
-    what: str
-    text: str
 
 
 @dataclass
@@ -90,7 +82,7 @@ class _Check:
     found: Checked
     show: Callable[[Finding], None]
 
-    def say(self, status: str, what: str, text: str) -> None:
+    def say(self, status: Status, what: str, text: str) -> None:
         finding = Finding(status, what, text)
         if finding not in self.found.findings:
             self.found.findings.append(finding)
@@ -227,13 +219,11 @@ class _Check:
             methods = ", ".join(dict.fromkeys(key[2] for key in runs))
             self.say("ok", "methods", f"{len(runs)} pairs with methods take a step: {methods}")
         if rehearsal.skipped:
-            names = [" ".join(key[1:]) for key in rehearsal.skipped]
+            names = list(dict.fromkeys(" with ".join(key[1:]) for key in rehearsal.skipped))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            self.say(
-                "note",
-                "time",
-                f"not tried, for lack of time: {', '.join(names[:3])}{more}; raise --seconds",
-            )
+            why = "since what they need failed" if rehearsal.failed else "for lack of time"
+            how = "" if rehearsal.failed else "; raise --seconds"
+            self.say("note", "time", f"not tried, {why}: {', '.join(names[:3])}{more}{how}")
 
     def _space(self, costs: Costs, left: Remaining) -> None:
         """Compare what is needed of memory and disk space with what is free."""

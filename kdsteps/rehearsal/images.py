@@ -64,8 +64,9 @@ class Images:
         split = np.repeat(np.array(SPLITS), [counts[name] for name in SPLITS])
         rows = np.arange(len(split)) % len(self.sample.labels)
         labels = self.sample.labels[rows]
-        absent = np.setdiff1d(np.arange(len(self.class_names)), labels[: counts["train"]])
-        labels[: len(absent)] = absent  # every class needs a training image
+        every = np.arange(len(self.class_names))
+        if np.setdiff1d(every, labels[: counts["train"]]).size:
+            labels[: len(every)] = every  # every class needs a training image
         hashes = np.array([pixel_hash(image) for image in self.sample.pixels])
         _, height, width = self.sample.pixels.shape[1:]
         scaled = self.sample.pixels / 255

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.jobs import graph
+from kdsteps.jobs.findings import Status
 from kdsteps.jobs.forecasts import CORE_RATE, GPU_RATE
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.known import network_outlines
@@ -28,6 +29,7 @@ from kdsteps.study.study import Study
 
 EPOCH = 0.25  # seconds that an epoch of a trial should take
 MOST_STEPS = 24
+PASSES = 10  # more seconds for forward passes, which are short
 FEATURES = 256  # images whose features are cached in a trial
 KNOWN = ("images", "index", "summary")
 _WITH_NETWORKS = frozenset(
@@ -35,8 +37,8 @@ _WITH_NETWORKS = frozenset(
 )
 _RATE = 0.01  # of the learning rate: a trial is not about whether a training converges
 
-Say = Callable[[str, str, str], None]
-"""Reports a finding: "ok", "problem" or "note", what it is about, and a sentence."""
+Say = Callable[[Status, str, str], None]
+"""Reports a finding: its status, what it is about, and a sentence."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Rehearsal:
             "student", by data set and model.
         scales: Of those that train.
         forward: Seconds per image, by `forward_seconds`' arguments.
-        sizes: Bytes of files that trials wrote, by rule and names.
-        skipped: Jobs for which there was no time.
+        skipped: Jobs for which there was no time, or which need one that failed.
+        failed: What is wrong with the others.
     """
 
     study: Study
@@ -102,10 +104,7 @@ class Rehearsal:
     def files(self, dataset: str, train: int) -> dict[str, Path]:
         """Images, as many for training and as many others for each of them as in the study."""
         images = self.images[dataset]
-        counts, number = (
-            self.images[dataset].counts,
-            max(train, len(self.images[dataset].class_names)),
-        )
+        counts, number = images.counts, max(train, len(images.class_names))
         folder = self.scratch / "images" / dataset / str(number)
         if folder.exists():
             return {name: next(folder.glob(f"{name}.*")) for name in KNOWN}
@@ -188,6 +187,12 @@ class Rehearsal:
         self.scales[key] = scale
         return True
 
+    def take(self, dataset: str, name: str, trained: Path) -> None:
+        """Use a teacher that the study has already trained."""
+        path = self.model(dataset, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(trained.absolute())
+
     def distil(self, node: graph.JobNode) -> bool:
         """Train a student by a method of the study."""
         assert isinstance(node.settings, DistilSettings)
@@ -264,7 +269,7 @@ class Rehearsal:
         path = self.model(dataset, model)
         if key in self.forward:
             return self.forward[key]
-        if not path.exists() or time.monotonic() > self.deadline:
+        if not path.exists() or time.monotonic() > self.deadline + PASSES:
             return None
         files = self.files(dataset, len(self.images[dataset].class_names))
         inputs = {**files, "model": path}
@@ -292,12 +297,13 @@ class Rehearsal:
 
 def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
     """Run the trials of all jobs that are left, those that others need first."""
-    study, by_rule = (
-        found.study,
-        {rule: [n for n in left if n.rule == rule] for rule in graph.OUTPUTS},
-    )
+    study = found.study
+    by_rule = {rule: [node for node in left if node.rule == rule] for rule in graph.OUTPUTS}
     for (dataset, model), (node, recipe) in _networks(study, left).items():
-        if dataset in found.images:
+        trained = Path(graph.outputs(node.rule, node.names)["model"])
+        if node.rule == "train" and node not in by_rule["train"] and trained.exists():
+            found.take(dataset, model, trained)
+        elif dataset in found.images:
             found.train(dataset, model, node, recipe)
     for scoring in by_rule["score"]:
         dataset, teacher = scoring.names["dataset"], scoring.names["teacher"]
@@ -308,14 +314,17 @@ def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
         pair, method = node.names["pair"], node.names["method"]
         entry = study.pairs[pair]
         models = {entry.student} | ({entry.teacher} if "teacher" in node.inputs else set())
-        ready = all(found.model(entry.dataset, model).exists() for model in models)
-        if (pair, method) in tried or entry.dataset not in found.images or not ready:
+        if (pair, method) in tried or entry.dataset not in found.images:
             continue
         tried.add((pair, method))
+        if not all(found.model(entry.dataset, model).exists() for model in models):
+            found.skipped.append(("distil", pair, method))
+            continue
         if "plan" in node.inputs:
             planning = graph.node(study, "build", {"pair": pair, "method": method})
             scores = planning.inputs.get("scores")
             if scores is not None and not (found.scratch / scores).exists():
+                found.skipped.append(("distil", pair, method))
                 continue
             if not found.build(planning):
                 continue
