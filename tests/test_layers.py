@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "kdsteps"
 
 ROOMS = [
     *("errors", "places", "files", "study", "jobs", "data", "models", "teachers", "plans"),
-    *("scores", "methods", "training", "evaluation", "export", "report", "stages", "cli"),
+    *("scores", "methods", "training", "evaluation", "export", "report", "stages", "rehearsal"),
+    "cli",
     "__main__",
 ]
 WITHOUT_TORCH = ("errors", "places", "study", "jobs", "cli")  # the Snakefile imports them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdsteps.cli import init, job_cache, upgrade
+from kdsteps.cli import check, init, job_cache, status, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
@@ -13,7 +13,7 @@ from kdsteps.cli.verify import check_stages
 from kdsteps.jobs import graph
 
 COMMANDS = (
-    *("init", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
+    *("init", "check", "status", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
     *("layers", "verify", "resolve", "schema", "predict"),
 )
 
@@ -21,6 +21,8 @@ COMMANDS = (
 def add_commands(commands: Any) -> None:
     """Add every command but `predict`, which needs less and is added before these."""
     init.add_commands(commands)
+    check.add_command(commands)
+    status.add_command(commands)
     for stage in graph.STAGES:
         add_stage(commands, stage)
     upgrade.add_commands(commands)

@@ -87,7 +87,8 @@ def init(given: argparse.Namespace) -> None:
         write_bytes(folder / name, content.encode())
     if not in_git and shutil.which("git"):
         subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
-    print(f"The study is in {folder / 'params.yaml'}; change what you like. To run it:")
+    print(f"The study is in {folder / 'params.yaml'}; change what you like.")
+    print("`kdsteps check` in its folder tries it for a minute. To run it:")
     print(f"    {_next_command(folder)}")
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from kdsteps.jobs import cache
+from kdsteps.jobs.words import in_bytes
 
 _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
@@ -36,23 +37,15 @@ def show_job_cache(given: argparse.Namespace) -> None:
     if given.limit is not None:
         removed = cache.shrink(given.limit)
         freed = sum(result.size for result in removed)
-        print(f"deleted {len(removed)} results, {in_words(freed)}")
+        print(f"deleted {len(removed)} results, {in_bytes(freed)}")
     results = cache.cached_results()
     stages: dict[str, list[int]] = defaultdict(list)
     for result in results:
         stages[result.stage].append(result.size)
     for stage, sizes in sorted(stages.items()):
-        print(f"{stage:10} {len(sizes):6} results {in_words(sum(sizes)):>10}")
-    total = in_words(sum(result.size for result in results))
+        print(f"{stage:10} {len(sizes):6} results {in_bytes(sum(sizes)):>10}")
+    total = in_bytes(sum(result.size for result in results))
     print(f"{cache.job_cache()}: {len(results)} results, {total}")
-
-
-def in_words(size: int) -> str:
-    """Bytes in readable form: 1.5 GiB."""
-    for unit in ("TiB", "GiB", "MiB", "KiB"):
-        if size >= _UNITS[unit.upper()]:
-            return f"{size / _UNITS[unit.upper()]:.1f} {unit}"
-    return f"{size} B"
 
 
 def _size(text: str) -> int:

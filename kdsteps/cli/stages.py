@@ -26,6 +26,7 @@ from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU, given_gpus
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.outputs import flat, optional_outputs
+from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
@@ -169,7 +170,8 @@ def run_call(
     optional = optional_outputs(call.rule, call.outputs)
     final = Files(call.outputs | optional, "--outputs")
     check_places(final.values())
-    with during_job(next(iter(final.values()), Path())) as check_run, files_below(call.root):
+    target = next(iter(final.values()), Path())
+    with during_job(target) as check_run, reported(target), files_below(call.root):
         started = time.time()
         _check_provenance(call)
         settings = call.settings.as_json()

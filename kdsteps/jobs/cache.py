@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -70,6 +70,31 @@ def remembered(
     yield False
     made = {name: path for name, path in outputs.items() if name not in optional or path.exists()}
     _store(entry, rule, made)
+
+
+def files_if_cached(
+    rule: str,
+    settings: Mapping[str, Any],
+    code: str,
+    inputs: Mapping[str, Any],
+    digest_of: Callable[[str], str],
+) -> dict[str, str] | None:
+    """The digests of a result's files by their names; None if the cache does not have it.
+
+    Args:
+        inputs: Paths of files that need not exist, or lists of them, by name.
+        digest_of: Returns the digest of one of them; "" where it is not known.
+    """
+    if rule in NOT_CACHED:
+        return None
+    contents = {
+        name: [digest_of(path) for path in flat(inputs[name])] for name in _compared(inputs)
+    }
+    if not all(digest for digests in contents.values() for digest in digests):
+        return None
+    key = _key_of(rule, settings, code, contents)
+    entry = _read_contents(job_cache() / key[:2] / key)
+    return None if entry is None else dict(entry["files"])
 
 
 def job_cache() -> Path:
@@ -206,10 +231,20 @@ def _key(stage: str, settings: Mapping[str, Any], code: str, inputs: Mapping[str
     Prepared images may be many gigabytes: the digests next to them count instead, and
     whoever reads an image checks its hash.
     """
-    read = inputs.keys() - ({"images"} if "images_digest" in inputs else set())
     contents = {
-        name: [file_digest(Path(path)) for path in flat(inputs[name])] for name in sorted(read)
+        name: [file_digest(Path(path)) for path in flat(inputs[name])] for name in _compared(inputs)
     }
+    return _key_of(stage, settings, code, contents)
+
+
+def _compared(inputs: Mapping[str, Any]) -> list[str]:
+    """The names of the inputs whose contents count."""
+    return sorted(inputs.keys() - ({"images"} if "images_digest" in inputs else set()))
+
+
+def _key_of(
+    stage: str, settings: Mapping[str, Any], code: str, contents: Mapping[str, list[str]]
+) -> str:
     named = [file_digest(path) for path in _checkpoints(settings) if path.is_file()]
     libraries = [_version(name) for name in (*_LIBRARIES, *_MORE_LIBRARIES.get(stage, ()))]
     text = json.dumps([stage, settings, code, contents, named, libraries], sort_keys=True)

@@ -42,37 +42,59 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
     Raises:
         KdstepsError: A job would fail.
     """
+    found = study_problems(study, with_files=with_files)
+    if found.problems:
+        raise KdstepsError(found.problems[0])
+    return found.later
+
+
+class EarlyChecks(NamedTuple):
+    """Sentences about a study before its first job.
+
+    Attributes:
+        problems: Why jobs would fail.
+        later: What is checked by the first job that can.
+    """
+
+    problems: list[str]
+    later: list[str]
+
+
+def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
+    """All problems that `check_study` looks for."""
     datasets = list(dict.fromkeys(pair.dataset for pair in study.pairs.values()))
     prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
-    try:
-        if with_files:
-            for dataset in datasets:
-                _check_images(study, dataset)
-            _check_checkpoints(study)
-        _check_batches(study, prepared)
-        _check_packages(study)
-        return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
-    except KdstepsError as error:
-        raise KdstepsError(f"params.yaml: {error}") from error
+    problems: list[str] = []
+    if with_files:
+        problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
+        problems += _checkpoint_problems(study)
+    problems += _batch_problems(study, prepared)
+    problems += _package_problems(study)
+    networks = _networks(study, prepared)
+    problems += _layer_problems(study, networks)
+    return EarlyChecks(
+        [f"params.yaml: {problem}" for problem in dict.fromkeys(problems)],
+        [f"params.yaml: {later}" for later in _unknown_layers(study, networks)],
+    )
 
 
-def _check_images(study: Study, dataset: str) -> None:
+def _image_problems(study: Study, dataset: str) -> Iterator[str]:
     node = graph.node(study, "prepare", {"dataset": dataset})
     entry = study.datasets[dataset]
     assert isinstance(node.settings, PrepareSettings)
     if entry.kind not in shipped("data") or node.settings.source or _is_done(node):
         return
     if (problem := missing_images(entry.kind, entry.options)) is not None:
-        raise KdstepsError(f"datasets.{dataset}: {problem}")
+        yield f"datasets.{dataset}: {problem}"
 
 
-def _check_checkpoints(study: Study) -> None:
+def _checkpoint_problems(study: Study) -> Iterator[str]:
     for name, model in study.models.items():
         path = model.options.get("checkpoint")
         if not path or not is_missing(Path(str(path)).expanduser()):
             continue
         if any(not _is_done(node) for node in _that_start_from(study, name)):
-            raise KdstepsError(
+            yield (
                 f"models.{name}.checkpoint: there is no file {str(path)!r}; correct the "
                 "path, or put the file there"
             )
@@ -112,7 +134,7 @@ def _prepared(study: Study, dataset: str) -> _Prepared | None:
         return None
 
 
-def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> None:
+def _batch_problems(study: Study, prepared: Mapping[str, _Prepared | None]) -> Iterator[str]:
     for rule in ("train", "distil"):
         for names in graph.jobs(study, rule):
             recipe: Training
@@ -125,11 +147,11 @@ def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> No
                 spot = f"pairs.{names['pair']} with {names['method']}"
             problem = recipe.batch_problem(data.num_images) if data is not None else None
             if problem and not _is_done(graph.node(study, rule, names)):
-                raise KdstepsError(f"{spot}: {problem}")
+                yield f"{spot}: {problem}"
 
 
-def _check_packages(study: Study) -> None:
-    """Check that what the exports need is installed, without importing it."""
+def _package_problems(study: Study) -> Iterator[str]:
+    """What the exports need and is not installed; nothing is imported."""
     export = study.params.export
     if export is None or "onnx" not in export.formats:
         return
@@ -137,26 +159,39 @@ def _check_packages(study: Study) -> None:
     nodes = (graph.node(study, "export", names) for names in graph.jobs(study, "export"))
     if missing and not all(map(_is_done, nodes)):
         verb = "is" if len(missing) == 1 else "are"
-        raise KdstepsError(
+        yield (
             f"export.formats has onnx, and {', '.join(missing)} {verb} not installed; "
             "`pip install 'kdsteps[export]'`, or choose safetensors"
         )
 
 
-def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:
-    """Check layers by name and by number, and say for which networks this is done later."""
+Networks = Mapping[tuple[str, str], Outline | None]
+"""By data set and model; None where the layers are not known yet."""
+
+
+def _networks(study: Study, prepared: Mapping[str, _Prepared | None]) -> Networks:
+    """The networks of the pairs and methods that name layers, or join networks at them."""
     shapes = {
         dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
         for dataset, found in prepared.items()
     }
-    wanted = [
+    datasets = [study.pairs[name].dataset for name, _ in _with_layers(study)]
+    return network_outlines(study, datasets, shapes)
+
+
+def _with_layers(study: Study) -> list[tuple[str, str]]:
+    """The pairs and methods that name layers, or join networks at them."""
+    return [
         (name, method)
         for name in study.pairs
         for method, entry in study.methods.items()
         if entry.plan is not None or _named(study, method)
     ]
-    networks = network_outlines(study, [study.pairs[name].dataset for name, _ in wanted], shapes)
-    for name, method in wanted:
+
+
+def _layer_problems(study: Study, networks: Networks) -> Iterator[str]:
+    """What is wrong with layers by name and by number."""
+    for name, method in _with_layers(study):
         pair = study.pairs[name]
         teacher, student = (networks.get((pair.dataset, m)) for m in (pair.teacher, pair.student))
         if teacher is None or student is None:
@@ -164,17 +199,21 @@ def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> lis
         try:
             _check_joints(study, name, method, teacher, student)
         except KdstepsError as error:
-            raise KdstepsError(f"pairs.{name} with {method}: {error}") from error
+            yield f"pairs.{name} with {method}: {error}"
     for names in graph.jobs(study, "score"):
         network = networks.get((names["dataset"], names["teacher"]))
         if network is not None:
             try:
                 deepest(network, study.params.score.num_layers, "score.num_layers")
             except KdstepsError as error:
-                raise KdstepsError(f"models.{names['teacher']}: {error}") from error
+                yield f"models.{names['teacher']}: {error}"
+
+
+def _unknown_layers(study: Study, networks: Networks) -> list[str]:
+    """For which networks layers are checked later."""
     unknown = dict.fromkeys(
         f"models.{model}"
-        for name in dict.fromkeys(name for name, _ in wanted)
+        for name in dict.fromkeys(name for name, _ in _with_layers(study))
         for model in (study.pairs[name].teacher, study.pairs[name].student)
         if networks[study.pairs[name].dataset, model] is None and not _is_trained(study, name)
     )

@@ -74,6 +74,23 @@ def end_run() -> None:
         os.close(_held.pop())
 
 
+def current_run() -> dict[str, Any] | None:
+    """What the run of this folder wrote about itself: `process`, `since`, `host`; None: no run."""
+    try:
+        handle = os.open(LOCK, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return _holder(handle)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def during_job(target: Path) -> Iterator[Callable[[], None]]:
     """Guard one job; yields a function to call before its files are put in place.

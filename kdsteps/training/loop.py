@@ -39,6 +39,7 @@ from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, ow
 from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
 log = logging.getLogger("kdsteps")
+epochs = logging.getLogger("kdsteps.epochs")  # for what follows a run while it trains
 
 CHECK_EVERY = 200  # steps between two checks that the losses are finite
 
@@ -153,6 +154,7 @@ class Fit:
         ):
             self._epoch(before - started)
             self.seconds = before + time.monotonic() - started
+            epochs.debug("%d of %d", self.epoch, total, extra={"history": self.history})
             if self.diverged is not None:
                 break
             if not terminal and self.epoch in milestones(total):

@@ -1,0 +1,258 @@
+"""The command `status`: what a study has done, is doing and has left, from any terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from kdsteps.cli.stages import count
+from kdsteps.errors import KdstepsError
+from kdsteps.evaluation.standing import BEHIND, METRIC, Run, Standing, standing
+from kdsteps.jobs import graph
+from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.job_states import JobState, TimeLeft, job_states, time_left
+from kdsteps.jobs.resources import Sharing
+from kdsteps.jobs.run_lock import current_run
+from kdsteps.jobs.words import duration
+from kdsteps.study.study import Study, load_study
+
+_EVERY = 2.0  # seconds between two looks with --watch
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 12  # of a drawn curve
+_STYLES = {"ahead": "green", BEHIND: "yellow", "diverging": "bold red"}
+
+
+def add_command(commands: Any) -> None:
+    """Add `status` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "status",
+        help="show jobs done, running and failed, the time left, and how each method is doing",
+        description="Show what a study has done so far: jobs done, running and failed, the time "
+        "left, and the validation accuracy of each method against the method `labels` at the same "
+        "epoch. Works while snakemake runs and after it ended. Changes nothing.",
+    )
+    parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    parser.add_argument(
+        "--cores", type=count, default=4, metavar="N", help="those of the run (%(default)s)"
+    )
+    parser.add_argument("--watch", action="store_true", help="refresh until all jobs are done")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every student")
+    parser.set_defaults(run=show_status)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The students of a pair and method, by seed, and how they do."""
+
+    pair: str
+    method: str
+    runs: Mapping[int, Run]
+    found: Standing
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study at one moment."""
+
+    run: dict[str, Any] | None
+    states: list[JobState]
+    left: TimeLeft
+    groups: list[Group]
+
+    @property
+    def over(self) -> bool:
+        return all(each.state == "done" for each in self.states)
+
+
+def show_status(given: argparse.Namespace) -> None:
+    """Print the status once, or refresh it until all jobs are done."""
+    study = load_study(given.params)
+    if given.json:
+        json.dump(_as_json(look(study, given.cores)), sys.stdout, indent=1)
+        print()
+    elif given.watch and sys.stdout.isatty():
+        _watch(study, given.cores)
+    else:
+        print("\n".join(lines(look(study, given.cores))))
+
+
+def look(study: Study, cores: int) -> Snapshot:
+    """The state of a study now.
+
+    Args:
+        cores: That its run was given.
+    """
+    states = job_states(study)
+    left = time_left(states, Sharing(cores, min(1, gpus_there()), 1), time.time())
+    return Snapshot(current_run(), states, left, list(_groups(study, states)))
+
+
+def lines(found: Snapshot) -> Iterator[str]:
+    """The status as text."""
+    counts = Counter(each.state for each in found.states)
+    listed = [f"{counts[state]} {state}" for state in ("running", "failed", "stopped", "waiting")]
+    others = ", ".join(text for text in listed if not text.startswith("0 "))
+    yield f"jobs      {counts['done']} of {len(found.states)} done" + (others and f", {others}")
+    if not found.over:
+        yield f"time left {_time(found.left, found.run)}"
+    for each in found.states:
+        if each.state == "running":
+            yield f"running   {each.name}{_epochs(each)}"
+    for each in found.states:
+        if each.state in ("failed", "stopped"):
+            yield f"{each.state:9} {each.name}: {each.why} ({each.log})"
+    if not found.groups:
+        return
+    yield ""
+    yield "validation accuracy, and the difference from `labels` at the same epoch"
+    width = max(len(f"{group.pair} {group.method}") for group in found.groups)
+    for group in found.groups:
+        yield f"{f'{group.pair} {group.method}':{width}}  {_of_group(group)}"
+
+
+def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
+    running = "" if run else "; no run is using this folder"
+    if not left.unknown:
+        return f"about {duration(left.seconds)}{running}"
+    if not left.seconds:
+        return f"not known yet: `kdsteps check` makes a forecast{running}"
+    return (
+        f"at least {duration(left.seconds)}: {left.unknown} jobs are of kinds of which none has "
+        f"ended{running}"
+    )
+
+
+def _epochs(each: JobState) -> str:
+    progress = each.progress
+    if progress is None or not progress.epochs:
+        return ""
+    left = progress.seconds_left
+    rest = f", {duration(left)} left" if left is not None else ""
+    return f"  epoch {progress.epoch} of {progress.epochs}{rest}"
+
+
+def _of_group(group: Group) -> str:
+    found = group.found
+    accuracy = "     -" if found.accuracy is None else f"{100 * found.accuracy:5.1f}%"
+    gap = "      " if found.difference is None else f"{100 * found.difference:+6.1f}"
+    seeds = f"{len(group.runs)} seed{'s' * (len(group.runs) != 1)}"
+    curve = _curve(group.runs)
+    return f"epoch {found.epoch:4}  {seeds:8} {curve:{_WIDTH}}  {accuracy} {gap}  {found.word}"
+
+
+def _curve(runs: Mapping[int, Run]) -> str:
+    """The mean validation accuracy by epoch, drawn with bars from its lowest to its highest."""
+    by_epoch: dict[int, list[float]] = {}
+    for run in runs.values():
+        for epoch, values in run.items():
+            if math.isfinite(value := values.get(METRIC, math.nan)):
+                by_epoch.setdefault(epoch, []).append(value)
+    means = [sum(values) / len(values) for _, values in sorted(by_epoch.items())]
+    if not means:
+        return ""
+    count = min(_WIDTH, len(means))
+    chosen = [means[round(at * (len(means) - 1) / max(1, count - 1))] for at in range(count)]
+    low, high = min(chosen), max(chosen)
+    steps = len(_BARS) - 1
+    return "".join(_BARS[round(steps * (v - low) / (high - low or 1))] for v in chosen)
+
+
+def _groups(study: Study, states: list[JobState]) -> Iterator[Group]:
+    """The students that have begun, by pair and method, against those trained with labels."""
+    runs: dict[tuple[str, str], dict[int, Run]] = {}
+    for each in states:
+        if each.node.rule == "distil" and (run := _run(each)):
+            names = each.node.names
+            runs.setdefault((names["pair"], names["method"]), {})[int(names["seed"])] = run
+    baseline = next((name for name, of in study.method_names.items() if of == "labels"), None)
+    for (pair, method), own in runs.items():
+        others = None if method == baseline else runs.get((pair, str(baseline)), {})
+        yield Group(pair, method, own, standing(own, others))
+
+
+def _run(each: JobState) -> Run:
+    """The epochs of a student so far: from its results, or from what it writes while it trains."""
+    if each.progress is not None:
+        return each.progress.history
+    path = Path(graph.outputs("distil", each.node.names)["history"])
+    try:
+        return _history(path, path.stat().st_mtime_ns)
+    except (OSError, KdstepsError):  # not there, or damaged
+        return {}
+
+
+@lru_cache(maxsize=4096)
+def _history(path: Path, _when: int) -> Run:
+    from kdsteps.files.columns import HISTORY
+    from kdsteps.files.tables import read_table
+
+    run: dict[int, dict[str, float]] = {}
+    for row in read_table(path, HISTORY).to_pylist():
+        value = row["value"]
+        run.setdefault(row["epoch"], {})[row["name"]] = math.nan if value is None else value
+    return run
+
+
+def _watch(study: Study, cores: int) -> None:
+    from rich.console import Group as Rows
+    from rich.live import Live
+    from rich.text import Text
+
+    def drawn(found: Snapshot) -> Rows:
+        shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines(found)]
+        for text in shown:
+            for words, style in _STYLES.items():
+                text.highlight_words([words], style)
+            if text.plain.startswith("failed"):
+                text.stylize("red")
+        return Rows(*shown)
+
+    found = look(study, cores)
+    with Live(drawn(found), auto_refresh=False) as live:
+        while not found.over:
+            time.sleep(_EVERY)
+            found = look(study, cores)
+            live.update(drawn(found), refresh=True)
+
+
+def _as_json(found: Snapshot) -> dict[str, Any]:
+    return {
+        "run": found.run,
+        "time_left": asdict(found.left),
+        "jobs": [
+            {
+                "rule": each.node.rule,
+                **each.node.names,
+                "state": each.state,
+                "seconds": each.seconds,
+                "log": str(each.log),
+                "why": each.why,
+                "epoch": each.progress.epoch if each.progress else None,
+                "epochs": each.progress.epochs if each.progress else None,
+            }
+            for each in found.states
+        ],
+        "students": [
+            {
+                "pair": group.pair,
+                "method": group.method,
+                **asdict(group.found),
+                "validation_accuracy": {
+                    seed: {
+                        epoch: values.get("validation_accuracy") for epoch, values in run.items()
+                    }
+                    for seed, run in group.runs.items()
+                },
+            }
+            for group in found.groups
+        ],
+    }

@@ -1,0 +1,158 @@
+"""Where each job of a study is: done, running, failed, stopped or waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+from kdsteps.jobs import graph
+from kdsteps.jobs.progress import Progress, read_progress
+from kdsteps.jobs.resources import Sharing
+from kdsteps.jobs.schedule import wall_seconds, works
+from kdsteps.jobs.upgrades import Status, statuses
+from kdsteps.study.study import Study
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+
+LOGS = {
+    "prepare": "logs/prepare/{dataset}.txt",
+    "train": "logs/train/{dataset}/{teacher}.txt",
+    "train_check": "logs/train/{dataset}/{teacher}/check.txt",
+    "cache": "logs/cache/{dataset}/{teacher}.txt",
+    "cache_outputs": "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
+    "score": "logs/score/{dataset}/{teacher}.txt",
+    "build": "logs/build/{pair}/{method}.txt",
+    "distil": "logs/distil/{pair}/{method}/{seed}.txt",
+    "evaluate": "logs/evaluate/students/{pair}/{method}/{seed}.txt",
+    "evaluate_teacher": "logs/evaluate/teachers/{dataset}/{teacher}.txt",
+    "evaluate_latency": "logs/evaluate/latency/{pair}.txt",
+    "report": "logs/report.txt",
+}
+"""The log of each rule, as in workflow/rules."""
+_TAIL = 4096  # bytes of a log in which its last line is found
+_RESTORED = "restored from "  # in the log of a job whose result the job cache had
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job.
+
+    Attributes:
+        seconds: That it took, if it is done and was computed here.
+        why: The last line of the log of a job that failed or was stopped.
+        progress: Of a job that has not finished.
+    """
+
+    node: graph.JobNode
+    state: State
+    seconds: float | None = None
+    why: str = ""
+    progress: Progress | None = None
+
+    @property
+    def log(self) -> Path:
+        return Path(LOGS[self.node.rule].format(**self.node.names))
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.node.rule, *self.node.names.values()])
+
+
+def job_states(study: Study) -> list[JobState]:
+    """Every job of a study."""
+    return [_state(status) for status in statuses(study)]
+
+
+def _state(status: Status) -> JobState:
+    node, outputs = status.node, status.outputs
+    log = LOGS[node.rule].format(**node.names)
+    progress = read_progress(Path(outputs[0]))
+    if progress is not None and progress.running:
+        return JobState(node, "running", progress=progress)
+    if not status.stale:
+        known = status.known
+        if known is None or any(line.startswith(_RESTORED) for line in _last_lines(log)):
+            return JobState(node, "done")
+        return JobState(node, "done", known.ended - known.started)
+    last = _last_line(log)
+    if progress is not None:
+        state: State = "failed" if progress.failed else "stopped"
+        return JobState(node, state, why=last or "its log is empty", progress=progress)
+    refused = last.startswith(f"kdsteps {graph.stage_of(node.rule)}: ")
+    if refused and not Path(outputs[0]).exists():  # it ended before its work began
+        return JobState(node, "failed", why=last)
+    return JobState(node, "waiting")
+
+
+def _last_line(log: str) -> str:
+    """The last line of a log that is not empty; "" if there is none."""
+    lines = _last_lines(log)
+    return lines[-1] if lines else ""
+
+
+def _last_lines(log: str) -> list[str]:
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """The time until all jobs have ended.
+
+    Attributes:
+        seconds: As far as it is known.
+        unknown: Jobs of a kind of which none has ended.
+    """
+
+    seconds: float
+    unknown: int
+
+
+def time_left(states: Iterable[JobState], sharing: Sharing, now: float) -> TimeLeft:
+    """How long the other jobs take, if they take as long as those of their kind that are done.
+
+    Args:
+        now: In seconds since 1970.
+    """
+    listed = list(states)
+    known = _means(listed)
+    left = sorted(
+        (each for each in listed if each.state != "done"), key=lambda each: each.state != "running"
+    )
+    seconds = [_seconds(each, known, now) for each in left]
+    work = works([each.node for each in left], [each or 0.0 for each in seconds])
+    return TimeLeft(wall_seconds(work, sharing), sum(each is None for each in seconds))
+
+
+def _kinds(node: graph.JobNode) -> list[tuple[str, ...]]:
+    """What a job is alike with others, the closest first."""
+    method = node.names.get("method", "")
+    return [(node.rule, node.names.get("pair", ""), method), (node.rule, method), (node.rule,)]
+
+
+def _means(states: Iterable[JobState]) -> dict[tuple[str, ...], float]:
+    found: dict[tuple[str, ...], list[float]] = {}
+    for each in states:
+        for kind in _kinds(each.node) if each.seconds is not None else ():
+            found.setdefault(kind, []).append(each.seconds or 0.0)
+    return {kind: mean(seconds) for kind, seconds in found.items()}
+
+
+def _seconds(each: JobState, known: Mapping[tuple[str, ...], float], now: float) -> float | None:
+    """The time that a job still needs; None if it is not known."""
+    progress = each.progress
+    if progress is not None and (left := progress.seconds_left) is not None:
+        return left
+    whole = next((known[kind] for kind in _kinds(each.node) if kind in known), None)
+    if whole is None or progress is None or each.state != "running":
+        return whole
+    return max(0.0, whole - (now - progress.started))

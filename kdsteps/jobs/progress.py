@@ -1,0 +1,183 @@
+"""What an unfinished job has done so far, in a small file that other processes can read.
+
+The file has one line of JSON for each attempt and for each epoch of a training. The job holds a
+lock on it while it runs, which the system releases however the job ends, and removes it when its
+results are written. So the files that are left are those of jobs that run, failed or were stopped.
+Nothing here can stop a job: where the file cannot be written, there is none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+FOLDER = Path(".kdsteps/jobs")  # a cache: it may be deleted at any time
+EPOCHS = logging.getLogger("kdsteps.epochs")  # the training loop writes one record per epoch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an unfinished job has done so far.
+
+    Attributes:
+        running: Whether its process is alive.
+        failed: Whether it ended with an error, not because it was stopped.
+        started: The last attempt, in seconds since 1970.
+        epoch, epochs: The last epoch that ended, and how many there are; 0: not known.
+        history: For each epoch from 1, its losses and metrics by name.
+        epoch_seconds: The median time of an epoch; None where it is not known.
+    """
+
+    running: bool
+    failed: bool
+    started: float
+    epoch: int = 0
+    epochs: int = 0
+    history: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    epoch_seconds: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the other epochs take; None where it is not known."""
+        if self.epoch_seconds is None or not self.epochs:
+            return None
+        return (self.epochs - self.epoch) * self.epoch_seconds
+
+
+@contextmanager
+def reported(target: Path) -> Iterator[None]:
+    """Write down what a job does during the block.
+
+    Args:
+        target: The first of its files, which identifies it.
+    """
+    path = progress_file(target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:  # a read-only folder
+        yield
+        return
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    _append(handle, {"started": time.time()})
+    writer = _Writer(handle)
+    before = EPOCHS.level, EPOCHS.propagate
+    EPOCHS.setLevel(logging.DEBUG)
+    EPOCHS.propagate = False
+    EPOCHS.addHandler(writer)
+    try:
+        yield
+    except BaseException as error:
+        _append(handle, {"failed": isinstance(error, Exception)})
+        raise
+    else:
+        path.unlink(missing_ok=True)
+    finally:
+        EPOCHS.removeHandler(writer)
+        EPOCHS.setLevel(before[0])
+        EPOCHS.propagate = before[1]
+        os.close(handle)
+
+
+def read_progress(target: Path) -> Progress | None:
+    """What a job has written down; None if there is nothing.
+
+    A line that was not written to its end is ignored.
+    """
+    try:
+        with progress_file(target).open("rb") as file:
+            lines = file.read().splitlines()
+            running = _is_locked(file.fileno())
+    except OSError:
+        return None
+    return _progress([found for line in lines if (found := _parsed(line))], running)
+
+
+def progress_file(target: Path) -> Path:
+    digest = hashlib.sha256(str(target).encode()).hexdigest()[:8]
+    return FOLDER / f"{'-'.join(target.parts[-5:-1])[-100:]}-{target.stem[:40]}-{digest}.jsonl"
+
+
+class _Writer(logging.Handler):
+    """Appends the losses and metrics of each epoch."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(logging.DEBUG)
+        self._handle = handle
+
+    def emit(self, record: logging.LogRecord) -> None:
+        values = last_epoch(record)
+        _append(self._handle, {**values, "time": record.created})
+
+
+def last_epoch(record: logging.LogRecord) -> dict[str, Any]:
+    """The epoch that a record of the training loop is about: its number, and values by name."""
+    epoch, epochs = record.args  # type: ignore[misc]
+    history = record.history  # type: ignore[attr-defined]
+    rows = zip(history.epoch, history.name, history.value, strict=True)
+    values = {name: value for number, name, value in rows if number == epoch}
+    return {"epoch": epoch, "epochs": epochs, "values": values}
+
+
+def _append(handle: int, content: Mapping[str, Any]) -> None:
+    with suppress(OSError):  # a full disk
+        os.write(handle, json.dumps(content).encode() + b"\n")
+
+
+def _is_locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _progress(lines: list[dict[str, Any]], running: bool) -> Progress | None:
+    started, failed, epochs = 0.0, False, 0
+    history: dict[int, Mapping[str, float]] = {}
+    times: list[float] = []
+    try:
+        for line in lines:
+            if "started" in line:
+                started, failed, times = float(line["started"]), False, []
+            elif "failed" in line:
+                failed = bool(line["failed"])
+            elif "epoch" in line:
+                epoch, epochs = int(line["epoch"]), int(line["epochs"])
+                history = {number: there for number, there in history.items() if number < epoch}
+                history[epoch] = {name: float(v) for name, v in line["values"].items()}
+                times.append(float(line["time"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    gaps = [after - before for before, after in pairwise(times)]
+    return Progress(
+        running=running,
+        failed=failed and not running,
+        started=started,
+        epoch=max(history, default=0),
+        epochs=epochs,
+        history=history,
+        epoch_seconds=median(gaps) if gaps else None,
+    )

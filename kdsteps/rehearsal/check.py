@@ -1,0 +1,277 @@
+"""Everything that could stop a later job of a study, and what the study will cost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdsteps.errors import KdstepsError
+from kdsteps.jobs import graph
+from kdsteps.jobs.early_checks import study_problems
+from kdsteps.jobs.findings import Finding, Status
+from kdsteps.jobs.gpu_diagnosis import doubt
+from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.remaining import Remaining, remaining
+from kdsteps.jobs.resources import Sharing, cores_there
+from kdsteps.jobs.schedule import wall_seconds, works
+from kdsteps.jobs.version_lock import LOCK, locked_version
+from kdsteps.jobs.words import duration, in_bytes
+from kdsteps.places import installed_version
+from kdsteps.rehearsal.costs import Costs
+from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
+from kdsteps.rehearsal.machine import free_memory, gpu_room, start_seconds
+from kdsteps.rehearsal.rehearsal import Rehearsal, rehearse
+from kdsteps.study.study import Study, load_study
+
+_NOT_COUNTED = "Snakemake itself, and drawing the report"
+
+
+@dataclass
+class Forecast:
+    """How long the jobs that are left take.
+
+    Attributes:
+        seconds: From the first to the last, side by side as resources allow.
+        jobs, runs: How many jobs are left, and how many of them distill a student.
+        stages: Seconds of the jobs of each stage together, one after the other.
+        not_counted: What is missing in these numbers.
+    """
+
+    seconds: float
+    jobs: int
+    runs: int
+    stages: dict[str, float]
+    not_counted: list[str]
+
+
+@dataclass
+class Checked:
+    """All findings; the forecast is None where a problem made it impossible."""
+
+    findings: list[Finding] = field(default_factory=list)
+    forecast: Forecast | None = None
+
+
+def check_all(
+    params: str,
+    *,
+    cores: int,
+    gpus: int | None,
+    jobs_per_gpu: int,
+    seconds: float,
+    show: Callable[[Finding], None],
+) -> Checked:
+    """Check a study in the current folder.
+
+    Args:
+        cores, gpus, jobs_per_gpu: Of the run, as Snakemake is given them; gpus None: one if there
+            is one.
+        seconds: Time for trials.
+        show: Called with each finding.
+    """
+    return _Check(Checked(), show).run(params, cores, gpus, jobs_per_gpu, seconds)
+
+
+@dataclass
+class _Check:
+    found: Checked
+    show: Callable[[Finding], None]
+
+    def say(self, status: Status, what: str, text: str) -> None:
+        finding = Finding(status, what, text)
+        if finding not in self.found.findings:
+            self.found.findings.append(finding)
+            self.show(finding)
+
+    def run(
+        self, params: str, cores: int, gpus: int | None, jobs_per_gpu: int, seconds: float
+    ) -> Checked:
+        try:
+            study = load_study(params)
+            left = remaining(study)
+            early = study_problems(study)
+            sharing = self._sharing(cores, gpus, jobs_per_gpu)
+        except KdstepsError as error:
+            self.say("problem", "settings", str(error))
+            return self.found
+        self._settings(study, left, early.problems)
+        self._version()
+        if not left.left:
+            self.found.forecast = self._forecast(None, left, sharing)
+            return self.found
+        with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
+            images, decoding = self._images(study, left, sharing)
+            start = start_seconds(sharing.cores // sharing.cores_of_one_of_many)
+            deadline = time.monotonic() + seconds
+            rehearsal = Rehearsal(study, sharing, Path(folder), self.say, deadline, images)
+            rehearse(rehearsal, left.left)
+            costs = Costs(rehearsal, start, decoding)
+            self._networks(rehearsal)
+            self._space(costs, left)
+            self.found.forecast = self._forecast(costs, left, sharing)
+        return self.found
+
+    def _settings(self, study: Study, left: Remaining, problems: Iterable[str]) -> None:
+        for problem in problems:
+            self.say("problem", "settings", problem)
+        runs = sum(node.rule == "distil" for node in left.left)
+        done = f", {left.done} of them done" if left.done else ""
+        cached = f", {len(left.cached)} in the job cache" if left.cached else ""
+        total = left.done + len(left.cached) + len(left.left)
+        self.say(
+            "ok",
+            "settings",
+            f"{len(study.pairs)} pairs, {len(study.methods)} methods, {len(study.seeds)} seeds: "
+            f"{total} jobs{done}{cached}; {runs} students to train",
+        )
+
+    def _version(self) -> None:
+        try:
+            locked = locked_version()
+        except KdstepsError as error:
+            self.say("problem", "version", str(error))
+            return
+        if locked is not None and locked != installed_version():
+            self.say(
+                "problem",
+                "version",
+                f"{LOCK}: this study is computed with kdsteps {locked}, and {installed_version()} "
+                "is installed; install that one, or run `kdsteps lock`",
+            )
+
+    def _sharing(self, cores: int, gpus: int | None, jobs_per_gpu: int) -> Sharing:
+        there = gpus_there()
+        sharing = Sharing(cores, min(there, 1 if gpus is None else gpus), jobs_per_gpu)
+        if gpus is not None and gpus > there:
+            self.say("problem", "device", f"--gpus is {gpus}; {there} can be used here")
+        if sharing.gpus and (problem := doubt()):
+            self.say("problem", "device", problem)
+        device = "the CPU" if not sharing.gpus else f"{sharing.gpus} of {there} GPUs"
+        self.say(
+            "ok",
+            "device",
+            f"{device}; {cores} cores given, {cores_there()} there; "
+            f"{cores // sharing.cores_of_one_of_many} students are trained at a time",
+        )
+        return sharing
+
+    def _images(
+        self, study: Study, left: Remaining, sharing: Sharing
+    ) -> tuple[dict[str, Images], dict[str, float]]:
+        """The data sets that can be read, and the seconds to read one image of each."""
+        preparing = {node.names["dataset"] for node in left.left if node.rule == "prepare"}
+        found: dict[str, Images] = {}
+        decoding: dict[str, float] = {}
+        for dataset in dict.fromkeys(pair.dataset for pair in study.pairs.values()):
+            what = f"data {dataset}"
+            try:
+                if dataset in preparing:
+                    threads = min(sharing.cores, cores_there())
+                    entry = study.datasets[dataset]
+                    images = look_at_source(entry, study.params.prepare, threads)
+                else:
+                    images = look_at_prepared(dataset)
+            except KdstepsError as error:
+                self.say("problem", what, str(error))
+                continue
+            except Exception as error:  # of the user's own kind of data
+                self.say("problem", what, f"fails with {type(error).__name__}: {error}")
+                continue
+            found[dataset], decoding[dataset] = images, images.sample.seconds
+            self._look(study, what, images)
+        return found, decoding
+
+    def _look(self, study: Study, what: str, images: Images) -> None:
+        channels, height, width = images.shape
+        sample = len(images.sample.labels) + len(images.sample.broken)
+        read = "prepared" if images.prepared else f"a sample of {sample} can be read"
+        if images.sample.broken:
+            said = f"{len(images.sample.broken)} of a sample of {sample} cannot be read, such as "
+            skip = study.params.prepare.broken == "skip"
+            self.say("note" if skip else "problem", what, said + images.sample.broken[0])
+            read = "the others can be read"
+        self.say(
+            "ok",
+            what,
+            f"{images.number:,} images of {len(images.class_names)} classes, {channels} x {height} "
+            f"x {width}; {read}",
+        )
+        for split in ("train", "test"):
+            if not images.counts[split]:
+                self.say("problem", what, f"there are no {split} images")
+
+    def _networks(self, rehearsal: Rehearsal) -> None:
+        """Say what worked, and what was not tried."""
+        for key, trial in rehearsal.trials.items():
+            if key[0] == "network":
+                scale = rehearsal.scales[key]
+                step = trial.epoch / scale.steps
+                self.say(
+                    "ok", f"model {key[2]}", f"{scale.batch_size} images train in {_step(step)}"
+                )
+        runs = [key for key in rehearsal.trials if key[0] == "distil"]
+        if runs:
+            methods = ", ".join(dict.fromkeys(key[2] for key in runs))
+            self.say("ok", "methods", f"{len(runs)} pairs with methods take a step: {methods}")
+        if rehearsal.skipped:
+            names = list(dict.fromkeys(" with ".join(key[1:]) for key in rehearsal.skipped))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            why = "since what they need failed" if rehearsal.failed else "for lack of time"
+            how = "" if rehearsal.failed else "; raise --seconds"
+            self.say("note", "time", f"not tried, {why}: {', '.join(names[:3])}{more}{how}")
+
+    def _space(self, costs: Costs, left: Remaining) -> None:
+        """Compare what is needed of memory and disk space with what is free."""
+        training = [node for node in left.left if node.rule in ("train", "distil")]
+        needs = [
+            (costs.memory(node) * costs.side_by_side(node), costs.side_by_side(node))
+            for node in training
+        ]
+        need, jobs = max(needs, default=(0, 0))
+        if need and (free := free_memory()):
+            text = f"{in_bytes(need)} for {jobs} jobs at a time, {in_bytes(free)} free"
+            self.say("problem" if need > free else "ok", "memory", text)
+        on_gpu = max((costs.gpu_memory(node) for node in training), default=0)
+        if on_gpu and (room := gpu_room()):
+            text = f"{in_bytes(on_gpu)} for the largest job, {in_bytes(room)} free"
+            self.say("problem" if on_gpu > room else "ok", "GPU memory", text)
+        disk, free = costs.disk(left.left), shutil.disk_usage(os.getcwd()).free
+        text = f"about {in_bytes(disk)} for results and caches, {in_bytes(free)} free"
+        self.say("problem" if disk > free else "ok", "disk", text)
+
+    def _forecast(self, costs: Costs | None, left: Remaining, sharing: Sharing) -> Forecast:
+        nodes = [*left.left, *left.cached]
+        seconds = [] if costs is None else costs.seconds(left.left)
+        seconds += [costs.start if costs else 0.0] * len(left.cached)
+        stages: dict[str, float] = {}
+        for node, each in zip(nodes, seconds, strict=True):
+            stage = graph.stage_of(node.rule)
+            stages[stage] = stages.get(stage, 0.0) + each
+        runs = sum(node.rule == "distil" for node in left.left)
+        total = wall_seconds(works(nodes, seconds), sharing)
+        missing = [_NOT_COUNTED]
+        if costs is not None and costs.guessed:
+            missing.append(f"{len(costs.guessed)} jobs without a trial count like others")
+        found = Forecast(total, len(nodes), runs, stages, missing)
+        if not nodes:
+            self.say("ok", "time", "all results are up to date; there is nothing to do")
+            return found
+        self.say(
+            "ok",
+            "time",
+            f"{runs} runs, {len(nodes)} jobs, about {duration(total)} on this machine "
+            f"(not counted: {'; '.join(missing)})",
+        )
+        if costs is not None:
+            listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())
+            self.say("note", "time", f"the jobs of each stage, one after the other: {listed}")
+        return found
+
+
+def _step(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

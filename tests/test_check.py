@@ -1,0 +1,294 @@
+"""`kdsteps check`: what could stop a later job, and how long all jobs take, in a minute."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _commands import REPOSITORY, STUDY, files_in, write_study
+from _pictures import write_folder
+
+from kdsteps.cli.main import main
+from kdsteps.data.sampling import sample_rows
+from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.cache import remembered
+from kdsteps.jobs.early_checks import study_problems
+from kdsteps.jobs.outputs import Names
+from kdsteps.jobs.provenance import provenance_of_job
+from kdsteps.jobs.remaining import Remaining, remaining
+from kdsteps.jobs.resources import Sharing
+from kdsteps.jobs.schedule import claim, wall_seconds, works
+from kdsteps.jobs.words import duration
+from kdsteps.rehearsal.costs import Costs
+from kdsteps.rehearsal.images import look_at_source
+from kdsteps.rehearsal.rehearsal import Rehearsal, Scale
+from kdsteps.rehearsal.trial import Trial
+from kdsteps.study.settings import Dataset, Prepare
+from kdsteps.study.study import load_study, parse_study
+
+CPU = Sharing(cores=4, gpus=0, jobs_per_gpu=1)
+
+OWN = """
+from kdsteps.methods.labels import Labels
+
+class Wrong(Labels):
+    def terms(self, batch):
+        raise IndexError("there is no such thing")
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch) -> None:
+    """Starting Python is measured in a test of its own."""
+    monkeypatch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What the check finds in the study of digits, and the files before and after."""
+    folder = tmp_path_factory.mktemp("checked")
+    (folder / "mine.py").write_text(OWN)
+    methods = {"labels": {}, "block_kd": {}, "wrong": {"method": "./mine.py:Wrong"}}
+    write_study(folder, methods=methods)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+        patch.setattr("kdsteps.rehearsal.trial.LOOK", 0.05)
+        before = list(files_in(folder))
+        found: list[Any] = []
+        patch.setattr("kdsteps.cli.check.asdict", lambda one: found.append(one) or {})
+        assert main(["check", "--json"]) == 2
+        (result,) = found
+    return (
+        {
+            "findings": [(each.status, each.what, each.text) for each in result.findings],
+            "forecast": result.forecast,
+        },
+        before,
+        list(files_in(folder)),
+    )
+
+
+def test_every_problem_is_listed_and_the_rest_is_tried(checked):
+    found, _, _ = checked
+    problems = [(what, text) for status, what, text in found["findings"] if status == "problem"]
+    assert problems == [("pair with wrong", "fails with IndexError: there is no such thing")]
+    said = {what: text for status, what, text in found["findings"] if status == "ok"}
+    assert said["methods"].endswith(": labels, block_kd")
+    assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
+    assert said["data digits"].startswith("1,797 images of 10 classes, 1 x 8 x 8; a sample of 300")
+
+
+def test_the_forecast_counts_every_job(checked):
+    forecast = checked[0]["forecast"]
+    assert (forecast.runs, forecast.jobs) == (6, 20)
+    assert forecast.stages.keys() == {
+        *("prepare", "train", "cache", "build", "distil", "evaluate", "report")
+    }
+    assert 20 * 0.5 / 2 < forecast.seconds < sum(forecast.stages.values())
+
+
+def test_the_folder_of_the_study_stays_as_it_was(checked):
+    _, before, after = checked
+    assert before == after
+
+
+def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
+    write_study(folder, seeds=[])
+    assert main(["check"]) == 2
+    assert "PROBLEM  settings: params.yaml: seeds is" in capsys.readouterr().out
+
+
+def test_all_early_problems_are_found_and_not_the_first_alone(folder):
+    models = {
+        "big": STUDY["models"]["big"] | {"checkpoint": "gone.pt"},
+        "small": STUDY["models"]["small"],
+    }
+    methods = {"fitnet": {"teacher_layer": "nowhere"}, "at": {"student_layers": ["nothing"]}}
+    found = study_problems(parse_study(STUDY | {"models": models, "methods": methods}))
+    assert [problem.split(":")[1].strip() for problem in found.problems] == [
+        "models.big.checkpoint",
+        "pairs.pair with fitnet",
+        "pairs.pair with at",
+    ]
+
+
+@pytest.mark.parametrize(("broken", "status"), [("refuse", "PROBLEM"), ("skip", "note")])
+def test_an_image_that_cannot_be_read_is_named(folder, capsys, broken: str, status: str):
+    write_folder(folder / "pets", {"cat": 8, "dog": 8})
+    (folder / "pets/cat/3.png").write_bytes(b"no image")
+    datasets = {"digits": {"kind": "folder", "path": "pets", "image_size": 16}}
+    write_study(folder, datasets=datasets, prepare={"broken": broken})
+    main(["check", "--seconds", "0"])
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"^{status} +data digits: 1 of a sample of 16 .*cat/3\.png", said, re.MULTILINE
+    )
+
+
+def test_without_time_nothing_is_tried_and_that_is_said(folder, capsys):
+    write_study(folder)
+    assert main(["check", "--seconds", "0"]) == 0
+    assert "not tried, for lack of time: digits big" in capsys.readouterr().out
+
+
+def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):
+    write_study(folder)
+    monkeypatch.setattr("kdsteps.rehearsal.check.remaining", lambda study: Remaining(24, [], []))
+    assert main(["check"]) == 0
+    assert "there is nothing to do" in capsys.readouterr().out
+
+
+def test_more_gpus_than_there_are_is_a_problem(folder, capsys):
+    write_study(folder)
+    assert main(["check", "--gpus", "99", "--seconds", "0"]) == 2
+    assert "PROBLEM  device: --gpus is 99" in capsys.readouterr().out
+
+
+# The sample
+
+
+def test_a_sample_is_fixed_and_has_every_class():
+    labels = np.repeat(np.arange(20), 50)
+    rows = sample_rows(labels, 30)
+    assert np.array_equal(rows, sample_rows(labels, 30))
+    assert len(rows) == 30
+    assert set(labels[rows]) == set(range(20))
+    assert len(sample_rows(labels, 5)) == 20
+
+
+def test_a_folder_is_sampled_without_reading_all_of_it(folder, monkeypatch):
+    write_folder(folder / "pets", {"cat": 30, "dog": 30})
+    opened: list[Path] = []
+    decode = __import__("kdsteps.data.encoded", fromlist=["decode"]).decode
+    monkeypatch.setattr(
+        "kdsteps.data.encoded.decode",
+        lambda content, form: opened.append(content) or decode(content, form),
+    )
+    monkeypatch.setattr("kdsteps.rehearsal.images.SAMPLE", 10)
+    found = look_at_source(Dataset(kind="folder", options={"path": "pets"}), Prepare(), 1)
+    assert len(opened) == 10
+    assert found.counts == {"train": 43, "validation": 5, "test": 12}
+    assert found.shape == (3, 6, 6)
+
+
+# Which jobs are left, and when they end
+
+
+def test_a_result_in_the_job_cache_is_not_computed_again(folder):
+    write_study(folder)
+    study = load_study()
+    names: Names = {"pair": "pair", "method": "labels", "seed": "0"}
+    for name in ("images", "digest", "index", "summary"):
+        path = Path(graph.outputs("prepare", {"dataset": "digits"})[name])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    before = remaining(study)
+    assert not before.cached
+    node = graph.node(study, "distil", names)
+    _provide(study, {"dataset": "digits"})
+    outputs = {name: Path(path) for name, path in graph.outputs("distil", names).items()}
+    code = code_identity.code(study, "distil", names)
+    inputs = {name: Path(path) for name, path in node.inputs.items()}
+    with remembered("distil", node.settings.as_json(), code, inputs, outputs) as known:
+        assert not known
+        for path in outputs.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("made")
+    for path in outputs.values():
+        path.unlink()
+    assert [job.names for job in remaining(study).cached] == [names]
+
+
+def _provide(study: Any, names: Names) -> None:
+    """Let the results of `prepare` count as made."""
+    node = graph.node(study, "prepare", names)
+    files = graph.outputs("prepare", names)
+    code = code_identity.code(study, "prepare", names)
+    provenance_of_job("prepare", node.text, code, node.inputs, files, 0.0, 1.0).write(files)
+
+
+def test_jobs_run_side_by_side_as_their_cores_allow(folder):
+    study = parse_study(STUDY)
+    runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
+    own = [node for node in runs if node.names["method"] == "labels"]
+    two = Sharing(cores=claim(own[0], CPU).threads * 2, gpus=0, jobs_per_gpu=1)
+    assert wall_seconds(works(own, [3.0, 5.0]), two) == 5.0
+    one = Sharing(cores=1, gpus=0, jobs_per_gpu=1)
+    assert wall_seconds(works(own, [3.0, 5.0]), one) == 8.0
+    names = own[0].names
+    evaluated = [own[0], graph.node(study, "evaluate", names)]
+    assert wall_seconds(works(evaluated[::-1], [2.0, 3.0]), two) == 5.0
+
+
+RULES = "".join(path.read_text() for path in sorted((REPOSITORY / "workflow/rules").glob("*.smk")))
+
+
+@pytest.mark.parametrize("sharing", [Sharing(8, 0, 1), Sharing(8, 2, 1), Sharing(8, 2, 4)])
+def test_a_job_claims_what_its_rule_does(sharing: Sharing):
+    study = parse_study(STUDY | {"methods": {"feature_only": {}, "kd": {}}})
+    threads = {
+        "all_cores()": sharing.cores,
+        "sharing.cores_per_gpu": sharing.cores_per_gpu,
+        "sharing.cores_of_one_of_many": sharing.cores_of_one_of_many,
+    }
+    slots = {
+        "1": 1,
+        "sharing.jobs_per_gpu": sharing.jobs_per_gpu,
+        'gpu_slots_of("train", alone=True)': sharing.jobs_per_gpu,
+        'gpu_slots_of("distil", alone=False)': 1,
+    }
+    for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:]:
+        rule = text[: text.index(":")]
+        node = graph.node(study, rule, graph.jobs(study, rule)[0])
+        found = re.search(r"^    threads: (?:threads_of\(\"\w+\", )?(.*?)\)?$", text, re.MULTILINE)
+        wanted = 1 if found is None else threads[found[1] + ")" * (found[1] == "all_cores(")]
+        gpus = re.search(r"gpu_slots=(.*),$", text, re.MULTILINE)
+        own = claim(node, sharing)
+        assert own.threads == wanted, rule
+        assert own.slots == (slots[gpus[1]] if gpus and sharing.gpus else 0), rule
+
+
+# Times
+
+
+def test_a_training_is_scaled_from_its_trial_to_the_study(folder):
+    """640 images in batches of 64 are 10 steps; a trial of 2 steps on half a batch took 1 s."""
+    study = parse_study(STUDY | {"distil": {"epochs": 3, "batch_size": 64}})
+    found = look_at_source(study.datasets["digits"], study.params.prepare, 1)
+    images = type(found)(**vars(found) | {"counts": {"train": 640, "validation": 0, "test": 9}})
+    say = lambda *finding: None  # noqa: E731
+    rehearsal = Rehearsal(study, CPU, folder, say, 0.0, {"digits": images})
+    key = ("distil", "pair", "labels")
+    rehearsal.trials[key] = Trial(seconds=7.0, epochs=[3.0, 1.0, 1.0])
+    rehearsal.scales[key] = Scale(batch_size=32, steps=2)
+    costs = Costs(rehearsal, start=0.5, decoding={})
+    node = graph.node(study, "distil", {"pair": "pair", "method": "labels", "seed": "1"})
+    setup = 2.0 + 2.0  # besides the epochs, and of the first one
+    assert costs.seconds([node]) == [0.5 + setup + 3 * 10.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(12.4, "12 s"), (89, "89 s"), (600, "10 min"), (11400, "3 h 10 min"), (4e5, "4.6 days")],
+)
+def test_times_are_said_as_precisely_as_they_are_known(seconds: float, words: str):
+    assert duration(seconds) == words
+
+
+def test_the_output_is_json_on_demand(folder, capsys):
+    write_study(folder)
+    assert main(["check", "--json", "--seconds", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["forecast"]["runs"] == 8
+    assert {each["status"] for each in found["findings"]} <= {"ok", "problem", "note"}

@@ -1,0 +1,291 @@
+"""`kdsteps status`: what a study has done so far, whatever state its files are in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from _commands import DATA, REPOSITORY, run_of, write_study
+from _training import fit_of, same_bytes, weights
+
+from kdsteps.cli.main import main
+from kdsteps.evaluation.standing import BEHIND, is_diverging, standing
+from kdsteps.files.text import read_json
+from kdsteps.jobs import graph
+from kdsteps.jobs.job_states import LOGS, JobState, job_states, time_left
+from kdsteps.jobs.progress import EPOCHS, FOLDER, progress_file, read_progress, reported
+from kdsteps.jobs.resources import Sharing
+from kdsteps.jobs.run_lock import begin_run, current_run, end_run
+from kdsteps.study.study import load_study
+
+TARGET = Path("results/distil/pair/kd/0/student.safetensors")
+LABELS = {"pair": "pair", "method": "labels", "seed": "0"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A folder with a study that was never run, in which a test runs."""
+    write_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A study whose images are prepared and whose first student was trained with labels."""
+    folder: Path = tmp_path_factory.mktemp("begun")
+    write_study(folder, distil={"epochs": 2, "batch_size": 256})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["prepare", *DATA]) == 0
+        assert main(["distil", *run_of("labels")]) == 0
+    return folder
+
+
+def epoch_of(number: int, epochs: int, **values: float) -> None:
+    """What the training loop logs after an epoch."""
+    history = SimpleNamespace(
+        epoch=[number] * len(values), name=list(values), value=list(values.values())
+    )
+    EPOCHS.debug("%d of %d", number, epochs, extra={"history": history})
+
+
+def status(capsys, *arguments: str) -> str:
+    assert main(["status", *arguments]) == 0
+    text: str = capsys.readouterr().out
+    return text
+
+
+# What a job writes about itself
+
+
+def test_a_job_can_be_followed_until_it_succeeds(folder):
+    with reported(TARGET):
+        epoch_of(1, 3, total=2.0)
+        epoch_of(2, 3, total=1.0, validation_accuracy=0.5)
+        found = read_progress(TARGET)
+        assert found is not None
+        assert found.running
+        assert (found.epoch, found.epochs) == (2, 3)
+        assert found.history[2] == {"total": 1.0, "validation_accuracy": 0.5}
+        assert found.seconds_left is not None
+    assert read_progress(TARGET) is None
+    assert not EPOCHS.handlers
+
+
+@pytest.mark.parametrize(("error", "failed"), [(ValueError, True), (KeyboardInterrupt, False)])
+def test_a_failed_job_is_told_from_a_stopped_one(folder, error: type[BaseException], failed: bool):
+    with pytest.raises(error), reported(TARGET):
+        raise error
+    found = read_progress(TARGET)
+    assert found is not None
+    assert (found.running, found.failed) == (False, failed)
+
+
+def test_a_job_that_resumes_continues_its_history(folder):
+    with suppress(KeyboardInterrupt), reported(TARGET):
+        epoch_of(1, 3, total=3.0)
+        epoch_of(2, 3, total=2.0)
+        raise KeyboardInterrupt
+    with reported(TARGET):
+        epoch_of(2, 3, total=1.5)  # it was killed after its last saved state
+        found = read_progress(TARGET)
+        assert found is not None
+        assert found.history == {1: {"total": 3.0}, 2: {"total": 1.5}}
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\n[1]\n", b'{"epoch": "x", "epochs": 2}\n'])
+def test_a_damaged_file_of_a_job_stops_nothing(folder, capsys, text: bytes):
+    progress_file(TARGET).parent.mkdir(parents=True)
+    progress_file(TARGET).write_bytes(text)
+    assert "0 of 24 done" in status(capsys)
+
+
+def test_where_nothing_can_be_written_a_job_runs_all_the_same(folder):
+    FOLDER.parent.mkdir(exist_ok=True)
+    FOLDER.write_text("a file where the folder should be")
+    with reported(TARGET):
+        epoch_of(1, 1, total=1.0)
+
+
+def test_following_a_training_does_not_change_it(folder):
+    alone = fit_of("kd")
+    alone.run()
+    followed = fit_of("kd")
+    with reported(TARGET):
+        followed.run()
+    assert same_bytes(weights(alone), weights(followed))
+    assert alone.history.rows() == followed.history.rows()
+
+
+# Words
+
+
+def run(*values: float, **more: float) -> dict[int, dict[str, float]]:
+    return {e: {"validation_accuracy": v, "total": 1.0, **more} for e, v in enumerate(values, 1)}
+
+
+LEVEL = {0: run(0.5, 0.60), 1: run(0.5, 0.64)}  # seeds differ by 0.028
+
+
+@pytest.mark.parametrize(
+    ("runs", "word"),
+    [
+        ({0: run(0.5, 0.66), 1: run(0.5, 0.70)}, "ahead"),
+        ({0: run(0.5, 0.61), 1: run(0.5, 0.64)}, "level"),
+        ({0: run(0.5, 0.55), 1: run(0.5, 0.59)}, BEHIND),
+        ({0: run(0.5)}, "level"),  # at the epoch that it has reached
+        ({0: run(0.5, 0.66), 1: run(0.5, 0.6, kd=math.nan)}, "diverging (seed 1)"),
+        ({0: run(0.8, 0.3, 0.3)}, "diverging"),
+        ({0: {1: {"total": 1.0}}}, "no validation images"),
+    ],
+)
+def test_a_method_is_compared_at_the_same_epoch(runs: Any, word: str):
+    assert standing(runs, LEVEL).word == word
+
+
+def test_a_difference_is_the_mean_over_seeds():
+    found = standing({0: run(0.5, 0.66), 1: run(0.5, 0.70)}, LEVEL)
+    assert found.difference == pytest.approx(0.06)
+    assert found.spread == pytest.approx(0.04 / math.sqrt(2))
+
+
+def test_one_seed_is_not_judged():
+    assert standing({0: run(0.9)}, {0: run(0.1)}).word == "not judged: one seed"
+
+
+def test_without_labels_there_is_no_comparison():
+    assert standing({0: run(0.9)}, {}).difference is None
+
+
+def test_one_bad_epoch_is_no_divergence():
+    assert not is_diverging(run(0.3, 0.1))
+    assert not is_diverging(run(0.3, 0.1, 0.4))
+    assert not is_diverging({})
+
+
+# Jobs
+
+
+def test_a_study_that_was_never_run(folder, capsys):
+    said = status(capsys)
+    assert "jobs      0 of 24 done, 24 waiting" in said
+    assert "not known yet" in said
+    assert "no run is using this folder" in said
+
+
+def test_without_a_study_there_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 2
+    assert "params.yaml: not found" in capsys.readouterr().err
+
+
+def test_done_running_and_failed_jobs_are_told_apart(begun, monkeypatch, capsys):
+    monkeypatch.chdir(begun)
+    log = Path("logs/distil/pair/labels/1.txt")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("on the CPU\nValueError: nothing works\n\n")
+    other = Path("results/distil/pair/labels/1/student.safetensors")
+    with pytest.raises(ValueError, match="nothing"), reported(other):
+        raise ValueError("nothing works")
+    with reported(TARGET):
+        epoch_of(1, 2, validation_accuracy=0.3, total=1.0)
+        said = status(capsys)
+        found = json.loads(status(capsys, "--json"))
+    progress_file(other).unlink()
+    assert "2 of 24 done, 1 running, 1 failed" in said
+    assert f"failed    distil pair labels 1: ValueError: nothing works ({log})" in said
+    assert re.search(r"running   distil pair kd 0 +epoch 1 of 2", said)
+    assert re.search(r"pair labels +epoch +2 .*the baseline", said)
+    assert re.search(r"pair kd +epoch +1 .*not judged: one seed", said)
+    states = {(job["rule"], job.get("method"), job.get("seed")): job for job in found["jobs"]}
+    assert states["distil", "labels", "0"]["seconds"] > 0
+    assert states["distil", "kd", "0"]["epochs"] == 2
+    assert [student["method"] for student in found["students"]] == ["labels", "kd"]
+
+
+def test_a_job_that_was_killed_is_stopped_and_not_failed(folder, capsys):
+    progress_file(TARGET).parent.mkdir(parents=True)
+    progress_file(TARGET).write_text('{"started": 1.0}\n')
+    assert "stopped   distil pair kd 0: its log is empty" in status(capsys)
+
+
+def test_a_job_that_ended_before_it_began_has_failed(folder, capsys):
+    log = Path("logs/train/digits/big.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("kdsteps train: --gpus: there is no driver\n")
+    assert f"failed    train digits big: kdsteps train: --gpus: there is no driver ({log})" in (
+        status(capsys)
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"digest": 1}'])
+def test_a_result_with_a_damaged_provenance_is_not_done(begun, monkeypatch, content: bytes):
+    monkeypatch.chdir(begun)
+    file = Path("results/distil/pair/labels/0/student.provenance.json")
+    before = file.read_bytes()
+    try:
+        file.write_bytes(content)
+        states = {(each.node.rule, *each.node.names.values()): each for each in _states()}
+    finally:
+        file.write_bytes(before)
+    assert states["distil", "pair", "labels", "0"].state == "waiting"
+
+
+def test_a_damaged_history_leaves_the_other_lines(begun, monkeypatch, capsys):
+    monkeypatch.chdir(begun)
+    file = Path("results/distil/pair/labels/0/history.parquet")
+    before = file.read_bytes()
+    try:
+        file.write_bytes(before[: len(before) // 2])
+        assert "1 of 24 done" in status(capsys)
+    finally:
+        file.write_bytes(before)
+
+
+def test_a_run_is_seen_from_another_terminal(folder):
+    assert current_run() is None
+    begin_run()
+    try:
+        found = current_run()
+    finally:
+        end_run()
+    assert found is not None
+    assert found["process"] > 0
+    assert current_run() is None
+
+
+def _states() -> list[JobState]:
+    return job_states(load_study())
+
+
+def test_the_time_left_is_that_of_jobs_of_the_same_kind(folder):
+    study = load_study()
+    runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
+    first, *others = [run for run in runs if run.names["method"] == "kd"]
+    done = JobState(first, "done", seconds=10.0)
+    found = time_left([done, *(JobState(run, "waiting") for run in others)], ONE, now=0.0)
+    assert (found.seconds, found.unknown) == (10.0, 0)
+    unknown = JobState(graph.node(study, "report", {}), "waiting")
+    found = time_left([done, unknown], ONE, now=0.0)
+    assert (found.seconds, found.unknown) == (0.0, 1)
+
+
+ONE = Sharing(cores=1, gpus=0, jobs_per_gpu=1)
+
+
+def test_the_logs_are_those_of_the_workflow():
+    text = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    named = re.findall(r'^rule (\w+):.*?log:\n\s+"(.*?)"', text, re.MULTILINE | re.DOTALL)
+    assert dict(named) == LOGS
+
+
+def test_the_results_say_how_long_a_job_took(begun):
+    found = read_json(begun / "results/distil/pair/labels/0/student.provenance.json")
+    assert found["ended"] > found["started"]
