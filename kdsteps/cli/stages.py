@@ -29,12 +29,12 @@ from kdsteps.jobs.outputs import flat
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
-from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.jobs.settings import SETTINGS, DistilSettings, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
-NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
-ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
+NAMES = ("dataset", "teacher", "views", "pair", "method", "trial", "seed")
+ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
@@ -94,9 +94,9 @@ def add_stage(commands: Any, stage: str) -> None:
         metavar="N",
         help="jobs that may share a GPU with each other, this one included (%(default)s)",
     )
-    if stage in ("cache", "distil"):
+    if stage in ("cache", "tune", "distil"):
         _add_caching(parser)
-    if stage in ("train", "distil"):
+    if stage in ("train", "tune", "distil"):
         parser.add_argument(
             "--checkpoint-seconds",
             type=count,
@@ -175,7 +175,7 @@ def run_call(
         with remembered(call.rule, settings, call.code, call.read, final) as known:
             if not known:
                 job = Job(
-                    settings=call.settings,
+                    settings=_settings(call),
                     inputs=Files(call.inputs, "--inputs"),
                     outputs=final,
                     final=final,
@@ -193,6 +193,13 @@ def run_call(
         )
         made.write(final)
         forget_aside(final.values())
+
+
+def _settings(call: Call) -> JobSettings:
+    """The settings of a job; of a student, with the values that the stage `tune` chose."""
+    if not isinstance(call.settings, DistilSettings) or "choice" not in call.read:
+        return call.settings
+    return call.settings.with_values(read_json(call.inputs["choice"]).get("values", {}))
 
 
 def _gpus_by_default(call: Call) -> int:
@@ -293,6 +300,8 @@ def _by_name(given: argparse.Namespace) -> Call:
         rule = "evaluate_latency"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
+    if rule == "tune" and set(names) == {"pair", "method"}:
+        rule = "tune_choose"
     wanted = graph.names_of(rule)
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, PositiveInt
 
 from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
@@ -21,6 +21,7 @@ from kdsteps.study.settings import (
     Section,
     Seed,
     Train,
+    Tune,
 )
 from kdsteps.study.texts import Name, Text
 
@@ -86,6 +87,17 @@ class ModelEntry(_Entry):
         return None
 
 
+class Range(Section):
+    """A range of numbers for a random search."""
+
+    low: int | float
+    """Lowest value."""
+    high: int | float
+    """Highest value; if both are whole numbers, only whole numbers are tried."""
+    log: bool = False
+    """Whether each order of magnitude is as likely as the next."""
+
+
 class MethodEntry(_Entry):
     """An entry of `methods`: the options of a method, under its name or another one."""
 
@@ -95,6 +107,9 @@ class MethodEntry(_Entry):
     """Values of the section `distil` that differ for this method."""
     build: Build | None = None
     """Values of the section `build` that differ for this method."""
+    tune: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)] | Range] | None = None
+    """What the stage `tune` tries: for options of the method, and for keys of the section `distil`
+    as `distil.<key>`, a list of values, or {low, high, log} for a random search."""
 
 
 class Pair(Section):
@@ -132,6 +147,7 @@ class Params(Section):
     cache: Cache = Cache()
     score: ScoreSection = ScoreSection()
     build: Build = Build()
+    tune: Tune = Tune()
     distil: Distil = Distil()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
