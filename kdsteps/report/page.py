@@ -20,6 +20,7 @@ from kdsteps.report.results import Results
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import MethodRow, PairTable
+from kdsteps.report.tuning import tuning_of
 from kdsteps.report.verdict import Finding, outcome, verdict
 from kdsteps.study.study import Study
 
@@ -115,6 +116,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         origins=_origins(results.origins),
         accepted=results.accepted,
         checks=results.checks,
+        tuning=tuning_of(study, results.tunings),
         costs=[
             (name, figures.costs(group, results.metrics))
             for name, group in figures.by_dataset(tables)

@@ -45,6 +45,7 @@ class Results:
         data: {dataset: summary}.
         origins: One row per file: what it is, git_commit, device, versions as text, seconds.
         accepted: Results of earlier code that were accepted, as `date: 1 train, 38 distil`.
+        tunings: trials.json of each pair and method that was tuned, with both names.
     """
 
     metrics: tuple[Metric, ...]
@@ -60,6 +61,7 @@ class Results:
     origins: pd.DataFrame
     accepted: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
+    tunings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -96,6 +98,10 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         origins=pd.DataFrame(teacher_origins + origins + timed, columns=ORIGINS),
         accepted=[line for path in inputs.get("accepted", ()) for line in accepted_lines(path)],
         checks=_checks(inputs["teacher_checks"]),
+        tunings=[
+            names | read_json(path)
+            for path, names in _named(inputs.get("tunings", ()), "tune_choose", "trials")
+        ],
     )
 
 
