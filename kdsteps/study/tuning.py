@@ -45,13 +45,14 @@ def candidates(search: Search, tune: Tune, method: str, where: str) -> list[Valu
         raise KdstepsError(f"{where} is empty; list values for an option, or leave it out")
     if tune.search == "random":
         return list(islice(unique(_drawn(search, tune, method)), tune.trials))
-    found = [dict(zip(search, values, strict=True)) for values in product(*search.values())]
-    if len(found) > tune.trials:
+    lists = {key: tried for key, tried in search.items() if not isinstance(tried, Range)}
+    count = math.prod(len(tried) for tried in lists.values())
+    if count > tune.trials:
         raise KdstepsError(
-            f"{where}: has {len(found)} combinations, and tune.trials is {tune.trials}; leave some "
-            f"out, set tune.trials to {len(found)}, or set tune.search to random"
+            f"{where}: has {count} combinations, and tune.trials is {tune.trials}; leave some out, "
+            f"set tune.trials to {count}, or set tune.search to random"
         )
-    return found
+    return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())]
 
 
 def check_seeds(tune: Tune, seeds: Sequence[int], where: str) -> None:
