@@ -141,7 +141,9 @@ NOTHING = [
     Edit("log lines of the training loop", substituted(LOOP, r'log\.info\("', 'log.info("! ')),
     Edit(
         "a new log line in distil",
-        substituted("stages/distil.py", r"^    fit\.run\(\)$", '    fit.run()\n    log.info("!")'),
+        substituted(
+            "stages/_student.py", r"^    fit\.run\(\)$", '    fit.run()\n    log.info("!")'
+        ),
     ),
     Edit("error texts of files", substituted("files/atomic.py", 'f"{path}: ', 'f"at {path} ')),
     Edit("error texts of methods", substituted("methods/_tensors.py", r'Error\(f"', 'Error(f"! ')),

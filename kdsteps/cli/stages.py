@@ -30,12 +30,12 @@ from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
-from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
+from kdsteps.jobs.settings import SETTINGS, DistilSettings, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.study import Study, load_study, parse, parse_study
 
-NAMES = ("dataset", "teacher", "views", "pair", "method", "seed", "student")
-ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
+NAMES = ("dataset", "teacher", "views", "pair", "method", "trial", "seed", "student")
+ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
@@ -95,9 +95,9 @@ def add_stage(commands: Any, stage: str) -> None:
         metavar="N",
         help="jobs that may share a GPU with each other, this one included (%(default)s)",
     )
-    if stage in ("cache", "distil"):
+    if stage in ("cache", "tune", "distil"):
         _add_caching(parser)
-    if stage in ("train", "distil"):
+    if stage in ("train", "tune", "distil"):
         parser.add_argument(
             "--checkpoint-seconds",
             type=count,
@@ -178,7 +178,7 @@ def run_call(
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
                 job = Job(
-                    settings=call.settings,
+                    settings=_settings(call),
                     inputs=Files(call.inputs, "--inputs"),
                     outputs=final,
                     final=final,
@@ -199,6 +199,13 @@ def run_call(
         forget_aside(final.values())
         for name in optional.keys() & call.outputs.keys():  # declared, since they are in storage
             call.outputs[name].touch()
+
+
+def _settings(call: Call) -> JobSettings:
+    """The settings of a job; of a student, with the values that the stage `tune` chose."""
+    if not isinstance(call.settings, DistilSettings) or "choice" not in call.read:
+        return call.settings
+    return call.settings.with_values(read_json(call.inputs["choice"]).get("values", {}))
 
 
 def _gpus_by_default(call: Call) -> int:
@@ -305,6 +312,8 @@ def _by_name(given: argparse.Namespace) -> Call:
         rule = "evaluate_latency"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
+    if rule == "tune" and set(names) == {"pair", "method"}:
+        rule = "tune_choose"
     wanted = graph.names_of(rule)
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:

@@ -33,6 +33,8 @@ _ENTRIES = {
     "train_check": "train:_check",
     "cache": "cache:_cache_features",
     "cache_outputs": "cache:_cache_logits",
+    "tune": "tune:_try",
+    "tune_choose": "tune:_choose",
     "evaluate": "evaluate:_evaluate",
     "evaluate_teacher": "evaluate:_evaluate",
     "evaluate_latency": "_latency:time_networks",
@@ -117,7 +119,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
                 yield registry.target("models", method)
     elif rule == "export":
         yield from _exported(study, names)
-    elif "pair" in names:
+    elif "pair" in names and rule != "tune_choose":
         pair, entry = study.pairs[names["pair"]], study.methods[names["method"]]
         models = [pair.student]
         adds = entry.method in registry.names("models")
@@ -126,7 +128,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         if adds or (rule != "evaluate" and entry.wants != "nothing"):
             models.append(pair.teacher)
         method = registry.target("methods", entry.method)
-        if rule == "distil" or (rule == "evaluate" and not method.startswith("kdsteps.")):
+        if rule in ("distil", "tune") or (rule == "evaluate" and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy its own network
     if graph.stage_of(rule) in ("evaluate", "report"):
         for reference in study.params.evaluate.metrics:

@@ -37,7 +37,8 @@ CUDA_MB = 2500  # more of them in a process that uses a GPU
 ROW_BYTES = 1000  # label, hash and name of an image
 RESIDENT_MB = 8192  # images of more are not in memory as a whole (see `data.prepared`)
 WORKERS_MB = 4000  # processes that make batches, for larger images or augmentation one by one
-WITHOUT_GPU = frozenset({"prepare", "score", "build", "export", "report"})
+WITHOUT_GPU = frozenset({"prepare", "score", "build", "tune_choose", "export", "report"})
+_EQUAL = ("seed", "trial")  # jobs that differ only in these need the same
 EVALUATED = 256  # images of a batch where no settings say it
 MB = 1 << 20
 
@@ -61,7 +62,7 @@ def forecast(study: Study, rule: str, names: Names, cores: int, gpu: bool) -> Fo
         gpu: Whether it computes on a GPU. Its activations count all the same, although they are in
             the memory of the GPU then, which is not requested.
     """
-    alike = tuple((key, value) for key, value in sorted(names.items()) if key != "seed")
+    alike = tuple((key, value) for key, value in sorted(names.items()) if key not in _EQUAL)
     need = _need(study, rule, alike, _prepared_at(study, names))
     gpu = gpu and rule not in WITHOUT_GPU
     rate = GPU_RATE if gpu else CORE_RATE * cores
@@ -289,6 +290,8 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
     "cache_outputs": _cache_outputs,
     "score": _score,
     "build": _build,
+    "tune": _distil,
+    "tune_choose": lambda job: _Need(),
     "distil": _distil,
     "evaluate": _evaluate,
     "evaluate_teacher": _evaluate,

@@ -5,7 +5,7 @@ It is built once per study; Snakemake's many queries are then lookups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,6 +26,7 @@ from kdsteps.jobs.published_weights import check_classifier
 from kdsteps.jobs.settings import (
     BuildSettings,
     CheckSettings,
+    ChooseSettings,
     DistilSettings,
     EvaluateSettings,
     FeatureSettings,
@@ -36,6 +37,7 @@ from kdsteps.jobs.settings import (
     ReportSettings,
     ScoreSettings,
     TrainSettings,
+    TuneSettings,
 )
 from kdsteps.study.settings import (
     BuildPairs,
@@ -46,6 +48,7 @@ from kdsteps.study.settings import (
     ViewSettings,
 )
 from kdsteps.study.study import Study
+from kdsteps.study.tuning import num_tried
 
 _REPORTED = {
     "image_files": ("prepare", "images"),
@@ -58,6 +61,7 @@ _REPORTED = {
     "teacher_predictions": ("evaluate_teacher", "predictions"),
     "layer_scores": ("score", "scores"),
     "plans": ("build", "plan"),
+    "tunings": ("tune_choose", "trials"),
     "histories": ("distil", "history"),
     "measures": ("evaluate", "measures"),
     "predictions": ("evaluate", "predictions"),
@@ -66,7 +70,7 @@ _REPORTED = {
 }
 """What the report reads: each kind of file as one list, by rule and name of the output."""
 
-LISTS = frozenset({*_REPORTED, "accepted", "students", "students_digest"})
+LISTS = frozenset({*_REPORTED, "accepted", "students", "students_digest", "earlier", "results"})
 """Names of inputs that are lists of files."""
 
 
@@ -284,7 +288,7 @@ class _Graph:
                 if views is not None:
                     key = (*teacher, views.name)
                     passes = caches.get(key, (views, 0))[1]
-                    caches[key] = views, passes + len(study.seeds) * recipe.epochs
+                    caches[key] = views, passes + study.num_trainings(method) * recipe.epochs
                 self._add_runs(name, method, views)
         for (dataset, teacher_name, views_name), (views, passes) in sorted(
             caches.items(), key=lambda item: item[0]
@@ -341,20 +345,55 @@ class _Graph:
         hints = self._caching | _saving(recipe)
         student = study.models[pair.student]
         checkpoint = self.own_inputs[f"models.{pair.student}"].digest
-        for seed in study.seeds:
-            names = {"pair": name, "method": method, "seed": str(seed)}
-            settings = DistilSettings.model_construct(
+
+        def settings_of(rule: str, names: Names) -> DistilSettings:
+            return DistilSettings.model_construct(
                 student=student,
                 method=entry.method,
                 options=entry.options,
                 distil=recipe,
-                seed=seed,
-                weights=weights_digest(checkpoint, outputs("distil", names)),
+                seed=int(names["seed"]),
+                weights=weights_digest(checkpoint, outputs(rule, names)),
             )
-            self._add("distil", names, read, settings, hints)
+
+        if entry.trials:
+            choice = self._add_trials(name, method, read, hints, settings_of)
+            read = read | {"choice": choice}
+        for seed in study.seeds:
+            names = {"pair": name, "method": method, "seed": str(seed)}
+            self._add("distil", names, read, settings_of("distil", names), hints)
             trained = outputs("distil", names)
             judged = data | {"model": trained["model"], "model_digest": trained["digest"]}
             self._add("evaluate", names, judged | compared, evaluate, text=evaluate_text)
+
+    def _add_trials(
+        self,
+        name: str,
+        method: str,
+        read: dict[str, Any],
+        hints: dict[str, int | str],
+        settings_of: Callable[[str, Names], DistilSettings],
+    ) -> str:
+        """Add the trials of one pair and method for every seed; return the file of the choice."""
+        tune, trials = self.study.params.tune, self.study.methods[method].trials
+        made: list[str] = []
+        for place, seed in enumerate(tune.seeds):
+            count, earlier = num_tried(len(trials), place, tune.halving), list(made)
+            some = count < len(trials)
+            for number, values in enumerate(trials, start=1):
+                names = {"pair": name, "method": method, "trial": str(number), "seed": str(seed)}
+                settings = TuneSettings.model_construct(
+                    **dict(settings_of("tune", names).with_values(values)),
+                    values=values,
+                    survivors=count if some else None,
+                )
+                found = read | {"earlier": earlier} if some else read
+                self._add("tune", names, found, settings, hints)
+                made.append(outputs("tune", names)["trial"])
+        names = {"pair": name, "method": method}
+        chosen = ChooseSettings.model_construct(trials=trials, seeds=tune.seeds)
+        self._add("tune_choose", names, {"results": made}, chosen)
+        return outputs("tune_choose", names)["choice"]
 
     def _add_latency(self, name: str) -> None:
         """Add the timing of a pair: one student of each method, and the teacher if there is one.

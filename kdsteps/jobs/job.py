@@ -9,7 +9,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from kdsteps.errors import KdstepsError
 
-S = TypeVar("S")
+S = TypeVar("S", covariant=True)
 
 
 class Files(dict[str, Path]):

@@ -7,7 +7,10 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-STAGES = ("prepare", "train", "cache", "score", "build", "distil", "evaluate", "export", "report")
+STAGES = (
+    *("prepare", "train", "cache", "score", "build", "tune", "distil", "evaluate", "export"),
+    "report",
+)
 
 Names = dict[str, str]
 """What distinguishes the jobs of one rule: the wildcards of its paths."""
@@ -32,6 +35,11 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "cache_outputs": {"ticket": "results/cache/{dataset}/{teacher}/outputs_{views}.json"},
     "score": {"scores": "results/score/{dataset}/{teacher}/scores.parquet"},
     "build": {"plan": "results/build/{pair}/{method}/plan.json"},
+    "tune": {"trial": "results/tune/{pair}/{method}/{trial}/{seed}/trial.json"},
+    "tune_choose": {
+        "choice": "results/tune/{pair}/{method}/choice.json",
+        "trials": "results/tune/{pair}/{method}/trials.json",
+    },
     "distil": {
         "model": "results/distil/{pair}/{method}/{seed}/student.safetensors",
         "history": "results/distil/{pair}/{method}/{seed}/history.parquet",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
@@ -27,8 +27,10 @@ from kdsteps.study.settings import (
     Section,
     TimingSettings,
     Train,
+    Values,
     ViewSettings,
 )
+from kdsteps.study.study import parse
 
 INPUTS = ("source", "weights")
 """Digests of files that params.yaml names; left out where there are none."""
@@ -142,6 +144,37 @@ class DistilSettings(JobSettings):
     seed: NonNegativeInt
     weights: str = ""
 
+    def with_values(self, values: Values) -> Self:
+        """The settings with the values of a trial.
+
+        Raises:
+            KdstepsError: They are not values that the settings can have.
+        """
+        content = self.model_dump(mode="json")
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            content[section or "options"][name] = value
+        return parse(type(self), content, "tuned values")
+
+
+class TuneSettings(DistilSettings):
+    """One training of a trial, with its values in place.
+
+    Attributes:
+        survivors: How many trials are trained with this seed, the best with the seeds before;
+            None: all.
+    """
+
+    values: Values
+    survivors: PositiveInt | None = None
+
+
+class ChooseSettings(JobSettings):
+    """Which trials there are to choose from."""
+
+    trials: tuple[Values, ...]
+    seeds: tuple[NonNegativeInt, ...]
+
 
 class EvaluateSettings(JobSettings):
     """How a network is evaluated."""
@@ -217,6 +250,8 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "cache_outputs": LogitSettings,
     "score": ScoreSettings,
     "build": BuildSettings,
+    "tune": TuneSettings,
+    "tune_choose": ChooseSettings,
     "distil": DistilSettings,
     "evaluate": EvaluateSettings,
     "evaluate_teacher": EvaluateSettings,

@@ -32,6 +32,7 @@ from kdsteps.report.results import Results, chance_level
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import MethodRow, PairTable
+from kdsteps.report.tuning import tuning_of
 from kdsteps.report.verdict import OUTCOMES, Finding, beats_all, verdict
 from kdsteps.study.study import Study
 
@@ -142,6 +143,7 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         accepted=results.accepted,
         checks=results.checks,
         exports=list(map(export_view, results.exports)),
+        tuning=tuning_of(study, results.tunings),
         costs=[
             (name, figures.costs(group, results.metrics), figures.scale_of(group[0]))
             for name, group in figures.by_dataset(tables)

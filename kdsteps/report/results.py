@@ -49,6 +49,7 @@ class Results:
         exports: export.json of each exported student.
         predictions: {(pair, method, seed): predictions.parquet}.
         images: {dataset: (images.npy, index.parquet)}.
+        tunings: trials.json of each pair and method that was tuned, with both names.
     """
 
     metrics: tuple[Metric, ...]
@@ -67,6 +68,7 @@ class Results:
     exports: list[Record] = field(default_factory=list)
     predictions: dict[tuple[str, str, int], Path] = field(default_factory=dict)
     images: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    tunings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
@@ -106,6 +108,10 @@ def load_results(inputs: Mapping[str, Files], study: Study) -> Results:
         exports=list(map(read_record, inputs.get("exports", ()))),
         predictions=_by_run(inputs["predictions"], "evaluate", "predictions"),
         images=_images(inputs),
+        tunings=[
+            names | read_json(path)
+            for path, names in _named(inputs.get("tunings", ()), "tune_choose", "trials")
+        ],
     )
 
 

@@ -6,6 +6,7 @@ reads   summaries            summary.json of every dataset
         teacher_checks       check.json of every teacher
         layer_scores         scores.parquet of every teacher whose layers were scored
         plans                plan.json of every pair and method with a plan
+        tunings              trials.json of every pair and method that is tuned
         histories, measures, predictions
                              of every student: history.parquet, measures.json, predictions.parquet
         latencies            latency.json of every pair

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+)
 
 from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
@@ -22,6 +32,7 @@ from kdsteps.study.settings import (
     Section,
     Seed,
     Train,
+    Tune,
 )
 from kdsteps.study.texts import Name, Text
 
@@ -87,6 +98,37 @@ class ModelEntry(_Entry):
         return None
 
 
+class Range(Section):
+    """A range of numbers for a random search."""
+
+    low: int | float
+    """The lowest value."""
+    high: int | float
+    """The highest value; if both are whole numbers, only whole numbers are tried."""
+    log: bool = False
+    """Whether each order of magnitude is as likely as the next."""
+
+
+def _kind_of(tried: Any) -> str:
+    """Whether the values to try are a range or a list, so that an error is about one of them."""
+    return "range" if isinstance(tried, dict | Range) else "list"
+
+
+def _keys_in_one(tune: Any) -> Any:
+    """Raise ValueError for `distil: {momentum: ...}` instead of `distil.momentum: ...`."""
+    for key, tried in tune.items() if isinstance(tune, dict) else ():
+        if isinstance(tried, dict) and tried and not tried.keys() & Range.model_fields.keys():
+            inner = f"{key}.{next(iter(tried))}"
+            raise ValueError(f"has {key} with keys inside; write it as one key, `{inner}: [...]`")
+    return tune
+
+
+_Tried = Annotated[
+    Annotated[list[JsonValue], Field(min_length=1), Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(_kind_of),
+]
+
+
 class MethodEntry(_Entry):
     """An entry of `methods`: the options of a method, under its name or another one."""
 
@@ -96,6 +138,9 @@ class MethodEntry(_Entry):
     """Values of the section `distil` that differ for this method."""
     build: Build | None = None
     """Values of the section `build` that differ for this method."""
+    tune: Annotated[dict[str, _Tried], BeforeValidator(_keys_in_one)] | None = None
+    """What the stage `tune` tries: for options of the method, and for keys of the section `distil`
+    as `distil.<key>`, a list of values, or {low, high, log} for a random search."""
 
 
 class Pair(Section):
@@ -133,6 +178,7 @@ class Params(Section):
     cache: Cache = Cache()
     score: ScoreSection = ScoreSection()
     build: Build = Build()
+    tune: Tune = Tune()
     distil: Distil = Distil()
     evaluate: Evaluate = Evaluate()
     export: Export | None = None

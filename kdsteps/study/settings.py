@@ -30,6 +30,8 @@ MAX_GPUS = 64  # of one machine
 MAX_PADDING, MAX_IMAGES, MAX_MINUTES, MAX_GIB = 1_000, 1_000_000_000, 1_000_000, 1_000_000
 Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
+Values = dict[str, JsonValue]
+"""What one trial of `tune` tries: options of a method, and `distil.<key>` for keys of `distil`."""
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
 
 
@@ -225,6 +227,22 @@ class Train(Training):
 
 class Distil(Training):
     """How every student is trained."""
+
+
+class Tune(Section):
+    """How values are tried for the methods that have `tune`: with the same budget for each."""
+
+    trials: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 8
+    """Trials of each method; a grid may have fewer combinations, not more."""
+    search: Literal["grid", "random"] = "grid"
+    """Whether all combinations of the listed values are tried, or random ones."""
+    seed: Seed = 0
+    """Seed of the choice of random values."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (100,)
+    """Every trial is trained once with each of these seeds, which the study itself must not use."""
+    halving: Annotated[int, Field(gt=1, le=MAX_RUNS)] | None = None
+    """Successive halving: 2 means that after each seed only the better half of the trials goes on
+    to the next seed, 3 the best third, and so on; null: all trials are trained with all seeds."""
 
 
 class FeatureSample(Section):

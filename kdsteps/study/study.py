@@ -6,7 +6,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -29,7 +29,9 @@ from kdsteps.study.settings import (
     Options,
     Train,
     Training,
+    Values,
 )
+from kdsteps.study.tuning import as_text, candidates, check_seeds, num_tried, unique
 from kdsteps.study.yaml_text import NotYaml, read_yaml
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -58,6 +60,7 @@ class Method:
         compares_images: Whether it cannot compute a batch in parts.
         needs_classifier: Whether it needs the teacher's classifier, as for its logits.
         distil, build: The values that differ for this method.
+        trials: The values that the stage `tune` tries; none: the method is not tuned.
     """
 
     method: str
@@ -69,6 +72,7 @@ class Method:
     needs_classifier: bool
     distil: Distil | None
     build: Build | None
+    trials: tuple[Values, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,17 @@ class Study:
             self._build[pair, method] = of_pair.updated(self.methods[method].build)
         return self._build[pair, method]
 
+    def num_trainings(self, method: str) -> int:
+        """How often a student of one pair is trained by a method: for trials, and for the study."""
+        tune, trials = self.params.tune, len(self.methods[method].trials)
+        tried = [num_tried(trials, place, tune.halving) for place in range(len(tune.seeds))]
+        return len(self.seeds) + (sum(tried) if trials else 0)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether values are tried for any method."""
+        return any(entry.trials for entry in self.methods.values())
+
     @cached_property
     def exported(self) -> list[tuple[str, str]]:
         """Every export as its pair and its run, which is `best` or `method/seed`."""
@@ -130,7 +145,9 @@ class Study:
         sections = {
             name: section.model_dump(mode="json")
             for name, info in Params.model_fields.items()
-            if not info.is_required() and (section := getattr(self.params, name)) is not None
+            if not info.is_required()
+            and (section := getattr(self.params, name)) is not None
+            and (name != "tune" or self.is_tuned)
         }
         return self.params.model_dump(mode="json", exclude_unset=True) | sections
 
@@ -210,7 +227,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
     _check_export(study, f"{where}: export")
-    return study
+    return _with_trials(study, where)
 
 
 def resolve_model(entry: ModelEntry, where: str) -> Model:
@@ -246,6 +263,62 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
         part.needs_classifier(options),
         *(entry.distil, entry.build),
     )
+
+
+def _with_trials(study: Study, where: str) -> Study:
+    """The study with the values to try for each method, each checked like an entry of `methods`."""
+    methods, tried = dict(study.methods), {}
+    for name, entry in study.params.methods.items():
+        if entry.tune is None:
+            continue
+        spot, found = f"{where}: methods.{name}.tune", []
+        for values in candidates(entry.tune, study.params.tune, name, spot):
+            trial = resolve_method(name, _with_values(entry, values, spot), spot)
+            found.append({key: _value_of(trial, key) for key in values})
+            tried[f"{name} ({as_text(values)})"] = trial
+            _check_same_inputs(study, name, trial, f"{spot}: {as_text(values)}")
+        methods[name] = replace(methods[name], trials=tuple(unique(found)))
+    if not tried:
+        return study
+    check_seeds(study.params.tune, study.seeds, where)
+    trials = replace(study, methods=tried, _distil={}, _build={})
+    _check_options(trials, where)
+    _check_training(trials, where)
+    return replace(study, methods=methods, _distil={}, _build={})
+
+
+def _with_values(entry: MethodEntry, values: Values, where: str) -> MethodEntry:
+    """An entry with the values of a trial instead of its own."""
+    own = entry.distil.model_dump(exclude_unset=True) if entry.distil is not None else {}
+    keys = {key.removeprefix("distil."): v for key, v in values.items() if "." in key}
+    options = {key: value for key, value in values.items() if "." not in key}
+    distil = parse(Distil, own | keys, f"{where}.distil") if own or keys else None
+    return entry.model_copy(update={"distil": distil, **options})
+
+
+def _value_of(method: Method, key: str) -> Any:
+    """The value of an option, or of a key `distil.<key>`, as plain JSON."""
+    if "." not in key:
+        return method.options[key]
+    assert method.distil is not None  # it has this value
+    return method.distil.model_dump(mode="json")[key.removeprefix("distil.")]
+
+
+def _check_same_inputs(study: Study, name: str, trial: Method, where: str) -> None:
+    """Raise KdstepsError if a student with these values needs other files than without them."""
+    entry = study.methods[name]
+    if trial.needs_classifier != entry.needs_classifier:
+        raise KdstepsError(
+            f"{where} decides whether {entry.method} needs the teacher's classifier, which is "
+            "checked before it is tuned; write two entries under methods instead"
+        )
+    for pair in study.pairs if entry.wants in ("logits", "blocks") else ():
+        views = study.distil(pair, name).updated(trial.distil).views
+        if views != study.distil(pair, name).views:
+            raise KdstepsError(
+                f"{where} changes which logits of the teacher {entry.method} learns from, which "
+                "are cached before it is tuned; write two entries under methods instead"
+            )
 
 
 def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:

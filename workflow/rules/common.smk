@@ -23,6 +23,7 @@ wildcard_constraints:
     views=r"[a-z0-9_]+",
     pair=r"[^/]+",
     method=r"[^/]+",
+    trial=r"\d+",
     seed=r"\d+",
     student=r"best|[^/]+/\d+",
 
