@@ -38,6 +38,7 @@ ROW_BYTES = 1000  # label, hash and name of an image
 RESIDENT_MB = 8192  # images of more are not in memory as a whole (see `data.prepared`)
 WORKERS_MB = 4000  # processes that make batches, for larger images or augmentation one by one
 WITHOUT_GPU = frozenset({"prepare", "score", "build", "report"})
+PROBED_WIDTH = 1024  # features of an image
 EVALUATED = 256  # images of a batch where no settings say it
 MB = 1 << 20
 
@@ -267,6 +268,19 @@ def _evaluate_latency(job: _Job) -> _Need:
     return runs[0] + runs[1] + _Need(steps=images)
 
 
+def _evaluate_probe(job: _Job) -> _Need:
+    """Features of all images, their neighbors, and linear classifiers, a few hundred steps each."""
+    probe = job.study.params.probe
+    assert probe is not None, "there are no probes without the section"
+    data = _data(job.study, probe.dataset)
+    network = job.student if "pair" in job.names else job.teacher
+    numbers = data.number * PROBED_WIDTH
+    fits = 1 + probe.draws * len(probe.fractions)
+    fitted = _Need(multiply_adds=data.number * numbers + 1000 * fits * numbers * data.classes)
+    features = _Need(megabytes=4 * 8 * numbers / MB)
+    return data.in_memory + network.passes(data.number, data, probe.batch_size) + fitted + features
+
+
 def _report(job: _Job) -> _Need:
     study = job.study
     runs = len(study.pairs) * len(study.methods) * len(study.seeds)
@@ -285,6 +299,9 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
     "evaluate": _evaluate,
     "evaluate_teacher": _evaluate,
     "evaluate_latency": _evaluate_latency,
+    "evaluate_probe": _evaluate_probe,
+    "evaluate_probe_teacher": _evaluate_probe,
+    "evaluate_probe_untrained": _evaluate_probe,
     "report": _report,
 }
 

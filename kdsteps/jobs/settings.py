@@ -22,6 +22,7 @@ from kdsteps.study.settings import (
     Model,
     Options,
     Prepare,
+    ProbeSettings,
     ScoreSection,
     Section,
     TimingSettings,
@@ -40,6 +41,7 @@ _OFF = {
     "ema": None,
     "gpus": 1,
     "sync_batchnorm": True,
+    "labels": None,
 }
 """Settings that came later and are left out at this value, where they have no effect."""
 
@@ -155,6 +157,20 @@ class LatencySettings(JobSettings):
     methods: tuple[str, ...]
 
 
+class NetworkProbeSettings(JobSettings):
+    """How the features of a trained network are measured."""
+
+    probe: ProbeSettings
+
+
+class UntrainedProbeSettings(NetworkProbeSettings):
+    """The same for a student as its training begins; `weights` as for a teacher."""
+
+    student: Model
+    seed: NonNegativeInt
+    weights: str = ""
+
+
 class ReportSettings(JobSettings):
     """The study as `parse_study` reads it."""
 
@@ -173,6 +189,9 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "evaluate": EvaluateSettings,
     "evaluate_teacher": EvaluateSettings,
     "evaluate_latency": LatencySettings,
+    "evaluate_probe": NetworkProbeSettings,
+    "evaluate_probe_teacher": NetworkProbeSettings,
+    "evaluate_probe_untrained": UntrainedProbeSettings,
     "report": ReportSettings,
 }
 """The settings of each rule."""

@@ -19,6 +19,7 @@ from kdsteps.methods._features import as_map, features, pooled_layer
 from kdsteps.methods._tensors import cross_entropy, full_precision, kl_divergence, same_shape, unit
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.evaluating import evaluating
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 SMALLEST_QUEUE, LARGEST_QUEUE = 16, 8192
@@ -79,9 +80,10 @@ class Embedding(Method):
     Labels never reach the backbone: where the data set has some, the classifier alone is trained
     with them, on detached features.
 
-    The student's pooled features pass through a linear projector, which is discarded after
-    training. The queue has the teacher's embeddings of the latest images; it starts with random
-    directions, so that the first steps have a target.
+    The student's embedding passes through a linear projector, which is discarded after training:
+    its pooled features or, if it has no classifier, its output. The queue has the teacher's pooled
+    features of the latest images; it starts with random directions, so that the first steps have a
+    target.
 
     Source: version 3 of LightlyTrain's distillation, by its documentation; its learning rate is
     that of the study here, and mixup is a setting of `distil`.
@@ -89,6 +91,7 @@ class Embedding(Method):
 
     wants = "layers"
     capturable = True
+    needs_labels = False
     teacher: Chain
     student_layers: tuple[str, ...]
     queue: Tensor
@@ -122,7 +125,9 @@ class Embedding(Method):
         self.weight, self.local_weight, self.temperature = weight, local_weight, temperature
         ours = feature_shapes(student, task.image_shape)
         theirs = feature_shapes(teacher, task.image_shape)
-        self.student_pool, self.teacher_pool = pooled_layer(student), pooled_layer(teacher)
+        # without a classifier, a network's output is its embedding: a ViT's may be its class token
+        self.student_pool = pooled_layer(student) if task.labeled else HEAD
+        self.teacher_pool = pooled_layer(teacher)
         self.student_layers, self.feature_layers = (self.student_pool,), (self.teacher_pool,)
         if local_weight > 0:
             self.student_layer = _patches(student, ours, student_layer, "student", self.name)
@@ -130,14 +135,21 @@ class Embedding(Method):
             self.student_layers = _different(self.student_layer, self.student_pool)
             self.feature_layers = _different(self.teacher_layer, self.teacher_pool)
         width = theirs[self.teacher_pool].channels
-        self.projector = nn.Linear(ours[self.student_pool].channels, width)
+        inputs = (
+            ours[self.student_pool].channels
+            if task.labeled
+            else num_outputs(student, task.image_shape)
+        )
+        self.projector = nn.Linear(inputs, width)
         size = queue or default_queue(len(task.labels))
         self.register_buffer("queue", unit(torch.randn(size, width), dim=1))  # (M, D)
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         ours = self.student.trace(
-            batch.images, self.student_layers, detach_after=self.student.layers[-1]
+            batch.images,
+            [layer for layer in self.student_layers if layer != HEAD],
+            detach_after=self.student.layers[-1] if self.task.labeled else None,
         )
         theirs = self.teacher_features(batch)
         terms = {"queue": self.weight * self._queue_loss(ours, theirs)}
@@ -147,10 +159,15 @@ class Embedding(Method):
                 as_map(self.teacher, self.teacher_layer, theirs[self.teacher_layer]),
                 self.temperature,
             )
+        if not self.task.labeled:
+            return terms
         return terms | {"labels": cross_entropy(ours[HEAD], batch.targets)}
 
     def _queue_loss(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
-        student = self.projector(features(self.student, self.student_pool, ours[self.student_pool]))
+        output = ours[self.student_pool]
+        if self.student_pool != HEAD:
+            output = features(self.student, self.student_pool, output)
+        student = self.projector(output)
         teacher = features(self.teacher, self.teacher_pool, theirs[self.teacher_pool])
         queue = self.queue.clone()  # the backward pass needs it as it was before the update
         if self.training:
@@ -171,6 +188,15 @@ def default_queue(num_images: int) -> int:
     """The number of embeddings in the queue for a number of training images."""
     largest_power = 1 << (max(num_images // 2, 1).bit_length() - 1)
     return min(max(largest_power, SMALLEST_QUEUE), LARGEST_QUEUE)
+
+
+@torch.no_grad()
+def num_outputs(chain: Chain, image_shape: tuple[int, int, int]) -> int:
+    """The width of a network's output."""
+    weight = next(chain.parameters())
+    images = torch.zeros(2, *image_shape, device=weight.device, dtype=weight.dtype)
+    with evaluating(chain):
+        return int(chain(images).shape[1])
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

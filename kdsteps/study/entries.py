@@ -16,6 +16,7 @@ from kdsteps.study.settings import (
     Evaluate,
     Normalization,
     Prepare,
+    Probe,
     Report,
     ScoreSection,
     Section,
@@ -38,6 +39,8 @@ class DatasetEntry(_Entry):
 
     kind: str
     """A kind of data, such as digits or folder."""
+    labels: Literal["none"] | None = None
+    """`none`: images without labels, which any folder is; only methods that need no labels."""
 
 
 class ModelEntry(_Entry):
@@ -135,3 +138,5 @@ class Params(Section):
     distil: Distil = Distil()
     evaluate: Evaluate = Evaluate()
     report: Report = Report()
+    probe: Probe | None = None
+    """The labeled images on which frozen backbones are measured; null: they are not."""

@@ -31,8 +31,10 @@ def study_schema() -> Schema:
         "additionalProperties": _choice("methods", "method", method),
     }
     for name in properties.keys() - set(schema["required"]):
-        section = definitions[properties[name]["$ref"].rpartition("/")[2]]
-        properties[name] = _or_nothing(properties[name] | {"description": section["description"]})
+        section = properties[name]
+        section = section if "$ref" in section else section["anyOf"][0]  # `probe` has no default
+        described = definitions[section["$ref"].rpartition("/")[2]]["description"]
+        properties[name] = _or_nothing(section | {"description": described})
     return schema
 
 
