@@ -37,6 +37,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("contrastive_logits", {"views": ["instance", "category"]}),
     ("crd", {"mode": "relax", "negatives": 2}),  # so few that rows of the memories are fetched
     ("dkd", {"standardize": True}),
+    ("embedding", {"local_weight": 0, "queue": 5}),  # fewer than a batch
     ("feature_only", {"mapping": "all_to_all", "distance": "distribution"}),
     ("feature_only", {"mapping": "attention", "distance": "huber", "detach": "head"}),
     ("feature_only", {"distance": "cosine", "classifier_after": 100}),

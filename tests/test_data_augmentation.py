@@ -151,6 +151,10 @@ def test_only_what_is_switched_on_counts_as_active():
     assert not Augmentation(num_classes=10, cutmix=0.5).changes_pixels
 
 
-def test_mixing_without_the_number_of_classes_is_refused():
-    with pytest.raises(ValueError, match="num_classes"):
-        Augmentation(mixup=0.2)
+def test_images_without_labels_are_mixed_too():
+    images, unknown = torch.rand(4, 1, 2, 2), torch.full((4,), -1)
+    mixed, targets = Augmentation(mixup=0.5).mixed(images, unknown, seed=1)
+    expected, _ = Augmentation(num_classes=3, mixup=0.5).mixed(images, unknown + 1, seed=1)
+    assert torch.equal(mixed, expected)
+    assert not torch.equal(mixed, images)
+    assert targets is unknown

@@ -37,7 +37,7 @@ LAYER_METHODS = [name for name in METHODS if class_of(name).wants == "layers"]
 
 def test_the_papers_methods_and_all_baselines_are_there():
     logits = "kd lskd dkd dist loca uld ckd sld contrastive_logits"
-    layers = "fitnet at sp rkd crd reviewkd simkd ofd semckd block_kd feature_only"
+    layers = "fitnet at sp rkd crd reviewkd simkd ofd semckd block_kd feature_only embedding"
     assert {"labels", *logits.split(), *layers.split()} <= set(METHODS)
 
 

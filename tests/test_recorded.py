@@ -86,7 +86,7 @@ def test_recorded_steps_follow_the_learning_rate(schedule, recordings, monkeypat
     assert len(recordings) == 1
 
 
-@pytest.mark.parametrize("name", ["kd", "crd"])
+@pytest.mark.parametrize("name", ["kd", "crd", "embedding"])
 @pytest.mark.parametrize("stop", range(1, 10))
 def test_a_stopped_run_goes_on_with_a_recording_of_its_own(
     name, stop, tmp_path, recordings, monkeypatch

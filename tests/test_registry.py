@@ -92,6 +92,7 @@ OPTIONS_OF_METHODS = {
     "dist": "temperature=4 beta=1 gamma=1 weight=2 labels_weight=1",
     "dkd": "temperature=4 alpha=1 beta=8 weight=1 labels_weight=1 warmup=0.08333333333333333 "
     "standardize=false",
+    "embedding": "weight=1 local_weight=1 temperature=0.07 queue student_layer teacher_layer",
     "feature_only": "weight=1 mapping=one_to_one distance=mse detach=last classifier_after=0",
     "fitnet": "student_layer teacher_layer weight=100 labels_weight=1 kd_weight=0 kd_temperature=4",
     "kd": "temperature=4 weight=0.9 labels_weight=0.1",

@@ -20,7 +20,8 @@ STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["
 FILES = (
     "Snakefile",
     "workflow/Snakefile",
-    *(f"workflow/rules/{n}.smk" for n in ("common", "teacher", "student", "export", "report")),
+    *(f"workflow/rules/{n}.smk" for n in ("common", "teacher", "student", "tune", "export")),
+    *(f"workflow/rules/{n}.smk" for n in ("probe", "report")),
 )
 
 

@@ -20,7 +20,7 @@ class Augmentation:
     """Augmentation of a batch of training images after crop and flip; all of it off by default.
 
     Attributes:
-        num_classes: K, for the targets of mixed images.
+        num_classes: K, for the targets of mixed images; 0: they have no labels.
         randaugment: Magnitude of two random operations per image, from 0 (off) to 30.
         resized_crop: Smallest fraction of the stored image's area in a crop of random size and
             shape, which is then resized to the size networks see; 0: off.
@@ -33,10 +33,6 @@ class Augmentation:
     resized_crop: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.mixes and not self.num_classes:
-            raise ValueError("mixed images need num_classes for their targets")
 
     @property
     def changes_pixels(self) -> bool:
@@ -106,7 +102,7 @@ class Augmentation:
 
         Returns:
             The images, and the targets: fractions of the classes (N, K), or `labels` where nothing
-            is mixed.
+            is mixed or there are no classes.
 
         Source: mixup: Zhang et al. 2018, arXiv:1710.09412; CutMix: Yun et al. 2019,
         arXiv:1905.04899. One fraction for the whole batch, as in both.
@@ -123,6 +119,8 @@ class Augmentation:
             images, fraction = _patched(images, others, fraction, random)
         else:
             images = others.lerp(images, fraction)
+        if not self.num_classes:
+            return images, labels
         own = F.one_hot(labels, self.num_classes).to(images.dtype)  # (N, K)
         return images, own.roll(1, dims=0).lerp(own, fraction)
 

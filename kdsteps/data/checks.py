@@ -11,8 +11,11 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.text import unprintable
 
 
-def check_source(source: Source) -> None:
+def check_source(source: Source, *, labeled: bool = True) -> None:
     """Check that the labels, names and splits of a source match.
+
+    Args:
+        labeled: Whether it should have labels.
 
     Raises:
         KdstepsError: There are no images, fewer than two classes, a class name that cannot be
@@ -22,10 +25,19 @@ def check_source(source: Source) -> None:
     """
     count = len(source.images)
     if count == 0:
-        raise KdstepsError("the data set has no images; every class needs some")
+        needed = "every class needs some" if labeled else "put some there"
+        raise KdstepsError(f"the data set has no images; {needed}")
     lengths = {len(source.labels), len(source.names), len(source.split), count}
     if len(lengths) > 1:
         raise ValueError(f"images, labels, names and split differ in length: {sorted(lengths)}")
+    unknown = set(np.unique(source.split).tolist()) - set(SPLITS) - {""}
+    if unknown:
+        raise ValueError(f"the source has an unknown split {min(unknown)!r}")
+    if labeled:
+        _check_classes(source)
+
+
+def _check_classes(source: Source) -> None:
     if not np.issubdtype(source.labels.dtype, np.integer):
         raise ValueError(f"labels are {source.labels.dtype}, not whole numbers")
     if len(source.class_names) < 2:
@@ -45,9 +57,6 @@ def check_source(source: Source) -> None:
     if twice:
         raise KdstepsError(f"two classes are called {min(twice)!r}; use different names")
     check_labels(source.labels, source.class_names, source.names)
-    unknown = set(np.unique(source.split).tolist()) - set(SPLITS) - {""}
-    if unknown:
-        raise ValueError(f"the source has an unknown split {min(unknown)!r}")
 
 
 def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence[str]) -> None:
@@ -62,15 +71,18 @@ def check_labels(labels: np.ndarray, class_names: Sequence[str], names: Sequence
 
 
 def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[str]) -> None:
-    """Raise KdstepsError for a class without training images.
+    """Raise KdstepsError for a class without training images, or if there are none at all.
 
     Args:
         labels, split: (N,).
+        class_names: None for images without labels.
     """
     if "train" not in split:
         raise KdstepsError(
             "the data set has no training images; name its training split, or let prepare split it"
         )
+    if not class_names:
+        return
     counts = np.bincount(labels[split == "train"], minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:

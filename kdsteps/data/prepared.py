@@ -14,7 +14,7 @@ from torch import Tensor
 from kdsteps.data.device_memory import allowed_bytes
 from kdsteps.data.hashes import Hashes
 from kdsteps.data.images import ImageSplit
-from kdsteps.data.source import SPLITS
+from kdsteps.data.source import SPLITS, UNKNOWN
 from kdsteps.data.streaming import StreamedSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array
@@ -41,11 +41,11 @@ class Prepared:
     """What the stage `prepare` wrote.
 
     Attributes:
-        class_names: K names, by class number.
+        class_names: K names, by class number; none for images without labels.
         image_shape: (C, h, w) that networks see.
         mean, std: (C,) of the training images, on the scale 0 to 1.
         images: (N, C, H, W) uint8 of all splits, mapped from the disk.
-        labels: (N,) of all splits.
+        labels: (N,) of all splits; `UNKNOWN` for images without labels.
         split: (N,) the split of each image.
         hashes: Of all images, which are checked as they are read.
         device: Where images are used.
@@ -187,18 +187,21 @@ def _read_index(
     table = read_table(path, INDEX)
     labels = table["label"].to_numpy().astype(np.int64)
     split = np.asarray(table["split"].to_pylist(), dtype="<U10")
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    known = (labels >= 0) & (labels < len(class_names))
+    wrong = np.flatnonzero(~known if class_names else labels != UNKNOWN)
     if len(wrong):
+        right = f"classes labels go from 0 to {len(class_names) - 1}"
+        right = right if class_names else f"classes every label is {UNKNOWN}"
         raise KdstepsError(
             f"{path}: row {wrong[0]} has the label {labels[wrong[0]]}; with {len(class_names)} "
-            f"classes labels go from 0 to {len(class_names) - 1}; {_AGAIN}"
+            f"{right}; {_AGAIN}"
         )
     unknown = sorted(set(split.tolist()) - set(SPLITS))
     if unknown:
         raise KdstepsError(
             f"{path}: has the split {unknown[0]!r}; there are {', '.join(SPLITS)}; {_AGAIN}"
         )
-    counts = np.bincount(labels[split == "train"], minlength=len(class_names))
+    counts = np.bincount(labels[(split == "train") & known], minlength=len(class_names))
     if not counts.all():
         name = class_names[int(counts.argmin())]
         raise KdstepsError(f"{path}: class {name!r} has no training images; {_AGAIN}")

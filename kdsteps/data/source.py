@@ -1,14 +1,16 @@
-"""The result of every kind of data: labeled images, not yet checked, split and stored."""
+"""The result of every kind of data: images, mostly labeled, not yet checked, split and stored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+UNKNOWN = -1
+"""The label of an image without one."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,12 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Labeled images as a kind of data returns them.
+    """Images as a kind of data returns them.
 
     Attributes:
         images: (N, C, H, W) as uint8 or as floats from 0 to 1, or images still to be decoded.
-        labels: (N,), whole numbers from 0.
-        class_names: K names, by class number.
+        labels: (N,), whole numbers from 0; `UNKNOWN` where there are no classes.
+        class_names: K names, by class number; none for images without labels.
         split: (N,) "train", "validation" or "test" for each image, or "" for all of them where
             the source does not say.
         names: (N,) where each image came from, for messages and to find it again.
@@ -64,6 +66,12 @@ class Source:
     split: np.ndarray
     names: tuple[str, ...]
     image_size: tuple[int, int] | None = None
+
+
+def without_labels(source: Source) -> Source:
+    """The same images, their labels unknown."""
+    unknown = np.full(len(source.labels), UNKNOWN, dtype=np.int64)
+    return replace(source, labels=unknown, class_names=())
 
 
 def as_uint8(pixels: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ def complete_split(
 ) -> np.ndarray:
     """The split of each image: that of the source, otherwise the same fraction of every class.
 
-    A split of the source is used as it is; a missing one is taken from its training images.
+    A split of the source is used as it is; a missing one is taken from its training images. Images
+    without labels are one class, and none of them are taken for testing.
     Within a class, images are ordered by a hash of seed and pixels, so the result does not depend
     on the order of the images, and copies of one image stay together.
 
@@ -32,7 +33,7 @@ def complete_split(
         split: (N,) "train", "validation", "test", or "" throughout.
         labels: (N,).
         hashes: (N,) of the pixels.
-        class_names: K names, for messages.
+        class_names: K names, for messages; none for images without labels.
         validation: Fraction of the images that are not for testing; 0: no validation images.
         test: Fraction of all images, or of the training images where the source has some.
         seed: A different one results in a different split.
@@ -41,7 +42,7 @@ def complete_split(
         KdstepsError: There would be no test images, or a class is too small for every split.
     """
     complete = np.where(split == "", "train", split).astype("<U10")
-    if "test" not in complete:
+    if "test" not in complete and class_names:
         if test == 0:
             raise KdstepsError(
                 "prepare.test is 0 and the data set has no test images, so nothing could be "
@@ -87,16 +88,17 @@ def _take(
     seed: int,
 ) -> None:
     """Move a fraction of every class from train to the split `name`, in place."""
-    for label, class_name in enumerate(class_names):
-        rows = np.flatnonzero((split == "train") & (labels == label))
+    of_class = [(f"class {shown!r}", labels == label) for label, shown in enumerate(class_names)]
+    for what, belongs in of_class or [("the data set", np.ones(len(labels), dtype=bool))]:
+        rows = np.flatnonzero((split == "train") & belongs)
         groups: dict[str, list[int]] = defaultdict(list)
         for row in rows.tolist():
             groups[hashes[row]].append(row)
         if len(groups) < 2:
             raise KdstepsError(
-                f"class {class_name!r} has {len(groups)} different image"
-                f"{'' if len(groups) == 1 else 's'} for the splits train and {name}; every class "
-                "needs one for each split"
+                f"{what} has {len(groups)} different image"
+                f"{'' if len(groups) == 1 else 's'} for the splits train and {name}; "
+                f"{'every class' if class_names else 'it'} needs one for each split"
             )
         wanted = max(1, round(fraction * len(rows)))
         taken: list[int] = []

@@ -38,6 +38,9 @@ _ENTRIES = {
     "evaluate": "evaluate:_evaluate",
     "evaluate_teacher": "evaluate:_evaluate",
     "evaluate_latency": "_latency:time_networks",
+    "evaluate_probe": "_probe:measure",
+    "evaluate_probe_teacher": "_probe:measure",
+    "evaluate_probe_untrained": "_probe:measure",
 }
 """The function that a rule runs, where its stage has several rules."""
 
@@ -107,7 +110,8 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     yield f"kdsteps.stages.{_ENTRIES.get(rule, f'{rule}:run')}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
-    if rule.startswith("evaluate"):
+    probes = rule.startswith("evaluate_probe")
+    if rule.startswith("evaluate") and not probes:
         for metric in study.params.evaluate.metrics:
             yield registry.target("metrics", metric)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
@@ -119,18 +123,21 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
                 yield registry.target("models", method)
     elif rule == "export":
         yield from _exported(study, names)
+    elif "pair" in names and "method" not in names:
+        models = [study.pairs[names["pair"]].student]
     elif "pair" in names and rule != "tune_choose":
         pair, entry = study.pairs[names["pair"]], study.methods[names["method"]]
         models = [pair.student]
         adds = entry.method in registry.names("models")
         if adds:
             yield registry.target("models", entry.method)
-        if adds or (rule != "evaluate" and entry.wants != "nothing"):
+        after_training = rule == "evaluate" or probes
+        if adds or (not after_training and entry.wants != "nothing"):
             models.append(pair.teacher)
         method = registry.target("methods", entry.method)
-        if rule in ("distil", "tune") or (rule == "evaluate" and not method.startswith("kdsteps.")):
+        if rule in ("distil", "tune") or (after_training and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy its own network
-    if graph.stage_of(rule) in ("evaluate", "report"):
+    if graph.stage_of(rule) in ("evaluate", "report") and not probes:
         for reference in study.params.evaluate.metrics:
             yield registry.target("metrics", reference)
     for model in models:

@@ -62,7 +62,7 @@ class EarlyChecks(NamedTuple):
 
 def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     """All problems that `check_study` looks for."""
-    datasets = list(dict.fromkeys(pair.dataset for pair in study.pairs.values()))
+    datasets = study.used_datasets
     prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
     problems: list[str] = []
     if with_files:
@@ -231,7 +231,8 @@ def _check_joints(study: Study, pair: str, method: str, teacher: Outline, studen
     entry = study.methods[method]
     if entry.plan is not None:
         section = study.build(pair, method).of_plan(entry.plan)
-        check_build(section, study.params.score.num_layers, teacher, student)
+        num_layers, scored = study.params.score.num_layers, study.has_labels(pair)
+        check_build(section, num_layers, teacher, student, scored=scored)
     for option, layers in _named(study, method).items():
         who = option.partition("_")[0]
         network = student if who == "student" else teacher

@@ -39,6 +39,7 @@ RESIDENT_MB = 8192  # images of more are not in memory as a whole (see `data.pre
 WORKERS_MB = 4000  # processes that make batches, for larger images or augmentation one by one
 WITHOUT_GPU = frozenset({"prepare", "score", "build", "tune_choose", "export", "report"})
 _EQUAL = ("seed", "trial")  # jobs that differ only in these need the same
+PROBED_WIDTH = 1024  # features of an image
 EVALUATED = 256  # images of a batch where no settings say it
 MB = 1 << 20
 
@@ -276,6 +277,19 @@ def _export(job: _Job) -> _Need:
     return job.data.in_memory + passes + _Need(core_seconds=600, megabytes=2 * passes.megabytes)
 
 
+def _evaluate_probe(job: _Job) -> _Need:
+    """Features of all images, their neighbors, and linear classifiers, a few hundred steps each."""
+    probe = job.study.params.probe
+    assert probe is not None, "there are no probes without the section"
+    data = _data(job.study, probe.dataset)
+    network = job.student if "pair" in job.names else job.teacher
+    numbers = data.number * PROBED_WIDTH
+    fits = 1 + probe.draws * len(probe.fractions)
+    fitted = _Need(multiply_adds=data.number * numbers + 1000 * fits * numbers * data.classes)
+    features = _Need(megabytes=4 * 8 * numbers / MB)
+    return data.in_memory + network.passes(data.number, data, probe.batch_size) + fitted + features
+
+
 def _report(job: _Job) -> _Need:
     study = job.study
     runs = len(study.pairs) * len(study.methods) * len(study.seeds)
@@ -296,6 +310,9 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
     "evaluate": _evaluate,
     "evaluate_teacher": _evaluate,
     "evaluate_latency": _evaluate_latency,
+    "evaluate_probe": _evaluate_probe,
+    "evaluate_probe_teacher": _evaluate_probe,
+    "evaluate_probe_untrained": _evaluate_probe,
     "export": _export,
     "report": _report,
 }

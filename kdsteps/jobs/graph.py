@@ -33,16 +33,20 @@ from kdsteps.jobs.settings import (
     JobSettings,
     LatencySettings,
     LogitSettings,
+    NetworkProbeSettings,
     PrepareSettings,
     ReportSettings,
     ScoreSettings,
     TrainSettings,
     TuneSettings,
+    UntrainedProbeSettings,
 )
 from kdsteps.study.settings import (
     BuildPairs,
     FeatureSample,
     MetricSettings,
+    Probe,
+    ProbeSettings,
     TimingSettings,
     Training,
     ViewSettings,
@@ -69,8 +73,16 @@ _REPORTED = {
     "exports": ("export", "record"),
 }
 """What the report reads: each kind of file as one list, by rule and name of the output."""
+_PROBES = {
+    "probes": ("evaluate_probe", "probe"),
+    "teacher_probes": ("evaluate_probe_teacher", "teacher_probe"),
+    "untrained_probes": ("evaluate_probe_untrained", "untrained_probe"),
+}
+"""What it also reads of a study with `probe`."""
 
-LISTS = frozenset({*_REPORTED, "accepted", "students", "students_digest", "earlier", "results"})
+LISTS = frozenset(
+    {*_REPORTED, *_PROBES, "accepted", "students", "students_digest", "earlier", "results"}
+)
 """Names of inputs that are lists of files."""
 
 
@@ -202,7 +214,7 @@ class _Graph:
         self._caching = self._budget | {"keep": study.params.cache.outputs}
         self.own_inputs = inputs_by_entry(study)
         teachers = self._add_students()
-        for dataset in sorted({pair.dataset for pair in study.pairs.values()}):
+        for dataset in sorted(study.used_datasets):
             self._add_prepare(dataset)
         for dataset, teacher in sorted(teachers):
             self._add_teacher(dataset, teacher)
@@ -210,6 +222,8 @@ class _Graph:
             self._add_latency(name)
         for pair, run in study.exported:
             self._add_export(pair, run)
+        if study.params.probe is not None:
+            self._add_probes(study.params.probe, teachers)
         self._add_report()
 
     def _add(
@@ -231,6 +245,7 @@ class _Graph:
         settings = PrepareSettings.model_construct(
             kind=entry.kind,
             options=entry.options,
+            labels=entry.labels,
             prepare=self.study.params.prepare,
             source=self.own_inputs[f"datasets.{dataset}"].digest or "",
         )
@@ -257,7 +272,8 @@ class _Graph:
             features_only=not training.epochs and not needed,
         )
         self._add("train_check", names, _data(dataset) | _teacher(names), check)
-        self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)
+        if study.datasets[dataset].labels is None:
+            self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)
 
     def _add_scores(self, dataset: str, teacher: str) -> None:
         params, names = self.study.params, {"dataset": dataset, "teacher": teacher}
@@ -313,7 +329,7 @@ class _Graph:
         )
         read = {"summary": outputs("prepare", {"dataset": pair.dataset})["summary"]}
         if isinstance(section, BuildPairs):
-            by_scores = not isinstance(section.select, tuple)
+            by_scores = not isinstance(section.select, tuple) and study.has_labels(name)
         else:
             by_scores = section.cuts == "quality"
         if by_scores:
@@ -362,6 +378,8 @@ class _Graph:
         for seed in study.seeds:
             names = {"pair": name, "method": method, "seed": str(seed)}
             self._add("distil", names, read, settings_of("distil", names), hints)
+            if not study.has_labels(name):
+                continue  # there is nothing to compare predictions with
             trained = outputs("distil", names)
             judged = data | {"model": trained["model"], "model_digest": trained["digest"]}
             self._add("evaluate", names, judged | compared, evaluate, text=evaluate_text)
@@ -423,10 +441,37 @@ class _Graph:
         read = _data(settings.dataset) | export_inputs(settings)
         self._add("export", {"pair": name, "student": run}, read, settings)
 
+    def _add_probes(self, probe: Probe, teachers: set[tuple[str, str]]) -> None:
+        """Add the measurements of frozen features: of teachers, and of students at both ends."""
+        study, data = self.study, _data(probe.dataset)
+        section = ProbeSettings.taken_from(probe)
+        settings = NetworkProbeSettings.model_construct(probe=section)
+        for dataset, teacher in sorted(teachers):
+            names = {"dataset": dataset, "teacher": teacher}
+            self._add("evaluate_probe_teacher", names, data | _teacher(names), settings)
+        for distilled in list(self.nodes["distil"].values()):
+            files = outputs("distil", distilled.names)
+            read = data | {"model": files["model"], "model_digest": files["digest"]}
+            self._add("evaluate_probe", distilled.names, read, settings)
+        for name, pair in study.pairs.items():
+            own = _data(pair.dataset)["summary"]
+            checkpoint = self.own_inputs[f"models.{pair.student}"].digest
+            for seed in study.seeds:
+                names = {"pair": name, "seed": str(seed)}
+                untrained = UntrainedProbeSettings.model_construct(
+                    probe=section,
+                    student=study.models[pair.student],
+                    seed=seed,
+                    weights=weights_digest(checkpoint, outputs("evaluate_probe_untrained", names)),
+                )
+                read = data | {"training": own}
+                self._add("evaluate_probe_untrained", names, read, untrained)
+
     def _add_report(self) -> None:
+        reported = _REPORTED if self.study.params.probe is None else _REPORTED | _PROBES
         read = {
             name: [outputs(rule, node.names)[file] for node in self.nodes[rule].values()]
-            for name, (rule, file) in _REPORTED.items()
+            for name, (rule, file) in reported.items()
         }
         read["accepted"] = [str(ACCEPTED)] if ACCEPTED.is_file() else []
         self._add("report", {}, read, ReportSettings.model_construct(study=self.study.described))

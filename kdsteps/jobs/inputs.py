@@ -48,7 +48,7 @@ def inputs_by_entry(study: Study) -> dict[str, Input]:
     if text := os.environ.get(GIVEN):
         return {entry: Input(*found) for entry, found in json.loads(text).items()}
     found = {}
-    for name in {pair.dataset: None for pair in study.pairs.values()}:
+    for name in study.used_datasets:
         dataset = study.datasets[name]
         paths = list(map(str, source_paths(dataset.kind, dataset.options)))
         prepared = outputs("prepare", {"dataset": name})
@@ -79,7 +79,7 @@ def input_paths(study: Study) -> list[Path]:
 
 def _input_paths(study: Study) -> Iterator[Path]:
     pairs = study.pairs.values()
-    datasets = [study.datasets[name] for name in {pair.dataset: None for pair in pairs}]
+    datasets = [study.datasets[name] for name in study.used_datasets]
     models = [
         study.models[name]
         for name in dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student))

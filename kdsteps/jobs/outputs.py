@@ -56,6 +56,15 @@ OUTPUTS: dict[str, dict[str, str]] = {
     },
     "evaluate_latency": {"latency": "results/evaluate/latency/{pair}/latency.json"},
     "export": {"record": "results/export/{pair}/{student}/export.json"},
+    "evaluate_probe": {
+        "probe": "results/evaluate/probes/students/{pair}/{method}/{seed}/probe.json"
+    },
+    "evaluate_probe_teacher": {
+        "teacher_probe": "results/evaluate/probes/teachers/{dataset}/{teacher}/probe.json"
+    },
+    "evaluate_probe_untrained": {
+        "untrained_probe": "results/evaluate/probes/untrained/{pair}/{seed}/probe.json"
+    },
     "report": {
         "page": "results/report/index.html",
         "runs": "results/report/runs.parquet",

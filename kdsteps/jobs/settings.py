@@ -23,6 +23,7 @@ from kdsteps.study.settings import (
     Model,
     Options,
     Prepare,
+    ProbeSettings,
     ScoreSection,
     Section,
     TimingSettings,
@@ -43,6 +44,7 @@ _OFF = {
     "ema": None,
     "gpus": 1,
     "sync_batchnorm": True,
+    "labels": None,
 }
 """Settings that came later and are left out at this value, where they have no effect."""
 
@@ -236,6 +238,20 @@ class ExportSettings(JobSettings):
         return self.runs if self.run == BEST else [self.run]
 
 
+class NetworkProbeSettings(JobSettings):
+    """How the features of a trained network are measured."""
+
+    probe: ProbeSettings
+
+
+class UntrainedProbeSettings(NetworkProbeSettings):
+    """The same for a student as its training begins; `weights` as for a teacher."""
+
+    student: Model
+    seed: NonNegativeInt
+    weights: str = ""
+
+
 class ReportSettings(JobSettings):
     """The study as `parse_study` reads it."""
 
@@ -257,6 +273,9 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "evaluate_teacher": EvaluateSettings,
     "evaluate_latency": LatencySettings,
     "export": ExportSettings,
+    "evaluate_probe": NetworkProbeSettings,
+    "evaluate_probe_teacher": NetworkProbeSettings,
+    "evaluate_probe_untrained": UntrainedProbeSettings,
     "report": ReportSettings,
 }
 """The settings of each rule."""

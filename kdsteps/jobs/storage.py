@@ -97,10 +97,11 @@ def _entries(study: Study, node: graph.JobNode) -> Iterator[str]:
         yield f"datasets.{names['dataset']}"
     pair = study.pairs.get(names.get("pair", ""))
     teacher = names.get("teacher") or (pair and pair.teacher)
-    models = {teacher: "train", pair and pair.student: "distil"}
-    for model, starts_from_it in models.items():
+    students = ("distil", "evaluate_probe_untrained")
+    models = {teacher: ("train",), pair and pair.student: students}
+    for model, start_from_it in models.items():
         # other jobs build the network of a `local-dir:` from the folder, and need no checkpoint
         if model and (
-            node.rule == starts_from_it or "checkpoint" not in study.models[model].options
+            node.rule in start_from_it or "checkpoint" not in study.models[model].options
         ):
             yield f"models.{model}"

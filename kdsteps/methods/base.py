@@ -73,8 +73,8 @@ class Task:
 
     Attributes:
         image_shape: (C, H, W) of the images that enter the networks.
-        num_classes: K.
-        labels: (N,) class numbers of all training images, by `Batch.index`.
+        num_classes: K; 0 for images without labels.
+        labels: (N,) class numbers of all training images, by `Batch.index`; -1 without labels.
         plan: What the stage `build` decided for this pair and method, as in plan.json.
         batch_size: Of the training run; no batch is larger.
         epochs: Of the training run.
@@ -86,6 +86,11 @@ class Task:
     plan: dict[str, Any] | None = None
     batch_size: int = 64
     epochs: int = 240
+
+    @property
+    def labeled(self) -> bool:
+        """Whether the images have labels."""
+        return self.num_classes > 0
 
 
 class Method(nn.Module, ABC):
@@ -109,6 +114,9 @@ class Method(nn.Module, ABC):
             `terms` runs the same operations on the device, waits for nothing, and draws nothing on
             the CPU except by `draw`. Where it does not read the batch's epoch, the graph is
             replayed in all epochs. Not inherited: a subclass sets it itself.
+        needs_labels: Whether it needs labels; {option: value} if it does unless each of these
+            options has its value. On images without labels (`Task.labeled`) its terms must not read
+            them, nor the student's classifier, which the student does not have. Not inherited.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -117,6 +125,7 @@ class Method(nn.Module, ABC):
     plan: ClassVar[Literal["stones", "pairs"] | None] = None
     one_class: ClassVar[bool | Mapping[str, Any]] = False
     compares_images: ClassVar[bool | Mapping[str, Any]] = True
+    needs_labels: ClassVar[bool | Mapping[str, Any]] = True
     capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
@@ -125,6 +134,7 @@ class Method(nn.Module, ABC):
         super().__init_subclass__(**options)
         cls.capturable = vars(cls).get("capturable", False)
         cls.compares_images = vars(cls).get("compares_images", True)
+        cls.needs_labels = vars(cls).get("needs_labels", True)
 
     def __init__(self, teacher: Chain | None, student: Chain, task: Task) -> None:
         super().__init__()

@@ -43,6 +43,7 @@ class FeatureOnly(Method):
         "distance": "distribution",
         "mapping": "attention",
     }
+    needs_labels: ClassVar[Mapping[str, int]] = {"classifier_after": 0}
 
     def __init__(
         self,
@@ -100,6 +101,10 @@ class FeatureOnly(Method):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         traced = self.student.trace(batch.images, self.student_layers, detach_after=self.detach)
+        if not self.task.labeled:
+            return {
+                "features": self.weight * self._feature_loss(traced, self.teacher_features(batch))
+            }
         labels = {"labels": cross_entropy(traced[HEAD], batch.targets)}
         if self.classifier_after and batch.epoch >= self.classifier_after:
             return labels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat
@@ -60,6 +60,7 @@ class OFD(LayerPairs):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
     compares_images = False
     term = "responses"
     student_before_activation = teacher_before_activation = True

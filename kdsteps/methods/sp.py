@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat
 from torch import Tensor
@@ -40,6 +41,7 @@ class SP(OneLayer):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
     term = "similarity"
 
     def __init__(self, *given: Any, weight: NonNegativeFloat = 3000.0, **options: Any) -> None:

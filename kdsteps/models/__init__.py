@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.chain import Chain
+from kdsteps.models.backbone import copy_backbone, drop_head
+from kdsteps.models.chain import BlockChain, Chain
 from kdsteps.models.checkpoints import load_checkpoint
 from kdsteps.models.foreign import build_foreign
 from kdsteps.models.image_size import ImageSize
@@ -14,6 +15,8 @@ from kdsteps.study import registry
 
 __all__ = ["Chain", "architecture", "build_model"]
 
+_ANY = 13  # classes of a network whose classifier is dropped once its weights are loaded
+_WITHOUT_CLASSIFIER = ("timm", "torchvision")  # families that take 0 classes
 _WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 
 
@@ -33,8 +36,8 @@ def build_model(
 
     Args:
         family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
-        num_classes: Width of the logits; None: as a factory of the user has it, which has no such
-            argument.
+        num_classes: Width of the logits; 0: the network has no classifier, and its output is what
+            would enter it; None: as a factory of the user has it, which has no such argument.
         in_channels: Channels of an image.
         image_size: In pixels, one number or (height, width); None if the family does not need it.
         checkpoint: Weights for the plain module: kdsteps' own file or one from elsewhere.
@@ -51,19 +54,30 @@ def build_model(
     part.parse(options, f"build_model: {family}")
     factory = registry.load("models", family)
     given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    if part.target.startswith("kdsteps."):
-        chain: Chain = factory(**given, **options)
-    else:
-        chain = build_foreign(factory, family, given, options)
+
+    def make(classes: int | None) -> Chain:
+        chosen = given | {"num_classes": classes}
+        if part.target.startswith("kdsteps."):
+            made: Chain = factory(**chosen, **options)
+            return made
+        return build_foreign(factory, family, chosen, options)
+
+    own = part.target.startswith("kdsteps.") and family not in _WITHOUT_CLASSIFIER
+    chain = make(1 if num_classes == 0 and own else num_classes)
+    if num_classes == 0 and isinstance(chain, BlockChain):
+        drop_head(chain, family)
     if checkpoint is not None:
         assert num_classes is not None, "weights are for a known number of classes"
+        loaded = chain if num_classes else make(_ANY)  # whatever classifier the file has
         load_checkpoint(
-            chain,
+            loaded,
             checkpoint,
-            num_classes=num_classes,
+            num_classes=num_classes or _ANY,
             key=checkpoint_key,
             prefix=checkpoint_prefix,
         )
+        if loaded is not chain:
+            copy_backbone(chain, loaded)
     if chain.new_weights and not will_train:
         raise KdstepsError(
             f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, use weights "

@@ -161,6 +161,11 @@ class BlockChain(Chain):
         self.layers = tuple(name for name in blocks if name != HEAD)
         self.stages = stages
 
+    @property
+    def blocks_in_order(self) -> dict[str, nn.Module]:
+        """The blocks by name, `head` last; changing one changes the chain."""
+        return self._line
+
     def span(self, start: str | None, stop: str) -> nn.Module:
         first, last = self.position(start), self.position(stop)
         if last <= first:

@@ -27,6 +27,7 @@ from kdsteps.report.citation import (
 )
 from kdsteps.report.exports import export_view
 from kdsteps.report.gallery import Mistakes, find_mistakes, sheets
+from kdsteps.report.probes import PairProbes
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
 from kdsteps.report.results import Results, chance_level
 from kdsteps.report.stones import Drawing, drawing
@@ -100,12 +101,18 @@ class PairView:
         return formats.decimals(self.table.num_images)
 
 
-def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
+def render(
+    results: Results,
+    tables: Sequence[PairTable],
+    study: Study,
+    probes: Sequence[PairProbes] = (),
+) -> str:
     """The page as HTML.
 
     Args:
-        tables: Of all pairs, from `pair_tables`.
+        tables: Of all pairs whose images have labels, from `pair_tables`.
         study: The study whose results these are.
+        probes: Of all pairs, from `pair_probes`.
     """
     environment = Environment(
         loader=PackageLoader("kdsteps.report"),
@@ -131,6 +138,9 @@ def render(results: Results, tables: Sequence[PairTable], study: Study) -> str:
         light=LIGHT,
         dark=DARK,
         views=views,
+        probes=probes,
+        num_pairs=len(study.pairs),
+        num_students=len(study.pairs) * len(study.methods) * len(study.seeds),
         methods=list(study.methods),
         seeds=list(study.seeds),
         confidence=100 * study.params.report.confidence,

@@ -256,6 +256,12 @@ def _runs(
         places = {key: getattr(pair, key) for key in ("dataset", "teacher", "student")}
         mine = {"seconds": origin["seconds"], "best_validation_accuracy": _best(curve)}
         rows.append(measures | speed | names | places | mine)
+    measured = {(row["pair"], row["method"], row["seed"]) for row in rows}
+    for run in sorted(histories.keys() - measured):  # of images without labels
+        names = dict(zip(("pair", "method", "seed"), run, strict=True))
+        curves.append(_history(histories[run]).assign(**names))
+        what = "{}, {}, seed {}".format(*run)
+        origins.append(_origin(what, "distil", table_metadata(histories[run])["provenance"]))
     table = pd.DataFrame(rows, columns=list(run_columns(metrics)))
     means = {key: np.mean(values, axis=0) for key, values in classes.items()}
     return table, _joined(curves, ["pair", "method", "seed", *HISTORY]), means, origins

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header
@@ -19,7 +19,7 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     model: Model
-    num_classes: PositiveInt
+    num_classes: NonNegativeInt
     class_names: tuple[str, ...]
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
 

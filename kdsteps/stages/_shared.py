@@ -17,6 +17,7 @@ from torch import nn
 
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared, load_prepared
+from kdsteps.data.source import UNKNOWN
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import write_checkpoint
@@ -113,13 +114,16 @@ def _resizes(entry: Model, size: Sequence[int]) -> bool:
 def _outputs(entry: Model, data: Prepared) -> Sequence[str]:
     """The names of a network's outputs, in their order.
 
-    Where `classes` has numbers, outputs that are not used have made-up names.
+    Where `classes` has numbers, outputs that are not used have made-up names. There are none for
+    images without labels.
 
     Raises:
         KdstepsError: A class of the data set is not among them, there are more or fewer numbers
             than classes, or a number is not that of an output.
     """
     wanted = data.class_names
+    if not wanted:
+        return ()
     names: Sequence[Any] = entry.classes or wanted
     if isinstance(names[0], str):
         missing = [name for name in wanted if name not in names]
@@ -278,10 +282,10 @@ def save_model(
 def validator(
     student: nn.Module, part: ImageSplit, batch_size: int = 500
 ) -> Callable[[], dict[str, float]]:
-    """A function that evaluates the student on the validation images, if there are any."""
+    """A function that evaluates the student on the validation images, if there are labeled ones."""
 
     def validate() -> dict[str, float]:
-        if not len(part):
+        if not len(part) or int(part.labels[0]) == UNKNOWN:
             return {}
         logits, labels = predict(student, part.in_order(batch_size))
         return {

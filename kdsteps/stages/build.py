@@ -1,7 +1,8 @@
 """Plan how a student and a teacher are joined: stepping stones, or pairs of layers.
 
 reads   summary    summary.json of the stage prepare: the images' shape and the classes
-        scores     scores.parquet of the stage score, if layers are selected by their scores
+        scores     scores.parquet of the stage score, if layers are selected by their scores; on
+                   images without labels, they are the ends of the teacher's stages
 writes  plan       plan.json: layers, shapes, connector or projector, parameters and MACs of each
                    stone or pair, with the reason; checked by a forward pass. No weights are
                    needed.
@@ -23,7 +24,7 @@ from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
 from kdsteps.stages._shared import untrained_model
-from kdsteps.study.joints import pair_layers, pair_stages
+from kdsteps.study.joints import pair_layers, pair_stages, stage_layers
 from kdsteps.study.settings import BuildPairs, BuildStones
 
 log = logging.getLogger("kdsteps")
@@ -51,7 +52,7 @@ def run(job: Job[BuildSettings]) -> None:
         joints = _joints(teacher, student, section, scores)
         plan["stones"] = plan_stones(teacher, student, shape, joints, section.connector)
     else:
-        layers, plan["chosen_by"] = _layers(section, student, scores)
+        layers, plan["chosen_by"] = _layers(section, teacher, student, scores)
         plan["pairs"] = plan_pairs(
             teacher,
             student,
@@ -87,11 +88,15 @@ def _joints(
     return [(ours, theirs) for ours, theirs in cuts]
 
 
-def _layers(section: BuildPairs, student: Chain, scores: Rows) -> tuple[list[str], str]:
+def _layers(
+    section: BuildPairs, teacher: Chain, student: Chain, scores: Rows
+) -> tuple[list[str], str]:
     """The teacher's layers to learn from, and in words what selected them."""
     select, count = section.select, section.num_pairs
     if isinstance(select, tuple):
         return list(select), "named in params.yaml"
+    if not scores:  # of images without labels
+        return stage_layers(section, teacher, student), "the ends of the teacher's stages"
     if select is None and count is None:
         chosen = [layer for layer, row in scores.items() if row["chosen"]]
         return chosen, "as selected by the stage score"

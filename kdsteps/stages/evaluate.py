@@ -14,6 +14,14 @@ or, with --pair alone,
 reads   students      student.safetensors of one student per method, in the order of the settings
         teacher       teacher.safetensors
 writes  latency       latency.json: latency and throughput of each deployed network
+or, for the frozen features of a network,
+reads   images, index, summary
+                      as above, of the labeled data set of `probe`
+        model         student.safetensors or teacher.safetensors
+        training      summary.json of the images that an untrained student would learn from
+writes  probe, teacher_probe or untrained_probe
+                      probe.json: accuracy and purity of nearest neighbors, and accuracy of linear
+                      classifiers with some and all labels
 """
 
 from __future__ import annotations
@@ -38,6 +46,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import EvaluateSettings
 from kdsteps.models.input import behind_resize
 from kdsteps.stages._latency import time_networks
+from kdsteps.stages._probe import measure
 from kdsteps.stages._shared import prepared, provenance, share_cores, trained_model
 from kdsteps.training.device import choose_device
 from kdsteps.training.divergence import Divergence
@@ -46,9 +55,11 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[Any]) -> None:
-    """Write the metrics and predictions of one network, or the latency of those of a pair."""
+    """Write the metrics of one network, the latency of those of a pair, or a probe's result."""
     if "latency" in job.outputs:
         time_networks(job)
+    elif any(name.endswith("probe") for name in job.outputs):
+        measure(job)
     else:
         _evaluate(job)
 

@@ -2,7 +2,8 @@
 
 Writes
   images   images.npy, (N, C, H, W) uint8: every image that could be read, all of one size
-  index    index.parquet, one row per image: label, split, origin, hash of the pixels
+  index    index.parquet, one row per image: label (-1 where the data set has none), split, origin,
+           hash of the pixels
   summary  summary.json: class names, images of each split and class, splits that were drawn at
            random, shapes, mean and standard deviation of each channel of the training images
            (scale 0 to 1), duplicates, images that could not be read
@@ -22,7 +23,7 @@ import numpy as np
 
 from kdsteps.data.checks import check_classes, check_source
 from kdsteps.data.image_store import image_store
-from kdsteps.data.source import SPLITS, Source
+from kdsteps.data.source import SPLITS, UNKNOWN, Source, without_labels
 from kdsteps.data.splitting import complete_split, duplicates
 from kdsteps.data.storing import Survey, decoded
 from kdsteps.errors import KdstepsError
@@ -34,6 +35,7 @@ from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study import registry
+from kdsteps.study.part_options import signature_of
 from kdsteps.study.settings import Prepare
 
 log = logging.getLogger("kdsteps")
@@ -44,9 +46,11 @@ _EXAMPLES = 10  # pairs of duplicates named in the summary
 def run(job: Job[PrepareSettings]) -> None:
     """Prepare one data set."""
     section = job.settings.prepare
-    source = _load(job.settings.kind, job.settings.options)
-    check_source(source)
-    log.info("%d images in %d classes", len(source.labels), len(source.class_names))
+    labeled = job.settings.labels is None
+    source = _load(job.settings.kind, job.settings.options, labeled=labeled)
+    check_source(source, labeled=labeled)
+    classes = f"in {len(source.class_names)} classes" if labeled else "without labels"
+    log.info("%d images %s", len(source.labels), classes)
     with image_store(
         job.outputs["images"], _key(job, source), len(source.labels), job.target
     ) as store:
@@ -61,9 +65,14 @@ def run(job: Job[PrepareSettings]) -> None:
     _log_findings(summary)
 
 
-def _load(kind: str, options: dict[str, Any]) -> Source:
-    source: Source = registry.load("data", kind)(**options)
-    return source
+def _load(kind: str, options: dict[str, Any], *, labeled: bool) -> Source:
+    """The images of a data set; labels that a kind reads in any case are dropped if not wanted."""
+    load = registry.load("data", kind)
+    if labeled:
+        source: Source = load(**options)
+        return source
+    optional = "labeled" in signature_of("data", load).parameters
+    return without_labels(load(**options, labeled=False) if optional else load(**options))
 
 
 def _key(job: Job[PrepareSettings], source: Source) -> str:
@@ -118,8 +127,12 @@ def _summary(
             f"channel {std.index(0)} has the same value in every pixel of the training images; "
             "leave it out (`channels: 1` makes gray images)"
         )
+    images = {name: int((split == name).sum()) for name in SPLITS}
+    known = labels != UNKNOWN
     counts = {
-        name: np.bincount(labels[split == name], minlength=len(source.class_names)).tolist()
+        name: np.bincount(
+            labels[(split == name) & known], minlength=len(source.class_names)
+        ).tolist()
         for name in SPLITS
     }
     sizes = sorted(survey.sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -129,8 +142,8 @@ def _summary(
         "stored_shape": [channels, height, width],
         "mean": mean,
         "std": std,
-        "images": {name: sum(counts[name]) for name in SPLITS},
-        "drawn": [name for name in SPLITS[1:] if sum(counts[name]) and name not in source.split],
+        "images": images,
+        "drawn": [name for name in SPLITS[1:] if images[name] and name not in source.split],
         "images_of_class": counts,
         "duplicates": _described(duplicates(survey.hashes, split), labels, names),
         "broken": [_printable(sentence) for sentence in survey.broken],
@@ -186,7 +199,7 @@ def _log_findings(summary: dict[str, Any]) -> None:
         if empty and summary["images"][name]:
             log.warning("%d classes have no %s images, such as %s", len(empty), name, empty[0])
     train = summary["images_of_class"]["train"]
-    if max(train) > 10 * min(train):
+    if train and max(train) > 10 * min(train):
         log.warning(
             "classes are not balanced: %d to %d training images per class", min(train), max(train)
         )

@@ -11,6 +11,8 @@ reads   summaries            summary.json of every dataset
                              of every student: history.parquet, measures.json, predictions.parquet
         latencies            latency.json of every pair
         exports              export.json of every exported student
+        probes, teacher_probes, untrained_probes
+                             probe.json of every network, with the section `probe`
         accepted             accepted.json, if results of earlier code were accepted
 writes  page                 index.html, self-contained
         runs                 runs.parquet: one row per student, one column per metric
@@ -32,6 +34,7 @@ from kdsteps.jobs.settings import ReportSettings
 from kdsteps.report.figures import pictures
 from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
+from kdsteps.report.probes import pair_probes, probe_metrics
 from kdsteps.report.results import load_results, run_columns, run_rows
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
@@ -49,12 +52,14 @@ def run(job: Job[ReportSettings]) -> None:
     tables = pair_tables(results, references, confidence)
     columns = run_columns(results.metrics)
     write_table(job.outputs["runs"], run_rows(results), columns, job.settings.as_json())
-    write_json(job.outputs["metrics"], metrics(results, tables))
+    probes = pair_probes(job.lists, results, study)
+    features = {"features": probe_metrics(probes)} if probes else {}
+    write_json(job.outputs["metrics"], metrics(results, tables) | features)
     for name, rows in plot_tables(results, tables).items():
         write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))
     for name, content in pictures(results, tables, study.params.report.title).items():
         write_bytes(job.outputs[name], content)
-    write_text(job.outputs["page"], render(results, tables, study))
+    write_text(job.outputs["page"], render(results, tables, study, probes))
     for table in tables:
         found = verdict(table)
         log.info("%s: %s. %s.", table.pair, found.headline, found.answer)

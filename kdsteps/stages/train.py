@@ -127,7 +127,9 @@ def _check(job: Job[CheckSettings]) -> None:
     path = job.inputs["model"]
     data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
-    if untrained_weights(path):
+    if not data.class_names:
+        found, calibration = _unlabeled(network, data, job.settings), None
+    elif untrained_weights(path):
         found, calibration = _for_features(path, data.num_classes, job.settings), None
     else:
         found, calibration = _judged(network, entry, data, job.settings)
@@ -164,6 +166,22 @@ def _for_features(path: Path, num_classes: int, settings: CheckSettings) -> Teac
             "teacher's logits"
         )
     return TeacherCheck(warnings=(f"{new}; its accuracy means nothing and was not checked",))
+
+
+@torch.inference_mode()
+def _unlabeled(network: Chain, data: Prepared, settings: CheckSettings) -> TeacherCheck:
+    """The check of a network on images without labels: whether its features can be used at all."""
+    images = data.part("validation" if len(data.rows("validation")) else "train")
+    features = network(next(images.in_order(settings.batch_size)).images)
+    if not bool(features.isfinite().all()):
+        problem = "its features contain NaN or infinity; check its weights and its normalization"
+        return TeacherCheck(problems=(problem,))
+    if bool((features == features[0]).all()) and len(features) > 1:
+        problem = "its features are the same for all images; check its weights and normalization"
+        return TeacherCheck(problems=(problem,))
+    return TeacherCheck(
+        warnings=("the images have no labels, so only its features were checked, not its accuracy",)
+    )
 
 
 def _judged(

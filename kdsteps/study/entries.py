@@ -27,6 +27,7 @@ from kdsteps.study.settings import (
     Export,
     Normalization,
     Prepare,
+    Probe,
     Report,
     ScoreSection,
     Section,
@@ -50,6 +51,8 @@ class DatasetEntry(_Entry):
 
     kind: str
     """A kind of data, such as digits or folder."""
+    labels: Literal["none"] | None = None
+    """`none`: images without labels, which any folder is; only methods that need no labels."""
 
 
 class ModelEntry(_Entry):
@@ -183,3 +186,5 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     export: Export | None = None
     report: Report = Report()
+    probe: Probe | None = None
+    """The labeled images on which frozen backbones are measured; null: they are not."""

@@ -46,12 +46,18 @@ class Outline(NamedTuple):
 
 
 def check_build(
-    section: BuildStones | BuildPairs, num_layers: int, teacher: Layered, student: Layered
+    section: BuildStones | BuildPairs,
+    num_layers: int,
+    teacher: Layered,
+    student: Layered,
+    *,
+    scored: bool = True,
 ) -> None:
     """Check a plan before the layers are scored: their number counts, whichever they will be.
 
     Args:
         num_layers: How many layers the stage `score` selects.
+        scored: Whether layers are scored at all, which needs labels.
 
     Raises:
         KdstepsError: There is no such layer, or there are fewer than wanted.
@@ -60,6 +66,8 @@ def check_build(
     if isinstance(section, BuildPairs):
         if isinstance(section.select, tuple):
             chosen = section.select
+        elif not scored:
+            chosen = stage_layers(section, teacher, student)
         elif section.select is None and section.num_pairs is None:
             chosen = deepest(teacher, num_layers, "score.num_layers")
         else:
@@ -74,6 +82,12 @@ def check_build(
         pair_layers(teacher, student, chosen, "build.cuts")
     else:
         check_order(teacher, student, section.cuts)
+
+
+def stage_layers(section: BuildPairs, teacher: Layered, student: Layered) -> list[str]:
+    """The teacher's layers to learn from where none are scored: the ends of its stages."""
+    count = section.num_pairs or len(section.student_layers or student.stages)
+    return thinned(teacher.stages, min(count, len(teacher.stages)))
 
 
 def deepest(teacher: Layered, count: int, where: str) -> Sequence[str]:

@@ -38,7 +38,10 @@ from kdsteps.study.docstrings import arguments, summary
 from kdsteps.study.part_checks import CUTTING, checker, options_problem
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
-FILLED_IN: dict[Kind, tuple[str, ...]] = {"models": ("num_classes", "in_channels", "image_size")}
+FILLED_IN: dict[Kind, tuple[str, ...]] = {
+    "models": ("num_classes", "in_channels", "image_size"),
+    "data": ("labeled",),
+}
 """Parameters that the pipeline fills in by name."""
 _POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2}
 """How many it fills in by position: teacher, student, task; logits, labels."""
@@ -47,7 +50,7 @@ _TRAITS = {
     "wants": ("nothing", "logits", "blocks", "layers"),
     "plan": (None, "stones", "pairs"),
 }
-_BY_OPTION = ("one_class", "compares_images")  # of a method, for some values of its options
+_BY_OPTION = ("one_class", "compares_images", "needs_labels")  # of a method, by its options
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Description(BaseModel):
         one_class: Of a method: whether it is defined only for images of one class; {option: value}
             if that is so for one value of an option, or for lists that contain the value.
         compares_images: Of a method, likewise: whether a batch cannot be computed in parts.
+        needs_labels: Of a method: whether it needs labels; {option: value} if it does unless each
+            of these options has its value.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
@@ -113,6 +118,7 @@ class Description(BaseModel):
     plan: str | None = None
     one_class: bool | dict[str, JsonValue] = False
     compares_images: bool | dict[str, JsonValue] = True
+    needs_labels: bool | dict[str, JsonValue] = True
     core_schema: dict[str, Any]
     wanted: dict[str, str | None]
     refused: dict[str, str]

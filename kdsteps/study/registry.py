@@ -81,6 +81,13 @@ class Part:
         deploys_teacher = self.reference in names("models")
         return self.wants in ("logits", "blocks") or adds_logits or deploys_teacher
 
+    def needs_labels(self, options: Mapping[str, Any]) -> bool:
+        """Whether a method with these options needs labels."""
+        claim = self.described.needs_labels
+        if isinstance(claim, bool):
+            return claim
+        return any(options.get(name) != value for name, value in claim.items())
+
     @property
     def json_schema(self) -> dict[str, Any]:
         """The options as a JSON schema of type object."""

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from kdsteps.study.run_length import in_epochs
-from kdsteps.study.texts import Title
+from kdsteps.study.texts import Name, Title
 
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -351,6 +351,34 @@ class Export(Section):
     """Whether an ONNX file in 8-bit integers is written as well, calibrated on training images."""
 
 
+class ProbeSettings(Section):
+    """The keys of `probe` for its measurements."""
+
+    neighbors: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 10
+    """Nearest neighbors by the cosine of features."""
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
+        0.01,
+        0.1,
+        1.0,
+    )
+    """Fractions of the labels with which a linear classifier is trained; at least one image of
+    each class."""
+    draws: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 5
+    """Random choices of the labeled images for a fraction below 1; accuracies are averaged."""
+    seed: Seed = 0
+    """Seed of these choices."""
+    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
+    """Images of one batch when features are computed."""
+
+
+class Probe(ProbeSettings):
+    """How good the features of frozen backbones are, measured on a labeled data set."""
+
+    dataset: Name
+    """A name under `datasets`, with labels. Its training images are the references, its test images
+    the queries."""
+
+
 class Report(Section):
     """What the report shows."""
 
@@ -370,10 +398,11 @@ class Normalization(Section):
 
 
 class Dataset(Section):
-    """A data set: its kind with the options of that kind."""
+    """A data set: its kind with the options of that kind, and whether it has labels."""
 
     kind: str
     options: Options
+    labels: Literal["none"] | None = None
 
 
 class Model(Section):

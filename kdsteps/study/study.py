@@ -18,6 +18,7 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.entries import MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.exports import export_problem, exported_runs
+from kdsteps.study.label_checks import check_labels
 from kdsteps.study.messages import sentence, shown
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
@@ -59,6 +60,7 @@ class Method:
         one_class: Whether it is defined only for images of one class.
         compares_images: Whether it cannot compute a batch in parts.
         needs_classifier: Whether it needs the teacher's classifier, as for its logits.
+        needs_labels: Whether it cannot be used on images without labels.
         distil, build: The values that differ for this method.
         trials: The values that the stage `tune` tries; none: the method is not tuned.
     """
@@ -70,6 +72,7 @@ class Method:
     one_class: bool
     compares_images: bool
     needs_classifier: bool
+    needs_labels: bool
     distil: Distil | None
     build: Build | None
     trials: tuple[Values, ...] = ()
@@ -105,6 +108,16 @@ class Study:
     def method_names(self) -> dict[str, str]:
         """The method of each entry of `methods`."""
         return {name: entry.method for name, entry in self.methods.items()}
+
+    @property
+    def used_datasets(self) -> tuple[str, ...]:
+        """The data sets of pairs, in their order, then that of `probe`."""
+        probe = () if self.params.probe is None else (self.params.probe.dataset,)
+        return tuple(dict.fromkeys((*(pair.dataset for pair in self.pairs.values()), *probe)))
+
+    def has_labels(self, pair: str) -> bool:
+        """Whether the images of a pair have labels."""
+        return self.datasets[self.pairs[pair].dataset].labels is None
 
     def distil(self, pair: str, method: str) -> Distil:
         """The section `distil` of one pair and method: a method's values win over a pair's."""
@@ -205,6 +218,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
             name: Dataset.model_construct(
                 kind=entry.kind,
                 options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
+                labels=entry.labels,
             )
             for name, entry in params.datasets.items()
         },
@@ -226,6 +240,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     _check_training(study, where)
     for name, pair in study.pairs.items():
         _check_pair(study, pair, f"{where}: pairs.{name}")
+    check_labels(study, where)
     _check_export(study, f"{where}: export")
     return _with_trials(study, where)
 
@@ -260,7 +275,7 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     return Method(
         *(method, options, part.wants, part.plan),
         *(part.needs_one_class(options), part.compares_images(options)),
-        part.needs_classifier(options),
+        *(part.needs_classifier(options), part.needs_labels(options)),
         *(entry.distil, entry.build),
     )
 

@@ -1,4 +1,7 @@
-"""Images in folders, one folder per class: `cat/1.png`, or `train/cat/1.png`, `test/cat/2.png`."""
+"""Images in folders, one folder per class: `cat/1.png`, or `train/cat/1.png`, `test/cat/2.png`.
+
+Without labels, folders mean nothing: every image below the path counts.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def load(
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     per_class: PositiveInt | None = None,
+    labeled: bool = True,
 ) -> Source:
     """The images under `path`, classes in alphabetical order of their folders.
 
@@ -57,6 +61,7 @@ def load(
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
         per_class: At most this many images of each class in each split.
+        labeled: Whether folders are classes.
 
     Raises:
         KdstepsError: A folder does not exist, has no images or links to elsewhere, or a split
@@ -68,7 +73,7 @@ def load(
         for split, value in zip(SPLITS, (train, validation, test), strict=True)
         if value is not None
     }
-    rows = [row for root in roots for row in _rows(root, given, roots, follow_links)]
+    rows = [row for root in roots for row in _rows(root, given, roots, follow_links, labeled)]
     class_names = _class_names(rows)
     number = {name: place for place, name in enumerate(class_names)}
     labels = np.array([number[name] for _, _, name in rows], dtype=np.int64)
@@ -105,12 +110,16 @@ def _root(text: str) -> Path:
 
 
 def _rows(
-    root: Path, given: Mapping[str, Sequence[str]], roots: Sequence[Path], follow_links: bool
+    root: Path,
+    given: Mapping[str, Sequence[str]],
+    roots: Sequence[Path],
+    follow_links: bool,
+    labeled: bool,
 ) -> list[Row]:
     """Every image below a root, split by split, in the order of their paths."""
     lists = {split: names for split, names in given.items() if _are_lists(root, names)}
     if not lists:
-        return _images(root, _split_folders(root, given), follow_links)
+        return _images(root, _split_folders(root, given), follow_links, labeled)
     if len(lists) < len(given):
         other = next(split for split in given if split not in lists)
         raise KdstepsError(
@@ -119,7 +128,7 @@ def _rows(
         )
     if len(roots) > 1:
         raise KdstepsError("datasets: path: lists of images need one folder, not several")
-    rows = _images(root, {"": [root]}, follow_links)
+    rows = _images(root, {"": [root]}, follow_links, labeled)
     return splits_by_list(rows, root, lists)
 
 
@@ -161,10 +170,18 @@ def _folders_in(folder: Path) -> list[Path]:
     ]
 
 
-def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -> list[Row]:
-    """Every image of each split with its class."""
+def _images(
+    root: Path, folders: Mapping[str, list[Path]], follow_links: bool, labeled: bool
+) -> list[Row]:
+    """Every image of each split with its class, "" where it has no label."""
+
+    def entries_in(folder: Path) -> list[Path]:
+        if not labeled:
+            return [folder]
+        return [] if (folder / _ANNOTATIONS).is_file() else _folders_in(folder)
+
     classes = {
-        (split, folder): [] if (folder / _ANNOTATIONS).is_file() else _folders_in(folder)
+        (split, folder): entries_in(folder)
         for split, of_split in folders.items()
         for folder in of_split
     }
@@ -173,7 +190,7 @@ def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -
     rows: list[Row] = []
     others = 0
     for (split, folder), entries in classes.items():
-        if (folder / _ANNOTATIONS).is_file():
+        if labeled and (folder / _ANNOTATIONS).is_file():
             rows += [(split, file, name) for file, name in _annotated(folder)]
             continue
         found = {entry: next(files) for entry in entries}
@@ -182,8 +199,18 @@ def _images(root: Path, folders: Mapping[str, list[Path]], follow_links: bool) -
             for entry, inside in found.items()
         }
         others += sum(map(len, found.values())) - sum(map(len, images.values()))
-        _check_classes(folder, images)
-        rows += [(split, file, entry.name) for entry, inside in images.items() for file in inside]
+        if labeled:
+            _check_classes(folder, images)
+        elif not any(images.values()):
+            raise KdstepsError(
+                f"{folder}: has no images; put some there, with one of the endings "
+                f"{', '.join(SUFFIXES)}"
+            )
+        rows += [
+            (split, file, entry.name if labeled else "")
+            for entry, inside in images.items()
+            for file in inside
+        ]
     if others:
         log.info("%s: skipped %d files whose names are not those of images", root, others)
     if walk.links:

@@ -41,6 +41,7 @@ def load(
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     per_class: PositiveInt | None = None,
+    labeled: bool = True,
 ) -> Source:
     """The images of some Parquet files.
 
@@ -55,18 +56,20 @@ def load(
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
         per_class: At most this many images of each class in each split.
+        labeled: Whether the column with labels is read.
 
     Raises:
         KdstepsError: A file or column is missing, or a column has another type.
     """
     given = dict(zip(SPLITS, (train, validation, test), strict=True))
     files = [
-        _File(path, _open(path, image, label), name)
+        _File(path, _open(path, image, label if labeled else None), name)
         for name, patterns in given.items()
         if patterns is not None
         for path in matching(patterns, ".parquet", f"datasets: {name}")
     ]
-    labels, class_names = _labels(files, label)
+    unlabeled = np.full(sum(map(len, files)), "")
+    labels, class_names = _labels(files, label) if labeled else classes_of(unlabeled)
     splits = [file.split if validation or test else "" for file in files]
     split = np.repeat(np.array(splits, dtype="<U10"), [len(file) for file in files])
     rows = thinned(labels, split, per_class)
@@ -104,8 +107,8 @@ class _File:
         return int(self.content.metadata.num_rows)
 
 
-def _open(path: Path, image: str, label: str) -> pq.ParquetFile:
-    """Open a file and check its columns."""
+def _open(path: Path, image: str, label: str | None) -> pq.ParquetFile:
+    """Open a file and check its columns; `label` is None for images without labels."""
     try:
         file = pq.ParquetFile(path, memory_map=True)
     except (OSError, pa.ArrowException) as error:
@@ -114,7 +117,7 @@ def _open(path: Path, image: str, label: str) -> pq.ParquetFile:
         ) from error
     schema = file.schema_arrow
     for key, name in (("image", image), ("label", label)):
-        if name not in schema.names:
+        if name is not None and name not in schema.names:
             hint = nearest(name, schema.names)
             raise KdstepsError(f"{path}: has no column {name!r} for the option `{key}`{hint}")
     kind = schema.field(image).type

@@ -43,6 +43,7 @@ def load(
     resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
     per_class: PositiveInt | None = None,
+    labeled: bool = True,
 ) -> Source:
     """The images that a list names, in its order.
 
@@ -60,13 +61,15 @@ def load(
         resize: Pixels of the shorter side after resizing, or exactly [height, width].
         crop: Height and width of the center crop after `resize`.
         per_class: At most this many images of each class in each split.
+        labeled: Whether the column with labels is read.
 
     Raises:
         KdstepsError: The list cannot be read, lacks a column or a value, or names a split that
             does not exist.
     """
     file = Path(path).expanduser()
-    columns = {"image": image, "label": label} | ({} if split is None else {"split": split})
+    columns = {"image": image} | ({"label": label} if labeled else {})
+    columns |= {} if split is None else {"split": split}
     table = _read(file, columns)
     given = {"train": train, "validation": validation, "test": test}
     named = {name: value for name, value in given.items() if value is not None}
@@ -75,7 +78,8 @@ def load(
             f"datasets: {next(iter(named))} needs `split`, the column it is found in"
         )
     splits = _splits(table, split, named, file)
-    labels, class_names = classes_of(_labels(table, label, file))
+    values = _labels(table, label, file) if labeled else np.full(len(table), "")
+    labels, class_names = classes_of(values)
     paths = _texts(table, image, file)
     known = np.flatnonzero(splits != "-")
     if len(known) < len(splits):
