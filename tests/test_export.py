@@ -23,6 +23,7 @@ from kdsteps.export.description import METADATA_KEY, Description
 from kdsteps.export.int8 import calibration_rows, quantized
 from kdsteps.export.onnx_files import FromPixels, as_bytes, relative_difference, to_onnx
 from kdsteps.export.record import Candidate, ExportedFile, FormatError
+from kdsteps.export.seal import DIGEST_KEY
 from kdsteps.export.timm_folder import load_timm, put_folder, timm_config
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -230,7 +231,7 @@ def test_int8_agrees_roughly_and_logits_may_exceed_those_of_the_calibration(
     found = predicted(opened(file), dim)
     assert relative_difference(found, small(dim).numpy()) < 0.1
     assert np.isfinite(predicted(opened(file), bright)).all()
-    assert opened(file).get_modelmeta().custom_metadata_map.keys() == {METADATA_KEY}
+    assert opened(file).get_modelmeta().custom_metadata_map.keys() == {METADATA_KEY, DIGEST_KEY}
     assert any(node.op_type == "QuantizeLinear" for node in file.graph.node)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdsteps.export.description import INPUT, METADATA_KEY, OUTPUT, Description
 from kdsteps.export.record import FormatError
+from kdsteps.export.seal import DIGEST_KEY, PLACEHOLDER
 from kdsteps.models.input_contract import PIXEL_MAX
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def finish(model: ModelProto, description: Description) -> ModelProto:
 
     _clean(model)
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {METADATA_KEY: description.as_json()})
+    said = {METADATA_KEY: description.as_json(), DIGEST_KEY: PLACEHOLDER}
+    onnx.helper.set_model_props(model, said)
     onnx.checker.check_model(model)
     return model
 

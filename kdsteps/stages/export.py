@@ -38,6 +38,7 @@ from kdsteps.data.form import Form, make_form
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.statistics import sample
+from kdsteps.export.card import model_card
 from kdsteps.export.checking import Checks, logits_of_test, pixels
 from kdsteps.export.choosing import best_first, interval_of, last_validation
 from kdsteps.export.description import Description
@@ -48,7 +49,7 @@ from kdsteps.export.writing import Student, write_formats
 from kdsteps.files.columns import HISTORY, PREDICTIONS
 from kdsteps.files.digests import file_digest
 from kdsteps.files.tables import read_table
-from kdsteps.files.text import read_json, write_json
+from kdsteps.files.text import read_json, write_json, write_text
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import ExportSettings
 from kdsteps.models import architecture
@@ -92,7 +93,7 @@ def run(job: Job[ExportSettings]) -> None:
         files=files,
         provenance=_versions(made, settings.formats),
     )
-    # The model card: everything in it is in the record.
+    write_text(job.outputs["card"], model_card(record))
     write_json(job.outputs["record"], record.as_dict())
     for file in files:
         said = f"accuracy {file.accuracy:.4f}" if file.name else f"not written: {file.reason}"
