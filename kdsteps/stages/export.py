@@ -92,8 +92,8 @@ def run(job: Job[ExportSettings]) -> None:
         files=files,
         provenance=_versions(made, settings.formats),
     )
-    # The model card: everything in it is in the record.
     write_json(job.outputs["record"], record.as_dict())
+    # here the model card is written to job.outputs["card"]: the record has everything in it
     for file in files:
         said = f"accuracy {file.accuracy:.4f}" if file.name else f"not written: {file.reason}"
         log.info("%s of %s: %s", file.format, record.run, said)
