@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,18 +124,6 @@ def test_what_onnx_needs_is_missed_before_the_first_job(monkeypatch):
         check_study(study())
     check_study(study(formats=["safetensors"]))
     check_study(parse_study(STUDY))
-
-
-def test_planning_an_export_imports_none_of_it(tmp_path: Path):
-    write_study(tmp_path, export={"int8": True})
-    code = (
-        "import sys; from kdsteps.cli import main; from kdsteps.jobs import early_checks\n"
-        "from kdsteps.study.study import load_study\n"
-        "early_checks.check_study(load_study())\n"
-        "assert not {'onnx', 'onnxruntime', 'onnxscript', 'torch', 'numpy'} & sys.modules.keys()"
-    )
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": ""}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_an_artifact_of_dvc_that_the_study_does_not_export_is_said(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from _commands import NET, write_study
 
 from kdsteps.cli.main import main
+from kdsteps.cli.stages import call_of, run_call
 from kdsteps.cli.verify import verify
 from kdsteps.data.prepared import load_prepared
 from kdsteps.errors import KdstepsError
@@ -113,7 +114,7 @@ def job_of(pair: str, outputs: Path, **lists: list[Path]) -> Job[Any]:
 
 
 @pytest.fixture
-def shown() -> Iterator[np.ndarray]:
+def shown() -> np.ndarray:
     files = graph.outputs("prepare", {"dataset": "digits"})
     data = load_prepared(files["images"], files["index"], files["summary"], torch.device("cpu"))
     return pixels(data, data.rows("test"))
@@ -254,6 +255,17 @@ def test_provenance_has_the_digest_of_each_file_that_was_written():
     assert lost_files("export", outputs, known, thorough=True) == []
 
 
+def test_a_declared_file_that_is_not_written_is_empty(tmp_path: Path):
+    """As where results are in storage, and a missing file would be an error."""
+    call = call_of(study(), "export", {"pair": "own", "student": "best"})
+    files = {name: tmp_path / file for name, file in FILES.items()}
+    run_call(replace(call, outputs={"record": tmp_path / "export.json"} | files), 1, 0)
+    assert files["onnx"].read_bytes() == (place("own") / "model.onnx").read_bytes()
+    assert files["timm"].read_bytes() == b""
+    known = read_provenance(tmp_path / "export.provenance.json")
+    assert known is not None and "config.json" not in known.files
+
+
 # what cannot be exported
 
 
@@ -269,8 +281,6 @@ def test_a_file_with_other_logits_is_not_accepted(tmp_path: Path, monkeypatch):
 
 
 def replaced(job: Job[Any], **settings: Any) -> Job[Any]:
-    from dataclasses import replace
-
     return replace(job, settings=job.settings.model_copy(update=settings))
 
 
