@@ -208,12 +208,15 @@ def test_a_file_that_computes_something_else_is_not_accepted(monkeypatch, small,
 def test_a_reason_is_that_of_the_first_exporter(monkeypatch, small):
     def refuses(reason: str) -> Any:
         def attempt(*_: Any) -> Any:
-            raise RuntimeError(f"{reason}\nand much more")
+            try:
+                raise ValueError(f"{reason}\nand much more")
+            except ValueError as error:
+                raise RuntimeError("failed; \x1b[96msee above\x1b[0m") from error
 
         return attempt
 
     monkeypatch.setattr(onnx_files, "_ATTEMPTS", [refuses("no such operation"), refuses("no")])
-    with pytest.raises(FormatError, match=r"RuntimeError: no such operation\)$"):
+    with pytest.raises(FormatError, match=r"ValueError: no such operation\)$"):
         to_onnx(small, images(7), DESCRIPTION)
 
 

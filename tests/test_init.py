@@ -13,6 +13,7 @@ from _pictures import as_bytes, color, write_folder
 from _study import REPOSITORY
 
 from kdsteps.cli import main as cli
+from kdsteps.cli.init import _pipeline
 from kdsteps.cli.proposal import proposed_study, training_length
 from kdsteps.data.overview import Overview, look_at
 from kdsteps.errors import KdstepsError
@@ -297,6 +298,11 @@ def test_the_pipeline_is_that_of_the_clone_except_for_how_it_follows_the_code():
         ours = ours.replace(f"workflow/plots/{name}.json", name)
     template = REPOSITORY / "kdsteps/cli/templates/pipeline.yaml"
     assert yaml.safe_load(template.read_text()) == yaml.safe_load(ours)
+
+
+def test_the_best_student_of_the_studys_own_pair_has_a_name_for_dvc():
+    found = yaml.safe_load(_pipeline([], "pairs: {photos: {dataset: photos}}"))
+    assert found["artifacts"]["student"]["path"] == "results/export/photos/best"
 
 
 # The version that a study belongs to

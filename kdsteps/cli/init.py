@@ -165,7 +165,7 @@ def _pipeline(inputs: list[str], params: str) -> str:
     text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
     followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
     pair = next(iter(yaml.safe_load(params)["pairs"]))
-    text = text.replace("results/export/PAIR/", f"results/export/{pair}/")
+    text = text.replace("results/export/resnet20-resnet8/", f"results/export/{pair}/")
     return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _BATCHES = (1, 3, 7)  # on which a file has to agree with torch before it counts as dynamic
 _ROUGHLY = 1e-3  # relative to the largest logit: what a wrong graph exceeds and rounding does not
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")  # in the exporters' messages
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -208,7 +210,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def first_line(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    text = str(error).strip().partition("\n")[0].rstrip(".")
+def first_line(error: BaseException) -> str:
+    """The type of the error behind another one and the first line of its message."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = _COLORS.sub("", str(error)).strip().partition("\n")[0].rstrip(".")
     return f"{type(error).__name__}: {text}"[:200] if text else type(error).__name__
