@@ -63,7 +63,8 @@ def command(
 
 def files_in(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by its path, with its bytes; without caches and locks."""
-    cached = (folder / ".kdsteps/parts.json", folder / ".kdsteps/manifests", folder / ".snakemake")
+    names = (".kdsteps/parts.json", ".kdsteps/manifests", ".kdsteps/jobs", ".snakemake")
+    cached = [folder / name for name in names]
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")

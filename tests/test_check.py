@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _commands import REPOSITORY, STUDY, files_in, write_study
+import torch
+from _commands import NET, REPOSITORY, STUDY, files_in, write_study
 from _pictures import write_folder
 
 from kdsteps.cli.main import main
+from kdsteps.data.decoding import decode
 from kdsteps.data.sampling import sample_rows
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
@@ -31,6 +33,8 @@ from kdsteps.study.settings import Dataset, Prepare
 from kdsteps.study.study import load_study, parse_study
 
 CPU = Sharing(cores=4, gpus=0, jobs_per_gpu=1)
+
+PAIR = STUDY["pairs"]["pair"]
 
 OWN = """
 from kdsteps.methods.labels import Labels
@@ -58,8 +62,11 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
     """What the check finds in the study of digits, and the files before and after."""
     folder = tmp_path_factory.mktemp("checked")
     (folder / "mine.py").write_text(OWN)
+    torch.save({"weight": torch.zeros(3)}, folder / "odd.pt")
     methods = {"labels": {}, "block_kd": {}, "wrong": {"method": "./mine.py:Wrong"}}
-    write_study(folder, methods=methods)
+    models = {"big": NET, "small": NET, "odd": NET | {"checkpoint": "odd.pt"}}
+    pairs = {"pair": PAIR, "other": PAIR | {"teacher": "odd"}}
+    write_study(folder, methods=methods, models=models, pairs=pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
@@ -81,21 +88,26 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
 
 def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     found, _, _ = checked
-    problems = [(what, text) for status, what, text in found["findings"] if status == "problem"]
-    assert problems == [("pair with wrong", "fails with IndexError: there is no such thing")]
+    problems = {what: text for status, what, text in found["findings"] if status == "problem"}
+    wrong = "fails with IndexError: there is no such thing"
+    assert problems.keys() == {"model odd", "pair with wrong", "other with wrong"}
+    assert problems["pair with wrong"] == problems["other with wrong"] == wrong
+    assert "odd.pt" in problems["model odd"]
     said = {what: text for status, what, text in found["findings"] if status == "ok"}
-    assert said["methods"].endswith(": labels, block_kd")
+    assert said["methods"] == "3 pairs with a method train: labels, block_kd"
+    notes = [text for status, _, text in found["findings"] if status == "note"]
+    assert notes[0] == "not tried, since what they need failed: other with block_kd"
     assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
     assert said["data digits"].startswith("1,797 images of 10 classes, 1 x 8 x 8; a sample of 300")
 
 
 def test_the_forecast_counts_every_job(checked):
     forecast = checked[0]["forecast"]
-    assert (forecast.runs, forecast.jobs) == (6, 20)
+    assert (forecast.runs, forecast.jobs) == (12, 38)
     assert forecast.stages.keys() == {
         *("prepare", "train", "cache", "build", "distil", "evaluate", "report")
     }
-    assert 20 * 0.5 / 2 < forecast.seconds < sum(forecast.stages.values())
+    assert 38 * 0.5 / 2 < forecast.seconds < sum(forecast.stages.values())
 
 
 def test_the_folder_of_the_study_stays_as_it_was(checked):
@@ -110,10 +122,7 @@ def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
 
 
 def test_all_early_problems_are_found_and_not_the_first_alone(folder):
-    models = {
-        "big": STUDY["models"]["big"] | {"checkpoint": "gone.pt"},
-        "small": STUDY["models"]["small"],
-    }
+    models = {"big": NET | {"checkpoint": "gone.pt"}, "small": NET}
     methods = {"fitnet": {"teacher_layer": "nowhere"}, "at": {"student_layers": ["nothing"]}}
     found = study_problems(parse_study(STUDY | {"models": models, "methods": methods}))
     assert [problem.split(":")[1].strip() for problem in found.problems] == [
@@ -130,16 +139,14 @@ def test_an_image_that_cannot_be_read_is_named(folder, capsys, broken: str, stat
     datasets = {"digits": {"kind": "folder", "path": "pets", "image_size": 16}}
     write_study(folder, datasets=datasets, prepare={"broken": broken})
     main(["check", "--seconds", "0"])
-    said = capsys.readouterr().out
-    assert re.search(
-        rf"^{status} +data digits: 1 of a sample of 16 .*cat/3\.png", said, re.MULTILINE
-    )
+    said = next(line for line in capsys.readouterr().out.splitlines() if "cat/3.png" in line)
+    assert re.match(rf"{status} +data digits: 1 of a sample of 16 cannot be read", said)
 
 
 def test_without_time_nothing_is_tried_and_that_is_said(folder, capsys):
     write_study(folder)
     assert main(["check", "--seconds", "0"]) == 0
-    assert "not tried, for lack of time: digits big" in capsys.readouterr().out
+    assert "not tried, for lack of time: model big" in capsys.readouterr().out
 
 
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):
@@ -170,14 +177,15 @@ def test_a_sample_is_fixed_and_has_every_class():
 def test_a_folder_is_sampled_without_reading_all_of_it(folder, monkeypatch):
     write_folder(folder / "pets", {"cat": 30, "dog": 30})
     opened: list[Path] = []
-    decode = __import__("kdsteps.data.encoded", fromlist=["decode"]).decode
-    monkeypatch.setattr(
-        "kdsteps.data.encoded.decode",
-        lambda content, form: opened.append(content) or decode(content, form),
-    )
+
+    def noted(content: Any, form: Any) -> Any:
+        opened.append(content)
+        return decode(content, form)
+
+    monkeypatch.setattr("kdsteps.data.encoded.decode", noted)
     monkeypatch.setattr("kdsteps.rehearsal.images.SAMPLE", 10)
     found = look_at_source(Dataset(kind="folder", options={"path": "pets"}), Prepare(), 1)
-    assert len(opened) == 10
+    assert len(set(opened)) == 10
     assert found.counts == {"train": 43, "validation": 5, "test": 12}
     assert found.shape == (3, 6, 6)
 

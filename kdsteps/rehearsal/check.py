@@ -18,6 +18,7 @@ from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing, cores_there
+from kdsteps.jobs.run_lock import current_run
 from kdsteps.jobs.schedule import wall_seconds, works
 from kdsteps.jobs.version_lock import LOCK, locked_version
 from kdsteps.jobs.words import duration, in_bytes
@@ -126,8 +127,9 @@ class _Check:
         self.say(
             "ok",
             "settings",
-            f"{len(study.pairs)} pairs, {len(study.methods)} methods, {len(study.seeds)} seeds: "
-            f"{total} jobs{done}{cached}; {runs} students to train",
+            f"{_plural(len(study.pairs), 'pair')}, {_plural(len(study.methods), 'method')}, "
+            f"{_plural(len(study.seeds), 'seed')}: {_plural(total, 'job')}{done}{cached}; "
+            f"{_plural(runs, 'student')} to train",
         )
 
     def _version(self) -> None:
@@ -155,9 +157,11 @@ class _Check:
         self.say(
             "ok",
             "device",
-            f"{device}; {cores} cores given, {cores_there()} there; "
-            f"{cores // sharing.cores_of_one_of_many} students are trained at a time",
+            f"{device}; {_plural(cores, 'core')} given, {cores_there()} there; "
+            f"{_plural(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
         )
+        if current_run() is not None:
+            self.say("note", "device", "a run is using this folder, so times come out too long")
         return sharing
 
     def _images(
@@ -210,16 +214,16 @@ class _Check:
         for key, trial in rehearsal.trials.items():
             if key[0] == "network":
                 scale = rehearsal.scales[key]
-                step = trial.epoch / scale.steps
-                self.say(
-                    "ok", f"model {key[2]}", f"{scale.batch_size} images train in {_step(step)}"
-                )
+                took = f"{scale.batch_size} images train in {_step(trial.epoch / scale.steps)}"
+                self.say("ok", f"model {key[2]}", took if trial.epochs else "is used as it is")
         runs = [key for key in rehearsal.trials if key[0] == "distil"]
         if runs:
             methods = ", ".join(dict.fromkeys(key[2] for key in runs))
-            self.say("ok", "methods", f"{len(runs)} pairs with methods take a step: {methods}")
+            self.say(
+                "ok", "methods", f"{_plural(len(runs), 'pair')} with a method train: {methods}"
+            )
         if rehearsal.skipped:
-            names = list(dict.fromkeys(" with ".join(key[1:]) for key in rehearsal.skipped))
+            names = list(dict.fromkeys(map(_label, rehearsal.skipped)))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             why = "since what they need failed" if rehearsal.failed else "for lack of time"
             how = "" if rehearsal.failed else "; raise --seconds"
@@ -234,11 +238,12 @@ class _Check:
         ]
         need, jobs = max(needs, default=(0, 0))
         if need and (free := free_memory()):
-            text = f"{in_bytes(need)} for {jobs} jobs at a time, {in_bytes(free)} free"
+            text = f"{in_bytes(need)} for {_plural(jobs, 'job')} at a time, {in_bytes(free)} free"
             self.say("problem" if need > free else "ok", "memory", text)
-        on_gpu = max((costs.gpu_memory(node) for node in training), default=0)
+        jobs = costs.found.sharing.jobs_per_gpu
+        on_gpu = jobs * max((costs.gpu_memory(node) for node in training), default=0)
         if on_gpu and (room := gpu_room()):
-            text = f"{in_bytes(on_gpu)} for the largest job, {in_bytes(room)} free"
+            text = f"{in_bytes(on_gpu)} for {_plural(jobs, 'job')}, {in_bytes(room)} free"
             self.say("problem" if on_gpu > room else "ok", "GPU memory", text)
         disk, free = costs.disk(left.left), shutil.disk_usage(os.getcwd()).free
         text = f"about {in_bytes(disk)} for results and caches, {in_bytes(free)} free"
@@ -264,13 +269,25 @@ class _Check:
         self.say(
             "ok",
             "time",
-            f"{runs} runs, {len(nodes)} jobs, about {duration(total)} on this machine "
-            f"(not counted: {'; '.join(missing)})",
+            f"{_plural(runs, 'run')}, {_plural(len(nodes), 'job')}, about {duration(total)} on "
+            f"this machine (not counted: {'; '.join(missing)})",
         )
         if costs is not None:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())
             self.say("note", "time", f"the jobs of each stage, one after the other: {listed}")
         return found
+
+
+def _label(key: tuple[str, ...]) -> str:
+    """What a trial is about."""
+    kind, first, second = key
+    if kind == "network":
+        return f"model {second}"
+    return f"{first} with {second}" if kind == "distil" else f"{kind} of {second}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _step(seconds: float) -> str:

@@ -204,7 +204,10 @@ class Costs:
     def gpu_memory(self, node: graph.JobNode) -> int:
         """Likewise of a GPU."""
         trial = self._trained(node)
-        return 0 if trial is None else trial.gpu_memory
+        if trial is None or not trial.gpu_memory:
+            return 0
+        images = self.found.images[self._dataset(node)].bytes
+        return trial.gpu_memory + min(images, RESIDENT_MB * 2**20 // 2)
 
     def _trained(self, node: graph.JobNode) -> Trial | None:
         """The trial of a job that trains."""

@@ -371,7 +371,10 @@ def _networks(
 
 
 def _spread(runs: list[graph.JobNode]) -> list[graph.JobNode]:
-    """Runs in an order in which each pair and each method comes early."""
+    """Runs in an order in which each method and each pair comes early.
+
+    All methods of the first pair come first; of the other pairs, another method each.
+    """
     pairs = list(dict.fromkeys(node.names["pair"] for node in runs))
     methods = list(dict.fromkeys(node.names["method"] for node in runs))
     place = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import time
@@ -172,6 +173,7 @@ def _measured(trial: Trial) -> Iterator[None]:
         torch.set_num_threads(threads)
         trial.seconds = time.perf_counter() - started
         trial.memory = _largest_memory()
+        gc.collect()  # the networks of a training refer to each other
         if torch.cuda.is_initialized():
             trial.gpu_memory = torch.cuda.max_memory_reserved()
             torch.cuda.empty_cache()
