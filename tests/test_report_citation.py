@@ -112,7 +112,7 @@ def test_the_students_of_the_best_method_are_linked_from_where_the_page_is(tmp_p
     ("gains", "words"),
     [
         ({"labels": -0.3, "kd": 0.05}, "which won"),
-        ({"labels": 0.0, "kd": 0.0}, "although the comparison is not decided"),
+        ({"labels": 0.0, "kd": 0.0}, "is not shown to be better than every other method"),
     ],
 )
 def test_the_files_are_those_of_a_winner_only_if_there_is_one(tmp_path, gains, words):

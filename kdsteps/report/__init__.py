@@ -1,5 +1,5 @@
 """The report: the results of a study in words, tables and charts, on one page.
 
-Nothing here reads settings, and only `results` reads files. pandas and Altair are imported by the
-modules that need them.
+Nothing here reads settings. `results` reads the files of all stages, `predicted` reads predictions
+and `thumbnails` images. pandas and Altair are imported by the modules that need them.
 """

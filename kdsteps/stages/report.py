@@ -1,6 +1,7 @@
 """Write the report: which method did best, by how much, and whether that is more than noise.
 
-reads   summaries            summary.json of every dataset
+reads   image_files, indexes, summaries, image_digests
+                             images.npy, index.parquet, summary.json, digest.json of every dataset
         teacher_histories, teacher_measures, teacher_predictions
                              of every teacher: history.parquet, measures.json, predictions.parquet
         teacher_checks       check.json of every teacher
@@ -31,7 +32,7 @@ from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import ReportSettings
-from kdsteps.report.figures import pictures
+from kdsteps.report.figures import pictures, scale_of
 from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
 from kdsteps.report.probes import pair_probes, probe_metrics
@@ -62,4 +63,5 @@ def run(job: Job[ReportSettings]) -> None:
     write_text(job.outputs["page"], render(results, tables, study, probes))
     for table in tables:
         found = verdict(table)
-        log.info("%s: %s. %s.", table.pair, found.headline, found.answer)
+        scale = scale_of(table)
+        log.info("%s: %s (%s). %s.", table.pair, found.headline, scale, found.answer)
