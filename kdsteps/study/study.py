@@ -125,20 +125,18 @@ class Study:
         tried = [num_tried(trials, place, tune.halving) for place in range(len(tune.seeds))]
         return len(self.seeds) + (sum(tried) if trials else 0)
 
-    @property
-    def is_tuned(self) -> bool:
-        """Whether values are tried for any method."""
-        return any(entry.trials for entry in self.methods.values())
-
     @cached_property
     def described(self) -> dict[str, Any]:
         """The study as JSON that `parse_study` reads: its entries, and its sections in full."""
         sections = {
             name: getattr(self.params, name).model_dump(mode="json")
             for name, info in Params.model_fields.items()
-            if not info.is_required() and (name != "tune" or self.is_tuned)
+            if not info.is_required()
         }
-        return self.params.model_dump(mode="json", exclude_unset=True) | sections
+        found = self.params.model_dump(mode="json", exclude_unset=True) | sections
+        if not any(entry.trials for entry in self.methods.values()):
+            del found["tune"]  # nothing is tuned: the section decides nothing
+        return found
 
 
 def load_study(path: str | Path = "params.yaml") -> Study:
