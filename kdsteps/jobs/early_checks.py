@@ -240,8 +240,12 @@ def _check_joints(study: Study, pair: str, method: str, teacher: Outline, studen
 
 
 def _named(study: Study, method: str) -> dict[str, list[str]]:
-    """The layers that the options of a shipped method name."""
+    """The layers that the options of a shipped method name, or the values that are tried."""
     entry = study.methods[method]
-    options: dict[str, Any] = entry.options if entry.method in shipped("methods") else {}
-    given = {option: options[option] for option in _LAYERS if options.get(option)}
-    return {option: [x] if isinstance(x, str) else list(x) for option, x in given.items()}
+    found: dict[str, list[str]] = {}
+    for given in (entry.options, *entry.trials) if entry.method in shipped("methods") else ():
+        for option in _LAYERS:
+            value: Any = given.get(option)
+            if value:
+                found.setdefault(option, []).extend([value] if isinstance(value, str) else value)
+    return found

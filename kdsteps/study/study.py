@@ -139,11 +139,6 @@ class Study:
         tried = [num_tried(trials, place, tune.halving) for place in range(len(tune.seeds))]
         return len(self.seeds) + (sum(tried) if trials else 0)
 
-    @property
-    def is_tuned(self) -> bool:
-        """Whether values are tried for any method."""
-        return any(entry.trials for entry in self.methods.values())
-
     @cached_property
     def exported(self) -> list[tuple[str, str]]:
         """Every export as its pair and its run, which is `best` or `method/seed`."""
@@ -160,9 +155,11 @@ class Study:
             for name, info in Params.model_fields.items()
             if not info.is_required()
             and (section := getattr(self.params, name)) is not None
-            and (name != "tune" or self.is_tuned)
         }
-        return self.params.model_dump(mode="json", exclude_unset=True) | sections
+        found = self.params.model_dump(mode="json", exclude_unset=True) | sections
+        if not any(entry.trials for entry in self.methods.values()):
+            del found["tune"]  # nothing is tuned: the section decides nothing
+        return found
 
 
 def load_study(path: str | Path = "params.yaml") -> Study:
