@@ -48,6 +48,7 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
                 _check_images(study, dataset)
             _check_checkpoints(study)
         _check_batches(study, prepared)
+        _check_probe(study, prepared)
         return [f"params.yaml: {later}" for later in _check_layers(study, prepared)]
     except KdstepsError as error:
         raise KdstepsError(f"params.yaml: {error}") from error
@@ -125,12 +126,31 @@ def _check_batches(study: Study, prepared: Mapping[str, _Prepared | None]) -> No
                 raise KdstepsError(f"{spot}: {problem}")
 
 
-def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:
-    """Check layers by name and by number, and say for which networks this is done later."""
-    shapes = {
+def _check_probe(study: Study, prepared: Mapping[str, _Prepared | None]) -> None:
+    """Raise KdstepsError if the images of `probe` have another size than those of a pair."""
+    if study.params.probe is None:
+        return
+    sizes = {dataset: shape[1:] for dataset, shape in _shapes(study, prepared).items() if shape}
+    own = sizes.get(study.params.probe.dataset)
+    for dataset, size in sizes.items():
+        if own is not None and size != own:
+            raise KdstepsError(
+                f"probe.dataset: {study.params.probe.dataset!r} has images of {own[0]} x {own[1]} "
+                f"pixels, and {dataset!r} of {size[0]} x {size[1]}; give both the same `image_size`"
+            )
+
+
+def _shapes(study: Study, prepared: Mapping[str, _Prepared | None]) -> dict[str, ImageShape | None]:
+    """The shape of each data set's images, as prepared or as params.yaml says."""
+    return {
         dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
         for dataset, found in prepared.items()
     }
+
+
+def _check_layers(study: Study, prepared: Mapping[str, _Prepared | None]) -> list[str]:
+    """Check layers by name and by number, and say for which networks this is done later."""
+    shapes = _shapes(study, prepared)
     wanted = [
         (name, method)
         for name in study.pairs

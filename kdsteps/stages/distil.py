@@ -125,6 +125,7 @@ def _method(
     task = Task(
         *(data.image_shape, data.num_classes, split.labels),
         *(plan, recipe.batch_size, recipe.epochs),
+        labeled=data.labeled,
     )
     build = registry.load("methods", settings.method)
     method: Method = build(teacher, student, task, **settings.options)

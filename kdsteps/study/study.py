@@ -190,6 +190,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
                 kind=entry.kind,
                 options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
                 labels=entry.labels,
+                classes=entry.classes,
             )
             for name, entry in params.datasets.items()
         },
