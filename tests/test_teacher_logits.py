@@ -150,14 +150,18 @@ def test_unrounded_answers_teach_the_same_up_to_the_rounding(path):
     assert not same_bytes(histories[0][1], histories[1][1])
 
 
-def test_a_student_taught_by_kept_features_is_the_one_taught_live(path):
+@pytest.mark.parametrize(
+    ("name", "views"),
+    [("feature_only", Views()), ("embedding", Views()), ("embedding", Views(1, True))],
+)
+def test_a_student_taught_by_kept_features_is_the_one_taught_live(name, views, path):
     teacher = frozen_teacher()
-    layers = method_of("feature_only", teacher=teacher).feature_layers
+    layers = method_of(name, teacher=teacher).feature_layers
     assert layers
-    plain = {"crop_padding": 0, "flip": False}
+    augmented = {"crop_padding": views.crop_padding, "flip": views.flip}
     students = []
-    for given in (kept(path, live_of(teacher, layers=layers), Views()), None):
-        fit = fit_of("feature_only", teacher=teacher, outputs=given, **plain)
+    for given in (kept(path, live_of(teacher, layers=layers), views), None):
+        fit = fit_of(name, teacher=teacher, outputs=given, **augmented)
         fit.run()
         students.append(weights(fit))
     assert same_bytes(*students)

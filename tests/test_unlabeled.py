@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from _commands import NET, STUDY
 from _methods import plan_of
-from _networks import CUT_ENTRIES, ENTRIES, IMAGE_SHAPE, build, network
+from _networks import CUT_ENTRIES, ENTRIES, IMAGE_SHAPE, NUM_CLASSES, build, network
 from _pictures import as_bytes, color, settings_of, write_folder
 
 from kdsteps.data.prepared import Prepared, load_prepared
@@ -21,6 +20,7 @@ from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.job import Job
 from kdsteps.methods.base import Batch, Task
 from kdsteps.models import build_model
@@ -43,15 +43,18 @@ def study(**sections: Any) -> Study:
     return parse_study(STUDY | UNLABELED | sections)
 
 
-def prepared(folder, kind: str, options: dict[str, Any], **section: Any) -> Prepared:
+def prepared(
+    folder, kind: str, options: dict[str, Any], classes: tuple[str, ...] = (), **section: Any
+) -> Prepared:
     folder.mkdir(exist_ok=True)
     names = {"images": "images.npy", "index": "index.parquet", "summary": "summary.json"}
     files = {name: folder / file for name, file in names.items()}
-    settings = settings_of(kind, options, **section).model_copy(update={"labels": "none"})
+    unlabeled = {"labels": "none", "classes": classes or None}
+    settings = settings_of(kind, options, **section).model_copy(update=unlabeled)
     run(Job(settings, {}, files, threads=2))
     found = load_prepared(**files, device=torch.device("cpu"))
     assert set(read_table(files["index"], INDEX)["label"].to_pylist()) == {UNKNOWN}
-    assert read_json(files["summary"])["class_names"] == []
+    assert read_json(files["summary"])["class_names"] == list(classes)
     return found
 
 
@@ -179,6 +182,47 @@ def test_what_needs_labels_is_refused_while_planning(sections, where, what):
         study(**sections)
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"kind": "digits", "classes": ["x", "y"]}, "classes follow from its labels.*labels: none"),
+        (BARE | {"classes": ["x"]}, "at least two classes"),
+        (BARE | {"classes": ["x", "x"]}, "each once"),
+    ],
+)
+def test_classes_are_for_images_without_labels_and_differ(entry, message):
+    with pytest.raises(KdstepsError, match=f"datasets.birds.classes.*{message}"):
+        study(datasets={"birds": entry})
+
+
+def test_with_classes_students_learn_from_logits_and_labels_stay_unknown(tmp_path):
+    methods = {name: {"labels_weight": 0} for name in ("kd", "lskd", "dist", "uld", "ckd")}
+    named = {"birds": BARE | {"classes": ["crow", "owl"]}}
+    found = study(datasets=named, methods={**methods, "embedding": {}})
+    assert len(graph.jobs(found, "cache_outputs")) == 1
+    assert graph.jobs(found, "evaluate") == []
+    with pytest.raises(KdstepsError, match=r"methods.dkd: needs labels.*kd .labels_weight: 0"):
+        study(datasets=named, methods={"dkd": {}})
+    with pytest.raises(KdstepsError, match=r"methods.kd: .*list them in its `classes`"):
+        study(methods={"kd": {"labels_weight": 0}})
+    options = {"path": str(write_folder(tmp_path / "birds", {"a": 6}))}
+    images = prepared(tmp_path / "out", "folder", options, classes=("crow", "owl"))
+    assert (images.num_classes, images.labeled) == (2, False)
+    assert set(images.part("train").labels.tolist()) == {UNKNOWN}
+
+
+@pytest.mark.parametrize("name", ["kd", "lskd", "dist", "uld", "ckd"])
+def test_without_labels_the_only_term_is_that_of_the_logits(name):
+    teacher, student = network("large resnet", seed=1).eval(), network("resnet")
+    unknown = torch.full((8,), UNKNOWN)
+    task = Task(IMAGE_SHAPE, NUM_CLASSES, unknown, batch_size=8, labeled=False)
+    method = registry.load("methods", name)(teacher, student, task, labels_weight=0.0)
+    batch = Batch(torch.randn(8, *IMAGE_SHAPE), unknown, torch.arange(8), torch.zeros(8).long())
+    terms = method.terms(batch)
+    assert list(terms) == [name]
+    assert terms[name].isfinite()
+
+
 def test_methods_with_the_options_that_the_refusal_names_are_accepted():
     without = {"labels_weight": 0, "kd_weight": 0}
     methods = dict.fromkeys(("at", "fitnet", "ofd", "reviewkd", "rkd", "semckd", "sp"), without)
@@ -207,7 +251,8 @@ def test_backbones_are_taught_without_a_term_of_labels(name, options, teacher, s
     kind = registry.load("methods", name)
     unknown = torch.full((8,), UNKNOWN)
     plan = plan_of(kind.plan, frozen, ours)
-    method = kind(frozen, ours, Task(IMAGE_SHAPE, 0, unknown, plan, batch_size=8), **options)
+    task = Task(IMAGE_SHAPE, 0, unknown, plan, batch_size=8, labeled=False)
+    method = kind(frozen, ours, task, **options)
     batch = Batch(torch.randn(8, *IMAGE_SHAPE), unknown, torch.arange(8), torch.zeros(8).long())
     terms = method.train().terms(batch)
     assert terms
@@ -250,14 +295,15 @@ def test_timm_loads_a_backbone_and_it_computes_the_same():
 def test_a_vision_transformer_learns_with_the_token_that_is_its_output():
     teacher = network("timm vit", seed=1, num_classes=0).requires_grad_(False).eval()
     student = network("timm vit", num_classes=0)
-    task = Task(IMAGE_SHAPE, 0, torch.full((8,), UNKNOWN), batch_size=8)
+    task = Task(IMAGE_SHAPE, 0, torch.full((8,), UNKNOWN), batch_size=8, labeled=False)
     method = registry.load("methods", "embedding")(teacher, student, task, local_weight=0)
     assert method.projector.in_features == student(torch.zeros(2, *IMAGE_SHAPE)).shape[1]
     assert method.student_layers == (HEAD,)
 
 
-def test_the_dropped_classifier_changes_no_other_weight():
-    torch.manual_seed(0)
-    backbone = build(ENTRIES["resnet"], num_classes=0)
-    assert not [name for name in backbone.state_dict() if name.startswith("fc")]
-    assert np.isfinite(backbone(torch.randn(2, *IMAGE_SHAPE)).detach().numpy()).all()
+def test_images_of_another_size_than_those_of_the_probe_are_refused_before_the_first_job():
+    sizes = {"birds": BARE | {"store": 16}, "digits": {"kind": "digits", "size": 8}}
+    with pytest.raises(
+        KdstepsError, match=r"probe.dataset: 'digits' .* 8 x 8 .*'birds' of 16 x 16"
+    ):
+        check_study(study(datasets=sizes, probe={"dataset": "digits"}), with_files=False)

@@ -1,4 +1,4 @@
-"""What `kdsteps STAGE --help` says about the stage's section of params.yaml."""
+"""What `kdsteps STAGE --help` says about the stage's sections of params.yaml."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from textwrap import fill
 from typing import Any, get_args
+
+from pydantic import BaseModel
 
 from kdsteps.study.entries import Params
 
@@ -19,13 +21,26 @@ _BOUNDS = {
 
 
 def section_help(stage: str) -> str:
-    """The keys of a stage's section with their types, defaults and descriptions."""
-    annotation = Params.model_fields[stage].annotation
-    section = next(kind for kind in get_args(annotation) or (annotation,) if kind is not None)
+    """The keys of a stage's sections with their types, defaults and descriptions."""
+    found = [_keys(stage, _section(stage))]
+    if stage == "evaluate":
+        found.append(_keys("probe", _section("probe")))
+    return "\n\n".join(found)
+
+
+def _section(name: str) -> type[BaseModel]:
+    annotation = Params.model_fields[name].annotation
+    kinds = get_args(annotation) or (annotation,)
+    section: type[BaseModel] = next(kind for kind in kinds if kind is not None)
+    return section
+
+
+def _keys(name: str, section: type[BaseModel]) -> str:
     keys = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
-    lines = [f"keys of the section `{stage}` in params.yaml, with their defaults:"]
-    for name, schema in keys.items():
-        lines.append(f"  {name}: {json.dumps(schema['default'])}  ({_type(schema)})")
+    lines = [f"keys of the section `{name}` in params.yaml, with their defaults:"]
+    for key, schema in keys.items():
+        default = json.dumps(schema["default"]) if "default" in schema else "no default"
+        lines.append(f"  {key}: {default}  ({_type(schema)})")
         text = " ".join(schema["description"].split())
         lines.append(fill(text, 90, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)

@@ -149,7 +149,8 @@ def _kind(path: str, place: Path) -> tuple[str, dict[str, Any]]:
 
 def _unlabeled(path: str, remedy: str) -> KdstepsError:
     return KdstepsError(
-        f"--images: {path!r} has no labels, and students are trained and tested with them; {remedy}"
+        f"--images: {path!r} has no labels, and students are trained and tested with them; "
+        f"{remedy}, or write a study with `labels: none` (docs/without-labels.md)"
     )
 
 

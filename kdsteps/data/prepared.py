@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class _Summary(BaseModel):
     """The entries of summary.json that stages need; the others are for the report."""
 
     class_names: tuple[str, ...]
+    labels: Literal["none"] | None = None
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     stored_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None  # as image_shape
     mean: tuple[float, ...]
@@ -41,7 +43,7 @@ class Prepared:
     """What the stage `prepare` wrote.
 
     Attributes:
-        class_names: K names, by class number; none for images without labels.
+        class_names: K names, by class number; none for images without labels, unless known.
         image_shape: (C, h, w) that networks see.
         mean, std: (C,) of the training images, on the scale 0 to 1.
         images: (N, C, H, W) uint8 of all splits, mapped from the disk.
@@ -50,6 +52,7 @@ class Prepared:
         hashes: Of all images, which are checked as they are read.
         device: Where images are used.
         memory_format: Of the batches.
+        labeled: Whether the images have labels.
     """
 
     class_names: tuple[str, ...]
@@ -62,6 +65,7 @@ class Prepared:
     hashes: Hashes
     device: torch.device
     memory_format: torch.memory_format = torch.contiguous_format
+    labeled: bool = True
 
     @property
     def num_classes(self) -> int:
@@ -132,7 +136,8 @@ def load_prepared(
         raise KdstepsError(
             f"{images}: has images of {pixels.shape[1:]}, {summary} says {stored_shape}; {_AGAIN}"
         )
-    labels, split, hashes, names = _read_index(index, described.class_names)
+    labeled = described.labels is None
+    labels, split, hashes, names = _read_index(index, described.class_names if labeled else ())
     if len(labels) != len(pixels):
         raise KdstepsError(
             f"{index}: has {len(labels)} rows for {len(pixels)} images in {images}; {_AGAIN}"
@@ -148,6 +153,7 @@ def load_prepared(
         hashes=Hashes(str(images), hashes, names),
         device=device,
         memory_format=memory_format,
+        labeled=labeled,
     )
 
 

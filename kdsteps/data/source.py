@@ -52,7 +52,7 @@ class Source:
     Attributes:
         images: (N, C, H, W) as uint8 or as floats from 0 to 1, or images still to be decoded.
         labels: (N,), whole numbers from 0; `UNKNOWN` where there are no classes.
-        class_names: K names, by class number; none for images without labels.
+        class_names: K names, by class number; none for images without labels, unless known.
         split: (N,) "train", "validation" or "test" for each image, or "" for all of them where
             the source does not say.
         names: (N,) where each image came from, for messages and to find it again.
@@ -68,10 +68,14 @@ class Source:
     image_size: tuple[int, int] | None = None
 
 
-def without_labels(source: Source) -> Source:
-    """The same images, their labels unknown."""
+def without_labels(source: Source, class_names: tuple[str, ...] = ()) -> Source:
+    """The same images, their labels unknown.
+
+    Args:
+        class_names: Classes that they may be of.
+    """
     unknown = np.full(len(source.labels), UNKNOWN, dtype=np.int64)
-    return replace(source, labels=unknown, class_names=())
+    return replace(source, labels=unknown, class_names=class_names)
 
 
 def as_uint8(pixels: np.ndarray) -> np.ndarray:

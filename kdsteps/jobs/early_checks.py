@@ -69,6 +69,7 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
         problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
         problems += _checkpoint_problems(study)
     problems += _batch_problems(study, prepared)
+    problems += _probe_problems(study, prepared)
     problems += _package_problems(study)
     networks = _networks(study, prepared)
     problems += _layer_problems(study, networks)
@@ -165,16 +166,35 @@ def _package_problems(study: Study) -> Iterator[str]:
         )
 
 
+def _probe_problems(study: Study, prepared: Mapping[str, _Prepared | None]) -> Iterator[str]:
+    """Whether the images of `probe` have another size than those of a pair."""
+    if study.params.probe is None:
+        return
+    sizes = {dataset: shape[1:] for dataset, shape in _shapes(study, prepared).items() if shape}
+    own = sizes.get(study.params.probe.dataset)
+    for dataset, size in sizes.items():
+        if own is not None and size != own:
+            yield (
+                f"probe.dataset: {study.params.probe.dataset!r} has images of {own[0]} x {own[1]} "
+                f"pixels, and {dataset!r} of {size[0]} x {size[1]}; give both the same `image_size`"
+            )
+
+
+def _shapes(study: Study, prepared: Mapping[str, _Prepared | None]) -> dict[str, ImageShape | None]:
+    """The shape of each data set's images, as prepared or as params.yaml says."""
+    return {
+        dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
+        for dataset, found in prepared.items()
+    }
+
+
 Networks = Mapping[tuple[str, str], Outline | None]
 """By data set and model; None where the layers are not known yet."""
 
 
 def _networks(study: Study, prepared: Mapping[str, _Prepared | None]) -> Networks:
     """The networks of the pairs and methods that name layers, or join networks at them."""
-    shapes = {
-        dataset: declared_shape(study.datasets[dataset]) if found is None else found.image_shape
-        for dataset, found in prepared.items()
-    }
+    shapes = _shapes(study, prepared)
     datasets = [study.pairs[name].dataset for name, _ in _with_layers(study)]
     return network_outlines(study, datasets, shapes)
 

@@ -246,6 +246,7 @@ class _Graph:
             kind=entry.kind,
             options=entry.options,
             labels=entry.labels,
+            classes=entry.classes,
             prepare=self.study.params.prepare,
             source=self.own_inputs[f"datasets.{dataset}"].digest or "",
         )

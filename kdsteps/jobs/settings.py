@@ -45,6 +45,7 @@ _OFF = {
     "gpus": 1,
     "sync_batchnorm": True,
     "labels": None,
+    "classes": None,
 }
 """Settings that came later and are left out at this value, where they have no effect."""
 

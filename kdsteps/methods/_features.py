@@ -76,11 +76,9 @@ class FeatureMethod(Weighted):
     def logit_terms(self, batch: Batch, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """The weighted losses on logits (N, K): labels, and `kd` where it has a weight.
 
-        There are none on images without labels.
+        Images without labels have no term for them.
         """
-        if not self.task.labeled:
-            return {}
-        terms = {"labels": self.labels_term(batch, student)}
+        terms = {"labels": self.labels_term(batch, student)} if self.task.labeled else {}
         if self.kd_weight > 0:
             terms["kd"] = self.kd_weight * kd_loss(student, teacher, self.kd_temperature)
         return terms

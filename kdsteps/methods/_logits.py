@@ -38,7 +38,5 @@ class LogitMethod(Weighted):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         student, teacher = self.student_logits(batch), self.teacher_logits(batch)
-        return {
-            "labels": self.labels_term(batch, student),
-            self.name: self.weight_at(batch) * self.loss(student, teacher, batch),
-        }
+        labels = {"labels": self.labels_term(batch, student)} if self.task.labeled else {}
+        return labels | {self.name: self.weight_at(batch) * self.loss(student, teacher, batch)}

@@ -73,11 +73,12 @@ class Task:
 
     Attributes:
         image_shape: (C, H, W) of the images that enter the networks.
-        num_classes: K; 0 for images without labels.
+        num_classes: K; 0 if the student has no classifier.
         labels: (N,) class numbers of all training images, by `Batch.index`; -1 without labels.
         plan: What the stage `build` decided for this pair and method, as in plan.json.
         batch_size: Of the training run; no batch is larger.
         epochs: Of the training run.
+        labeled: Whether the images have labels.
     """
 
     image_shape: tuple[int, int, int]
@@ -86,11 +87,7 @@ class Task:
     plan: dict[str, Any] | None = None
     batch_size: int = 64
     epochs: int = 240
-
-    @property
-    def labeled(self) -> bool:
-        """Whether the images have labels."""
-        return self.num_classes > 0
+    labeled: bool = True
 
 
 class Method(nn.Module, ABC):
@@ -116,7 +113,7 @@ class Method(nn.Module, ABC):
             replayed in all epochs. Not inherited: a subclass sets it itself.
         needs_labels: Whether it needs labels; {option: value} if it does unless each of these
             options has its value. On images without labels (`Task.labeled`) its terms must not read
-            them, nor the student's classifier, which the student does not have. Not inherited.
+            them, nor a classifier, which networks may not have (`Task.num_classes`). Not inherited.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
@@ -61,6 +62,7 @@ class CKD(LogitMethod):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
 
     def __init__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,7 @@ class DIST(LogitMethod):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
 
     def __init__(
         self,

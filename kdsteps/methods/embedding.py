@@ -126,7 +126,7 @@ class Embedding(Method):
         ours = feature_shapes(student, task.image_shape)
         theirs = feature_shapes(teacher, task.image_shape)
         # without a classifier, a network's output is its embedding: a ViT's may be its class token
-        self.student_pool = pooled_layer(student) if task.labeled else HEAD
+        self.student_pool = pooled_layer(student) if task.num_classes else HEAD
         self.teacher_pool = pooled_layer(teacher)
         self.student_layers, self.feature_layers = (self.student_pool,), (self.teacher_pool,)
         if local_weight > 0:
@@ -137,7 +137,7 @@ class Embedding(Method):
         width = theirs[self.teacher_pool].channels
         inputs = (
             ours[self.student_pool].channels
-            if task.labeled
+            if task.num_classes
             else num_outputs(student, task.image_shape)
         )
         self.projector = nn.Linear(inputs, width)

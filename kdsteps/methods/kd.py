@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat
 from torch import Tensor
@@ -44,6 +45,7 @@ class KD(LogitMethod):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
     compares_images = False
 
     def __init__(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -59,6 +60,7 @@ class LSKD(KD):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
     compares_images = False
 
     def __init__(

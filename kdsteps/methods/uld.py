@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -50,6 +51,7 @@ class ULD(LogitMethod):
     """
 
     capturable = True
+    needs_labels: ClassVar[Mapping[str, int]] = {"labels_weight": 0}
     compares_images = False
     any_classes = True
 

@@ -114,6 +114,7 @@ def _method(
     task = Task(
         *(data.image_shape, data.num_classes, split.labels),
         *(plan, recipe.batch_size, recipe.epochs),
+        labeled=data.labeled,
     )
     build = registry.load("methods", settings.method)
     method: Method = build(teacher, student, task, **settings.options)
@@ -126,7 +127,8 @@ def _teacher_outputs(
     """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
     Logits always come from the folded teacher, like those of the stage cache. Features are cached
-    by the run itself if there is one view of each image.
+    by the run itself if its epochs are more than the views of an image. `cache.outputs: always` is
+    about logits; it means features only if there is one view, since those of many are large.
     """
     recipe = job.settings.distil
     views = recipe.views
@@ -137,8 +139,11 @@ def _teacher_outputs(
         if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
         return outputs_of(job, "teacher", teacher, data, split, views, passes=recipe.epochs)
-    if not method.feature_layers or views_of(recipe).count > 1:
+    count = views_of(recipe).count
+    if not method.feature_layers or 1 < recipe.epochs <= count:
         return None
+    if count > 1 and job.keep == "always":
+        job = replace(job, keep="auto")
     found = outputs_of(
         *(job, "teacher", method.teacher, data, split, views),
         layers=method.feature_layers,

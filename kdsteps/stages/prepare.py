@@ -2,7 +2,7 @@
 
 Writes
   images   images.npy, (N, C, H, W) uint8: every image that could be read, all of one size
-  index    index.parquet, one row per image: label (-1 where the data set has none), split, origin,
+  index    index.parquet, one row per image: label (-1 if the data set has none), split, origin,
            hash of the pixels
   summary  summary.json: class names, images of each split and class, splits that were drawn at
            random, shapes, mean and standard deviation of each channel of the training images
@@ -47,7 +47,7 @@ def run(job: Job[PrepareSettings]) -> None:
     """Prepare one data set."""
     section = job.settings.prepare
     labeled = job.settings.labels is None
-    source = _load(job.settings.kind, job.settings.options, labeled=labeled)
+    source = _load(job.settings)
     check_source(source, labeled=labeled)
     classes = f"in {len(source.class_names)} classes" if labeled else "without labels"
     log.info("%d images %s", len(source.labels), classes)
@@ -57,22 +57,24 @@ def run(job: Job[PrepareSettings]) -> None:
         survey = store.survey
         for images in decoded(source, survey, broken=section.broken, threads=job.threads):
             store.add(images)
-        index = _index(source, survey, section)
+        index = _index(source, survey, section, labeled=labeled)
         summary = _summary(source, survey, index, store.shape)
+        summary |= {} if labeled else {"labels": "none"}
         store.finish()
         write_table(job.outputs["index"], index, INDEX, settings=job.settings.as_json())
         write_json(job.outputs["summary"], summary | {"settings": job.settings.as_json()})
     _log_findings(summary)
 
 
-def _load(kind: str, options: dict[str, Any], *, labeled: bool) -> Source:
+def _load(settings: PrepareSettings) -> Source:
     """The images of a data set; labels that a kind reads in any case are dropped if not wanted."""
-    load = registry.load("data", kind)
-    if labeled:
-        source: Source = load(**options)
+    load = registry.load("data", settings.kind)
+    if settings.labels is None:
+        source: Source = load(**settings.options)
         return source
     optional = "labeled" in signature_of("data", load).parameters
-    return without_labels(load(**options, labeled=False) if optional else load(**options))
+    source = load(**settings.options, **({"labeled": False} if optional else {}))
+    return without_labels(source, settings.classes or ())
 
 
 def _key(job: Job[PrepareSettings], source: Source) -> str:
@@ -88,15 +90,16 @@ def _key(job: Job[PrepareSettings], source: Source) -> str:
     return blake2b(repr(content).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _index(source: Source, survey: Survey, section: Prepare) -> dict[str, Any]:
+def _index(source: Source, survey: Survey, section: Prepare, *, labeled: bool) -> dict[str, Any]:
     """The columns of the index: one row for each image that was stored."""
+    class_names = source.class_names if labeled else ()
     labels, given = source.labels[survey.stored], source.split[survey.stored]
-    check_classes(labels, np.where(given == "", "train", given), source.class_names)
+    check_classes(labels, np.where(given == "", "train", given), class_names)
     split = complete_split(
         given,
         labels,
         survey.hashes,
-        source.class_names,
+        class_names,
         validation=section.validation,
         test=section.test,
         seed=section.seed,
@@ -129,10 +132,9 @@ def _summary(
         )
     images = {name: int((split == name).sum()) for name in SPLITS}
     known = labels != UNKNOWN
+    num_classes = len(source.class_names) if known.any() else 0
     counts = {
-        name: np.bincount(
-            labels[(split == name) & known], minlength=len(source.class_names)
-        ).tolist()
+        name: np.bincount(labels[(split == name) & known], minlength=num_classes).tolist()
         for name in SPLITS
     }
     sizes = sorted(survey.sizes.items(), key=lambda item: (-item[1], item[0]))
@@ -195,7 +197,8 @@ def _log_findings(summary: dict[str, Any]) -> None:
     if summary["broken"]:
         log.warning("%d images cannot be read and were left out", len(summary["broken"]))
     for name, counts in summary["images_of_class"].items():
-        empty = [known for known, n in zip(summary["class_names"], counts, strict=True) if n == 0]
+        names = summary["class_names"] if counts else ()
+        empty = [known for known, n in zip(names, counts, strict=True) if n == 0]
         if empty and summary["images"][name]:
             log.warning("%d classes have no %s images, such as %s", len(empty), name, empty[0])
     train = summary["images_of_class"]["train"]

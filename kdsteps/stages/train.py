@@ -127,10 +127,10 @@ def _check(job: Job[CheckSettings]) -> None:
     path = job.inputs["model"]
     data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
-    if not data.class_names:
-        found, calibration = _unlabeled(network, data, job.settings), None
-    elif untrained_weights(path):
+    if untrained_weights(path):
         found, calibration = _for_features(path, data.num_classes, job.settings), None
+    elif not data.labeled:
+        found, calibration = _unlabeled(network, data, job.settings), None
     else:
         found, calibration = _judged(network, entry, data, job.settings)
     warnings, notes = list(found.warnings), []

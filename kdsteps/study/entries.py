@@ -53,6 +53,9 @@ class DatasetEntry(_Entry):
     """A kind of data, such as digits or folder."""
     labels: Literal["none"] | None = None
     """`none`: images without labels, which any folder is; only methods that need no labels."""
+    classes: tuple[Text, ...] | None = None
+    """With `labels: none`, names of the classes that the images may be of, in the order of the
+    teacher's outputs; students then have a classifier, and learn from the teacher's logits too."""
 
 
 class ModelEntry(_Entry):

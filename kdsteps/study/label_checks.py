@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
+from kdsteps.study.entries import Pair, Params
+from kdsteps.study.settings import Build, Dataset, Model, Train
 
-if TYPE_CHECKING:
-    from kdsteps.study.study import Study
+
+class Resolved(Protocol):
+    """What is checked of a `Study`."""
+
+    @property
+    def params(self) -> Params: ...
+    @property
+    def datasets(self) -> Mapping[str, Dataset]: ...
+    @property
+    def models(self) -> Mapping[str, Model]: ...
+    @property
+    def trainings(self) -> Mapping[str, Train]: ...
+    @property
+    def methods(self) -> Mapping[str, Any]: ...
+    @property
+    def pairs(self) -> Mapping[str, Pair]: ...
+    def has_labels(self, pair: str) -> bool: ...
+    def build(self, pair: str, method: str) -> Build: ...
 
 
-def check_labels(study: Study, where: str) -> None:
+def check_labels(study: Resolved, where: str) -> None:
     """Check that nothing needs labels where there are none.
 
     Raises:
         KdstepsError: A method, a teacher or a plan needs labels that a data set does not have, or
             `probe` names no labeled data set.
     """
+    for name, dataset in study.datasets.items():
+        if dataset.classes is not None and dataset.labels is None:
+            raise KdstepsError(
+                f"{where}: datasets.{name}.classes: the classes follow from its labels; leave it "
+                "out, or set `labels: none`"
+            )
+        if dataset.classes is not None and len(set(dataset.classes)) < max(2, len(dataset.classes)):
+            raise KdstepsError(
+                f"{where}: datasets.{name}.classes is {list(dataset.classes)}; it should list at "
+                "least two classes, each once"
+            )
     for name in study.pairs:
         if not study.has_labels(name):
             _check_pair(study, name, where)
@@ -37,15 +67,21 @@ def check_labels(study: Study, where: str) -> None:
         )
 
 
-def _check_pair(study: Study, name: str, where: str) -> None:
+def _check_pair(study: Resolved, name: str, where: str) -> None:
     pair = study.pairs[name]
+    named = study.datasets[pair.dataset].classes is not None
     without = f"datasets.{pair.dataset} (pairs.{name}) has none"
     for method, entry in study.methods.items():
-        if entry.needs_labels or entry.needs_classifier:
-            needed = "labels" if entry.needs_labels else "the teacher's classifier"
+        if entry.needs_labels:
             raise KdstepsError(
-                f"{where}: methods.{method}: needs {needed}, and {without}; without labels there "
-                f"are {_label_free()}"
+                f"{where}: methods.{method}: needs labels, and {without}; without labels there are "
+                f"{_label_free(named)}"
+            )
+        if entry.needs_classifier and not named:
+            raise KdstepsError(
+                f"{where}: methods.{method}: needs the teacher's classifier, and "
+                f"datasets.{pair.dataset} has no classes; list them in its `classes`, in the order "
+                f"of the teacher's outputs, or use {_label_free(named)}"
             )
         select = study.build(name, method).select
         if entry.plan == "pairs" and isinstance(select, str):
@@ -60,23 +96,27 @@ def _check_pair(study: Study, name: str, where: str) -> None:
             "{epochs: 0}`, and a checkpoint or published weights"
         )
     for model in (pair.teacher, pair.student):
-        if study.models[model].classes is not None:
+        if study.models[model].classes is not None and not named:
             raise KdstepsError(
                 f"{where}: models.{model}.classes: names classes, and {without}; leave it out"
             )
 
 
-def _label_free() -> str:
-    """The methods that need neither labels nor a classifier, with the options for that."""
+def _label_free(with_classifier: bool) -> str:
+    """The methods that need no labels, with the options for that.
+
+    Args:
+        with_classifier: Whether they may need a classifier.
+    """
     plain, with_options = [], []
     for name in registry.names("methods"):
         part = registry.find("methods", name, name)
         claim = part.described.needs_labels
-        if claim is True or part.wants in ("logits", "blocks"):
+        if claim is True or (part.wants in ("logits", "blocks") and not with_classifier):
             continue
         options = part.parse({}, name)
         wanted = {} if isinstance(claim, bool) else dict(claim)
-        if part.needs_classifier(options | wanted):
+        if part.wants == "layers" and part.needs_classifier(options | wanted):
             wanted["kd_weight"] = 0
         changed = [f"{key}: {v}" for key, v in wanted.items() if options[key] != v]
         if changed:

@@ -398,11 +398,16 @@ class Normalization(Section):
 
 
 class Dataset(Section):
-    """A data set: its kind with the options of that kind, and whether it has labels."""
+    """A data set: its kind with the options of that kind, and whether it has labels.
+
+    Attributes:
+        classes: Names of the classes of images without labels, if they are known.
+    """
 
     kind: str
     options: Options
     labels: Literal["none"] | None = None
+    classes: tuple[str, ...] | None = None
 
 
 class Model(Section):

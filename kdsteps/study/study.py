@@ -153,8 +153,7 @@ class Study:
         sections = {
             name: section.model_dump(mode="json")
             for name, info in Params.model_fields.items()
-            if not info.is_required()
-            and (section := getattr(self.params, name)) is not None
+            if not info.is_required() and (section := getattr(self.params, name)) is not None
         }
         found = self.params.model_dump(mode="json", exclude_unset=True) | sections
         if not any(entry.trials for entry in self.methods.values()):
@@ -216,6 +215,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
                 kind=entry.kind,
                 options=_part("data", entry.kind, entry, f"{where}: datasets.{name}", "kind")[1],
                 labels=entry.labels,
+                classes=entry.classes,
             )
             for name, entry in params.datasets.items()
         },

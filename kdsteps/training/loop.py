@@ -99,9 +99,10 @@ class Fit:
         self.processes, self.seed = processes, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)
+        task = method.task
         self.augmentation = Augmentation(
-            *(method.task.num_classes, recipe.randaugment, recipe.resized_crop),
-            *(recipe.mixup, recipe.cutmix),
+            task.num_classes if task.labeled else 0,
+            *(recipe.randaugment, recipe.resized_crop, recipe.mixup, recipe.cutmix),
         )
         self.connected = processes.connect(method, recipe, split.device)
         self.steps_per_epoch = max(1, len(split) // recipe.batch_size)

@@ -227,7 +227,7 @@ def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
     if not any(images.values()):
         raise KdstepsError(
             f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, with one "
-            f"of the endings {', '.join(SUFFIXES)}"
+            f"of the endings {', '.join(SUFFIXES)}, or set `labels: none`"
         )
     empty = [entry for entry, inside in images.items() if not inside and not entry.is_symlink()]
     if empty:
