@@ -18,7 +18,8 @@ import yaml
 from _timing import ROOT
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 PROGRAMS = str(Path(sys.executable).parent)
 _COPIED = ("Snakefile", "workflow", "profiles", "dvc.yaml", ".dvcignore", ".gitignore", "kdsteps")

@@ -14,7 +14,8 @@ from _finished import PROGRAMS, call, finish, write_study
 from _timing import ROOT, Row, table
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 _TURNS = 3
 

@@ -14,7 +14,8 @@ from _timing import Row, table
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.study import registry
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 _PAIRS, _SEEDS = 20, 5
 _LIMIT_S, _LIMIT_MIB, _OWN_LIMIT_S = 12, 350, 2

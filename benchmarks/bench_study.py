@@ -21,7 +21,8 @@ from _timing import Row, table
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 _WIDTHS = [32, 64, 128, 256]
 _METHODS = ("kd", "dkd", "dist", "lskd", "loca")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 REPOSITORY = Path(__file__).parents[1]
 

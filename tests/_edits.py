@@ -19,7 +19,8 @@ from _study import TINY
 
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 PACKAGE = Path(code_identity.__file__).parents[1]
 MODELS = {**TINY["models"], "other": {"family": "vgg", "depth": 8}}

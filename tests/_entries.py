@@ -9,8 +9,8 @@ import torch
 
 from kdsteps.data.prepared import Prepared
 from kdsteps.study.entries import ModelEntry
+from kdsteps.study.resolving import resolve_model
 from kdsteps.study.settings import Model
-from kdsteps.study.study import resolve_model
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -20,7 +20,8 @@ from kdsteps.jobs.job import Job
 from kdsteps.report.page import render
 from kdsteps.report.results import load_results
 from kdsteps.report.tables import find_references, pair_tables
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 NUM_TEST, NUM_CLASSES = 360, 10
 TEACHER_COST = (272_000, 31_000_000)  # parameters and MACs

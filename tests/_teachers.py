@@ -19,7 +19,7 @@ from torch import Tensor
 from kdsteps.cli.main import main
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 COLORS = {"orange": (0.8, 0.45, 0.15), "teal": (0.1, 0.55, 0.45)}
 SHAPES = ("cross", "disk", "frame", "stripes")

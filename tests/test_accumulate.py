@@ -14,7 +14,7 @@ from torch import nn
 from kdsteps.errors import KdstepsError
 from kdsteps.methods.base import Method
 from kdsteps.study import registry
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 from kdsteps.training.loop import Fit
 from kdsteps.training.recorded import can_record
 

@@ -29,8 +29,8 @@ from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import look_at_source
 from kdsteps.rehearsal.rehearsal import Rehearsal, Scale
 from kdsteps.rehearsal.trial import Trial
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.settings import Dataset, Prepare
-from kdsteps.study.study import load_study, parse_study
 
 CPU = Sharing(cores=4, gpus=0, jobs_per_gpu=1)
 

@@ -14,7 +14,7 @@ from _edits import job_digests as digests
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.identity.sources import NEUTRAL
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from _pictures import REAL, prepared
 
 from kdsteps.models import build_model
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
 

@@ -21,7 +21,7 @@ from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.stages._shared import prepared, trained_model
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 from kdsteps.training.divergence import Divergence
 from kdsteps.training.loop import Fit
 

@@ -27,8 +27,8 @@ from kdsteps.models.outline import outline
 from kdsteps.study import registry
 from kdsteps.study.image_size import declared_shape
 from kdsteps.study.joints import Outline, check_build
+from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import BuildPairs, BuildStones, Dataset
-from kdsteps.study.study import parse_study
 
 LAYERS = "stem, layer1.0, layer2.0, layer3.0, pool"  # of NET
 DEEP = {"family": "cifar_resnet", "depth": 14, "widths": [2, 2, 2, 2]}

@@ -15,7 +15,8 @@ from kdsteps.jobs import code_identity, early_checks, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.settings import ExportSettings
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 RUNS = [f"{method}/{seed}" for method in STUDY["methods"] for seed in STUDY["seeds"]]
 

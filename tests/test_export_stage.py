@@ -33,7 +33,8 @@ from kdsteps.jobs.provenance import lost_files, provenance_file, read_provenance
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.report.exports import export_view
 from kdsteps.stages import export
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 PAIRS = {
     "own": {"dataset": "digits", "teacher": "big", "student": "small"},

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from kdsteps.cli.main import main
 from kdsteps.jobs import code_identity, graph
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 TEXT = (REPOSITORY / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", TEXT, re.DOTALL))

@@ -14,7 +14,8 @@ from _commands import STUDY
 from kdsteps.jobs import forecasts, graph
 from kdsteps.jobs.forecasts import Forecast, forecast
 from kdsteps.study.joints import Outline
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 SUMMARY = {
     "images": {"train": 40_000, "validation": 10_000, "test": 10_000},

@@ -13,7 +13,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.study.entries import ModelEntry
-from kdsteps.study.study import resolve_model
+from kdsteps.study.resolving import resolve_model
 
 SHAPE = (3, 8, 8)
 

@@ -19,7 +19,7 @@ from kdsteps.jobs import graph
 from kdsteps.jobs.gpu_diagnosis import OLDEST_DRIVERS, doubt, why_unusable
 from kdsteps.jobs.gpus import TorchBuild
 from kdsteps.jobs.job import Files, Job
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 from kdsteps.training.device import choose_device
 from kdsteps.training.out_of_memory import out_of_memory
 

@@ -10,7 +10,8 @@ from _commands import NET, STUDY
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.settings import SETTINGS
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 TEACHER = {"dataset": "digits", "teacher": "big"}
 

@@ -8,7 +8,8 @@ import pytest
 from _commands import STUDY
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 AUGMENTED = {"distil": STUDY["distil"] | {"crop_padding": 4, "flip": True, "epochs": 7}}
 

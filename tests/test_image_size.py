@@ -46,7 +46,7 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.study import registry
 from kdsteps.study.joints import pair_stages
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 from kdsteps.teachers.frozen import frozen
 
 OWN = InputContract((0.5, 0.4, 0.3), (0.3, 0.2, 0.1))

@@ -19,7 +19,7 @@ from kdsteps.data.overview import Overview, look_at
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import version_lock
 from kdsteps.places import installed_version, shipped
-from kdsteps.study.study import load_study, parse_study
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.yaml_text import read_yaml
 
 

@@ -16,8 +16,8 @@ from kdsteps.cli.main import main
 from kdsteps.jobs import graph
 from kdsteps.jobs.inputs import checkpoint_digest
 from kdsteps.jobs.provenance import Provenance
+from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import Model
-from kdsteps.study.study import parse_study
 
 TEACHER = {"dataset": "pets", "teacher": "big"}
 RULES = ("prepare", "train", "distil", "evaluate")

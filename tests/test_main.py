@@ -22,8 +22,8 @@ from kdsteps.cli.commands import COMMANDS
 from kdsteps.cli.main import main
 from kdsteps.jobs import graph
 from kdsteps.study.entries import Params
+from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import Export
-from kdsteps.study.study import parse_study
 
 Said = Callable[..., str]
 

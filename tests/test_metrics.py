@@ -37,7 +37,7 @@ from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.report.results import run_columns
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 from kdsteps.training.device import WORK_OF_A_CORE, keep_busy
 
 OPTIONS = {"calibration_bins": 15}

@@ -14,7 +14,7 @@ from _networks import NUM_CLASSES
 
 from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 METHODS = [(name, {}) for name in registry.names("methods")]
 METHODS += [("block_kd", {"distance": "dkd"}), ("block_kd", {"distance": "dist"})]

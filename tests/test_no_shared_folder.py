@@ -12,7 +12,7 @@ from _study import TINY, Study
 from test_input_stories import STUDY, write_checkpoint, write_photos
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 pytestmark = [
     pytest.mark.stories,

@@ -18,7 +18,7 @@ from kdsteps.jobs import graph
 from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 from kdsteps.training.loop import Fit, Resume
 from kdsteps.training.optimizers import make_optimizer
 

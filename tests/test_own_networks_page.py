@@ -11,7 +11,7 @@ import yaml
 
 from kdsteps.stages._shared import untrained_model
 from kdsteps.study.entries import ModelEntry
-from kdsteps.study.study import resolve_model
+from kdsteps.study.resolving import resolve_model
 
 PAGE = (Path(__file__).parents[1] / "docs/own-networks.md").read_text()
 

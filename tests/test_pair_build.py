@@ -9,8 +9,9 @@ from _commands import STUDY
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
+from kdsteps.study.loading import parse_study
 from kdsteps.study.schema import study_schema
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.study import Study
 
 NAMED = {"select": ["layer1.0", "layer2.0"], "num_pairs": 2}
 PAIR = STUDY["pairs"]["pair"]

@@ -30,7 +30,7 @@ from kdsteps.data.images import Order
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 from kdsteps.training.loop import views_of
 from kdsteps.training.processes import Processes, in_processes
 from kdsteps.training.recorded import can_record

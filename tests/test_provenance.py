@@ -24,7 +24,8 @@ from kdsteps.jobs.provenance import (
 )
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.snakemake_records import read_record
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 TEACHER = Path("results/train/digits/big/teacher.safetensors")
 STUDENT = Path("results/distil/pair/kd/0/student.safetensors")

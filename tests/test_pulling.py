@@ -11,7 +11,8 @@ from _study import TINY
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.pulling import advice
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 
 @pytest.fixture

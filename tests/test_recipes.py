@@ -15,7 +15,8 @@ from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import plan_stones
 from kdsteps.study import registry
 from kdsteps.study.joints import pair_stages
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 from kdsteps.teachers.features import forecast_bytes
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}

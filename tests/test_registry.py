@@ -401,7 +401,7 @@ def test_code_that_ends_its_process_is_refused_in_a_sentence(folder):
 
 def test_a_study_is_planned_without_torch():
     code = """
-        from kdsteps.study.study import load_study
+        from kdsteps.study.loading import load_study
         from kdsteps.jobs import graph
         study = load_study("params.yaml")
         for rule in graph.OUTPUTS:
@@ -525,7 +525,7 @@ def test_a_problem_of_options_is_said_with_its_place_while_planning(folder):
     write("params.yaml", json.dumps(study))
     code = """
         from kdsteps.errors import KdstepsError
-        from kdsteps.study.study import load_study
+        from kdsteps.study.loading import load_study
         try:
             load_study()
         except KdstepsError as error:

@@ -38,7 +38,7 @@ from kdsteps.report.sweep import find_sweep
 from kdsteps.report.tables import PairTable, find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 REPOSITORY = Path(__file__).parent.parent
 SIMKD = {"labels": 0.0, "kd": 0.01, "simkd": 0.03}

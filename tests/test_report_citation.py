@@ -25,7 +25,7 @@ from kdsteps.report.citation import (
 from kdsteps.report.results import load_results
 from kdsteps.report.tables import pair_tables
 from kdsteps.study import registry
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -30,7 +30,7 @@ from kdsteps.report.predicted import PairPredictions, Predicted, pair_prediction
 from kdsteps.report.results import Results, load_results
 from kdsteps.report.tables import PairTable, find_references, pair_tables
 from kdsteps.report.thumbnails import SIDE, thumbnails
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 MIB = 2**20
 HOSTILE = tuple(f"<b onclick=\"x('{k}')\">{k}</b>" for k in range(7))

@@ -13,8 +13,8 @@ from _commands import NET, STUDY
 from kdsteps.cli.main import main
 from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
+from kdsteps.study.loading import parse_study
 from kdsteps.study.schema import study_schema
-from kdsteps.study.study import parse_study
 from kdsteps.study.yaml_text import read_yaml
 
 jsonschema = pytest.importorskip("jsonschema")

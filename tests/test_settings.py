@@ -13,9 +13,9 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.study import registry
 from kdsteps.study.entries import Params
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.messages import shown
 from kdsteps.study.settings import Distil, Section, Training
-from kdsteps.study.study import load_study, parse_study
 
 NAN = float("nan")
 RUN = {"pair": "pair", "method": "kd", "seed": "0"}

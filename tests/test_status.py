@@ -22,7 +22,7 @@ from kdsteps.jobs.job_states import LOGS, JobState, job_states, time_left
 from kdsteps.jobs.progress import EPOCHS, FOLDER, progress_file, read_progress, reported
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.run_lock import begin_run, current_run, end_run
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 TARGET = Path("results/distil/pair/kd/0/student.safetensors")
 LABELS = {"pair": "pair", "method": "labels", "seed": "0"}

@@ -10,7 +10,8 @@ from _study import TINY
 
 from kdsteps.jobs import graph, storage
 from kdsteps.jobs.inputs import GIVEN, as_text
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 BIG = TINY["models"]["big"]
 PAIR = {"pair": "pair", "method": "kd", "seed": "0"}

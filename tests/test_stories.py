@@ -23,7 +23,7 @@ import yaml
 from _study import TINY, Study
 
 from kdsteps.jobs import graph
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 

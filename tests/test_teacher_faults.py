@@ -11,7 +11,7 @@ import yaml
 from kdsteps.cli.main import main
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 FAULTS = Path(__file__).parents[2] / "shared/faults"
 pytestmark = [

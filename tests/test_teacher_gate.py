@@ -18,7 +18,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.settings import CheckSettings
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 NETWORK: dict[str, Any] = {"family": "cifar_resnet", "depth": 8, "widths": [2, 2, 2, 2]}
 BRIEFLY_DISTILLED = {"epochs": 1, "batch_size": 64}

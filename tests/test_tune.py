@@ -35,7 +35,8 @@ from kdsteps.report.results import load_results
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.tuning import tuning_of
 from kdsteps.stages import tune as tune_stage
-from kdsteps.study.study import Study, load_study, parse_study
+from kdsteps.study.loading import load_study, parse_study
+from kdsteps.study.study import Study
 
 GRID = {"temperature": [2, 8], "distil.learning_rate": [0.2, 0.4]}
 

@@ -27,7 +27,8 @@ from kdsteps.models import build_model
 from kdsteps.models.chain import HEAD
 from kdsteps.stages.prepare import run
 from kdsteps.study import registry
-from kdsteps.study.study import Study, parse_study
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
 
 BARE = {"kind": "folder", "path": "birds", "labels": "none"}
 WEIGHTS = {**NET, "checkpoint": "weights.pt", "train": {"epochs": 0}}

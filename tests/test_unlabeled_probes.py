@@ -20,7 +20,7 @@ from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.models import build_model
 from kdsteps.report.probes import gap_closed
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 # by hand
 

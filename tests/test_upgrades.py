@@ -30,7 +30,8 @@ from kdsteps.jobs.earlier_versions import as_today
 from kdsteps.jobs.provenance import Provenance, provenance_file, provenance_of_job, read_provenance
 from kdsteps.jobs.snakemake_records import checksum, read_record
 from kdsteps.jobs.upgrades import accept, statuses
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 OLD = "0123456789abcdef"  # a digest of code that is not today's
 ROUND_ONE = "9ae8822"

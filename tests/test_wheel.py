@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 CODES = """
 from kdsteps.jobs import code_identity, graph
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 study = load_study("params.yaml")
 for rule in graph.OUTPUTS:
     for names in graph.jobs(study, rule):

@@ -14,7 +14,7 @@ from _study import REPOSITORY, Study, clean_environment
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.provenance import provenance_file
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
 FILES = (

@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kdsteps.jobs import graph  # noqa: E402
-from kdsteps.study.study import Study, load_study  # noqa: E402
+from kdsteps.study.loading import load_study  # noqa: E402
+from kdsteps.study.study import Study  # noqa: E402
 
 PART_MIB = 15
 GRACE = 20  # seconds between asking jobs to stop and killing them
@@ -40,7 +41,7 @@ ALONE = {"evaluate_latency", "export"}  # measure time
 ONE_JOB = """
 import json, logging, sys
 from kdsteps.cli.stages import call_of, run_call
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
 rule, names, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 run_call(call_of(load_study("params.yaml"), rule, names), threads=threads)

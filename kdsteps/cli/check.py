@@ -13,7 +13,7 @@ from kdsteps.cli.stages import count, jobs_per_gpu
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.findings import Finding
 from kdsteps.jobs.inputs import input_paths
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 _MARKS = {"ok": "ok", "problem": "PROBLEM", "note": "note"}
 

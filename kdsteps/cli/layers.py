@@ -6,8 +6,9 @@ import argparse
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study.entries import ModelEntry
+from kdsteps.study.loading import load_study
+from kdsteps.study.resolving import parse, resolve_model
 from kdsteps.study.settings import Model
-from kdsteps.study.study import load_study, parse, resolve_model
 
 
 def show_layers(given: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.inputs import input_paths
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 _PIPELINE = Path("dvc.yaml")
 _STAGE = "resolve"

@@ -32,7 +32,9 @@ from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import SETTINGS, DistilSettings, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
-from kdsteps.study.study import Study, load_study, parse, parse_study
+from kdsteps.study.loading import load_study, parse_study
+from kdsteps.study.resolving import parse
+from kdsteps.study.study import Study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "trial", "seed", "student")
 ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one

@@ -23,7 +23,8 @@ from kdsteps.jobs.job_states import JobState, TimeLeft, job_states, time_left
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.run_lock import current_run
 from kdsteps.jobs.words import duration
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 _EVERY = 2.0  # seconds between two looks with --watch
 _BARS = "▁▂▃▄▅▆▇█"

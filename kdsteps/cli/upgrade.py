@@ -13,7 +13,8 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.upgrades import Status, accept, statuses
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 NAMES = ("dataset", "teacher", "pair", "method", "seed")
 

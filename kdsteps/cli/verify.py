@@ -21,7 +21,8 @@ from kdsteps.jobs.provenance import (
     read_provenance,
 )
 from kdsteps.jobs.settings import first_difference
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 
 def verify(study: Study, stage: str) -> int:

@@ -19,9 +19,9 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
 from kdsteps.jobs.accepted import read_accepted
+from kdsteps.jobs.counting import INPUTS
 from kdsteps.jobs.graph import JobNode
 from kdsteps.jobs.provenance import Provenance, provenance_of_job
-from kdsteps.jobs.settings import INPUTS
 from kdsteps.jobs.snakemake_records import checksum, is_incomplete, read_record
 
 Section = Mapping[str, Any]

@@ -8,7 +8,8 @@ from typing import Any
 from kdsteps.study.image_size import ImageShape
 from kdsteps.study.joints import Outline
 from kdsteps.study.part_cache import outlines
-from kdsteps.study.study import WEIGHTS, Study
+from kdsteps.study.resolving import WEIGHTS
+from kdsteps.study.study import Study
 
 
 def network_outlines(

@@ -7,12 +7,13 @@ value that is not in them cannot cause a job to be rerun.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
+from kdsteps.jobs.counting import that_count
 from kdsteps.study.exports import BEST
+from kdsteps.study.resolving import parse
 from kdsteps.study.settings import (
     BuildPairs,
     BuildStones,
@@ -31,23 +32,6 @@ from kdsteps.study.settings import (
     Values,
     ViewSettings,
 )
-from kdsteps.study.study import parse
-
-INPUTS = ("source", "weights")
-"""Digests of files that params.yaml names; left out where there are none."""
-_WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
-_OFF = {
-    "clip_grad_norm": None,
-    "head_learning_rate_factor": 1.0,
-    "features_only": False,
-    "accumulate": 1,
-    "ema": None,
-    "gpus": 1,
-    "sync_batchnorm": True,
-    "labels": None,
-    "classes": None,
-}
-"""Settings that came later and are left out at this value, where they have no effect."""
 
 
 class JobSettings(Section):
@@ -61,26 +45,11 @@ class JobSettings(Section):
 
     def as_json(self) -> dict[str, Any]:
         """The settings without values that do not change the job's result."""
-        content = self.model_dump(mode="json")
-        for name in content.keys() & {"train", "distil"}:
-            content[name] = {
-                key: value
-                for key, value in _without_off(content[name]).items()
-                if key not in _WITHOUT_EFFECT
-            }
-        return {
-            name: value
-            for name, value in _without_off(content).items()
-            if value != "" or name not in INPUTS
-        }
+        return that_count(self.model_dump(mode="json"))
 
     def as_text(self) -> str:
         """The JSON text that decides whether a job is rerun."""
         return json.dumps(self.as_json(), sort_keys=True)
-
-
-def _without_off(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: v for key, v in content.items() if not (key in _OFF and v == _OFF[key])}
 
 
 class PrepareSettings(JobSettings, Dataset):

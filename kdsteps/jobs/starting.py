@@ -15,7 +15,8 @@ from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
 from kdsteps.jobs.snakemake_records import check_records
 from kdsteps.jobs.version_lock import check_lock
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 
 @cache

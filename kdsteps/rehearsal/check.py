@@ -27,7 +27,8 @@ from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
 from kdsteps.rehearsal.machine import free_memory, gpu_room, start_seconds
 from kdsteps.rehearsal.rehearsal import Rehearsal, rehearse
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 _NOT_COUNTED = "Snakemake itself, and drawing the report"
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header
+from kdsteps.study.resolving import parse
 from kdsteps.study.settings import Model
-from kdsteps.study.study import parse
 
 
 class _Header(BaseModel):

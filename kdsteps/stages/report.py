@@ -39,7 +39,7 @@ from kdsteps.report.probes import pair_probes, probe_metrics
 from kdsteps.report.results import load_results, run_columns, run_rows
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
-from kdsteps.study.study import parse_study
+from kdsteps.study.loading import parse_study
 
 log = logging.getLogger("kdsteps")
 

@@ -26,7 +26,8 @@ from kdsteps.jobs.cache import job_cache
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.snakemake_records import RECORDS
 from kdsteps.study import part_cache
-from kdsteps.study.study import Study, load_study
+from kdsteps.study.loading import load_study
+from kdsteps.study.study import Study
 
 TRUNCATIONS = 4
 

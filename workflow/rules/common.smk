@@ -14,7 +14,7 @@ from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
-from kdsteps.study.study import load_study
+from kdsteps.study.loading import load_study
 
 
 wildcard_constraints:

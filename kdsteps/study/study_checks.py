@@ -1,0 +1,131 @@
+"""Checks of a study that compare several of its entries and sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kdsteps.errors import KdstepsError, nearest
+from kdsteps.study import registry
+from kdsteps.study.entries import Pair
+from kdsteps.study.exports import export_problem
+from kdsteps.study.resolving import WEIGHTS
+from kdsteps.study.settings import (
+    Distil,
+    Options,
+    Training,
+)
+from kdsteps.study.study import Method, Study
+
+
+def check_options(study: Study, where: str) -> None:
+    """Check options of all parts as far as the types of the options cannot."""
+    asked: dict[str, tuple[registry.Kind, str, Options]] = {}
+    for name, data in study.datasets.items():
+        asked[f"{where}: datasets.{name}"] = "data", data.kind, data.options
+    for name, model in study.models.items():
+        own = {key: value for key, value in model.options.items() if key not in WEIGHTS}
+        asked[f"{where}: models.{name}"] = "models", model.family, own
+    for name, entry in study.methods.items():
+        asked[f"{where}: methods.{name}"] = "methods", entry.method, entry.options
+    registry.check_options(asked)
+
+
+def check_training(study: Study, where: str) -> None:
+    """Check that settings of training do not contradict each other, in any combination."""
+    spots: dict[str, Training | None]
+    for name, section in study.trainings.items():
+        own = study.params.models[name].train
+        spots = {"train": study.params.train, f"models.{name}.train": own}
+        _check_section(section, spots, where)
+    for name, pair in study.pairs.items():
+        for method, entry in study.methods.items():
+            spots = {
+                "distil": study.params.distil,
+                f"pairs.{name}.distil": pair.distil,
+                f"methods.{method}.distil": entry.distil,
+            }
+            recipe = study.distil(name, method)
+            _check_section(recipe, spots, where)
+            _check_mixing(recipe, entry, spots, f"{where}: methods.{method}")
+            _check_parts(recipe, entry, spots, f"{where}: methods.{method}")
+
+
+def check_pair(study: Study, pair: Pair, where: str) -> None:
+    for key, section in (("dataset", "datasets"), ("teacher", "models"), ("student", "models")):
+        name, there = getattr(pair, key), getattr(study, section)
+        if name not in there:
+            raise KdstepsError(
+                f"{where}.{key} is {name!r}, which is not under {section}{nearest(name, there)}"
+            )
+    teacher = study.models[pair.teacher].options
+    has_weights = teacher.get("checkpoint") or teacher.get("pretrained")
+    if not (study.trainings[pair.teacher].epochs or has_weights):
+        raise KdstepsError(
+            f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
+            "to start from; set a checkpoint, or train it for one epoch or more"
+        )
+    if pair.published is not None and pair.published not in registry.published_pairs():
+        hint = nearest(pair.published, registry.published_pairs())
+        raise KdstepsError(
+            f"{where}.published is {pair.published!r}, which has no known published values{hint}"
+        )
+
+
+def check_export(study: Study, where: str) -> None:
+    """Raise KdstepsError if the section `export` names no run, or contradicts itself."""
+    export = study.params.export
+    if export is not None and (
+        problem := export_problem(export, study.pairs, list(study.methods), study.seeds)
+    ):
+        raise KdstepsError(f"{where}.{problem}")
+
+
+def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
+    """Raise KdstepsError if the values of a section contradict each other.
+
+    Args:
+        spots: Where its values come from; the last place that has some is named.
+    """
+    if problem := section.problem():
+        spot = [name for name, given in spots.items() if given is not None][-1]
+        raise KdstepsError(f"{where}: {spot}: {problem}")
+
+
+def _place_of(name: str, spots: Mapping[str, Training | None]) -> str:
+    """The last place that sets a key, whose value holds."""
+    return [place for place, own in spots.items() if own and name in own.model_fields_set][-1]
+
+
+def _check_mixing(
+    recipe: Distil, entry: Method, spots: Mapping[str, Training | None], where: str
+) -> None:
+    """Raise KdstepsError if images are mixed for a method that is defined for images of one class.
+
+    Args:
+        spots: Where the values of `recipe` come from.
+    """
+    for name in ("mixup", "cutmix"):
+        if entry.one_class and (value := getattr(recipe, name)):
+            place = _place_of(name, spots)
+            raise KdstepsError(
+                f"{where}: {entry.method} needs images of one class, and {place}.{name} is "
+                f"{value:g}; set `distil: {{mixup: 0, cutmix: 0}}` here, or use kd, lskd or dist"
+            )
+
+
+def _check_parts(
+    recipe: Distil, entry: Method, spots: Mapping[str, Training | None], where: str
+) -> None:
+    """Raise KdstepsError if batches are computed in parts for a method that compares their images.
+
+    Args:
+        spots: Where the values of `recipe` come from.
+    """
+    for name in ("accumulate", "gpus"):
+        if entry.compares_images and (value := getattr(recipe, name)) > 1:
+            place = _place_of(name, spots)
+            raise KdstepsError(
+                f"{where}: {entry.method} compares the images of a batch, and {place}.{name} is "
+                f"{value}; set `distil: {{{name}: 1}}` here, or `compares_images = False` in a "
+                "method of your own whose loss is a mean over images"
+            )
