@@ -26,10 +26,12 @@ from kdsteps.places import installed_version
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
 from kdsteps.rehearsal.machine import free_memory, gpu_room, start_seconds
-from kdsteps.rehearsal.rehearsal import Rehearsal, rehearse
+from kdsteps.rehearsal.order import rehearse
+from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
+_BUSY = 0.6  # of the cores, by other processes, which makes the forecast doubtful
 _NOT_COUNTED = "Snakemake itself, and drawing the report"
 
 
@@ -161,8 +163,13 @@ class _Check:
             f"{device}; {_plural(cores, 'core')} given, {cores_there()} there; "
             f"{_plural(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
         )
-        if current_run() is not None:
-            self.say("note", "device", "a run is using this folder, so times come out too long")
+        busy, own = os.getloadavg()[0], cores_there()
+        if current_run() is not None or busy > _BUSY * own:
+            self.say(
+                "note",
+                "device",
+                f"{busy:.0f} processes compete for {own} cores: times are those of a busy machine",
+            )
         return sharing
 
     def _images(
@@ -223,6 +230,9 @@ class _Check:
             self.say(
                 "ok", "methods", f"{_plural(len(runs), 'pair')} with a method train: {methods}"
             )
+        slow = [key for key in runs if not rehearsal.trials[key].epochs]
+        if slow:
+            self.say("note", "time", f"too slow to be timed: {', '.join(map(_label, slow))}")
         if rehearsal.skipped:
             names = list(dict.fromkeys(map(_label, rehearsal.skipped)))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

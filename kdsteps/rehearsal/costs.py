@@ -108,7 +108,7 @@ class Costs:
         recipe = self.found.study.trainings[model]
         key = ("network", dataset, model)
         trial = self.found.trials.get(key)
-        if trial is None:
+        if trial is None or (recipe.epochs and not trial.epochs):
             return None
         return trial.setup + recipe.epochs * self._epoch(key, trial, recipe, dataset)
 
@@ -123,7 +123,7 @@ class Costs:
         study, pair, method = self.found.study, node.names["pair"], node.names["method"]
         recipe, key = study.distil(pair, method), ("distil", pair, method)
         trial = self.found.trials.get(key)
-        if trial is None:
+        if trial is None or not trial.epochs:
             return None
         epoch, setup = self._epoch(key, trial, recipe, dataset), trial.setup
         if trial.live and recipe.views is not None:

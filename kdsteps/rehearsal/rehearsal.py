@@ -7,7 +7,7 @@ device and cores that they will have. Files go into a temporary folder.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -24,17 +24,15 @@ from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import DistilSettings, FeatureSettings, TrainSettings
 from kdsteps.rehearsal.images import Images
 from kdsteps.rehearsal.trial import Trial, TrialError, attempt, timed
-from kdsteps.study.settings import Distil, FeatureSample, Model, Train, Training
+from kdsteps.study.settings import FeatureSample, Model, Train, Training
 from kdsteps.study.study import Study
 
 EPOCH = 0.25  # seconds that an epoch of a trial should take
 MOST_STEPS = 24
+SLOW = 10  # seconds of an epoch that is too long for a trial of a network alone
 PASSES = 10  # more seconds for forward passes, which are short
 FEATURES = 256  # images whose features are cached in a trial
 KNOWN = ("images", "index", "summary")
-_WITH_NETWORKS = frozenset(
-    {"train", "distil", "evaluate", "evaluate_teacher", "cache", "cache_outputs"}
-)
 _RATE = 0.01  # of the learning rate: a trial is not about whether a training converges
 
 Say = Callable[[Status, str, str], None]
@@ -48,10 +46,12 @@ class Scale:
     Attributes:
         batch_size: Images of a step.
         steps: Of an epoch.
+        seconds: What an epoch may take, from the cost of the networks.
     """
 
     batch_size: int
     steps: int
+    seconds: float = 0.0
 
 
 @dataclass
@@ -99,7 +99,9 @@ class Rehearsal:
             size, step = max(2, int(size * longest / step)), longest
         fitting = max(1, self.images[dataset].counts["train"] // recipe.batch_size)
         steps = min(MOST_STEPS, fitting, max(1, round(EPOCH / step)) if step else 4)
-        return Scale(size, steps)
+        classes = len(self.images[dataset].class_names)  # each has an image
+        steps = max(steps, classes // size)
+        return Scale(size, steps, steps * step)
 
     def files(self, dataset: str, train: int) -> dict[str, Path]:
         """Images, as many for training and as many others for each of them as in the study."""
@@ -174,7 +176,8 @@ class Rehearsal:
         key = ("network", dataset, name)
         entry: Model = self.study.models[name]
         scale = self.scale(recipe, dataset, {name: 3}, claim(node, self.sharing).cores)
-        changed = self._changed(recipe, scale) | {"epochs": min(recipe.epochs, 2)}
+        epochs = min(recipe.epochs, 2 if scale.seconds < SLOW else 0)
+        changed = self._changed(recipe, scale) | {"epochs": epochs}
         train = Train.model_construct(**recipe.model_dump() | {"seed": 0} | changed)
         settings = TrainSettings.model_construct(model=entry, train=train, weights="")
         files = self.files(dataset, scale.batch_size * scale.steps)
@@ -293,100 +296,3 @@ class Rehearsal:
             "learning_rate": recipe.learning_rate * _RATE,
             "compile": False,
         }
-
-
-def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
-    """Run the trials of all jobs that are left, those that others need first."""
-    study = found.study
-    by_rule = {rule: [node for node in left if node.rule == rule] for rule in graph.OUTPUTS}
-    for (dataset, model), (node, recipe) in _networks(study, left).items():
-        trained = Path(graph.outputs(node.rule, node.names)["model"])
-        if node.rule == "train" and node not in by_rule["train"] and trained.exists():
-            found.take(dataset, model, trained)
-        elif dataset in found.images:
-            found.train(dataset, model, node, recipe)
-    for scoring in by_rule["score"]:
-        dataset, teacher = scoring.names["dataset"], scoring.names["teacher"]
-        if found.model(dataset, teacher).exists():
-            found.scores(graph.node(study, "cache", scoring.names), scoring)
-    tried: set[tuple[str, str]] = set()
-    for node in _spread(by_rule["distil"]):
-        pair, method = node.names["pair"], node.names["method"]
-        entry = study.pairs[pair]
-        models = {entry.student} | ({entry.teacher} if "teacher" in node.inputs else set())
-        if (pair, method) in tried or entry.dataset not in found.images:
-            continue
-        tried.add((pair, method))
-        if not all(found.model(entry.dataset, model).exists() for model in models):
-            found.skipped.append(("distil", pair, method))
-            continue
-        if "plan" in node.inputs:
-            planning = graph.node(study, "build", {"pair": pair, "method": method})
-            scores = planning.inputs.get("scores")
-            if scores is not None and not (found.scratch / scores).exists():
-                found.skipped.append(("distil", pair, method))
-                continue
-            if not found.build(planning):
-                continue
-        found.distil(node)
-    for node in [*by_rule["evaluate_teacher"], *by_rule["evaluate"]]:
-        pair_of = study.pairs.get(node.names.get("pair", ""))
-        dataset = node.names["dataset"] if pair_of is None else pair_of.dataset
-        model = node.names["teacher"] if pair_of is None else pair_of.student
-        if ("evaluate", dataset, model) not in found.trials and found.model(
-            dataset, model
-        ).exists():
-            found.evaluate(node, dataset, model)
-
-
-def _networks(
-    study: Study, left: Collection[graph.JobNode]
-) -> dict[tuple[str, str], tuple[graph.JobNode, Training]]:
-    """The networks that jobs use, each with one of its jobs and a recipe."""
-    found: dict[tuple[str, str], tuple[graph.JobNode, Training]] = {}
-    for node in left:
-        if node.rule in (
-            "train",
-            "distil",
-            "evaluate",
-            "evaluate_teacher",
-            "cache",
-            "cache_outputs",
-        ):
-            pair = study.pairs.get(node.names.get("pair", ""))
-            if pair is None:
-                dataset, teacher = node.names["dataset"], node.names["teacher"]
-                training = graph.node(study, "train", {"dataset": dataset, "teacher": teacher})
-                found.setdefault((dataset, teacher), (training, study.trainings[teacher]))
-            else:
-                recipe: Distil = study.distil(node.names["pair"], node.names["method"])
-                run = graph.node(study, "distil", node.names)
-                if "teacher" in run.inputs:
-                    names = {"dataset": pair.dataset, "teacher": pair.teacher}
-                    training = graph.node(study, "train", names)
-                    recipe_of = study.trainings[pair.teacher]
-                    found.setdefault((pair.dataset, pair.teacher), (training, recipe_of))
-                found.setdefault((pair.dataset, pair.student), (run, recipe))
-    return found
-
-
-def _spread(runs: list[graph.JobNode]) -> list[graph.JobNode]:
-    """Runs in an order in which each method and each pair comes early.
-
-    All methods of the first pair come first; of the other pairs, another method each.
-    """
-    pairs = list(dict.fromkeys(node.names["pair"] for node in runs))
-    methods = list(dict.fromkeys(node.names["method"] for node in runs))
-    place = {
-        (pair, method): (abs(row % len(methods) - column), row, column)
-        for row, pair in enumerate(pairs)
-        for column, method in enumerate(methods)
-    }
-    first_pair = pairs[0] if pairs else ""
-    return sorted(
-        runs,
-        key=lambda node: (
-            node.names["pair"] != first_pair,
-            place[node.names["pair"], node.names["method"]],
-        ),
-    )

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from kdsteps.jobs.progress import EPOCHS
 
 LOOK = 0.4  # seconds of epochs after which a training is stopped
 FEWEST, MOST = 3, 60  # epochs of it
+_PATIENCE = 10.0  # seconds beyond its limit in which an epoch has to end
 _LIVE = "computing teacher logits on the fly"
 
 
@@ -102,7 +104,7 @@ def attempt(rule: str, job: Job[Any], limit: float) -> Trial:
     stage = import_module(f"kdsteps.stages.{graph.stage_of(rule)}")
     with _measured(trial), _quiet(_Watch(trial, limit)) as watch, _explained(job):
         watch.last = time.perf_counter()
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(_Enough), _at_most(limit + _PATIENCE):
             stage.run(job)
     return trial
 
@@ -117,6 +119,25 @@ def timed(job: Job[Any], batch_size: int, **options: Any) -> float:
     with _quiet(_Watch(Trial(), 0.0)), _explained(job):
         found: float = passes.forward_seconds(job, batch_size, **options)
         return found
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """End a block after some time, even in the middle of an epoch."""
+    if seconds == inf:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _Enough
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,112 @@
+"""Which trials a rehearsal makes, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from kdsteps.jobs import graph
+from kdsteps.rehearsal.rehearsal import Rehearsal
+from kdsteps.study.settings import Distil, Training
+from kdsteps.study.study import Study
+
+_WITH_NETWORKS = frozenset(
+    {"train", "distil", "evaluate", "evaluate_teacher", "cache", "cache_outputs"}
+)
+
+
+def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
+    """Run the trials of all jobs that are left, those that others need first."""
+    study = found.study
+    by_rule = {rule: [node for node in left if node.rule == rule] for rule in graph.OUTPUTS}
+    for (dataset, model), (node, recipe) in _networks(study, left).items():
+        trained = Path(graph.outputs(node.rule, node.names)["model"])
+        if node.rule == "train" and node not in by_rule["train"] and trained.exists():
+            found.take(dataset, model, trained)
+        elif dataset in found.images:
+            found.train(dataset, model, node, recipe)
+    for scoring in by_rule["score"]:
+        dataset, teacher = scoring.names["dataset"], scoring.names["teacher"]
+        if found.model(dataset, teacher).exists():
+            found.scores(graph.node(study, "cache", scoring.names), scoring)
+    tried: set[tuple[str, str]] = set()
+    for node in _spread(by_rule["distil"]):
+        pair, method = node.names["pair"], node.names["method"]
+        entry = study.pairs[pair]
+        models = {entry.student} | ({entry.teacher} if "teacher" in node.inputs else set())
+        if (pair, method) in tried or entry.dataset not in found.images:
+            continue
+        tried.add((pair, method))
+        if not all(found.model(entry.dataset, model).exists() for model in models):
+            found.skipped.append(("distil", pair, method))
+            continue
+        if "plan" in node.inputs:
+            planning = graph.node(study, "build", {"pair": pair, "method": method})
+            scores = planning.inputs.get("scores")
+            if scores is not None and not (found.scratch / scores).exists():
+                found.skipped.append(("distil", pair, method))
+                continue
+            if not found.build(planning):
+                continue
+        found.distil(node)
+    for node in [*by_rule["evaluate_teacher"], *by_rule["evaluate"]]:
+        pair_of = study.pairs.get(node.names.get("pair", ""))
+        dataset = node.names["dataset"] if pair_of is None else pair_of.dataset
+        model = node.names["teacher"] if pair_of is None else pair_of.student
+        if ("evaluate", dataset, model) not in found.trials and found.model(
+            dataset, model
+        ).exists():
+            found.evaluate(node, dataset, model)
+
+
+def _networks(
+    study: Study, left: Collection[graph.JobNode]
+) -> dict[tuple[str, str], tuple[graph.JobNode, Training]]:
+    """The networks that jobs use, each with one of its jobs and a recipe."""
+    found: dict[tuple[str, str], tuple[graph.JobNode, Training]] = {}
+    for node in left:
+        if node.rule in (
+            "train",
+            "distil",
+            "evaluate",
+            "evaluate_teacher",
+            "cache",
+            "cache_outputs",
+        ):
+            pair = study.pairs.get(node.names.get("pair", ""))
+            if pair is None:
+                dataset, teacher = node.names["dataset"], node.names["teacher"]
+                training = graph.node(study, "train", {"dataset": dataset, "teacher": teacher})
+                found.setdefault((dataset, teacher), (training, study.trainings[teacher]))
+            else:
+                recipe: Distil = study.distil(node.names["pair"], node.names["method"])
+                run = graph.node(study, "distil", node.names)
+                if "teacher" in run.inputs:
+                    names = {"dataset": pair.dataset, "teacher": pair.teacher}
+                    training = graph.node(study, "train", names)
+                    recipe_of = study.trainings[pair.teacher]
+                    found.setdefault((pair.dataset, pair.teacher), (training, recipe_of))
+                found.setdefault((pair.dataset, pair.student), (run, recipe))
+    return found
+
+
+def _spread(runs: list[graph.JobNode]) -> list[graph.JobNode]:
+    """Runs in an order in which each method and each pair comes early.
+
+    All methods of the first pair come first; of the other pairs, another method each.
+    """
+    pairs = list(dict.fromkeys(node.names["pair"] for node in runs))
+    methods = list(dict.fromkeys(node.names["method"] for node in runs))
+    place = {
+        (pair, method): (abs(row % len(methods) - column), row, column)
+        for row, pair in enumerate(pairs)
+        for column, method in enumerate(methods)
+    }
+    first_pair = pairs[0] if pairs else ""
+    return sorted(
+        runs,
+        key=lambda node: (
+            node.names["pair"] != first_pair,
+            place[node.names["pair"], node.names["method"]],
+        ),
+    )
