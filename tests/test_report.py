@@ -348,6 +348,12 @@ def test_published_values_stand_beside_ours(tmp_path):
 def test_a_best_method_that_is_labels_is_no_success_of_distillation():
     found = verdict(table_of({"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.8, 1: 0.82}}))
     assert found.headline == "No method did better than labels (90.5%)"
+    labels = {seed: 0.9 + 0.001 * seed for seed in range(6)}
+    below = {seed: value - 0.03 - 0.001 * (seed % 2) for seed, value in labels.items()}
+    decided = verdict(table_of({"labels": labels, "kd": below}))
+    assert decided.answer == "More than noise: labels is better than kd over 6 seeds"
+    assert decided.mood == "worse"
+    found = verdict(table_of({"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.8, 1: 0.82}}))
     assert any("Behind labels: kd" in sentence for sentence in found.sentences)
 
 

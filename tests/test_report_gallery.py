@@ -333,3 +333,13 @@ def test_predictions_of_unlabeled_images_have_no_gallery(tmp_path):
     write_table(path, predictions.assign(label=-1).to_dict("list"), PREDICTIONS, {})
     results, (table,) = compared(job)
     assert pair_predictions(results, table, ["labels"]) is None
+
+
+def test_five_classes_have_no_top_5_accuracy_and_students_without_a_teacher_have_errors(tmp_path):
+    study = make_study(seeds=1, methods=("labels",))
+    look = Look(classes=("a", "b", "c", "d", "e"), num_test=100)
+    page = render_page(make_results(tmp_path, study, look=look))
+    assert "top-5" not in page.split('id="origin"')[0]
+    shown = section(page, "mistakes")
+    assert "Most confident errors of labels" in shown
+    assert "teacher" not in re.sub(r"<p.*?</p>", "", shown, flags=re.DOTALL)

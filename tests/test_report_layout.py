@@ -14,7 +14,7 @@ from _results import Look, make_results, make_study, render_page
 from kdsteps.files.columns import HISTORY
 from kdsteps.report.charts.curves import validation_domain
 from kdsteps.report.charts.labels import places
-from kdsteps.report.charts.theme import whole_ticks
+from kdsteps.report.charts.theme import log_ticks, whole_ticks
 from kdsteps.study.study import Study
 
 WIDTHS = (400, 800, 1400)
@@ -143,6 +143,14 @@ def test_axes_of_whole_numbers_have_few_labels_with_room_between_them(last):
     assert 1 <= ticks[0] <= ticks[-1] <= last
     gaps = [after - before for before, after in pairwise(ticks)]
     assert not gaps or min(gaps) > 0.5 * max(gaps)
+
+
+@pytest.mark.parametrize("ratio", [20, 99, 101, 900, 1e4, 1e6])
+@pytest.mark.parametrize("low", [0.031, 0.4, 7.0, 1234.0])
+def test_logarithmic_axes_of_cost_and_time_have_several_labels(low, ratio):
+    ticks = log_ticks(low, low * ratio)
+    assert 3 <= len(ticks) <= 7
+    assert all(low <= tick <= low * ratio for tick in ticks)
 
 
 def test_a_method_far_below_the_others_is_not_cut_off():

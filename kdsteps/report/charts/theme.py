@@ -162,9 +162,9 @@ def note(text: str, width: int = WIDE) -> Chart:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Labels of a logarithmic axis: powers of ten, or also 2 and 5 times these on a short one."""
+    """Labels of a logarithmic axis: powers of ten, and numbers between them on a short one."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 100 else (1,)
+    steps = (1, 2, 5) if high / low < 100 else (1, 3) if high / low < 1000 else (1,)
     ticks = [step * 10.0**power for power in decades for step in steps]
     return [tick for tick in ticks if low <= tick <= high]
 
