@@ -106,6 +106,10 @@ def test_a_study_without_mistakes_passes():
             *("feature_only", "score.num_layers is 6", "at most 5"),
         ),
         (method("fitnet", teacher_layer="layr1.0"), "fitnet", "no layer 'layr1.0'", "'layer1.0'?"),
+        (
+            method("fitnet", tune={"teacher_layer": ["layer1.0", "layr2.0"]}),
+            *("fitnet", "the teacher has no layer 'layr2.0'", "'layer2.0'?"),
+        ),
         (method("at", student_layers=["nothing"]), "at", "no layer 'nothing'", LAYERS),
         (method("semckd", teacher_layers=["x"]), "semckd", "the teacher has no layer 'x'", LAYERS),
     ],
