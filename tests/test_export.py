@@ -58,6 +58,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "timm": {"name": "test_resnet"},
     "torchvision": {"name": "squeezenet1_1"},
 }
+SLOW = ("mobilenet", "shufflenet", "torchvision")
 RESIZED: dict[str, dict[str, Any]] = {
     "bilinear, larger": {
         "image_size": [48, 40],
@@ -126,7 +127,13 @@ def exported(small: nn.Module) -> Any:
 # ONNX
 
 
-@pytest.mark.parametrize("family", [*OWN, *OTHERS])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in (*OWN, *OTHERS)
+    ],
+)
 def test_an_onnx_file_agrees_with_torch_for_any_number_of_images(family: str):
     network = from_pixels(trained(family, **(OWN | OTHERS)[family]))
     assert_same(to_onnx(network, images(7), DESCRIPTION), network)
@@ -175,6 +182,7 @@ print(*(hashlib.sha256(t.as_bytes(each)).hexdigest() for each in (model, int8)))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(exported: Any):
     done = subprocess.run(
         [sys.executable, "-c", _OTHER_PROCESS.format(tests=str(Path(__file__).parent))],

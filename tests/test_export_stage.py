@@ -36,6 +36,8 @@ from kdsteps.stages import export
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
+pytestmark = pytest.mark.slow
+
 PAIRS = {
     "own": {"dataset": "digits", "teacher": "big", "student": "small"},
     "zoo": {"dataset": "digits", "teacher": "big", "student": "tiny"},
@@ -278,6 +280,13 @@ def test_a_file_with_other_logits_is_not_accepted(tmp_path: Path, monkeypatch):
     onnx, int8 = record.files
     assert onnx.name is None and "differ from those of torch" in onnx.reason
     assert int8.name is None and "no ONNX file" in int8.reason
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+
+
+def test_weights_are_not_left_for_a_folder_that_timm_cannot_load(tmp_path: Path):
+    export.run(replaced(job_of("own", tmp_path), formats=("timm",), int8=False))
+    (folder,) = read_record(tmp_path / "export.json").files
+    assert (folder.format, folder.name) == ("timm", None)
     assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
 
 

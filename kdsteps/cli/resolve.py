@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def resolve(given: argparse.Namespace) -> None:
     """
     study = load_study(given.params)
     check_dependencies(input_paths(study), given.params)
-    check_artifacts(study)
+    for finding in stale_artifacts(study):
+        print(finding, file=sys.stderr)
     for stage in graph.STAGES:
         write_json(Path(given.folder, f"{stage}.json"), resolved(study, stage))
 
@@ -84,21 +86,22 @@ def check_dependencies(paths: Sequence[Path], params: str) -> None:
         )
 
 
-def check_artifacts(study: Study) -> None:
-    """Check that the exported students that dvc.yaml names are among those of the study.
+def stale_artifacts(study: Study) -> list[str]:
+    """One sentence for each exported student that dvc.yaml names and the study does not export.
 
-    Raises:
-        KdstepsError: One is not, so that `dvc artifacts get` would not find it.
+    `dvc artifacts get` would not find it, or would find an old one.
     """
+    said = []
     folders = [f"{_EXPORTS}/{pair}/{run}" for pair, run in study.exported]
     artifacts = _pipeline().get("artifacts") or {}
     for name, artifact in artifacts.items() if isinstance(artifacts, dict) else ():
         path = str(artifact.get("path", "")) if isinstance(artifact, dict) else ""
         if folders and path.startswith(f"{_EXPORTS}/") and path.rstrip("/") not in folders:
-            raise KdstepsError(
+            said.append(
                 f"{_PIPELINE}: artifacts: the path of {name} is {path}, which this study does not "
                 f"export; write one that it does, such as {folders[0]}"
             )
+    return said
 
 
 def _dependencies() -> list[str] | None:

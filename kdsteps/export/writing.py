@@ -71,15 +71,7 @@ def write_formats(
     if "onnx" in formats:
         found += _write_onnx(student, places, checks, int8=int8)
     if "safetensors" in formats or "timm" in formats:
-        weights = _entry("safetensors", places, lambda: _weights(student, places, checks))
-        folder = _refused("timm", weights.reason)
-        if "timm" in formats and weights.name is not None:
-            folder = _entry("timm", places, lambda: _timm(student, places, checks))
-        if "safetensors" in formats:
-            found.append(weights)
-        elif folder.name is None:
-            places["safetensors"].unlink(missing_ok=True)
-        found += [folder] * ("timm" in formats)
+        found += _write_weights(student, formats, places, checks)
     return found
 
 
@@ -105,6 +97,24 @@ def _write_onnx(
         accepted = found[0].name is not None
         found.append(_entry("int8", places, small) if accepted else _refused("int8", missing))
     return found
+
+
+def _write_weights(
+    student: Student, formats: Sequence[str], places: Mapping[str, Path], checks: Checks
+) -> list[ExportedFile]:
+    """Write safetensors, and what timm needs besides; without either, nothing is left of it."""
+    weights = _entry("safetensors", places, lambda: _weights(student, places, checks))
+    if "timm" not in formats:
+        return [weights]
+    if weights.name is None:
+        folder = _refused("timm", weights.reason)
+    else:
+        folder = _entry("timm", places, lambda: _timm(student, places, checks))
+    if "safetensors" in formats:
+        return [weights, folder]
+    if folder.name is None:
+        places["safetensors"].unlink(missing_ok=True)
+    return [folder]
 
 
 def _onnx_entry(
