@@ -95,6 +95,7 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
         "mean:Q",
         title="difference, points",
         scale=alt.Scale(zero=True, nice=True, padding=6),
+        axis=alt.Axis(tickCount=5),
     )
     color = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
     zero = alt.Chart(pd.DataFrame([{"zero": 0}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
