@@ -571,6 +571,13 @@ def test_lists_that_the_report_reads_have_names_that_no_other_job_uses():
     assert not graph.LISTS & others
 
 
+def test_the_report_watches_the_digests_of_images_and_not_the_images():
+    node = graph.node(make_study(), "report", {})
+    assert "results/prepare/digits/digest.json" in node.watched
+    assert "results/prepare/digits/images.npy" in node.read - node.watched
+    assert "results/prepare/digits/index.parquet" in node.read - node.watched
+
+
 def test_every_file_of_the_report_has_a_caption():
     captions = {path.stem for path in (REPOSITORY / "workflow" / "report").glob("*.rst")}
     assert set(graph.OUTPUTS["report"]) | {"workflow"} == captions

@@ -91,17 +91,19 @@ def forest(table: PairTable, reference: str, width: int) -> Chart | None:
         )
     data = alt.Chart(pd.DataFrame(content))
     y, row_height, names = _rows(pd.DataFrame(content))
-    x = alt.X(
-        "mean:Q",
-        title="difference, points",
-        scale=alt.Scale(zero=True, nice=True, padding=6),
-    )
     color = alt.Color("verdict:N", scale=_VERDICTS, legend=None)
+
+    def x(column: str) -> alt.X:
+        scale, axis = alt.Scale(zero=True, nice=True, padding=6), alt.Axis(tickCount=5)
+        return alt.X(f"{column}:Q", title="difference, points", scale=scale, axis=axis)
+
     zero = alt.Chart(pd.DataFrame([{"zero": 0}])).mark_rule(color=LIGHT["quiet"], strokeWidth=1.5)
     layers = [
-        zero.encode(x="zero:Q"),
-        data.mark_rule(strokeWidth=2.5).encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=color),
-        data.mark_circle(size=70, opacity=1).encode(y=y, x=x, color=color, description="label"),
+        zero.encode(x=x("zero")),
+        data.mark_rule(strokeWidth=2.5).encode(y=y, x=x("low"), x2="high:Q", color=color),
+        data.mark_circle(size=70, opacity=1).encode(
+            y=y, x=x("mean"), color=color, description="label"
+        ),
         data.mark_text(align="left", fontSize=12).encode(
             y=y, x=alt.value(width + 8), text="text:N", color=color
         ),

@@ -71,6 +71,7 @@ _AXIS = {
     "titlePadding": 8,
     "labelPadding": 6,
     "labelSeparation": 8,
+    "labelFlush": False,  # else the outermost labels move towards, and onto, their neighbors
     "gridColor": LIGHT["grid"],
     "domain": False,
     "ticks": False,
