@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from _commands import NET, STUDY
 from _methods import plan_of
 from _networks import CUT_ENTRIES, ENTRIES, IMAGE_SHAPE, NUM_CLASSES, build, network
@@ -307,3 +310,12 @@ def test_images_of_another_size_than_those_of_the_probe_are_refused_before_the_f
         KdstepsError, match=r"probe.dataset: 'digits' .* 8 x 8 .*'birds' of 16 x 16"
     ):
         check_study(study(datasets=sizes, probe={"dataset": "digits"}), with_files=False)
+
+
+def test_the_study_of_the_page_is_one():
+    page = (Path(__file__).parents[1] / "docs/without-labels.md").read_text()
+    first, *others = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    found = parse_study(yaml.safe_load(first))
+    assert len(graph.jobs(found, "distil")) == 6
+    named = {**found.params.model_dump(exclude_unset=True), **yaml.safe_load(others[0])}
+    assert parse_study(named).datasets["bare"].classes == ("cat", "dog")
