@@ -35,6 +35,15 @@ def test_neighbors_are_found_by_the_angle_and_counted_by_their_labels():
     assert by_neighbors(references, labels, queries, expected, 99)[1] == pytest.approx(2 / 5)
 
 
+def test_queries_a_few_at_a_time_have_the_same_neighbors(monkeypatch):
+    torch.manual_seed(0)
+    references, queries = torch.randn(50, 4), torch.randn(23, 4)
+    given = (references, torch.arange(50) % 3, queries, torch.arange(23) % 3, 7)
+    at_once = by_neighbors(*given)
+    monkeypatch.setattr("kdsteps.evaluation.probes.SIMILARITIES", 5 * 50)
+    assert by_neighbors(*given) == pytest.approx(at_once)
+
+
 def test_of_equally_frequent_labels_the_nearer_ones_win():
     references = torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2], [1, 0.3]])
     query, expected = torch.tensor([[1.0, 0]]), torch.tensor([1])
@@ -112,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "seeds": [0, 1],
         "distil": {"epochs": 1, "batch_size": 64, "mixup": 1.0},
         "evaluate": {"latency_runs": 2},
-        "probe": {"dataset": "digits", "fractions": [0.05, 1.0], "draws": 2},
+        "probe": {"dataset": "digits", "images": 500, "fractions": [0.05, 1.0], "draws": 2},
     }
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.MonkeyPatch.context() as patch:
@@ -149,7 +158,7 @@ def test_all_networks_are_measured_on_the_same_images(folder):
     paths = sorted(folder.glob("results/evaluate/probes/**/probe.json"))
     found = [read_json(path) for path in paths]
     assert len(found) == 4 + 1 + 2
-    assert len({(each["references"], each["queries"]) for each in found}) == 1
+    assert {(each["references"], each["queries"]) for each in found} == {(500, 359)}
     names = ["neighbor_accuracy", "neighbor_purity", "linear_5", "linear_100"]
     for each in found:
         assert list(each["values"]) == names
