@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from _commands import command
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -163,6 +164,17 @@ def test_all_networks_are_measured_on_the_same_images(folder):
     for each in found:
         assert list(each["values"]) == names
         assert all(0 < value < 1 for value in each["values"].values())
+
+
+@pytest.mark.slow
+def test_by_name_evaluating_a_student_measures_its_features(folder):
+    path = folder / "results/evaluate/probes/students/pair/embedding/0/probe.json"
+    before = read_json(path)
+    path.unlink()
+    done = command(folder, "evaluate", "--pair", "pair", "--method", "embedding", "--seed", "0")
+    assert done.returncode == 0, done.stderr
+    again = read_json(path)
+    assert again["values"] == pytest.approx(before["values"])
 
 
 @pytest.mark.slow

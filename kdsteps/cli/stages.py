@@ -35,6 +35,8 @@ from kdsteps.study.study import Study, load_study, parse, parse_study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "seed")
 ON_GPU = ("train", "cache", "distil", "evaluate")  # stages that use a GPU if there is one
+PROBES = {"evaluate": "evaluate_probe", "evaluate_teacher": "evaluate_probe_teacher"}
+"""What is measured of a network instead of its predictions, if there are no labels."""
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
@@ -293,6 +295,8 @@ def _by_name(given: argparse.Namespace) -> Call:
         rule = "evaluate_latency"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
+    if not graph.jobs(study, rule):  # its images have no labels
+        rule = PROBES.get(rule, rule)
     wanted = graph.names_of(rule)
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:
