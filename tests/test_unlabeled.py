@@ -323,3 +323,32 @@ def test_the_study_of_the_page_is_one():
     assert len(graph.jobs(found, "distil")) == 6
     named = {**found.params.model_dump(exclude_unset=True), **yaml.safe_load(others[0])}
     assert parse_study(named).datasets["bare"].classes == ("cat", "dog")
+
+
+OWN_NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = nn.{last}
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+
+    def forward(self, images):
+        return self.last(self.stem(images).mean(dim=(2, 3)))
+"""
+
+
+def test_a_network_of_ones_own_loses_its_linear_classifier_wherever_it_is_registered(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(OWN_NET.format(last="Linear(6, num_classes)"))
+    backbone = build_model("./net.py:Net", num_classes=0, image_size=16)
+    assert set(backbone.plain().state_dict()) == {"stem.0.weight", "stem.0.bias"}
+    assert backbone(torch.randn(2, *IMAGE_SHAPE)).shape == (2, 6)
+    layers = "nn.Unflatten(1, (6, 1)), nn.Conv1d(6, num_classes, 1), nn.Flatten()"
+    (tmp_path / "other.py").write_text(OWN_NET.format(last=f"Sequential({layers})"))
+    with pytest.raises(KdstepsError, match=r"other.py:Net has no linear classifier.*timm.*classes"):
+        build_model("./other.py:Net", num_classes=0, image_size=16)
