@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from _commands import NET, STUDY
 from _methods import plan_of
 from _networks import CUT_ENTRIES, ENTRIES, IMAGE_SHAPE, NUM_CLASSES, build, network
@@ -156,7 +159,11 @@ def test_a_study_with_labels_knows_nothing_of_all_this():
     [
         ({"methods": {"kd": {}}}, "methods.kd", "needs labels.* embedding, feature_only, at"),
         ({"methods": {"labels": {}}}, "methods.labels", "needs labels"),
-        ({"methods": {"fitnet": {}}}, "methods.fitnet", "fitnet .labels_weight: 0"),
+        (
+            {"methods": {"fitnet": {}}},
+            "methods.fitnet",
+            "unless `labels_weight: 0`.*fitnet .labels_weight: 0",
+        ),
         (
             {"methods": {"semckd": {"labels_weight": 0}}},
             "methods.semckd",
@@ -165,7 +172,7 @@ def test_a_study_with_labels_knows_nothing_of_all_this():
         (
             {"methods": {"feature_only": {"classifier_after": 0.5}}},
             "methods.feature_only",
-            "needs labels",
+            "needs labels unless `classifier_after: 0`",
         ),
         ({"build": {"select": "quality"}}, "build.select", "'quality' .* list layers"),
         ({"models": {"big": NET, "small": NET}}, "models.big", "trained with labels.*epochs: 0"),
@@ -308,3 +315,41 @@ def test_images_of_another_size_than_those_of_the_probe_are_refused_before_the_f
         KdstepsError, match=r"probe.dataset: 'digits' .* 8 x 8 .*'birds' of 16 x 16"
     ):
         check_study(study(datasets=sizes, probe={"dataset": "digits"}), with_files=False)
+
+
+def test_the_study_of_the_page_is_one():
+    page = (Path(__file__).parents[1] / "docs/without-labels.md").read_text()
+    first, *others = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    found = parse_study(yaml.safe_load(first))
+    assert len(graph.jobs(found, "distil")) == 6
+    named = {**found.params.model_dump(exclude_unset=True), **yaml.safe_load(others[0])}
+    assert parse_study(named).datasets["bare"].classes == ("cat", "dog")
+
+
+OWN_NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = nn.{last}
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU())
+
+    def forward(self, images):
+        return self.last(self.stem(images).mean(dim=(2, 3)))
+"""
+
+
+def test_a_network_of_ones_own_loses_its_linear_classifier_wherever_it_is_registered(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(OWN_NET.format(last="Linear(6, num_classes)"))
+    backbone = build_model("./net.py:Net", num_classes=0, image_size=16)
+    assert set(backbone.plain().state_dict()) == {"stem.0.weight", "stem.0.bias"}
+    assert backbone(torch.randn(2, *IMAGE_SHAPE)).shape == (2, 6)
+    layers = "nn.Unflatten(1, (6, 1)), nn.Conv1d(6, num_classes, 1), nn.Flatten()"
+    (tmp_path / "other.py").write_text(OWN_NET.format(last=f"Sequential({layers})"))
+    with pytest.raises(KdstepsError, match=r"other.py:Net has no linear classifier.*timm.*classes"):
+        build_model("./other.py:Net", num_classes=0, image_size=16)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from _commands import command
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -33,6 +34,15 @@ def test_neighbors_are_found_by_the_angle_and_counted_by_their_labels():
     accuracy, purity = by_neighbors(references, labels, queries, expected, 3)
     assert (accuracy, purity) == (0.5, pytest.approx((2 / 3 + 0) / 2))
     assert by_neighbors(references, labels, queries, expected, 99)[1] == pytest.approx(2 / 5)
+
+
+def test_queries_a_few_at_a_time_have_the_same_neighbors(monkeypatch):
+    torch.manual_seed(0)
+    references, queries = torch.randn(50, 4), torch.randn(23, 4)
+    given = (references, torch.arange(50) % 3, queries, torch.arange(23) % 3, 7)
+    at_once = by_neighbors(*given)
+    monkeypatch.setattr("kdsteps.evaluation.probes.SIMILARITIES", 5 * 50)
+    assert by_neighbors(*given) == pytest.approx(at_once)
 
 
 def test_of_equally_frequent_labels_the_nearer_ones_win():
@@ -112,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "seeds": [0, 1],
         "distil": {"epochs": 1, "batch_size": 64, "mixup": 1.0},
         "evaluate": {"latency_runs": 2},
-        "probe": {"dataset": "digits", "fractions": [0.05, 1.0], "draws": 2},
+        "probe": {"dataset": "digits", "images": 500, "fractions": [0.05, 1.0], "draws": 2},
     }
     (place / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +150,8 @@ def test_students_are_backbones_and_the_teacher_lost_its_classifier(folder):
     (check,) = folder.glob("results/train/**/check.json")
     found = read_json(check)
     assert found["accuracy"] is None
-    assert "no labels" in found["warnings"][0]
+    (warning,) = found["warnings"]
+    assert "no labels" in warning
 
 
 @pytest.mark.slow
@@ -148,11 +159,22 @@ def test_all_networks_are_measured_on_the_same_images(folder):
     paths = sorted(folder.glob("results/evaluate/probes/**/probe.json"))
     found = [read_json(path) for path in paths]
     assert len(found) == 4 + 1 + 2
-    assert len({(each["references"], each["queries"]) for each in found}) == 1
+    assert {(each["references"], each["queries"]) for each in found} == {(500, 359)}
     names = ["neighbor_accuracy", "neighbor_purity", "linear_5", "linear_100"]
     for each in found:
         assert list(each["values"]) == names
         assert all(0 < value < 1 for value in each["values"].values())
+
+
+@pytest.mark.slow
+def test_by_name_evaluating_a_student_measures_its_features(folder):
+    path = folder / "results/evaluate/probes/students/pair/embedding/0/probe.json"
+    before = read_json(path)
+    path.unlink()
+    done = command(folder, "evaluate", "--pair", "pair", "--method", "embedding", "--seed", "0")
+    assert done.returncode == 0, done.stderr
+    again = read_json(path)
+    assert again["values"] == pytest.approx(before["values"])
 
 
 @pytest.mark.slow

@@ -38,6 +38,8 @@ from kdsteps.study.study import Study
 
 NAMES = ("dataset", "teacher", "views", "pair", "method", "trial", "seed", "student")
 ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
+PROBES = {"evaluate": "evaluate_probe", "evaluate_teacher": "evaluate_probe_teacher"}
+"""What is measured of a network instead of its predictions, if there are no labels."""
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
@@ -316,6 +318,8 @@ def _by_name(given: argparse.Namespace) -> Call:
         rule = "cache_outputs"
     if rule == "tune" and set(names) == {"pair", "method"}:
         rule = "tune_choose"
+    if not graph.jobs(study, rule):  # its images have no labels
+        rule = PROBES.get(rule, rule)
     wanted = graph.names_of(rule)
     missing = [f"--{name}" for name in wanted if name not in names]
     if missing:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # queries whose similarities to all references are in memory at once
+SIMILARITIES = 2**25  # of queries to references, in memory at once: 128 MiB
 MAX_ITERATIONS = 1000  # of a linear classifier
 
 
@@ -71,12 +71,13 @@ def by_neighbors(
         count: Neighbors of each query; all references where there are fewer.
     """
     count = min(count, len(references))
-    known = F.normalize(references.double(), dim=1)
+    known = F.normalize(references, dim=1)
+    size = max(1, SIMILARITIES // len(references))
     # less than one vote in total, and more for nearer neighbors
     nearer = torch.arange(count, 0, -1, dtype=torch.double) / (count * (count + 1))
     hits, same = 0.0, 0.0
-    for some, expected in zip(queries.split(CHUNK), query_labels.split(CHUNK), strict=True):
-        nearest = (F.normalize(some.double(), dim=1) @ known.T).topk(count, dim=1).indices
+    for some, expected in zip(queries.split(size), query_labels.split(size), strict=True):
+        nearest = (F.normalize(some, dim=1) @ known.T).topk(count, dim=1).indices
         found = labels[nearest]  # (m, count)
         votes = torch.zeros(len(some), int(labels.max()) + 1, dtype=torch.double)
         votes.scatter_add_(1, found, (1 + nearer).expand_as(found).contiguous())

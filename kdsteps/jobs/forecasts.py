@@ -283,7 +283,7 @@ def _evaluate_probe(job: _Job) -> _Need:
     assert probe is not None, "there are no probes without the section"
     data = _data(job.study, probe.dataset)
     network = job.student if "pair" in job.names else job.teacher
-    numbers = data.number * PROBED_WIDTH
+    numbers = min(data.number, probe.images) * PROBED_WIDTH
     fits = 1 + probe.draws * len(probe.fractions)
     fitted = _Need(multiply_adds=data.number * numbers + 1000 * fits * numbers * data.classes)
     features = _Need(megabytes=4 * 8 * numbers / MB)

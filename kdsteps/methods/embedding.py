@@ -85,8 +85,12 @@ class Embedding(Method):
     features of the latest images; it starts with random directions, so that the first steps have a
     target.
 
-    Source: version 3 of LightlyTrain's distillation, by its documentation; its learning rate is
-    that of the study here, and mixup is a setting of `distil`.
+    Attributes:
+        queue: (M, D), rows of unit length.
+        position: The row with the oldest embedding.
+
+    Source: version 3 of LightlyTrain's distillation, by its documentation. Here the learning rate
+    is that of the study, mixup is a setting of `distil`, and the size of the queue is ours.
     """
 
     wants = "layers"

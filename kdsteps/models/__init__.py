@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.backbone import copy_backbone, drop_head
-from kdsteps.models.chain import BlockChain, Chain
+from kdsteps.models.backbone import DUMMY_CLASSES, drop_classifier
+from kdsteps.models.chain import Chain
 from kdsteps.models.checkpoints import load_checkpoint
 from kdsteps.models.foreign import build_foreign
 from kdsteps.models.image_size import ImageSize
 from kdsteps.study import registry
+from kdsteps.study.part_options import signature_of
 
 __all__ = ["Chain", "architecture", "build_model"]
 
-_ANY = 13  # classes of a network whose classifier is dropped once its weights are loaded
-_WITHOUT_CLASSIFIER = ("timm", "torchvision")  # families that take 0 classes
 _WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 
 
@@ -53,31 +52,26 @@ def build_model(
     part = registry.find("models", family, "build_model")
     part.parse(options, f"build_model: {family}")
     factory = registry.load("models", family)
+    own, backbone = part.target.startswith("kdsteps."), num_classes == 0
+    has_classes = own or "num_classes" in signature_of("models", factory).parameters
+    if backbone:
+        num_classes = DUMMY_CLASSES if has_classes else None
     given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-
-    def make(classes: int | None) -> Chain:
-        chosen = given | {"num_classes": classes}
-        if part.target.startswith("kdsteps."):
-            made: Chain = factory(**chosen, **options)
-            return made
-        return build_foreign(factory, family, chosen, options)
-
-    own = part.target.startswith("kdsteps.") and family not in _WITHOUT_CLASSIFIER
-    chain = make(1 if num_classes == 0 and own else num_classes)
-    if num_classes == 0 and isinstance(chain, BlockChain):
-        drop_head(chain, family)
+    if own:
+        chain: Chain = factory(**given, **options)
+    else:
+        chain = build_foreign(factory, family, given, options)
     if checkpoint is not None:
-        assert num_classes is not None, "weights are for a known number of classes"
-        loaded = chain if num_classes else make(_ANY)  # whatever classifier the file has
+        assert num_classes is not None or backbone, "weights are for a known number of classes"
         load_checkpoint(
-            loaded,
+            chain,
             checkpoint,
-            num_classes=num_classes or _ANY,
+            num_classes=num_classes or 0,
             key=checkpoint_key,
             prefix=checkpoint_prefix,
         )
-        if loaded is not chain:
-            copy_backbone(chain, loaded)
+    if backbone and has_classes:
+        drop_classifier(chain, family)
     if chain.new_weights and not will_train:
         raise KdstepsError(
             f"{chain.notes[-1]}, which only training makes useful; set epochs above 0, use weights "

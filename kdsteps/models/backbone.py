@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, BlockChain, Chain
 
+DUMMY_CLASSES = 1  # of the classifier that a backbone is built with, so that its layers are found
 
-def drop_classifier(network: nn.Module, where: str) -> nn.Module:
-    """Replace the last linear layer of a network by the identity, in place; return that layer.
+
+def drop_classifier(chain: Chain, where: str) -> None:
+    """Take the classifier off a network with `DUMMY_CLASSES`, in place; its layers stay the same.
+
+    Networks of timm do so themselves. Of others, the last linear layer with that many outputs is
+    replaced by the identity.
 
     Args:
         where: What the user calls the network, for the message.
 
     Raises:
-        KdstepsError: Its last module with weights is not a linear layer.
+        KdstepsError: It has no such layer.
     """
-    modules = [
-        (path, m)
-        for path, m in network.named_modules()
-        if next(m.parameters(False), None) is not None
+    network: Any = chain.plain()
+    if hasattr(network, "reset_classifier"):
+        network.reset_classifier(0)
+    else:
+        dropped = _replaced(network, where)
+        if isinstance(chain, BlockChain):
+            blocks = chain.blocks_in_order
+            head = blocks[HEAD]
+            modules = list(head) if isinstance(head, nn.Sequential) else [head]
+            blocks[HEAD] = nn.Sequential(*(one for one in modules if one is not dropped))
+    if chain.new_weights:  # those of the classifier, which the last note is about
+        chain.notes.pop()
+        chain.new_weights = ()
+
+
+def _replaced(network: nn.Module, where: str) -> nn.Module:
+    """The classifier, which the identity has replaced."""
+    found = [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == DUMMY_CLASSES
     ]
-    path, last = modules[-1]
-    if not isinstance(last, nn.Linear):
+    if not found:
         raise KdstepsError(
-            f"models: {where} has no linear classifier at its end, so it cannot be used on images "
-            "without labels; use a network of timm"
+            f"models: {where} has no linear classifier, so it cannot be used on images without "
+            "labels; use a network of timm, or list `classes` of the data set"
         )
+    path, classifier = found[-1]
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, nn.Identity())
-    return last
-
-
-def drop_head(chain: BlockChain, where: str) -> None:
-    """Take the classifier off one of kdsteps' own networks; its block `head` is what is left."""
-    left = drop_classifier(chain, where)
-    blocks = chain.blocks_in_order
-    head = blocks[HEAD]
-    kept = [
-        module for module in (head if isinstance(head, nn.Sequential) else ()) if module is not left
-    ]
-    blocks[HEAD] = nn.Sequential(*kept) if kept else nn.Identity()
-
-
-def copy_backbone(chain: Chain, full: Chain) -> None:
-    """Put the weights of a network into the same one without a classifier."""
-    loaded = full.plain().state_dict()
-    own = chain.plain().state_dict()
-    chain.plain().load_state_dict({name: loaded[name] for name in own})
-    chain.notes += full.notes[:-1] if full.new_weights else full.notes  # the last is on these
+    return classifier

@@ -62,7 +62,7 @@ def build_foreign(
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))
     chain = CutChain(network, image_shape=shape, **cutting)
-    if given["num_classes"]:  # None and 0: as the factory has it
+    if given["num_classes"] is not None:
         _check_logits(chain, name, shape, given["num_classes"])
     return chain
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdsteps.data.images import ImageSplit
+from kdsteps.data.images import ImageSplit, Order, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.probes import probe
@@ -24,6 +24,7 @@ from kdsteps.models.chain import HEAD
 from kdsteps.models.cost import num_parameters
 from kdsteps.models.feature_shapes import pooled
 from kdsteps.stages._shared import fresh_model, prepared, provenance, share_cores, trained_model
+from kdsteps.teachers.features import balanced_sample
 from kdsteps.training.device import choose_device
 
 log = logging.getLogger("kdsteps")
@@ -41,8 +42,13 @@ def measure(job: Job[NetworkProbeSettings]) -> None:
     network = network.to(device)
     share_cores(network, data, section.batch_size)
     labeled = bool(data.class_names)  # whether the network has a classifier
-    references, labels = _features(network, data.part("train"), section.batch_size, labeled)
-    queries, expected = _features(network, data.part("test"), section.batch_size, labeled)
+    train, test = data.part("train"), data.part("test")
+    chosen = torch.arange(len(train))
+    if len(train) > section.images:
+        chosen = balanced_sample(train.labels.cpu(), section.images, section.seed)
+    references, labels = _features(network, train, chosen, section.batch_size, labeled)
+    every = torch.arange(len(test))
+    queries, expected = _features(network, test, every, section.batch_size, labeled)
     found = probe(
         *(references, labels, queries, expected),
         neighbors=section.neighbors,
@@ -102,16 +108,18 @@ def _as_trained_on(data: Prepared, described: Mapping[str, Any]) -> Prepared:
 
 @torch.inference_mode()
 def _features(
-    network: Chain, split: ImageSplit, batch_size: int, labeled: bool
+    network: Chain, split: ImageSplit, index: Tensor, batch_size: int, labeled: bool
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of a split, on the CPU.
+    """Features (N, D) and labels (N,) of some images of a split, on the CPU.
 
     Args:
+        index: (N,).
         labeled: Whether the network has a classifier, so that features are read before it.
     """
     layer = network.layers[-1]
     found, labels = [], []
-    for batch in split.in_order(batch_size):
+    orders = [Order(some, torch.zeros_like(some), seed=0) for some in index.split(batch_size)]
+    for batch in split.batches(orders, Views()):
         if labeled:
             output = network.trace(batch.images, [layer])[layer]
             found.append(pooled(output, network.layout(layer)).float().cpu())

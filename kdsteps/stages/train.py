@@ -135,7 +135,8 @@ def _check(job: Job[CheckSettings]) -> None:
         found, calibration = _judged(network, entry, data, job.settings)
     warnings, notes = list(found.warnings), []
     if _is_from_elsewhere(entry):
-        warnings += _seen_before(read_json(job.inputs["summary"]).get("drawn", ()))
+        drawn = read_json(job.inputs["summary"]).get("drawn", ()) if data.labeled else ()
+        warnings += _seen_before(drawn)
         notes.append(_normalization(entry))
     for line in notes:
         log.info("the teacher %s: %s", path, line)

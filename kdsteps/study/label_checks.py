@@ -74,8 +74,8 @@ def _check_pair(study: Resolved, name: str, where: str) -> None:
     for method, entry in study.methods.items():
         if entry.needs_labels:
             raise KdstepsError(
-                f"{where}: methods.{method}: needs labels, and {without}; without labels there are "
-                f"{_label_free(named)}"
+                f"{where}: methods.{method}: needs labels{_unless(entry.method)}, and {without}; "
+                f"without labels there are {_label_free(named)}"
             )
         if entry.needs_classifier and not named:
             raise KdstepsError(
@@ -100,6 +100,14 @@ def _check_pair(study: Resolved, name: str, where: str) -> None:
             raise KdstepsError(
                 f"{where}: models.{model}.classes: names classes, and {without}; leave it out"
             )
+
+
+def _unless(method: str) -> str:
+    """The options with which a method needs no labels, if there are any."""
+    claim = registry.find("methods", method, method).described.needs_labels
+    if isinstance(claim, bool):
+        return ""
+    return f" unless {', '.join(f'`{name}: {value}`' for name, value in claim.items())}"
 
 
 def _label_free(with_classifier: bool) -> str:

@@ -354,6 +354,8 @@ class Export(Section):
 class ProbeSettings(Section):
     """The keys of `probe` for its measurements."""
 
+    images: Annotated[int, Field(gt=0, le=MAX_IMAGES)] = 20000
+    """Training images whose labels are used at most, balanced over the classes."""
     neighbors: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 10
     """Nearest neighbors by the cosine of features."""
     fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
@@ -366,7 +368,7 @@ class ProbeSettings(Section):
     draws: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 5
     """Random choices of the labeled images for a fraction below 1; accuracies are averaged."""
     seed: Seed = 0
-    """Seed of these choices."""
+    """Seed of all choices of images."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
     """Images of one batch when features are computed."""
 

@@ -42,8 +42,8 @@ def build(
     """A network of timm as a chain.
 
     Args:
-        num_classes: Width of the logits; 0: no classifier. A pretrained network with another number
-            of classes gets a new one (`chain.new_weights`).
+        num_classes: Width of the logits. A pretrained network with another number of classes gets
+            a new classifier (`chain.new_weights`).
         in_channels: Channels of an image. Pretrained weights for three are summed or repeated, as
             timm does.
         image_size: In pixels, one number or (height, width); passed to networks that must know it
@@ -73,7 +73,7 @@ def build(
         name,
         image_size,
         pretrained=pretrained,
-        num_classes=num_classes or 1,
+        num_classes=num_classes,
         in_chans=in_channels,
         **options,
     )
@@ -90,9 +90,6 @@ def build(
         output=output,
         prefix_tokens=prefix_tokens,
     )
-    if not num_classes:  # after cutting, which takes the input of the classifier for a layer
-        drop: Any = network.reset_classifier
-        drop(0)
     chain.published = _published(network, config)
     if type(network).__name__ in _BY_WINDOWS:
         chain.notes.append(
@@ -105,7 +102,7 @@ def build(
             f"pixels, and the network is built for {as_text(size)}, so timm resamples what depends "
             f"on the size; set image_size to {as_text(made_for)} to resize the images instead"
         )
-    if pretrained and num_classes and config.get("num_classes") != num_classes:
+    if pretrained and config.get("num_classes") != num_classes:
         chain.new_weights = _classifier(network, config.get("classifier"))
         chain.notes.append(
             f"models: {name} was trained for {config.get('num_classes')} classes; "

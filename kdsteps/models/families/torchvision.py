@@ -12,7 +12,6 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.models.backbone import drop_classifier
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
@@ -39,8 +38,8 @@ def build(
     """A network of torchvision as a chain.
 
     Args:
-        num_classes: Width of the logits; 0: no classifier. A pretrained network has 1,000 classes;
-            with another number its classifier has new weights (`chain.new_weights`).
+        num_classes: Width of the logits. A pretrained network has 1,000 classes; with another
+            number its classifier has new weights (`chain.new_weights`).
         in_channels: Channels of an image; with other than three the first convolution is refitted,
             its weights summed or repeated, as timm does.
         image_size: In pixels, one number or (height, width); passed to networks that must know it
@@ -65,15 +64,12 @@ def build(
     if name in _WITH_AUXILIARY_HEADS:
         options = {"aux_logits": False, "init_weights": True} | options
     size = height_width(image_size or _MADE_FOR)
-    network = _create(name, num_classes or 1, _sized(name, size) | options)
-    new = _load_published(network, name, num_classes or 1) if pretrained else ()
+    network = _create(name, num_classes, _sized(name, size) | options)
+    new = _load_published(network, name, num_classes) if pretrained else ()
     fit_channels(network, in_channels)
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
     chain = CutChain(network, image_shape=(in_channels, *size), prefix_tokens=prefix_tokens)
-    if not num_classes:  # after cutting, which takes the input of the classifier for a layer
-        drop_classifier(network, f"torchvision's {name}")
-        new = ()
     chain.published = _published(name)
     if new:
         chain.new_weights = new
