@@ -35,7 +35,7 @@ class Tuned:
     Attributes:
         cost: What it cost, such as `6 trials, 8 trainings of 12 epochs`.
         accuracy, loss: Of the best trial on the validation images, means over its seeds.
-        trials: All of them, as in trials.json.
+        trials: All of them, as in trials.json, with their values as texts in the order of `keys`.
         best: The number of the best one in `trials`.
     """
 
@@ -55,13 +55,15 @@ class Tuning:
 
     Attributes:
         budget: How many trials and seeds each method may have, and how they were chosen.
-        unequal: Methods with fewer trials than that, such as `kd (4)`.
+        num_trials: How many trials each may have.
+        unequal: Methods with fewer trials than they may have, such as `kd (4)`.
         left_out: Methods that were not tuned.
         num_images: Validation images, the fewest of all pairs.
     """
 
     tuned: list[Tuned]
     budget: str
+    num_trials: int
     unequal: list[str]
     left_out: list[str]
     num_images: int
@@ -79,6 +81,7 @@ def tuning_of(study: Study, found: Sequence[Mapping[str, Any]]) -> Tuning | None
     return Tuning(
         tuned=[_tuned(study, each) for each in found],
         budget=_budget(study),
+        num_trials=study.params.tune.trials,
         unequal=[
             f"{name} ({count})"
             for name, count in counts.items()
@@ -111,18 +114,26 @@ def _tuned(study: Study, found: Mapping[str, Any]) -> Tuned:
         pair=pair,
         method=method,
         keys=[
-            Key(key, _declared(tried), shown(best["values"][key]), found["edges"].get(key, ""))
+            Key(key, _declared(tried), _text(best["values"][key]), found["edges"].get(key, ""))
             for key, tried in declared.items()
         ],
         cost=cost,
         accuracy=best["validation_accuracy"],
         loss=best["validation_loss"],
-        trials=found["trials"],
+        trials=[
+            trial | {"values": [_text(trial["values"][key]) for key in declared]}
+            for trial in found["trials"]
+        ],
         best=found["best"],
     )
 
 
 def _declared(tried: Sequence[Any] | Range) -> str:
     if not isinstance(tried, Range):
-        return ", ".join(map(shown, tried))
+        return ", ".join(map(_text, tried))
     return f"{tried.low} to {tried.high}{', by magnitude' if tried.log else ''}"
+
+
+def _text(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else shown(value)
