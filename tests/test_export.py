@@ -23,7 +23,7 @@ from kdsteps.export.description import METADATA_KEY, Description
 from kdsteps.export.int8 import calibration_rows, quantized
 from kdsteps.export.onnx_files import FromPixels, as_bytes, relative_difference, to_onnx
 from kdsteps.export.record import Candidate, ExportedFile, FormatError
-from kdsteps.export.seal import DIGEST_KEY
+from kdsteps.export.seal import DIGEST_KEY, is_intact
 from kdsteps.export.timm_folder import load_timm, put_folder, timm_config
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -162,10 +162,12 @@ def test_normalization_is_in_the_file():
 
 def test_a_file_describes_itself_and_mentions_no_paths(exported: Any):
     known = opened(exported).get_modelmeta().custom_metadata_map
-    assert known == {METADATA_KEY: DESCRIPTION.as_json()}
+    assert known.keys() == {METADATA_KEY, DIGEST_KEY}
+    assert known[METADATA_KEY] == DESCRIPTION.as_json()
+    assert is_intact(as_bytes(exported))
     rest = type(exported).FromString(as_bytes(exported))
     del rest.graph.initializer[:]  # weights are any bytes
-    content = as_bytes(rest)
+    content = rest.SerializeToString()
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent, Path.home()):
         assert str(place).encode() not in content
     assert b".py" not in content
@@ -242,7 +244,7 @@ def test_int8_agrees_roughly_and_logits_may_exceed_those_of_the_calibration(
     found = predicted(opened(file), dim)
     assert relative_difference(found, small(dim).numpy()) < 0.1
     assert np.isfinite(predicted(opened(file), bright)).all()
-    assert opened(file).get_modelmeta().custom_metadata_map.keys() == {METADATA_KEY, DIGEST_KEY}
+    assert opened(file).get_modelmeta().custom_metadata_map[METADATA_KEY] == DESCRIPTION.as_json()
     assert any(node.op_type == "QuantizeLinear" for node in file.graph.node)
 
 

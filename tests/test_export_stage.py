@@ -304,6 +304,7 @@ def test_students_that_diverged_are_exported_as_a_reason_alone(tmp_path: Path):
     export.run(job_of("own", tmp_path, measures=lost))
     record = read_record(tmp_path / "export.json")
     assert record.diverged and record.accuracy_interval is None
+    assert "all diverged" in record.chosen
     assert all(file.name is None and "diverged" in file.reason for file in record.files)
     assert "diverged" in rendered([export_view(record)])
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdsteps.export.description import INPUT, METADATA_KEY, OUTPUT, Description
 from kdsteps.export.record import FormatError
-from kdsteps.export.seal import DIGEST_KEY, PLACEHOLDER
+from kdsteps.export.seal import DIGEST_KEY, PLACEHOLDER, sealed
 from kdsteps.models.input_contract import PIXEL_MAX
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ def to_onnx(network: nn.Module, images: Tensor, description: Description) -> Mod
 
 
 def as_bytes(model: ModelProto) -> bytes:
-    """The content of a file; the same model results in the same bytes."""
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    """The content of a file with its own digest; the same model results in the same bytes."""
+    return sealed(model.SerializeToString(deterministic=True))
 
 
 def finish(model: ModelProto, description: Description) -> ModelProto:
@@ -90,8 +89,8 @@ def finish(model: ModelProto, description: Description) -> ModelProto:
 
     _clean(model)
     del model.metadata_props[:]
-    said = {METADATA_KEY: description.as_json(), DIGEST_KEY: PLACEHOLDER}
-    onnx.helper.set_model_props(model, said)
+    described = {METADATA_KEY: description.as_json(), DIGEST_KEY: PLACEHOLDER}
+    onnx.helper.set_model_props(model, described)
     onnx.checker.check_model(model)
     return model
 
@@ -166,7 +165,7 @@ def _check_batches(model: ModelProto, network: nn.Module, images: Tensor) -> Non
     """Raise ValueError if a model fixes the number of images, or computes something else."""
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ValueError("the number of images is fixed in the exported graph")
-    opened = session(as_bytes(model))
+    opened = session(model.SerializeToString())
     with torch.inference_mode():
         for count in _BATCHES:
             expected = network(images[:count]).numpy()

@@ -127,8 +127,9 @@ def _candidates(
         table = read_table(path, HISTORY).to_pydict()
         accuracy, loss = (None, None) if measures[name]["diverged"] else last_validation(table)
         found.append(Candidate(f"{settings.pair}/{name}", accuracy, loss))
-    finished = [name for name in settings.candidates if not measures[name]["diverged"]]
-    if len(finished) > 1 and all(each.validation_accuracy is None for each in found):
+    finished = any(not measures[name]["diverged"] for name in settings.candidates)
+    unknown = all(each.validation_accuracy is None for each in found)
+    if len(found) > 1 and finished and unknown:
         raise KdstepsError(
             f"export.runs is best, and {settings.dataset} has no validation images to choose by; "
             f"set prepare.validation above 0, or name the run, such as {found[0].run}"
@@ -262,11 +263,15 @@ def _study_numbers(
     settings = job.settings
     taught = read_json(job.inputs["teacher"]) if "teacher" in job.inputs else {}
     chosen = ""
-    if candidates:
+    if len(candidates) > 1:
         chosen = (
-            f"The highest accuracy on the validation images among {len(candidates)} runs, after "
-            "the last epoch; test images played no part in the choice."
+            f"Of {len(candidates)} runs, it has the highest accuracy on the validation images "
+            "after the last epoch; test images played no part in the choice."
         )
+        if candidates[0].validation_accuracy is None:
+            chosen = f"It is the first of {len(candidates)} runs, which all diverged."
+    elif candidates:
+        chosen = "It is the only run of its pair."
     images = summary["images_of_class"]["test"]
     return {
         "chosen": chosen,
