@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from kdsteps.jobs.schedule import claim, wall_seconds, works
 from kdsteps.jobs.words import duration
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import look_at_source
+from kdsteps.rehearsal.machine import companions
 from kdsteps.rehearsal.rehearsal import Rehearsal, Scale
 from kdsteps.rehearsal.trial import Trial, attempt
 from kdsteps.study.loading import load_study, parse_study
@@ -51,6 +54,7 @@ class Wrong(Labels):
 def quick(monkeypatch) -> None:
     """Starting Python is measured in a test of its own."""
     monkeypatch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+    monkeypatch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
 
 
 @pytest.fixture
@@ -72,6 +76,7 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+        patch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
         patch.setattr("kdsteps.rehearsal.trial.LOOK", 0.05)
         before = list(files_in(folder))
         found: list[Any] = []
@@ -270,6 +275,24 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
 
 
 # Times
+
+
+def test_companions_train_until_the_block_ends():
+    with companions(1):
+        (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1:]
+        assert Path(f"/proc/{child}").exists()
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_what_each_image_adds_is_told_from_what_is_done_once(folder):
+    study = parse_study(STUDY | {"methods": {"feature_only": {}}, "cache": {"images": 1056}})
+    found = look_at_source(study.datasets["digits"], study.params.prepare, 1)
+    rehearsal = Rehearsal(study, CPU, folder, print, 0.0, {"digits": found})
+    for number, seconds in ((16, 9.0), (64, 2.0), (256, 3.92)):
+        rehearsal.trials["cache", "digits", "big", str(number)] = Trial(seconds=seconds)
+    node = graph.node(study, "cache", {"dataset": "digits", "teacher": "big"})
+    (seconds,) = Costs(rehearsal, start=0.5, decoding={}).seconds([node])
+    assert seconds == pytest.approx(0.5 + 3.92 + 800 * 0.01)
 
 
 def test_a_trial_ends_even_within_a_step(folder, monkeypatch):

@@ -291,7 +291,7 @@ class _Check:
 
 def _label(key: tuple[str, ...]) -> str:
     """What a trial is about."""
-    kind, first, second = key
+    kind, first, second, *_ = key
     if kind == "network":
         return f"model {second}"
     return f"{first} with {second}" if kind == "distil" else f"{kind} of {second}"

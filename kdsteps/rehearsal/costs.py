@@ -95,14 +95,14 @@ class Costs:
         return None if trial is None else trial.seconds * whole
 
     def _features(self, node: graph.JobNode) -> float | None:
-        names = (node.names["dataset"], node.names["teacher"])
-        trial = self.found.trials.get((node.rule, *names))
-        if trial is None:
+        """From trials with few and with more images: what each image adds."""
+        key, images = (node.rule, *node.names.values()), self.found.study.params.cache.images
+        few, more = (self.found.trials.get((*key, str(number))) for number in FEATURES[-2:])
+        if few is None or more is None:
             return None
-        wanted = min(
-            self.found.study.params.cache.images, self.found.images[names[0]].counts["train"]
-        )
-        return trial.seconds * max(1.0, wanted / FEATURES)
+        each = max(0.0, more.seconds - few.seconds) / (FEATURES[-1] - FEATURES[-2])
+        wanted = min(images, self.found.images[node.names["dataset"]].counts["train"])
+        return more.seconds + each * max(0, wanted - FEATURES[-1])
 
     def _training(self, node: graph.JobNode, dataset: str, model: str) -> float | None:
         recipe = self.found.study.trainings[model]
@@ -241,7 +241,7 @@ class Costs:
             return 2 * images.counts["train"] * _views(node.settings.views) * classes
         if node.rule == "cache" and (path := self._features_file(node)).exists():
             wanted = self.found.study.params.cache.images
-            return round(path.stat().st_size * max(1.0, wanted / FEATURES))
+            return round(path.stat().st_size * max(1.0, wanted / FEATURES[-1]))
         return 0
 
     def _features_file(self, node: graph.JobNode) -> Path:

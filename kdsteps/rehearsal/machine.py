@@ -6,9 +6,21 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_TRAINING = """
+import os, sys, threading, torch
+from torch import nn
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+torch.set_num_threads(1)
+layers = [nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3)]
+network, images = nn.Sequential(*layers), torch.randn(32, 16, 32, 32)
+print("begun", flush=True)
+while True:
+    network(images).sum().backward()
+"""
 _IMPORTS = "import kdsteps.cli.main, kdsteps.stages.distil, kdsteps.stages.evaluate"
 
 
@@ -21,6 +33,28 @@ def start_seconds(at_once: int) -> float:
     for process in running:
         process.wait()
     return time.perf_counter() - started
+
+
+@contextmanager
+def companions(count: int) -> Iterator[None]:
+    """Let processes train next to the block, as other jobs of a run do: cores slow each other down.
+
+    They end with this process, however it ends.
+    """
+    command = [sys.executable, "-c", _TRAINING]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(count)
+    ]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has begun
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 def free_memory() -> int:

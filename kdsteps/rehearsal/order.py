@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from kdsteps.jobs import graph
+from kdsteps.jobs.resources import cores_there
+from kdsteps.jobs.schedule import claim
+from kdsteps.rehearsal.machine import companions
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.study.settings import Distil, Training
 from kdsteps.study.study import Study
@@ -29,8 +32,30 @@ def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
         dataset, teacher = scoring.names["dataset"], scoring.names["teacher"]
         if found.model(dataset, teacher).exists():
             found.scores(graph.node(study, "cache", scoring.names), scoring)
+    with companions(_others(found, by_rule["distil"])):
+        _distil(found, by_rule["distil"])
+    for node in [*by_rule["evaluate_teacher"], *by_rule["evaluate"]]:
+        pair_of = study.pairs.get(node.names.get("pair", ""))
+        dataset = node.names["dataset"] if pair_of is None else pair_of.dataset
+        model = node.names["teacher"] if pair_of is None else pair_of.student
+        known = ("evaluate", dataset, model) in found.trials
+        if not known and found.model(dataset, model).exists():
+            found.evaluate(node, dataset, model)
+
+
+def _others(found: Rehearsal, runs: Sequence[graph.JobNode]) -> int:
+    """How many other students train next to each one on the CPU."""
+    if not runs or found.sharing.gpus:
+        return 0
+    at_once = found.sharing.cores // claim(runs[0], found.sharing).threads
+    return min(len(runs), at_once, cores_there()) - 1
+
+
+def _distil(found: Rehearsal, runs: list[graph.JobNode]) -> None:
+    """Train a student of each pair by each method."""
+    study = found.study
     tried: set[tuple[str, str]] = set()
-    for node in _spread(by_rule["distil"]):
+    for node in _spread(runs):
         pair, method = node.names["pair"], node.names["method"]
         entry = study.pairs[pair]
         models = {entry.student} | ({entry.teacher} if "teacher" in node.inputs else set())
@@ -49,14 +74,6 @@ def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
             if not found.build(planning):
                 continue
         found.distil(node)
-    for node in [*by_rule["evaluate_teacher"], *by_rule["evaluate"]]:
-        pair_of = study.pairs.get(node.names.get("pair", ""))
-        dataset = node.names["dataset"] if pair_of is None else pair_of.dataset
-        model = node.names["teacher"] if pair_of is None else pair_of.student
-        if ("evaluate", dataset, model) not in found.trials and found.model(
-            dataset, model
-        ).exists():
-            found.evaluate(node, dataset, model)
 
 
 def _networks(

@@ -31,7 +31,7 @@ EPOCH = 0.25  # seconds that an epoch of a trial should take
 MOST_STEPS = 24
 SLOW = 10  # seconds of an epoch that is too long for a trial of a network alone
 PASSES = 10  # more seconds for forward passes, which are short
-FEATURES = 256  # images whose features are cached in a trial
+FEATURES = (16, 64, 256)  # images whose features are cached in trials; the first warms up
 KNOWN = ("images", "index", "summary")
 _RATE = 0.01  # of the learning rate: a trial is not about whether a training converges
 
@@ -222,19 +222,22 @@ class Rehearsal:
         return worked
 
     def scores(self, node: graph.JobNode, scoring: graph.JobNode) -> bool:
-        """Cache features of a teacher, and score its layers."""
+        """Cache features of a teacher, and score its layers, with several numbers of images."""
+        return all(self._scores(node, scoring, number) for number in FEATURES)
+
+    def _scores(self, node: graph.JobNode, scoring: graph.JobNode, number: int) -> bool:
         assert isinstance(node.settings, FeatureSettings)
         dataset, teacher = node.names["dataset"], node.names["teacher"]
-        number = min(FEATURES, node.settings.cache.images, self.images[dataset].counts["train"])
         sample = FeatureSample(images=number, seed=node.settings.cache.seed)
         inputs = self.files(dataset, number)
         settings = node.settings.model_copy(update={"cache": sample})
         job = self.job(node, inputs | {"model": self.model(dataset, teacher)}, settings)
-        if not self.attempt(("cache", dataset, teacher), f"features of {teacher}", "cache", job):
+        key = (dataset, teacher, str(number))
+        if not self.attempt(("cache", *key), f"features of {teacher}", "cache", job):
             return False
         read = {"features": job.outputs["features"], "summary": inputs["summary"]}
         scored = self.job(scoring, read)
-        return self.attempt(("score", dataset, teacher), f"scores of {teacher}", "score", scored)
+        return self.attempt(("score", *key), f"scores of {teacher}", "score", scored)
 
     def build(self, node: graph.JobNode) -> bool:
         """Plan how the networks of a pair are joined."""
