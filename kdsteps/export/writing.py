@@ -16,7 +16,6 @@ from kdsteps.export.description import Description
 from kdsteps.export.onnx_files import FromPixels, as_bytes, to_onnx
 from kdsteps.export.record import ExportedFile, Format, FormatError
 from kdsteps.export.runners import OnnxRunner, TorchRunner
-from kdsteps.export.seal import sealed
 from kdsteps.files.text import write_bytes, write_text
 from kdsteps.models.chain import Chain
 from kdsteps.models.input import InputChain, Normalize, Resize
@@ -120,7 +119,7 @@ def _write_weights(
 def _onnx_entry(
     format: Format, model: Any, places: Mapping[str, Path], checks: Checks
 ) -> ExportedFile:
-    content = sealed(as_bytes(model))
+    content = as_bytes(model)
     write_bytes(places[format], content)
     return checks.file(format, places[format], OnnxRunner(content))
 
