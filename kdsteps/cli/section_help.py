@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kdsteps.study.entries import Params
-from kdsteps.study.settings import Probe
+from kdsteps.study.probe_settings import Probe
 
 _TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "array": "list"}
 _BOUNDS = {

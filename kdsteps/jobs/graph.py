@@ -38,12 +38,11 @@ from kdsteps.jobs.settings import (
     TrainSettings,
     UntrainedProbeSettings,
 )
+from kdsteps.study.probe_settings import Probe, ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
     FeatureSample,
     MetricSettings,
-    Probe,
-    ProbeSettings,
     TimingSettings,
     Training,
     ViewSettings,

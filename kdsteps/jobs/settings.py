@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
+from kdsteps.study.probe_settings import ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
     BuildStones,
@@ -22,7 +23,6 @@ from kdsteps.study.settings import (
     Model,
     Options,
     Prepare,
-    ProbeSettings,
     ScoreSection,
     Section,
     TimingSettings,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
+from kdsteps.study.probe_settings import Probe
 from kdsteps.study.settings import (
     Build,
     Cache,
@@ -16,7 +17,6 @@ from kdsteps.study.settings import (
     Evaluate,
     Normalization,
     Prepare,
-    Probe,
     Report,
     ScoreSection,
     Section,
