@@ -41,12 +41,11 @@ from kdsteps.jobs.settings import (
     TuneSettings,
     UntrainedProbeSettings,
 )
+from kdsteps.study.probe_settings import Probe, ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
     FeatureSample,
     MetricSettings,
-    Probe,
-    ProbeSettings,
     TimingSettings,
     Training,
     ViewSettings,

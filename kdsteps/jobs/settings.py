@@ -13,6 +13,7 @@ from pydantic import JsonValue, NonNegativeInt, PositiveInt
 
 from kdsteps.jobs.counting import that_count
 from kdsteps.study.exports import BEST
+from kdsteps.study.probe_settings import ProbeSettings
 from kdsteps.study.resolving import parse
 from kdsteps.study.settings import (
     BuildPairs,
@@ -24,7 +25,6 @@ from kdsteps.study.settings import (
     Model,
     Options,
     Prepare,
-    ProbeSettings,
     ScoreSection,
     Section,
     TimingSettings,

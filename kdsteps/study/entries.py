@@ -19,6 +19,7 @@ from pydantic import (
 
 from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
+from kdsteps.study.probe_settings import Probe
 from kdsteps.study.settings import (
     Build,
     Cache,
@@ -27,7 +28,6 @@ from kdsteps.study.settings import (
     Export,
     Normalization,
     Prepare,
-    Probe,
     Report,
     ScoreSection,
     Section,

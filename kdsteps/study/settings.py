@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from kdsteps.study.run_length import in_epochs
-from kdsteps.study.texts import Name, Title
+from kdsteps.study.texts import Title
 
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -349,36 +349,6 @@ class Export(Section):
     `safetensors`: its weights; `timm`: weights and a file with which timm loads the folder."""
     int8: bool = False
     """Whether an ONNX file in 8-bit integers is written as well, calibrated on training images."""
-
-
-class ProbeSettings(Section):
-    """The keys of `probe` for its measurements."""
-
-    images: Annotated[int, Field(gt=0, le=MAX_IMAGES)] = 20000
-    """Training images whose labels are used at most, balanced over the classes."""
-    neighbors: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 10
-    """Nearest neighbors by the cosine of features."""
-    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (
-        0.01,
-        0.1,
-        1.0,
-    )
-    """Fractions of the labels with which a linear classifier is trained; at least one image of
-    each class."""
-    draws: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 5
-    """Random choices of the labeled images for a fraction below 1; accuracies are averaged."""
-    seed: Seed = 0
-    """Seed of all choices of images."""
-    batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
-    """Images of one batch when features are computed."""
-
-
-class Probe(ProbeSettings):
-    """How good the features of frozen backbones are, measured on a labeled data set."""
-
-    dataset: Name
-    """A name under `datasets`, with labels. Its training images are the references, its test images
-    the queries."""
 
 
 class Report(Section):
