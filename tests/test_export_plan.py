@@ -102,8 +102,10 @@ def test_runs_have_the_order_of_the_files_after_the_settings_were_json():
     chosen = parse_study(STUDY | {"methods": {"labels": {}, "kd": {}, "at": {}}, "export": {}})
     node = graph.node(chosen, "export", {"pair": "pair", "student": "best"})
     assert isinstance(node.settings, ExportSettings)
-    assert ExportSettings.model_validate_json(node.text).runs == node.settings.runs
-    pairs = zip(node.settings.runs, node.inputs["students"], strict=True)
+    assert (
+        ExportSettings.model_validate_json(node.text).measured_runs == node.settings.measured_runs
+    )
+    pairs = zip(node.settings.measured_runs, node.inputs["students"], strict=True)
     assert all(f"/{run}/" in path for run, path in pairs)
 
 

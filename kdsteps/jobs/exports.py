@@ -43,9 +43,11 @@ def export_inputs(settings: ExportSettings) -> dict[str, Any]:
 
     Which student is the best will be known when all are trained, so the job reads all of them.
     """
-    names = [run_names(settings.pair, run) for run in settings.candidates]
+    names = [run_names(settings.pair, run) for run in settings.candidate_runs]
     students = [outputs("distil", each) for each in names]
-    measured = [outputs("evaluate", run_names(settings.pair, run)) for run in settings.runs]
+    measured = [
+        outputs("evaluate", run_names(settings.pair, run)) for run in settings.measured_runs
+    ]
     read: dict[str, Any] = {
         "students": [files["model"] for files in students],
         "students_digest": [files["digest"] for files in students],

@@ -196,16 +196,17 @@ class ExportSettings(JobSettings):
     throughput_batch: PositiveInt
     confidence: float
 
+    # code that is followed by the names of attributes would take shorter ones for its own
     @property
-    def runs(self) -> list[str]:
+    def measured_runs(self) -> list[str]:
         """Every run, `method/seed`, whose metrics are read, in the order of the job's files."""
         # sorted, since JSON does not keep the order of the methods
         return [f"{method}/{seed}" for method in sorted(self.methods) for seed in self.seeds]
 
     @property
-    def candidates(self) -> list[str]:
+    def candidate_runs(self) -> list[str]:
         """Those of which one is exported."""
-        return self.runs if self.run == BEST else [self.run]
+        return self.measured_runs if self.run == BEST else [self.run]
 
 
 class NetworkProbeSettings(JobSettings):

@@ -72,10 +72,10 @@ _NO_METRICS = frozenset(
 def run(job: Job[ExportSettings]) -> None:
     """Export one student and write what is known of it and of its files."""
     settings, started = job.settings, time.monotonic()
-    measures = dict(zip(settings.runs, map(_measures, job.lists["measures"]), strict=True))
+    measures = dict(zip(settings.measured_runs, map(_measures, job.lists["measures"]), strict=True))
     candidates = _candidates(job, measures)
     exported = candidates[0].run.partition("/")[2] if candidates else settings.run
-    place = settings.candidates.index(exported)
+    place = settings.candidate_runs.index(exported)
     device = choose_device(0, job.threads)
     data = prepared(job, device)
     summary = read_json(job.inputs["summary"])
@@ -123,11 +123,11 @@ def _candidates(
     if settings.run != BEST:
         return []
     found = []
-    for name, path in zip(settings.candidates, job.lists["histories"], strict=True):
+    for name, path in zip(settings.candidate_runs, job.lists["histories"], strict=True):
         table = read_table(path, HISTORY).to_pydict()
         accuracy, loss = (None, None) if measures[name]["diverged"] else last_validation(table)
         found.append(Candidate(f"{settings.pair}/{name}", accuracy, loss))
-    finished = any(not measures[name]["diverged"] for name in settings.candidates)
+    finished = any(not measures[name]["diverged"] for name in settings.candidate_runs)
     unknown = all(each.validation_accuracy is None for each in found)
     if len(found) > 1 and finished and unknown:
         raise KdstepsError(
