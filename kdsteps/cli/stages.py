@@ -207,9 +207,10 @@ def run_call(
 
 def _settings(call: Call) -> JobSettings:
     """The settings of a job; of a student, with the values that the stage `tune` chose."""
-    if not isinstance(call.settings, DistilSettings) or "choice" not in call.read:
+    if not isinstance(call.settings, DistilSettings) or not call.settings.tuned:
         return call.settings
-    return call.settings.with_values(read_json(call.inputs["choice"]).get("values", {}))
+    choice = Files(call.inputs, "--inputs")["choice"]
+    return call.settings.with_values(read_json(choice)["values"])
 
 
 def _gpus_by_default(call: Call) -> int:

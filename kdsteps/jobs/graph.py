@@ -370,6 +370,7 @@ class _Graph:
                 distil=recipe,
                 seed=int(names["seed"]),
                 weights=weights_digest(checkpoint, outputs(rule, names)),
+                tuned=tuple(entry.trials[0]) if entry.trials else (),
             )
 
         if entry.trials:

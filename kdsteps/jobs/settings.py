@@ -7,9 +7,9 @@ value that is not in them cannot cause a job to be rerun.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from kdsteps.jobs.counting import that_count
 from kdsteps.study.exports import BEST
@@ -107,7 +107,12 @@ class BuildSettings(JobSettings):
 
 
 class DistilSettings(JobSettings):
-    """One run: a student, a method, a recipe and a seed; `weights` as for a teacher."""
+    """One run: a student, a method, a recipe and a seed; `weights` as for a teacher.
+
+    Attributes:
+        tuned: Keys whose values the job reads from choice.json of the stage `tune`; not written
+            where there are none, so that results of before there was this stage stay up to date.
+    """
 
     student: Model
     method: str
@@ -115,14 +120,15 @@ class DistilSettings(JobSettings):
     distil: Distil
     seed: NonNegativeInt
     weights: str = ""
+    tuned: Annotated[tuple[str, ...], Field(exclude_if=lambda keys: not keys)] = ()
 
     def with_values(self, values: Values) -> Self:
-        """The settings with the values of a trial.
+        """The settings with the values of a trial, as if they were written in params.yaml.
 
         Raises:
             KdstepsError: They are not values that the settings can have.
         """
-        content = self.model_dump(mode="json")
+        content = self.model_dump(mode="json", exclude={"tuned"})
         for key, value in values.items():
             section, _, name = key.rpartition(".")
             content[section or "options"][name] = value
