@@ -53,7 +53,7 @@ class Wrong(Labels):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """Starting Python is measured in a test of its own."""
-    monkeypatch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+    monkeypatch.setattr("kdsteps.rehearsal.check.start_of_jobs", lambda *_: 0.5)
     monkeypatch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
 
 
@@ -75,7 +75,7 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
     write_study(folder, methods=methods, models=models, pairs=pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+        patch.setattr("kdsteps.rehearsal.check.start_of_jobs", lambda *_: 0.5)
         patch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
         patch.setattr("kdsteps.rehearsal.trial.LOOK", 0.05)
         before = list(files_in(folder))

@@ -6,6 +6,7 @@ device and cores that they will have. Files go into a temporary folder.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -266,6 +267,19 @@ class Rehearsal:
         job = self.job(node, inputs | {"model": self.model(dataset, model)})
         key = ("evaluate", dataset, model)
         return self.attempt(key, f"metrics of {model}", "evaluate", job)
+
+    def evaluation(self, node: graph.JobNode) -> list[str]:
+        """The command of an evaluation of a few images, without its outputs; [] if it cannot be."""
+        pair = self.study.pairs[node.names["pair"]]
+        path = self.model(pair.dataset, pair.student)
+        if not path.exists():
+            return []
+        files = self.files(pair.dataset, len(self.images[pair.dataset].class_names))
+        settings = node.settings.as_json()
+        settings["evaluate"] |= {"metrics": []}  # files of the study are not found from elsewhere
+        inputs = [f"{name}={file}" for name, file in (files | {"model": path}).items()]
+        options = ["--threads", "1", "--gpus", "0", "--inputs", *inputs]
+        return ["-m", "kdsteps", "evaluate", "--settings", json.dumps(settings), *options]
 
     def seconds_per_image(
         self,
