@@ -53,7 +53,7 @@ class Wrong(Labels):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """Starting Python is measured in a test of its own."""
-    monkeypatch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+    monkeypatch.setattr("kdsteps.rehearsal.check.start_of_jobs", lambda *_: 0.5)
     monkeypatch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
 
 
@@ -69,19 +69,19 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
     folder = tmp_path_factory.mktemp("checked")
     (folder / "mine.py").write_text(OWN)
     torch.save({"weight": torch.zeros(3)}, folder / "odd.pt")
-    methods = {"labels": {}, "block_kd": {}, "wrong": {"method": "./mine.py:Wrong"}}
+    methods = {"labels": {}, "feature_only": {}, "wrong": {"method": "./mine.py:Wrong"}}
     models = {"big": NET, "small": NET, "odd": NET | {"checkpoint": "odd.pt"}}
     pairs = {"pair": PAIR, "other": PAIR | {"teacher": "odd"}}
     write_study(folder, methods=methods, models=models, pairs=pairs)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("kdsteps.rehearsal.check.start_seconds", lambda at_once: 0.5)
+        patch.setattr("kdsteps.rehearsal.check.start_of_jobs", lambda *_: 0.5)
         patch.setattr("kdsteps.rehearsal.order.companions", lambda count: nullcontext())
         patch.setattr("kdsteps.rehearsal.trial.LOOK", 0.05)
         before = list(files_in(folder))
         found: list[Any] = []
         patch.setattr("kdsteps.cli.check.asdict", lambda one: found.append(one) or {})
-        assert main(["check", "--json"]) == 2
+        assert main(["check", "--json", "--seconds", "600"]) == 2
         (result,) = found
     return (
         {
@@ -101,20 +101,20 @@ def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     assert problems["pair with wrong"] == problems["other with wrong"] == wrong
     assert "odd.pt" in problems["model odd"]
     said = {what: text for status, what, text in found["findings"] if status == "ok"}
-    assert said["methods"] == "3 pairs with a method train: labels, block_kd"
+    assert said["methods"] == "3 pairs with a method train: labels, feature_only"
     notes = [text for status, _, text in found["findings"] if status == "note"]
-    assert "not tried, since what they need failed: other with block_kd" in notes
+    assert "not tried, since what they need failed: other with feature_only" in notes
     assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
     assert said["data digits"].startswith("1,797 images of 10 classes, 1 x 8 x 8; a sample of 300")
 
 
 def test_the_forecast_counts_every_job(checked):
     forecast = checked[0]["forecast"]
-    assert (forecast.runs, forecast.jobs) == (12, 38)
+    assert (forecast.runs, forecast.jobs) == (12, 40)
     assert forecast.stages.keys() == {
-        *("prepare", "train", "cache", "build", "distil", "evaluate", "report")
+        *("prepare", "train", "cache", "score", "build", "distil", "evaluate", "report")
     }
-    assert 38 * 0.5 / 2 < forecast.seconds < sum(forecast.stages.values())
+    assert 40 * 0.5 / 2 < forecast.seconds < sum(forecast.stages.values())
 
 
 def test_the_folder_of_the_study_stays_as_it_was(checked):
@@ -288,8 +288,8 @@ def test_what_each_image_adds_is_told_from_what_is_done_once(folder):
     study = parse_study(STUDY | {"methods": {"feature_only": {}}, "cache": {"images": 1056}})
     found = look_at_source(study.datasets["digits"], study.params.prepare, 1)
     rehearsal = Rehearsal(study, CPU, folder, print, 0.0, {"digits": found})
-    for number, seconds in ((16, 9.0), (64, 2.0), (256, 3.92)):
-        rehearsal.trials["cache", "digits", "big", str(number)] = Trial(seconds=seconds)
+    for place, seconds in ((0, 9.0), (1, 2.0), (2, 3.92)):
+        rehearsal.trials["cache", "digits", "big", str(place)] = Trial(seconds=seconds)
     node = graph.node(study, "cache", {"dataset": "digits", "teacher": "big"})
     (seconds,) = Costs(rehearsal, start=0.5, decoding={}).seconds([node])
     assert seconds == pytest.approx(0.5 + 3.92 + 800 * 0.01)

@@ -25,8 +25,8 @@ from kdsteps.jobs.words import duration, in_bytes
 from kdsteps.places import installed_version
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
-from kdsteps.rehearsal.machine import free_memory, gpu_room, start_seconds
-from kdsteps.rehearsal.order import rehearse
+from kdsteps.rehearsal.machine import free_memory, gpu_room
+from kdsteps.rehearsal.order import rehearse, start_of_jobs
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
@@ -110,11 +110,10 @@ class _Check:
             return self.found
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
-            start = start_seconds(sharing.cores // sharing.cores_of_one_of_many)
             deadline = time.monotonic() + seconds
             rehearsal = Rehearsal(study, sharing, Path(folder), self.say, deadline, images)
             rehearse(rehearsal, left.left)
-            costs = Costs(rehearsal, start, decoding)
+            costs = Costs(rehearsal, start_of_jobs(rehearsal, left.left), decoding)
             self._networks(rehearsal)
             self._space(costs, left)
             self.found.forecast = self._forecast(costs, left, sharing)

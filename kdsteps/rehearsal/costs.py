@@ -13,7 +13,7 @@ from kdsteps.jobs.cache import NOT_CACHED
 from kdsteps.jobs.forecasts import RESIDENT_MB
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import LogitSettings
-from kdsteps.rehearsal.rehearsal import FEATURES, Rehearsal
+from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
 from kdsteps.study.settings import Training, ViewSettings
 
@@ -97,12 +97,13 @@ class Costs:
     def _features(self, node: graph.JobNode) -> float | None:
         """From trials with few and with more images: what each image adds."""
         key, images = (node.rule, *node.names.values()), self.found.study.params.cache.images
-        few, more = (self.found.trials.get((*key, str(number))) for number in FEATURES[-2:])
+        _, few_images, more_images = self.found.features(node.names["dataset"])
+        few, more = (self.found.trials.get((*key, place)) for place in ("1", "2"))
         if few is None or more is None:
             return None
-        each = max(0.0, more.seconds - few.seconds) / (FEATURES[-1] - FEATURES[-2])
+        each = max(0.0, more.seconds - few.seconds) / (more_images - few_images)
         wanted = min(images, self.found.images[node.names["dataset"]].counts["train"])
-        return more.seconds + each * max(0, wanted - FEATURES[-1])
+        return more.seconds + each * max(0, wanted - more_images)
 
     def _training(self, node: graph.JobNode, dataset: str, model: str) -> float | None:
         recipe = self.found.study.trainings[model]
@@ -241,7 +242,7 @@ class Costs:
             return 2 * images.counts["train"] * _views(node.settings.views) * classes
         if node.rule == "cache" and (path := self._features_file(node)).exists():
             wanted = self.found.study.params.cache.images
-            return round(path.stat().st_size * max(1.0, wanted / FEATURES[-1]))
+            return round(path.stat().st_size * max(1.0, wanted / self.found.features(dataset)[-1]))
         return 0
 
     def _features_file(self, node: graph.JobNode) -> Path:

@@ -64,9 +64,10 @@ class Images:
         split = np.repeat(np.array(SPLITS), [counts[name] for name in SPLITS])
         rows = np.arange(len(split)) % len(self.sample.labels)
         labels = self.sample.labels[rows]
-        every = np.arange(len(self.class_names))
-        if np.setdiff1d(every, labels[: counts["train"]]).size:
-            labels[: len(every)] = every  # every class needs a training image
+        classes = len(self.class_names)
+        each = min(2, counts["train"] // classes)  # images that every class needs for training
+        if np.bincount(labels[: counts["train"]], minlength=classes).min() < each:
+            labels[: each * classes] = np.tile(np.arange(classes), each)
         hashes = np.array([pixel_hash(image) for image in self.sample.pixels])
         _, height, width = self.sample.pixels.shape[1:]
         scaled = self.sample.pixels / 255

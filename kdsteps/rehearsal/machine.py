@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,18 +20,23 @@ print("begun", flush=True)
 while True:
     network(images).sum().backward()
 """
-_IMPORTS = "import kdsteps.cli.main, kdsteps.stages.distil, kdsteps.stages.evaluate"
+IMPORTS = "import kdsteps.cli.main, kdsteps.stages.distil, kdsteps.stages.evaluate"
 
 
-def start_seconds(at_once: int) -> float:
-    """The time until a job has imported its libraries, if some of them start together."""
-    command = [sys.executable, "-c", _IMPORTS]
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+def start_seconds(commands: Sequence[Sequence[str]], folder: Path) -> float | None:
+    """The time that jobs which do next to nothing take side by side; None if one of them fails.
+
+    Args:
+        folder: Where they run.
+    """
+    away = subprocess.DEVNULL
     started = time.perf_counter()
-    running = [subprocess.Popen(command, env=hidden) for _ in range(max(1, at_once))]
-    for process in running:
-        process.wait()
-    return time.perf_counter() - started
+    running = [
+        subprocess.Popen([sys.executable, *command], cwd=folder, stdout=away, stderr=away)
+        for command in commands
+    ]
+    ended = [process.wait() for process in running]
+    return None if any(ended) else time.perf_counter() - started
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from kdsteps.jobs import graph
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.schedule import claim
-from kdsteps.rehearsal.machine import companions
+from kdsteps.rehearsal.machine import IMPORTS, companions, start_seconds
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.study.settings import Distil, Training
 from kdsteps.study.study import Study
@@ -41,6 +41,21 @@ def rehearse(found: Rehearsal, left: Collection[graph.JobNode]) -> None:
         known = ("evaluate", dataset, model) in found.trials
         if not known and found.model(dataset, model).exists():
             found.evaluate(node, dataset, model)
+
+
+def start_of_jobs(found: Rehearsal, left: Collection[graph.JobNode]) -> float:
+    """Seconds that a job takes besides its work: of evaluations of a few images, side by side."""
+    at_once = found.sharing.cores // found.sharing.cores_of_one_of_many
+    evaluations = (found.evaluation(node) for node in left if node.rule == "evaluate")
+    first = next((options for options in evaluations if options), None)
+    if first is not None:
+        commands = [
+            [*first, "--outputs", f"measures={number}.json", f"predictions={number}.parquet"]
+            for number in range(at_once)
+        ]
+        if (seconds := start_seconds(commands, found.scratch)) is not None:
+            return seconds
+    return start_seconds([["-c", IMPORTS]] * at_once, found.scratch) or 0.0
 
 
 def _others(found: Rehearsal, runs: Sequence[graph.JobNode]) -> int:

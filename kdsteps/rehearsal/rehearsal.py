@@ -6,6 +6,7 @@ device and cores that they will have. Files go into a temporary folder.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ EPOCH = 0.25  # seconds that an epoch of a trial should take
 MOST_STEPS = 24
 SLOW = 10  # seconds of an epoch that is too long for a trial of a network alone
 PASSES = 10  # more seconds for forward passes, which are short
-FEATURES = (16, 64, 256)  # images whose features are cached in trials; the first warms up
+FEATURES = 64  # images whose features are cached in a trial, at least
 KNOWN = ("images", "index", "summary")
 _RATE = 0.01  # of the learning rate: a trial is not about whether a training converges
 
@@ -223,16 +224,27 @@ class Rehearsal:
 
     def scores(self, node: graph.JobNode, scoring: graph.JobNode) -> bool:
         """Cache features of a teacher, and score its layers, with several numbers of images."""
-        return all(self._scores(node, scoring, number) for number in FEATURES)
+        return all(
+            self._scores(node, scoring, place, number)
+            for place, number in enumerate(self.features(node.names["dataset"]))
+        )
 
-    def _scores(self, node: graph.JobNode, scoring: graph.JobNode, number: int) -> bool:
+    def features(self, dataset: str) -> tuple[int, int, int]:
+        """Numbers of images whose features are cached in trials; the first one is a warm-up.
+
+        Scores need two of each class.
+        """
+        few = max(FEATURES, 2 * len(self.images[dataset].class_names))
+        return few, few, max(4 * FEATURES, 2 * few)
+
+    def _scores(self, node: graph.JobNode, scoring: graph.JobNode, place: int, number: int) -> bool:
         assert isinstance(node.settings, FeatureSettings)
         dataset, teacher = node.names["dataset"], node.names["teacher"]
         sample = FeatureSample(images=number, seed=node.settings.cache.seed)
         inputs = self.files(dataset, number)
         settings = node.settings.model_copy(update={"cache": sample})
         job = self.job(node, inputs | {"model": self.model(dataset, teacher)}, settings)
-        key = (dataset, teacher, str(number))
+        key = (dataset, teacher, str(place))
         if not self.attempt(("cache", *key), f"features of {teacher}", "cache", job):
             return False
         read = {"features": job.outputs["features"], "summary": inputs["summary"]}
@@ -255,6 +267,19 @@ class Rehearsal:
         job = self.job(node, inputs | {"model": self.model(dataset, model)})
         key = ("evaluate", dataset, model)
         return self.attempt(key, f"metrics of {model}", "evaluate", job)
+
+    def evaluation(self, node: graph.JobNode) -> list[str]:
+        """The command of an evaluation of a few images, without its outputs; [] if it cannot be."""
+        pair = self.study.pairs[node.names["pair"]]
+        path = self.model(pair.dataset, pair.student)
+        if not path.exists():
+            return []
+        files = self.files(pair.dataset, len(self.images[pair.dataset].class_names))
+        settings = node.settings.as_json()
+        settings["evaluate"] |= {"metrics": []}  # files of the study are not found from elsewhere
+        inputs = [f"{name}={file}" for name, file in (files | {"model": path}).items()]
+        options = ["--threads", "1", "--gpus", "0", "--inputs", *inputs]
+        return ["-m", "kdsteps", "evaluate", "--settings", json.dumps(settings), *options]
 
     def seconds_per_image(
         self,
