@@ -20,7 +20,7 @@ STAGES: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["
 FILES = (
     "Snakefile",
     "workflow/Snakefile",
-    *(f"workflow/rules/{n}.smk" for n in ("common", "teacher", "student", "report")),
+    *(f"workflow/rules/{n}.smk" for n in ("common", "teacher", "tune", "student", "report")),
 )
 
 
