@@ -25,10 +25,16 @@ LOGS = {
     "cache_outputs": "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     "score": "logs/score/{dataset}/{teacher}.txt",
     "build": "logs/build/{pair}/{method}.txt",
+    "tune": "logs/tune/{pair}/{method}/{trial}/{seed}.txt",
+    "tune_choose": "logs/tune/{pair}/{method}.txt",
     "distil": "logs/distil/{pair}/{method}/{seed}.txt",
     "evaluate": "logs/evaluate/students/{pair}/{method}/{seed}.txt",
     "evaluate_teacher": "logs/evaluate/teachers/{dataset}/{teacher}.txt",
     "evaluate_latency": "logs/evaluate/latency/{pair}.txt",
+    "evaluate_probe": "logs/evaluate/probes/students/{pair}/{method}/{seed}.txt",
+    "evaluate_probe_teacher": "logs/evaluate/probes/teachers/{dataset}/{teacher}.txt",
+    "evaluate_probe_untrained": "logs/evaluate/probes/untrained/{pair}/{seed}.txt",
+    "export": "logs/export/{pair}/{student}.txt",
     "report": "logs/report.txt",
 }
 """The log of each rule, as in workflow/rules."""

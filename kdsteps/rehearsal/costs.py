@@ -16,6 +16,7 @@ from kdsteps.jobs.settings import LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
 from kdsteps.study.settings import Training, ViewSettings
+from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits
 _LEAST_STEP = 0.2  # of a step with the teacher, that the student alone takes at least
@@ -60,8 +61,10 @@ class Costs:
     def _of(self, node: graph.JobNode) -> float | None:
         """The time of a job after its start; None if it is not known."""
         rule, study = node.rule, self.found.study
-        if rule == "report":
+        if rule in ("report", "tune_choose"):
             return 0.0
+        if rule == "export" or rule.startswith("evaluate_probe"):
+            return None
         pair = study.pairs.get(node.names.get("pair", ""))
         dataset = node.names["dataset"] if pair is None else pair.dataset
         images = self.found.images.get(dataset)
@@ -71,7 +74,9 @@ class Costs:
             return images.number * self.decoding.get(dataset, 0.0)
         if rule == "train":
             return self._training(node, dataset, node.names["teacher"])
-        if rule == "distil":
+        if rule == "tune" and self._is_out(node):
+            return 0.0
+        if rule in ("tune", "distil"):
             return self._distil(node, dataset)
         if rule == "build":
             return self._trial("build", *node.names.values(), whole=1.0)
@@ -136,6 +141,13 @@ class Costs:
             epoch = max(_LEAST_STEP * epoch, epoch - images * each)
             setup += 0.0 if logits else images * each
         return setup + recipe.epochs * epoch
+
+    def _is_out(self, node: graph.JobNode) -> bool:
+        """Whether a trial is trained with fewer seeds, by number: which ones, is known later."""
+        tune, trials = self.found.study.params.tune, self.found.study.methods
+        place = tune.seeds.index(int(node.names["seed"]))
+        tried = num_tried(len(trials[node.names["method"]].trials), place, tune.halving)
+        return int(node.names["trial"]) > tried
 
     def _caches_logits(self, node: graph.JobNode, views: ViewSettings) -> bool:
         pair = self.found.study.pairs[node.names["pair"]]
