@@ -174,6 +174,12 @@ def test_a_study_with_labels_knows_nothing_of_all_this():
             "methods.feature_only",
             "needs labels unless `classifier_after: 0`",
         ),
+        (
+            {"methods": {"feature_only": {"tune": {"distil.learning_rate": [0.1, 0.2]}}}},
+            "methods.feature_only.tune",
+            "accuracy on validation images.*leave it out",
+        ),
+        ({"export": {}}, "export", "labeled test images.*leave the section out"),
         ({"build": {"select": "quality"}}, "build.select", "'quality' .* list layers"),
         ({"models": {"big": NET, "small": NET}}, "models.big", "trained with labels.*epochs: 0"),
         (

@@ -140,7 +140,7 @@ def _uncertainty(record: Record) -> str:
     if len(known) < len(record.seeds):
         sentences.append(f"With {len(record.seeds) - len(known)} more, the training diverged.")
     if record.chosen:
-        sentences.append(f"This run was chosen: {prose(record.chosen)}")
+        sentences.append(f"How this run was chosen: {prose(record.chosen)}")
     return " ".join(sentences)
 
 

@@ -265,8 +265,8 @@ def _study_numbers(
     chosen = ""
     if len(candidates) > 1:
         chosen = (
-            f"Of {len(candidates)} runs, it has the highest accuracy on the validation images "
-            "after the last epoch; test images played no part in the choice."
+            f"It has the highest accuracy on the validation images after the last epoch, of "
+            f"{len(candidates)} runs; test images played no part in the choice."
         )
         if candidates[0].validation_accuracy is None:
             chosen = f"It is the first of {len(candidates)} runs, which all diverged."

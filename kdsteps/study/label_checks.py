@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
-
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
-from kdsteps.study.entries import Pair, Params
-from kdsteps.study.settings import Build, Dataset, Model, Train
+from kdsteps.study.study import Study
 
 
-class Resolved(Protocol):
-    """What is checked of a `Study`."""
-
-    @property
-    def params(self) -> Params: ...
-    @property
-    def datasets(self) -> Mapping[str, Dataset]: ...
-    @property
-    def models(self) -> Mapping[str, Model]: ...
-    @property
-    def trainings(self) -> Mapping[str, Train]: ...
-    @property
-    def methods(self) -> Mapping[str, Any]: ...
-    @property
-    def pairs(self) -> Mapping[str, Pair]: ...
-    def has_labels(self, pair: str) -> bool: ...
-    def build(self, pair: str, method: str) -> Build: ...
-
-
-def check_labels(study: Resolved, where: str) -> None:
+def check_labels(study: Study, where: str) -> None:
     """Check that nothing needs labels where there are none.
 
     Raises:
@@ -67,7 +44,7 @@ def check_labels(study: Resolved, where: str) -> None:
         )
 
 
-def _check_pair(study: Resolved, name: str, where: str) -> None:
+def _check_pair(study: Study, name: str, where: str) -> None:
     pair = study.pairs[name]
     named = study.datasets[pair.dataset].classes is not None
     without = f"datasets.{pair.dataset} (pairs.{name}) has none"
@@ -83,6 +60,11 @@ def _check_pair(study: Resolved, name: str, where: str) -> None:
                 f"datasets.{pair.dataset} has no classes; list them in its `classes`, in the order "
                 f"of the teacher's outputs, or use {_label_free(named)}"
             )
+        if study.params.methods[method].tune is not None:
+            raise KdstepsError(
+                f"{where}: methods.{method}.tune: is judged by the accuracy on validation images, "
+                f"and needs labels, but {without}; leave it out"
+            )
         select = study.build(name, method).select
         if entry.plan == "pairs" and isinstance(select, str):
             raise KdstepsError(
@@ -90,6 +72,11 @@ def _check_pair(study: Resolved, name: str, where: str) -> None:
                 f"labels, but {without}; leave it out for the ends of the teacher's stages, or "
                 "list layers"
             )
+    if name in {exported for exported, _ in study.exported}:
+        raise KdstepsError(
+            f"{where}: export: every file is evaluated on labeled test images, but {without}; "
+            "leave the section out, or list runs of other pairs"
+        )
     if study.trainings[pair.teacher].epochs:
         raise KdstepsError(
             f"{where}: models.{pair.teacher}: is trained with labels, and {without}; set `train: "
