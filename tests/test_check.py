@@ -251,7 +251,9 @@ RULES = "".join(path.read_text() for path in sorted((REPOSITORY / "workflow/rule
 
 @pytest.mark.parametrize("sharing", [Sharing(8, 0, 1), Sharing(8, 2, 1), Sharing(8, 2, 4)])
 def test_a_job_claims_what_its_rule_does(sharing: Sharing):
-    study = parse_study(STUDY | {"methods": {"feature_only": {}, "kd": {}}})
+    methods = {"feature_only": {}, "kd": {"tune": {"temperature": [2, 4]}}}
+    every = {"methods": methods, "probe": {"dataset": "digits"}, "export": {}}
+    study = parse_study(STUDY | every | {"tune": {"seeds": [100]}})
     threads = {
         "all_cores()": sharing.cores,
         "sharing.cores_per_gpu": sharing.cores_per_gpu,
@@ -262,6 +264,7 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         "sharing.jobs_per_gpu": sharing.jobs_per_gpu,
         'gpu_slots_of("train", alone=True)': sharing.jobs_per_gpu,
         'gpu_slots_of("distil", alone=False)': 1,
+        'gpu_slots_of("tune", alone=False)': 1,
     }
     for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:]:
         rule = text[: text.index(":")]

@@ -22,7 +22,7 @@ from kdsteps.export import checking
 from kdsteps.export.checking import pixels
 from kdsteps.export.onnx_files import run as run_onnx
 from kdsteps.export.onnx_files import session
-from kdsteps.export.record import FILES, Record, read_record
+from kdsteps.export.record import CARD, FILES, RECORD, Record, read_record
 from kdsteps.export.timm_folder import load_timm
 from kdsteps.files.columns import HISTORY, PREDICTIONS
 from kdsteps.files.tables import read_table
@@ -112,7 +112,7 @@ def job_of(pair: str, outputs: Path, **lists: list[Path]) -> Job[Any]:
         inputs={n: Path(path) for n, path in node.inputs.items() if n not in graph.LISTS},
         lists={name: list(map(Path, paths)) for name, paths in given.items()} | lists,
         outputs={"record": outputs / "export.json"}
-        | {name: outputs / file for name, file in FILES.items()},
+        | {name: outputs / file for name, file in {**FILES, "card": CARD}.items()},
     )
 
 
@@ -159,9 +159,9 @@ def test_every_file_makes_the_decisions_of_the_evaluation(pair):
             assert file.max_difference < 1e-5
         else:
             assert file.agreement > 0.9
-    assert {file.name for file in written} | {"export.json", "export.provenance.json"} == {
-        path.name for path in place(pair).iterdir()
-    }
+    found = {path.name for path in place(pair).iterdir()}
+    assert found == {file.name for file in written} | {RECORD, CARD, "export.provenance.json"}
+    assert f"# `{record.student}`" in (place(pair) / CARD).read_text()
 
 
 def test_onnx_and_timm_files_predict_what_the_evaluation_did(shown: np.ndarray):
@@ -253,7 +253,7 @@ def test_provenance_has_the_digest_of_each_file_that_was_written():
     outputs = graph.outputs("export", {"pair": "own", "student": "best"})
     known = read_provenance(provenance_file(outputs))
     assert known is not None
-    names = {"export.json", "model.onnx", "model.int8.onnx", "model.safetensors"}
+    names = {RECORD, CARD, "model.onnx", "model.int8.onnx", "model.safetensors"}
     assert known.files.keys() == names
     assert lost_files("export", outputs, known, thorough=True) == []
 
@@ -280,14 +280,14 @@ def test_a_file_with_other_logits_is_not_accepted(tmp_path: Path, monkeypatch):
     onnx, int8 = record.files
     assert onnx.name is None and "differ from those of torch" in onnx.reason
     assert int8.name is None and "no ONNX file" in int8.reason
-    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {RECORD, CARD}
 
 
 def test_weights_are_not_left_for_a_folder_that_timm_cannot_load(tmp_path: Path):
     export.run(replaced(job_of("own", tmp_path), formats=("timm",), int8=False))
     (folder,) = read_record(tmp_path / "export.json").files
     assert (folder.format, folder.name) == ("timm", None)
-    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {RECORD, CARD}
 
 
 def replaced(job: Job[Any], **settings: Any) -> Job[Any]:

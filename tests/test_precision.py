@@ -20,7 +20,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, DistilSettings, LogitSettings, TrainSettings
 from kdsteps.models.precision import HALF, autocast
-from kdsteps.stages import cache, distil, train
+from kdsteps.stages import _student, cache, train
 from kdsteps.study.settings import Distil, Model, Train, ViewSettings
 from kdsteps.teachers.logits import TOLERANCE, LiveTeacher
 from kdsteps.training import loop
@@ -93,7 +93,7 @@ def test_a_cpu_keeps_its_settings(monkeypatch):
     ("stage", "settings", "outputs", "expected"),
     [
         (
-            distil,
+            _student,
             DistilSettings(
                 student=SMALL,
                 method="kd",

@@ -88,6 +88,8 @@ def _kinds(study: Study) -> Iterator[Kind]:
     for rule, patterns in graph.OUTPUTS.items():
         for name, pattern in patterns.items():
             files = [Path(graph.outputs(rule, names)[name]) for names in graph.jobs(study, rule)]
+            if not files:
+                continue  # the study has no such jobs
             yield Kind(f"{rule}/{Path(pattern).name}", files, readers.of_results(study, every))
     provenance = [provenance_file(graph.outputs(*job)) for job in every]
     yield Kind("provenance", provenance, readers.of_provenance(study, provenance))
