@@ -104,22 +104,6 @@ def test_a_study_that_is_edited_during_dvc_repro_is_not_recorded_under_its_old_v
     assert study.dvc("repro").count("Running stage") == 0
 
 
-@pytest.mark.parametrize("how", [[], ["--temp"]])
-def test_an_experiment_runs_its_jobs_alone(study: Study, how: list[str]):
-    setting = "methods.labels.label_smoothing=0.1"
-    study.dvc("exp", "run", *how, "--set-param", setting)
-    shown = study.dvc("exp", "show", "--csv")
-    assert "0.1" in shown
-    if how:
-        assert study.planned() == {}, "the workspace is as it was"
-        name = re.findall(r"^(?:,|)([a-z]+-[a-z]+),", shown, flags=re.MULTILINE)
-        study.dvc("exp", "apply", *name[:1])
-    study.executed()
-    assert study.planned() == {}
-    values = yaml.safe_load((study.path / "params.yaml").read_text())
-    assert values["methods"]["labels"]["label_smoothing"] == 0.1
-
-
 def test_an_interrupted_push_and_pull_are_taken_up_again(study: Study, tmp_path: Path):
     study.dvc("remote", "add", "--default", "shelf", str(tmp_path / "remote"))
     study.commit()
