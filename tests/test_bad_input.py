@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from _commands import DATA, NET, PLAN, TEACHER, command, files_in, run_of, write_study
+from _disks import small_disk
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -419,15 +420,9 @@ def test_a_loss_that_is_not_finite_is_named_with_its_epoch_and_step(refused, fol
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    if not shutil.which("mount") or subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+def disk_of_64_kib(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def onto(disk: Path, folder: Path, stage: str) -> None:
@@ -450,28 +445,28 @@ def fill(disk: Path, leave: int = 0) -> None:
     ],
 )
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
-    refused, folder, small_disk, stage, names, first
+    refused, folder, disk_of_64_kib, stage, names, first
 ):
     shutil.rmtree(folder / ".jobcache")
-    onto(small_disk, folder, stage)
-    fill(small_disk)
+    onto(disk_of_64_kib, folder, stage)
+    fill(disk_of_64_kib)
     assert refused(stage, *names).startswith(f"{first}: the disk is full; free some space")
-    assert set(files_in(small_disk)) == {"ballast"}
+    assert set(files_in(disk_of_64_kib)) == {"ballast"}
 
 
-def test_a_disk_that_holds_the_first_file_alone_gets_none(refused, folder, small_disk):
-    onto(small_disk, folder, "distil")
-    fill(small_disk, leave=8)  # the student takes two pages of the disk
+def test_a_disk_that_holds_the_first_file_alone_gets_none(refused, folder, disk_of_64_kib):
+    onto(disk_of_64_kib, folder, "distil")
+    fill(disk_of_64_kib, leave=8)  # the student takes two pages of the disk
     said = refused("distil", *run_of("labels"))
     assert said.startswith("results/distil/pair/labels/0/history.parquet: the disk is full;")
-    assert set(files_in(small_disk)) == {"ballast"}
+    assert set(files_in(disk_of_64_kib)) == {"ballast"}
 
 
-def test_a_remembered_result_that_finds_the_disk_full_is_said(refused, folder, small_disk):
-    onto(small_disk, folder, "train")
-    fill(small_disk)
+def test_a_remembered_result_that_finds_the_disk_full_is_said(refused, folder, disk_of_64_kib):
+    onto(disk_of_64_kib, folder, "train")
+    fill(disk_of_64_kib)
     assert refused("train", *TEACHER).startswith(f"{WEIGHTS}: the disk is full; free some space")
-    assert set(files_in(small_disk)) == {"ballast"}
+    assert set(files_in(disk_of_64_kib)) == {"ballast"}
 
 
 def test_a_disk_that_fills_up_at_the_last_moment_is_said(refused, monkeypatch):
@@ -482,9 +477,9 @@ def test_a_disk_that_fills_up_at_the_last_moment_is_said(refused, monkeypatch):
     assert refused("prepare", *DATA).startswith("results/prepare/digits/")
 
 
-def test_a_read_only_disk_is_said_before_the_training(refused, folder, small_disk):
-    onto(small_disk, folder, "distil")
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+def test_a_read_only_disk_is_said_before_the_training(refused, folder, disk_of_64_kib):
+    onto(disk_of_64_kib, folder, "distil")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk_of_64_kib)], check=True)
     student = "results/distil/pair/labels/0/student.safetensors"
     said = refused("distil", *run_of("labels"))
     assert says(said, f"{student}: ", f"{folder}/results/distil writable")

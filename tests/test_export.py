@@ -24,6 +24,7 @@ from kdsteps.export.int8 import calibration_rows, quantized
 from kdsteps.export.onnx_files import FromPixels, as_bytes, relative_difference, to_onnx
 from kdsteps.export.record import Candidate, ExportedFile, FormatError
 from kdsteps.export.seal import DIGEST_KEY, is_intact
+from kdsteps.export.session import open_session
 from kdsteps.export.timm_folder import load_timm, put_folder, timm_config
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
@@ -96,7 +97,7 @@ def from_pixels(chain: nn.Module) -> nn.Module:
 
 
 def opened(model: Any) -> Any:
-    return onnx_files.session(as_bytes(model))
+    return open_session(as_bytes(model))
 
 
 def predicted(session: Any, some: Tensor) -> np.ndarray:

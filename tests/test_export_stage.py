@@ -21,8 +21,8 @@ from kdsteps.errors import KdstepsError
 from kdsteps.export import checking
 from kdsteps.export.checking import pixels
 from kdsteps.export.onnx_files import run as run_onnx
-from kdsteps.export.onnx_files import session
 from kdsteps.export.record import CARD, FILES, RECORD, Record, read_record
+from kdsteps.export.session import open_session
 from kdsteps.export.timm_folder import load_timm
 from kdsteps.files.columns import HISTORY, PREDICTIONS
 from kdsteps.files.tables import read_table
@@ -167,7 +167,7 @@ def test_every_file_makes_the_decisions_of_the_evaluation(pair):
 def test_onnx_and_timm_files_predict_what_the_evaluation_did(shown: np.ndarray):
     record = record_of("zoo")
     expected = read_table(evaluated(record)["predictions"], PREDICTIONS)["logits"].to_pylist()
-    opened = session((place("zoo") / "model.onnx").read_bytes())
+    opened = open_session((place("zoo") / "model.onnx").read_bytes())
     assert run_onnx(opened, shown) == pytest.approx(np.array(expected), abs=1e-4)
     config = json.loads((place("zoo") / "config.json").read_text())["pretrained_cfg"]
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))

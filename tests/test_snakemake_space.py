@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _disks import small_disk
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import snakemake_space
@@ -35,13 +35,8 @@ rule result:
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A workflow whose `.snakemake` is on a disk of 4 MiB."""
     (tmp_path / "Snakefile").write_text(WORKFLOW)
-    disk = tmp_path / ".snakemake"
-    disk.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with small_disk(tmp_path / ".snakemake", "4m"):
+        yield tmp_path
 
 
 def test_a_run_does_not_begin_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

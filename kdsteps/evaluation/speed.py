@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from kdsteps.models.evaluating import evaluating
 from kdsteps.training.device import keep_busy
 
 _MIN_PASSES, _MAX_PASSES = 3, 50  # of batches
+_BATCH_WARMUP = 1
 _BATCH_SECONDS = 1.0  # after which no further batch is timed
 
 
@@ -57,13 +60,13 @@ def time_network(
     batch = torch.zeros(batch_size, *image_shape, device=device)
     threads = torch.get_num_threads()
     try:
-        with evaluating(network):
+        with evaluating(network), torch.inference_mode():
             torch.set_num_threads(1)
-            image_ms = _times(network, image, warmup=max(3, runs // 10), runs=runs)
+            image_ms = time_images(partial(_pass, network, image), runs)
             torch.set_num_threads(threads)
             if device.type == "cpu":
                 keep_busy(batch_size * multiply_adds(network, image))
-            batch_ms = _times(network, batch, warmup=1, runs=_MAX_PASSES, seconds=_BATCH_SECONDS)
+            batch_ms = time_batches(partial(_pass, network, batch))
             return Timing(image_ms, batch_ms, batch_size, torch.get_num_threads())
     finally:
         torch.set_num_threads(threads)
@@ -84,23 +87,48 @@ def images_per_second(timing: Timing) -> float:
     return 1000 * timing.batch_size / float(np.median(timing.batch_ms))
 
 
+def time_images(predict: Callable[[], object], runs: int) -> tuple[float, ...]:
+    """Milliseconds of predictions for a single image, after a warm-up."""
+    return _times(predict, warmup=_warmup(runs), runs=runs)
+
+
+def time_batches(predict: Callable[[], object]) -> tuple[float, ...]:
+    """Milliseconds of predictions for a batch, after a warm-up: fewer of them if they are slow."""
+    return _times(predict, warmup=_BATCH_WARMUP, runs=_MAX_PASSES, seconds=_BATCH_SECONDS)
+
+
+def num_image_passes(runs: int) -> int:
+    """How often `time_images` predicts, warm-up included."""
+    return runs + _warmup(runs)
+
+
+def num_batch_passes(seconds: float) -> int:
+    """How often `time_batches` predicts, warm-up included, if it takes `seconds` each time."""
+    passes = max(_MIN_PASSES, math.ceil(_BATCH_SECONDS / seconds))
+    return _BATCH_WARMUP + min(_MAX_PASSES, passes)
+
+
+def _warmup(runs: int) -> int:
+    """Passes over single images before those that are timed."""
+    return max(3, runs // 10)
+
+
 def _times(
-    network: nn.Module, images: Tensor, *, warmup: int, runs: int, seconds: float = math.inf
+    predict: Callable[[], object], *, warmup: int, runs: int, seconds: float = math.inf
 ) -> tuple[float, ...]:
-    """Milliseconds of forward passes after a warm-up, at most `runs`, fewer once `seconds` pass."""
+    """Milliseconds of calls after a warm-up, at most `runs`, fewer once `seconds` pass."""
     took: list[float] = []
     for _ in range(warmup):
-        _pass(network, images)
+        predict()
     while len(took) < runs and (len(took) < _MIN_PASSES or sum(took) < 1000 * seconds):
-        took.append(_pass(network, images))
+        start = time.perf_counter()
+        predict()
+        took.append(1000 * (time.perf_counter() - start))
     return tuple(took)
 
 
-@torch.inference_mode()
-def _pass(network: nn.Module, images: Tensor) -> float:
-    """Milliseconds of one forward pass."""
-    start = time.perf_counter()
+def _pass(network: nn.Module, images: Tensor) -> None:
+    """One forward pass, until it has ended."""
     network(images)
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
-    return 1000 * (time.perf_counter() - start)

@@ -16,6 +16,7 @@ from kdsteps.export.loading_code import loading_code
 from kdsteps.export.markdown import code, prose, table
 from kdsteps.export.record import ExportedFile, Record
 
+_METRICS = {metric.name: metric for metric in METRICS}
 _WORST = 10  # classes in the table of weaknesses
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 """A name that a data set on Hugging Face could have, as the header requires."""
@@ -259,12 +260,12 @@ def _reproduce(record: Record) -> str:
 
 
 def _label(name: str) -> str:
-    known = next((metric for metric in METRICS if metric.name == name), None)
+    known = _METRICS.get(name)
     return known.label if known else code(name)
 
 
 def _value(name: str, value: float) -> str:
-    known = next((metric for metric in METRICS if metric.name == name), None)
+    known = _METRICS.get(name)
     if known is None:
         return f"{value:.4g}"
     if known.unit == "fraction":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kdsteps.export.description import INPUT, METADATA_KEY, OUTPUT, Description
 from kdsteps.export.record import FormatError
 from kdsteps.export.seal import DIGEST_KEY, PLACEHOLDER, sealed
+from kdsteps.export.session import open_session
 from kdsteps.models.input_contract import PIXEL_MAX
 
 if TYPE_CHECKING:
@@ -95,16 +96,6 @@ def finish(model: ModelProto, description: Description) -> ModelProto:
     return model
 
 
-def session(content: bytes, threads: int = 1) -> Any:
-    """An onnxruntime session on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def run(opened: Any, images: np.ndarray) -> np.ndarray:
     """Logits (N, K) of uint8 images (N, H, W, C)."""
     (logits,) = opened.run([OUTPUT], {INPUT: images})
@@ -165,7 +156,7 @@ def _check_batches(model: ModelProto, network: nn.Module, images: Tensor) -> Non
     """Raise ValueError if a model fixes the number of images, or computes something else."""
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise ValueError("the number of images is fixed in the exported graph")
-    opened = session(model.SerializeToString())
+    opened = open_session(model.SerializeToString())
     with torch.inference_mode():
         for count in _BATCHES:
             expected = network(images[:count]).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -12,14 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdsteps.evaluation.speed import time_batches, time_images
 from kdsteps.export import onnx_files
+from kdsteps.export.session import open_session
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """From uint8 images (N, H, W, C) to logits (N, K)."""
-
-_WARMUP = 3
-_MIN_BATCHES, _MAX_BATCHES = 3, 50
-_BATCH_SECONDS = 1.0  # after which no further batch is timed
 
 
 class Runner(Protocol):
@@ -43,7 +40,7 @@ class OnnxRunner:
         self.runtime = f"onnxruntime {version('onnxruntime')}"
 
     def on(self, threads: int) -> Predict:
-        return partial(onnx_files.run, onnx_files.session(self._content, threads))
+        return partial(onnx_files.run, open_session(self._content, threads))
 
 
 class TorchRunner:
@@ -65,24 +62,9 @@ class TorchRunner:
 
 def latency_ms(predict: Predict, image: np.ndarray, runs: int) -> float:
     """Median time of one image, (1, H, W, C), in milliseconds."""
-    return float(np.median(_times(predict, image, max(_WARMUP, runs // 10), runs)))
+    return float(np.median(time_images(partial(predict, image), runs)))
 
 
 def images_per_second(predict: Predict, images: np.ndarray) -> float:
     """Throughput in batches of these images, (N, H, W, C)."""
-    took = _times(predict, images, 1, _MAX_BATCHES, 1000 * _BATCH_SECONDS)
-    return 1000 * len(images) / float(np.median(took))
-
-
-def _times(
-    predict: Predict, images: np.ndarray, warmup: int, runs: int, enough_ms: float = float("inf")
-) -> list[float]:
-    """Milliseconds of calls after a warm-up, at most `runs`, fewer once `enough_ms` pass."""
-    took: list[float] = []
-    for _ in range(warmup):
-        predict(images)
-    while len(took) < runs and (len(took) < _MIN_BATCHES or sum(took) < enough_ms):
-        start = time.perf_counter()
-        predict(images)
-        took.append(1000 * (time.perf_counter() - start))
-    return took
+    return 1000 * len(images) / float(np.median(time_batches(partial(predict, images))))

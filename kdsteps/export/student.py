@@ -21,6 +21,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.export.description import INPUT, METADATA_KEY, OUTPUT, Description
 from kdsteps.export.record import FILES
 from kdsteps.export.seal import is_intact, is_sealed
+from kdsteps.export.session import first_line, open_session
 from kdsteps.jobs.resources import cores_there
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class ExportedStudent:
             (logits,) = self._session.run([OUTPUT], {INPUT: pixels})
         except Exception as error:  # onnxruntime has many classes of errors and no common one
             raise KdstepsError(
-                f"{self._where}: onnxruntime cannot compute it ({_first_line(error)}); {_AGAIN}"
+                f"{self._where}: onnxruntime cannot compute it ({first_line(error)}); {_AGAIN}"
             ) from error
         if logits.shape != (len(pixels), len(self.classes)) or logits.dtype != np.float32:
             raise KdstepsError(
@@ -164,14 +165,14 @@ def load_student(
     file = _file(Path(path), int8)
     content = _content(file)
     try:
-        session = _session(content, threads or cores_there())
+        session = open_session(content, threads or cores_there())
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
         tensors = _tensors(session.get_inputs()), _tensors(session.get_outputs())
     except KdstepsError:
         raise
     except Exception as error:  # as in `_run`
         raise KdstepsError(
-            f"{file}: onnxruntime cannot load it ({_first_line(error)}); {_AGAIN}"
+            f"{file}: onnxruntime cannot load it ({first_line(error)}); {_AGAIN}"
         ) from error
     description = Description.from_json(text, str(file))
     _check_interface(*tensors, description, str(file))
@@ -209,25 +210,6 @@ def _content(file: Path) -> bytes:
     if not is_intact(content):
         raise KdstepsError(f"{file}: was changed or damaged after it was exported; {_AGAIN}")
     return content
-
-
-def _session(content: bytes, threads: int) -> InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise KdstepsError(
-            f"onnxruntime cannot be imported ({_first_line(error)}); run `pip install onnxruntime`"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # errors are raised as well
-    # weights in other files are never exported; nothing can be in this folder
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", f"{os.devnull}/none"
-    )
-    return onnxruntime.InferenceSession(
-        content, options, providers=["CPUExecutionProvider"], enable_fallback=False
-    )
 
 
 _Tensors = list[tuple[str, str, list[int | None]]]
@@ -313,8 +295,3 @@ def _checked(logits: np.ndarray) -> np.ndarray | Broken:
     if np.isfinite(logits).all():
         return logits
     return Broken("has logits that contain NaN or infinity; the network is not usable")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return ascii(text)[1:-1][:200] or type(error).__name__

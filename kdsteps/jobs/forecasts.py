@@ -193,7 +193,7 @@ class _Job:
 
     def logits(self, recipe: ViewSettings) -> _Need:
         """The cached logits of all views."""
-        return self.cached(self.data.train * _views(recipe) * self.data.classes)
+        return self.cached(self.data.train * num_views(recipe) * self.data.classes)
 
 
 def _prepare(job: _Job) -> _Need:
@@ -218,7 +218,7 @@ def _cache_outputs(job: _Job) -> _Need:
     node = graph.node(job.study, "cache_outputs", job.names)
     assert isinstance(node.settings, LogitSettings)
     recipe, passes = node.settings.views, int(node.hints["passes"])
-    images = job.data.train * min(passes, _views(recipe))
+    images = job.data.train * min(passes, num_views(recipe))
     run = job.teacher.passes(images, job.data, recipe.batch_size)
     return job.data.in_memory + run + job.logits(recipe)
 
@@ -323,7 +323,7 @@ def _need(study: Study, rule: str, names: tuple[tuple[str, str], ...], _when: in
     return _NEEDS[rule](_Job(study, dict(names)))
 
 
-def _views(recipe: ViewSettings) -> int:
+def num_views(recipe: ViewSettings) -> int:
     """Views of one image, as `data.views.Views` counts them."""
     return (2 * recipe.crop_padding + 1) ** 2 * (1 + recipe.flip)
 

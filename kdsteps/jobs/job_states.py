@@ -60,7 +60,7 @@ class JobState:
 
     @property
     def log(self) -> Path:
-        return Path(LOGS[self.node.rule].format(**self.node.names))
+        return _log_of(self.node)
 
     @property
     def name(self) -> str:
@@ -72,9 +72,13 @@ def job_states(study: Study) -> list[JobState]:
     return [_state(status) for status in statuses(study)]
 
 
+def _log_of(node: graph.JobNode) -> Path:
+    return Path(LOGS[node.rule].format(**node.names))
+
+
 def _state(status: Status) -> JobState:
     node, outputs = status.node, status.outputs
-    log = LOGS[node.rule].format(**node.names)
+    log = _log_of(node)
     progress = read_progress(Path(outputs[0]))
     if progress is not None and progress.running:
         return JobState(node, "running", progress=progress)
@@ -93,15 +97,15 @@ def _state(status: Status) -> JobState:
     return JobState(node, "waiting")
 
 
-def _last_line(log: str) -> str:
+def _last_line(log: Path) -> str:
     """The last line of a log that is not empty; "" if there is none."""
     lines = _last_lines(log)
     return lines[-1] if lines else ""
 
 
-def _last_lines(log: str) -> list[str]:
+def _last_lines(log: Path) -> list[str]:
     try:
-        with open(log, "rb") as file:
+        with log.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - _TAIL))
             text = file.read().decode(errors="replace")

@@ -33,14 +33,12 @@ def remaining(study: Study) -> Remaining:
     """The jobs that a run of a study would start."""
     found = statuses(study)
     stale = [status.node for status in found if status.stale]
-    digest_of = _digests(study, found)
-    cached = [node for node in stale if _cached(study, node, digest_of) is not None]
-    left = [node for node in stale if node not in cached]
+    digest_of = _DigestOf(study, {path: status for status in found for path in status.outputs})
+    cached: list[graph.JobNode] = []
+    left: list[graph.JobNode] = []
+    for node in stale:
+        (left if _cached(study, node, digest_of) is None else cached).append(node)
     return Remaining(len(found) - len(stale), cached, left)
-
-
-def _digests(study: Study, found: list[Status]) -> _DigestOf:
-    return _DigestOf(study, {path: status for status in found for path in status.outputs})
 
 
 class _DigestOf:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from statistics import median
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
-from kdsteps.jobs.forecasts import RESIDENT_MB
+from kdsteps.jobs.forecasts import RESIDENT_MB, num_views
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
@@ -20,7 +19,6 @@ from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits
 _LEAST_STEP = 0.2  # of a step with the teacher, that the student alone takes at least
-_LATENCY_WARMUP, _FEWEST_BATCHES, _MOST_BATCHES = 3, 4, 51  # as in evaluation/speed.py
 
 
 @dataclass
@@ -154,8 +152,8 @@ class Costs:
         names = {"dataset": pair.dataset, "teacher": pair.teacher, "views": views.name}
         hints = graph.hints(self.found.study, "cache_outputs", names)
         images = self.found.images[pair.dataset]
-        size = 2 * images.counts["train"] * _views(views) * len(images.class_names) / 2**20
-        worth = hints["keep"] == "always" or int(hints["passes"]) > _views(views)
+        size = 2 * images.counts["train"] * num_views(views) * len(images.class_names) / 2**20
+        worth = hints["keep"] == "always" or int(hints["passes"]) > num_views(views)
         return hints["keep"] != "never" and worth and size <= int(hints["budget_mib"])
 
     def _caches_all(self, node: graph.JobNode) -> bool:
@@ -184,9 +182,11 @@ class Costs:
         if not readers or not self._caches_logits(readers[0], views):
             return 0.0
         each = self._teacher_pass(node, dataset, teacher, views)
-        return self.found.images[dataset].counts["train"] * _views(views) * each
+        return self.found.images[dataset].counts["train"] * num_views(views) * each
 
     def _latency(self, node: graph.JobNode, dataset: str) -> float | None:
+        from kdsteps.evaluation.speed import num_batch_passes, num_image_passes  # torch
+
         section = self.found.study.params.evaluate
         pair = self.found.study.pairs[node.names["pair"]]
         models = dict.fromkeys(
@@ -199,8 +199,7 @@ class Costs:
             if one is None or many is None:
                 return None
             batch = many * section.throughput_batch
-            batches = min(_MOST_BATCHES, max(_FEWEST_BATCHES, 1 + ceil(1 / batch)))
-            total += (runs + max(_LATENCY_WARMUP, runs // 10)) * one + batches * batch
+            total += num_image_passes(runs) * one + num_batch_passes(batch) * batch
         return total
 
     # Memory and disk
@@ -251,7 +250,7 @@ class Costs:
             return images.counts["test"] * (4 * classes + _ROW)
         if node.rule == "cache_outputs" and self._logits(node, dataset):
             assert isinstance(node.settings, LogitSettings)
-            return 2 * images.counts["train"] * _views(node.settings.views) * classes
+            return 2 * images.counts["train"] * num_views(node.settings.views) * classes
         if node.rule == "cache" and (path := self._features_file(node)).exists():
             wanted = self.found.study.params.cache.images
             return round(path.stat().st_size * max(1.0, wanted / self.found.features(dataset)[-1]))
@@ -269,8 +268,3 @@ class Costs:
         own, sharing = claim(node, self.found.sharing), self.found.sharing
         by_cores = sharing.cores // own.threads
         return max(1, min(by_cores, sharing.slots // own.slots if own.slots else by_cores))
-
-
-def _views(recipe: ViewSettings) -> int:
-    """Views of one image, as `data.views.Views` counts them."""
-    return (2 * recipe.crop_padding + 1) ** 2 * (1 + recipe.flip)

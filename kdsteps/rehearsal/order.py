@@ -97,14 +97,7 @@ def _networks(
     """The networks that jobs use, each with one of its jobs and a recipe."""
     found: dict[tuple[str, str], tuple[graph.JobNode, Training]] = {}
     for node in left:
-        if node.rule in (
-            "train",
-            "distil",
-            "evaluate",
-            "evaluate_teacher",
-            "cache",
-            "cache_outputs",
-        ):
+        if node.rule in _WITH_NETWORKS:
             pair = study.pairs.get(node.names.get("pair", ""))
             if pair is None:
                 dataset, teacher = node.names["dataset"], node.names["teacher"]

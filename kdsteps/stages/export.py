@@ -230,7 +230,7 @@ def _predicted(path: Path, rows: np.ndarray) -> np.ndarray:
 def _run_numbers(
     settings: ExportSettings, exported: str, measures: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What the record says of the exported run and of the other seeds of its method."""
+    """Entries of the record about the exported run and the other seeds of its method."""
     method, _, seed = exported.rpartition("/")
     mine, entry = measures[exported], settings.methods[method]
     level = settings.confidence
@@ -259,7 +259,7 @@ def _run_numbers(
 def _study_numbers(
     job: Job[ExportSettings], candidates: list[Candidate], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the record says of the study."""
+    """Entries of the record about the study."""
     settings = job.settings
     taught = read_json(job.inputs["teacher"]) if "teacher" in job.inputs else {}
     chosen = ""
