@@ -3,7 +3,8 @@
 An epoch of kdsteps against a plain loop (DataLoader with worker processes, float32 with TF32 as
 PyTorch ships it, contiguous, the teacher on the fly), each optimization alone, how much of the
 card's measured matrix rate and memory bandwidth an epoch reaches, and how many students an hour of
-the card trains if several share it. Images and logits are random numbers: they cost the same.
+the card trains if several share it, as processes or as seeds in one batched network. Images and
+logits are random numbers: they cost the same.
 
     python benchmarks/bench_gpu.py --profile    also shows where the time of a step goes
 """
@@ -19,12 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _timing import ROOT, Row, table
 from bench_step import _BATCH, _CLASSES, _RECIPE, _SHAPE, _network, _task
 from torch import Tensor
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.data import DataLoader, Dataset
 
 from kdsteps.data.images import ImageBatch, ImageSplit
@@ -43,6 +46,7 @@ from kdsteps.training.loop import Fit, views_of
 
 _IMAGES, _PADDING, _MATRIX, _EPOCHS, _CACHED = 50_000, 4, 8192, 240, 2048
 _TURNS = 3  # timed epochs of each variant
+_STEPS = 200  # timed steps of batched seeds
 _AGAINST = "the plain loop: DataLoader, float32, contiguous"
 
 
@@ -56,6 +60,7 @@ def rows() -> Iterator[Row]:
     with recorded.own_stream(device):
         yield from _epochs(device)
     yield from _shared_card()
+    yield from _batched_seeds()
 
 
 def _epochs(device: torch.device) -> Iterator[Row]:
@@ -255,6 +260,71 @@ def _member(folder: Path, epochs: int) -> None:
     os._exit(0)  # without the seconds that closing CUDA takes
 
 
+def _batched_seeds() -> Iterator[Row]:
+    """Students per hour if torch.func trains several seeds as one network with batched weights."""
+    device = torch.device("cuda")
+    alone = 0.0
+    for seeds in (1, 2, 4, 8):
+        what = f"students of {_EPOCHS} epochs per hour, {seeds} seeds in one network"
+        per_step = statistics.median(_seconds(_recorded_steps(_BatchedSeeds(seeds, device)), 5))
+        per_hour = 3600 * seeds / (per_step / _STEPS * (_IMAGES // _BATCH) * _EPOCHS)
+        alone = alone or per_hour
+        detail = f"{per_hour:.1f} per hour; {1000 * per_step / _STEPS:.2f} ms for a step of all"
+        yield Row(what, "one seed in it", per_hour / alone, detail, "no target", None)
+
+
+class _BatchedSeeds:
+    """Students of several seeds whose weights are batched, and their steps of KD with SGD."""
+
+    def __init__(self, seeds: int, device: torch.device) -> None:
+        students = [_network(8).to(device).train() for _ in range(seeds)]
+        self.weights, buffers = stack_module_state(students)
+        self.buffers = {name: value.bfloat16() for name, value in buffers.items()}
+        self.momentum = {name: torch.zeros_like(value) for name, value in self.weights.items()}
+        self.network = students[0]
+        shape = (seeds, _BATCH)
+        self.images = torch.randn(*shape, *_SHAPE, device=device)
+        self.labels = torch.randint(_CLASSES, shape, device=device)
+        self.soft = torch.randn(*shape, _CLASSES, device=device).softmax(-1)
+        self.gradients = vmap(grad(self._loss), randomness="different")
+
+    def _loss(self, *step: Any) -> Tensor:
+        weights, buffers, images, labels, soft = step
+        half = {name: value.bfloat16() for name, value in weights.items()}  # autocast fails
+        logits = functional_call(self.network, (half, buffers), (images.bfloat16(),)).float()
+        loss = F.kl_div((logits / 4).log_softmax(1), soft, reduction="batchmean")
+        return 0.1 * F.cross_entropy(logits, labels) + 0.9 * 16 * loss
+
+    def step(self) -> None:
+        """Train every student by one step."""
+        found = self.gradients(self.weights, self.buffers, self.images, self.labels, self.soft)
+        with torch.no_grad():
+            weights, momentum = list(self.weights.values()), list(self.momentum.values())
+            gradients = [found[name] for name in self.weights]
+            torch._foreach_add_(gradients, weights, alpha=5e-4)
+            torch._foreach_mul_(momentum, 0.9)
+            torch._foreach_add_(momentum, gradients)
+            torch._foreach_add_(weights, momentum, alpha=-0.05)
+
+
+def _recorded_steps(students: _BatchedSeeds) -> Callable[[], None]:
+    """Steps of students as replays of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            students.step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        students.step()
+
+    def steps() -> None:
+        for _ in range(_STEPS):
+            graph.replay()
+
+    return steps
+
+
 def _profile() -> None:
     """Print where the GPU's time of a step goes."""
     torch.backends.cudnn.benchmark = True
@@ -371,7 +441,7 @@ def _copy_rate(device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
-    parser.add_argument("--shared", action="store_true", help="only students that share the card")
+    parser.add_argument("--shared", action="store_true", help="only students at the same time")
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -380,7 +450,7 @@ def main() -> None:
     elif args.profile:
         _profile()
     else:
-        print(table(_shared_card() if args.shared else rows()))
+        print(table([*_shared_card(), *_batched_seeds()] if args.shared else rows()))
 
 
 if __name__ == "__main__":

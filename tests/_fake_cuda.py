@@ -42,6 +42,11 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         torch.__future__.set_overwrite_module_params_on_conversion(before)
 
 
+def number_of(device: torch.device | int | None) -> int:
+    """As some functions of torch.cuda do it: only None, a number, or a device with a number."""
+    return 0 if device is None else torch._utils._get_device_index(device)
+
+
 def on_cuda(tensor: Tensor) -> Tensor:
     """A fake tensor like this one."""
     return torch.empty_strided(

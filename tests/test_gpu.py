@@ -11,9 +11,11 @@ from _commands import DATA, TEACHER, command, run_of, write_study
 from _training import Stopped, fit_of, frozen_teacher, stopped_after, weights
 from torch import Tensor
 
+from kdsteps.data.device_memory import allowed_bytes
 from kdsteps.study import registry
 from kdsteps.teachers.logits import LiveTeacher
 from kdsteps.training import recorded
+from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 
 if not torch.cuda.is_available():
@@ -122,6 +124,15 @@ def test_a_compiled_student_is_recorded_too(name, caplog):
     assert "times as fast" in caplog.text
     assert fast.recorded.covers(fast.epoch - 1)
     assert far(weights(run_on_gpu(name, learning_rate=0.01)), weights(fast)) < 2e-2
+
+
+def test_a_job_may_use_its_fraction_of_the_memory():
+    try:
+        device = choose_device(gpus=1, threads=1, jobs_per_gpu=4)
+        total = torch.cuda.get_device_properties(device).total_memory
+        assert allowed_bytes(device) == pytest.approx(total / 4, rel=1e-3)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_every_method_runs_one_epoch_as_a_command(tmp_path):

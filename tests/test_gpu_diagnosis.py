@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from _commands import DATA, TEACHER, command, run_of, write_study
+from _fake_cuda import number_of
 from _machines import CPU_ONLY, ROCM, Machine, fake_machine, use_build
 
 from kdsteps.cli.main import main
@@ -170,7 +171,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: H100,
         "get_device_properties": lambda device: properties,
-        "set_per_process_memory_fraction": lambda fraction, device: found.update(memory=fraction),
+        "set_per_process_memory_fraction": lambda fraction, device=None: found.update(
+            memory=fraction, gpu=number_of(device)
+        ),
         "max_memory_reserved": lambda: 18 << 30,
         "memory_reserved": lambda: 16 << 30,
         "mem_get_info": lambda: (4 << 30, 80 << 30),
@@ -185,7 +188,7 @@ def test_the_log_says_which_gpu_a_job_has_and_how_many_cores(machine, cuda, monk
     with caplog.at_level(logging.INFO, "kdsteps"):
         assert choose_device(gpus=1, threads=1).type == "cuda"
     assert caplog.messages == [f"on {H100} (GPU 3, UUID 8f3a), 1 core"]
-    assert cuda == {"memory": 1.0}
+    assert cuda == {"memory": 1.0, "gpu": 0}
 
 
 def test_a_job_that_shares_a_gpu_gets_a_fraction_of_its_memory(machine, cuda, monkeypatch, caplog):
@@ -193,7 +196,7 @@ def test_a_job_that_shares_a_gpu_gets_a_fraction_of_its_memory(machine, cuda, mo
     with caplog.at_level(logging.INFO, "kdsteps"):
         choose_device(gpus=1, threads=1, jobs_per_gpu=4)
     assert caplog.messages == [f"on {H100} (MIG-1), shared by up to 4 jobs, 1 core"]
-    assert cuda == {"memory": 0.25}
+    assert cuda == {"memory": 0.25, "gpu": 0}
 
 
 def test_the_cores_of_a_job_are_its_own_on_a_gpu_too(machine, cuda):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from _fake_cuda import number_of
 from _machines import REPOSITORY, Machine, fake_machine
 
 from kdsteps.data.device_memory import allowed_bytes, free_bytes
@@ -132,7 +133,7 @@ def test_what_a_job_stores_on_a_shared_gpu_fits_its_fraction_and_what_is_free(mo
     properties = SimpleNamespace(total_memory=80 * gib)
     fake = {
         "get_device_properties": lambda device: properties,
-        "get_per_process_memory_fraction": lambda device: 0.25,
+        "get_per_process_memory_fraction": lambda device=None: (number_of(device), 0.25)[1],
         "memory_allocated": lambda device: used["allocated"],
         "mem_get_info": lambda device: (used["free"], 80 * gib),
     }

@@ -43,8 +43,8 @@ import json, logging, sys
 from kdsteps.cli.stages import call_of, run_call
 from kdsteps.study.loading import load_study
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-rule, names, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-run_call(call_of(load_study("params.yaml"), rule, names), threads=threads)
+rule, names, threads, at_once = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])
+run_call(call_of(load_study("params.yaml"), rule, names), threads=threads, jobs_per_gpu=at_once)
 """
 
 
@@ -115,7 +115,7 @@ def run(study: Study, seconds: float, at_once: int) -> None:
             must_wait = work.rule in ALONE and running
             if not must_wait and all(Path(path).exists() for path in work.reads):
                 left.remove(work)
-                running[_started(work, threads)] = work
+                running[_started(work, threads, at_once)] = work
                 _say(f"started: {work}")
                 alone = work.rule in ALONE
         if left and not running:
@@ -133,9 +133,10 @@ def run(study: Study, seconds: float, at_once: int) -> None:
     _say(f"{len(left) + len(running)} jobs are left")
 
 
-def _started(work: Work, threads: int) -> subprocess.Popen[bytes]:
+def _started(work: Work, threads: int, at_once: int) -> subprocess.Popen[bytes]:
     work.log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", ONE_JOB, work.rule, json.dumps(work.names), str(threads)]
+    command = [sys.executable, "-c", ONE_JOB, work.rule, json.dumps(work.names)]
+    command += [str(threads), str(at_once)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with work.log.open("ab") as log:
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}

@@ -8,7 +8,7 @@ import torch
 def allowed_bytes(device: torch.device) -> int:
     """All memory of a GPU, or the fraction of it for a job that shares it."""
     total = torch.cuda.get_device_properties(device).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return int(total * torch.cuda.get_per_process_memory_fraction(device.index))
 
 
 def free_bytes(device: torch.device) -> int:

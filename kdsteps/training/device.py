@@ -45,7 +45,7 @@ def choose_device(
         torch.ones(1, device=device).sum().item()
     except (AssertionError, RuntimeError) as error:  # torch has no CUDA, or CUDA does not start
         raise KdstepsError(f"--gpus: {why_unusable(str(error), _described())}; {ON_CPU}") from error
-    torch.cuda.set_per_process_memory_fraction(1 / jobs_per_gpu, device)
+    torch.cuda.set_per_process_memory_fraction(1 / jobs_per_gpu)
     torch.backends.cudnn.benchmark = True
     set_precision(precision, device)
     shared = f", shared by up to {jobs_per_gpu} jobs" if jobs_per_gpu > 1 else ""

@@ -140,7 +140,7 @@ class Fit:
             return self.history
 
     def _run(self) -> None:
-        if self.recipe.compile:
+        if self.recipe.compile and self.recipe.epochs:
             compile_student(self.method, self._trial)
         self._load()
         started, before = time.monotonic(), self.seconds

@@ -20,12 +20,11 @@ from itertools import product
 from pathlib import Path
 
 from outcomes import Failed, NotTried, Outcomes
-from studies import RUN, Folder, heal, last_line, problems
+from studies import RUN, Folder, heal, last_line, last_traceback, problems
 
 VICTIMS = ("whole group", "main process", "one job")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGEST = 60.0  # seconds from the start of a run to the kill
-_BEGUN = "Using workflow specific profile"  # Snakemake's first line
 A_STUDY = 10  # kills, before it may finish
 
 
@@ -103,13 +102,11 @@ def _run_and_kill(study: Folder, kill: Kill) -> bool:
 
 
 def _check(log: Path, right: tuple[int, ...], status: int) -> None:
-    """Check what a run printed, and its status if only some are `right`.
-
-    A signal that comes before Snakemake has read its profile is handled by Python alone, which
-    prints a traceback at SIGINT; nothing has begun then.
-    """
+    """Check what a run printed, and its status if only some are `right`."""
     said = log.read_text()
-    if (_BEGUN in said and "Traceback" in said) or (right and status not in right):
+    if traceback := last_traceback(said):
+        raise Failed(f"status {status}, with a traceback: {traceback}")
+    if right and status not in right:
         raise Failed(f"status {status}: {last_line(said)}")
 
 
