@@ -29,6 +29,7 @@ from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.schedule import claim, wall_seconds, works
 from kdsteps.jobs.words import duration
+from kdsteps.models import build_model
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import look_at_source
 from kdsteps.rehearsal.machine import companions
@@ -40,6 +41,7 @@ from kdsteps.study.settings import Dataset, Prepare
 CPU = Sharing(cores=4, gpus=0, jobs_per_gpu=1)
 
 PAIR = STUDY["pairs"]["pair"]
+LITTLE: dict[str, Any] = {"depth": 8, "widths": [2, 2, 4, 8]}
 
 OWN = """
 from kdsteps.methods.labels import Labels
@@ -101,7 +103,7 @@ def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     assert problems["pair with wrong"] == problems["other with wrong"] == wrong
     assert "odd.pt" in problems["model odd"]
     said = {what: text for status, what, text in found["findings"] if status == "ok"}
-    assert said["methods"] == "3 pairs with a method train: labels, feature_only"
+    assert said["methods"] == "students of 2 pairs can be trained with labels, feature_only"
     notes = [text for status, _, text in found["findings"] if status == "note"]
     assert "not tried, since what they need failed: other with feature_only" in notes
     assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
@@ -120,6 +122,36 @@ def test_the_forecast_counts_every_job(checked):
 def test_the_folder_of_the_study_stays_as_it_was(checked):
     _, before, after = checked
     assert before == after
+
+
+def test_images_without_labels_and_those_of_the_probe_are_looked_at_as_well(folder, capsys):
+    write_folder(folder, {"photos": 24})
+    write_folder(folder / "pets", {"cat": 6, "dog": 6}, start=40)
+    (folder / "pets/dog/9.png").write_bytes(b"no image")
+    network = build_model("cifar_resnet", num_classes=2, image_size=6, **LITTLE)
+    torch.save(network.state_dict(), folder / "big.pth")
+    little = {"family": "cifar_resnet", **LITTLE}
+    kinds = {"kind": "folder", "store": 6}
+    write_study(
+        folder,
+        datasets={
+            "photos": kinds | {"path": "photos", "labels": "none"},
+            "pets": kinds | {"path": "pets"},
+        },
+        models={"big": little | {"checkpoint": "big.pth", "train": {"epochs": 0}}, "small": little},
+        pairs={"pair": {"dataset": "photos", "teacher": "big", "student": "small"}},
+        methods={"feature_only": {}},
+        probe={"dataset": "pets"},
+        distil={"epochs": 1, "batch_size": 4},
+    )
+    assert main(["check", "--seconds", "600"]) == 2
+    said = capsys.readouterr().out
+    assert "data photos: 24 images without labels, 3 x 6 x 6" in said
+    assert "data pets: 13 images of 2 classes, 3 x 6 x 6" in said
+    assert "the student can be trained with feature_only" in said
+    (problem,) = [line for line in said.splitlines() if line.startswith("PROBLEM")]
+    assert "data pets" in problem
+    assert "dog/9.png" in problem
 
 
 def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
