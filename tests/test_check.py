@@ -7,6 +7,7 @@ import os
 import re
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from kdsteps.cli.main import main
 from kdsteps.data.decoding import decode
 from kdsteps.data.sampling import sample_rows
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.busy_cores import busy_cores
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.early_checks import study_problems
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.outputs import Names
 from kdsteps.jobs.provenance import provenance_of_job
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing
-from kdsteps.jobs.schedule import claim, wall_seconds, works
+from kdsteps.jobs.schedule import claim, priority, wall_seconds, works
 from kdsteps.jobs.words import duration
 from kdsteps.models import build_model
 from kdsteps.rehearsal.costs import Costs
@@ -304,9 +307,40 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         found = re.search(r"^    threads: (?:threads_of\(\"\w+\", )?(.*?)\)?$", text, re.MULTILINE)
         wanted = 1 if found is None else threads[found[1] + ")" * (found[1] == "all_cores(")]
         gpus = re.search(r"gpu_slots=(.*),$", text, re.MULTILINE)
+        order = re.search(r"^    priority: priority\(\"(\w+)\"\)$", text, re.MULTILINE)
+        assert (order[1] if order else None) == (rule if priority(rule) else None)
         own = claim(node, sharing)
         assert own.threads == wanted, rule
         assert own.slots == (slots[gpus[1]] if gpus and sharing.gpus else 0), rule
+
+
+def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatch):
+    def cores(rule: str, size: int, sharing: Sharing = CPU) -> int:
+        network = {"family": "cifar_resnet", "depth": 20}
+        study = parse_study(
+            STUDY
+            | {"datasets": {"digits": {"kind": "digits", "size": size}}}
+            | {"models": {"big": network, "small": NET}, "methods": {"feature_only": {}}}
+            | {"train": {"batch_size": 64}, "cache": {"images": 1000}}
+        )
+        node = graph.node(study, rule, graph.jobs(study, rule)[0])
+        return claim(node, sharing, busy_cores(study, node)).threads
+
+    assert cores("train", 8) == 4, "networks are not built to know this"
+    built = partial(network_outlines, build=True)
+    monkeypatch.setattr(
+        "kdsteps.jobs.busy_cores.network_outlines", lambda *given, build: built(*given)
+    )
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    for rule in ("train", "cache", "score"):
+        assert cores(rule, 8) == 2, f"{rule}: half of the claimed cores are one real core"
+        assert cores(rule, 32) == 4, rule
+        assert cores(rule, 8, Sharing(8, 2, 1)) == claim_of_all(rule)
+
+
+def claim_of_all(rule: str) -> int:
+    """Cores that a job claims on a machine with 8 cores and 2 GPUs."""
+    return 8 if rule == "score" else 4
 
 
 # Times

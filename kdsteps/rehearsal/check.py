@@ -106,7 +106,7 @@ class _Check:
         self._settings(study, left, early.problems)
         self._version()
         if not left.left:
-            self.found.forecast = self._forecast(None, left, sharing)
+            self.found.forecast = self._forecast(study, None, left, sharing)
             return self.found
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
@@ -116,7 +116,7 @@ class _Check:
             costs = Costs(rehearsal, start_of_jobs(rehearsal, left.left), decoding)
             self._networks(rehearsal)
             self._space(costs, left)
-            self.found.forecast = self._forecast(costs, left, sharing)
+            self.found.forecast = self._forecast(study, costs, left, sharing)
         return self.found
 
     def _settings(self, study: Study, left: Remaining, problems: Iterable[str]) -> None:
@@ -260,7 +260,9 @@ class _Check:
         text = f"about {in_bytes(disk)} for results and caches, {in_bytes(free)} free"
         self.say("problem" if disk > free else "ok", "disk", text)
 
-    def _forecast(self, costs: Costs | None, left: Remaining, sharing: Sharing) -> Forecast:
+    def _forecast(
+        self, study: Study, costs: Costs | None, left: Remaining, sharing: Sharing
+    ) -> Forecast:
         nodes = [*left.left, *left.cached]
         seconds = [] if costs is None else costs.seconds(left.left)
         seconds += [costs.start if costs else 0.0] * len(left.cached)
@@ -269,7 +271,7 @@ class _Check:
             stage = graph.stage_of(node.rule)
             stages[stage] = stages.get(stage, 0.0) + each
         runs = sum(node.rule == "distil" for node in left.left)
-        total = wall_seconds(works(nodes, seconds), sharing)
+        total = wall_seconds(works(nodes, seconds, study), sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
             missing.append(f"{len(costs.guessed)} jobs without a trial count like others")
