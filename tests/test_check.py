@@ -7,6 +7,7 @@ import os
 import re
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from kdsteps.cli.main import main
 from kdsteps.data.decoding import decode
 from kdsteps.data.sampling import sample_rows
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.busy_cores import busy_cores
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.early_checks import study_problems
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.outputs import Names
 from kdsteps.jobs.provenance import provenance_of_job
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing
-from kdsteps.jobs.schedule import claim, wall_seconds, works
+from kdsteps.jobs.schedule import claim, priority, wall_seconds, works
 from kdsteps.jobs.words import duration
+from kdsteps.models import build_model
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import look_at_source
 from kdsteps.rehearsal.machine import companions
@@ -40,6 +44,7 @@ from kdsteps.study.settings import Dataset, Prepare
 CPU = Sharing(cores=4, gpus=0, jobs_per_gpu=1)
 
 PAIR = STUDY["pairs"]["pair"]
+LITTLE: dict[str, Any] = {"depth": 8, "widths": [2, 2, 4, 8]}
 
 OWN = """
 from kdsteps.methods.labels import Labels
@@ -101,7 +106,7 @@ def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     assert problems["pair with wrong"] == problems["other with wrong"] == wrong
     assert "odd.pt" in problems["model odd"]
     said = {what: text for status, what, text in found["findings"] if status == "ok"}
-    assert said["methods"] == "3 pairs with a method train: labels, feature_only"
+    assert said["methods"] == "students of 2 pairs can be trained with labels, feature_only"
     notes = [text for status, _, text in found["findings"] if status == "note"]
     assert "not tried, since what they need failed: other with feature_only" in notes
     assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
@@ -120,6 +125,36 @@ def test_the_forecast_counts_every_job(checked):
 def test_the_folder_of_the_study_stays_as_it_was(checked):
     _, before, after = checked
     assert before == after
+
+
+def test_images_without_labels_and_those_of_the_probe_are_looked_at_as_well(folder, capsys):
+    write_folder(folder, {"photos": 24})
+    write_folder(folder / "pets", {"cat": 6, "dog": 6}, start=40)
+    (folder / "pets/dog/9.png").write_bytes(b"no image")
+    network = build_model("cifar_resnet", num_classes=2, image_size=6, **LITTLE)
+    torch.save(network.state_dict(), folder / "big.pth")
+    little = {"family": "cifar_resnet", **LITTLE}
+    kinds = {"kind": "folder", "store": 6}
+    write_study(
+        folder,
+        datasets={
+            "photos": kinds | {"path": "photos", "labels": "none"},
+            "pets": kinds | {"path": "pets"},
+        },
+        models={"big": little | {"checkpoint": "big.pth", "train": {"epochs": 0}}, "small": little},
+        pairs={"pair": {"dataset": "photos", "teacher": "big", "student": "small"}},
+        methods={"feature_only": {}},
+        probe={"dataset": "pets"},
+        distil={"epochs": 1, "batch_size": 4},
+    )
+    assert main(["check", "--seconds", "600"]) == 2
+    said = capsys.readouterr().out
+    assert "data photos: 24 images without labels, 3 x 6 x 6" in said
+    assert "data pets: 13 images of 2 classes, 3 x 6 x 6" in said
+    assert "the student can be trained with feature_only" in said
+    (problem,) = [line for line in said.splitlines() if line.startswith("PROBLEM")]
+    assert "data pets" in problem
+    assert "dog/9.png" in problem
 
 
 def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
@@ -272,9 +307,40 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         found = re.search(r"^    threads: (?:threads_of\(\"\w+\", )?(.*?)\)?$", text, re.MULTILINE)
         wanted = 1 if found is None else threads[found[1] + ")" * (found[1] == "all_cores(")]
         gpus = re.search(r"gpu_slots=(.*),$", text, re.MULTILINE)
+        order = re.search(r"^    priority: priority\(\"(\w+)\"\)$", text, re.MULTILINE)
+        assert (order[1] if order else None) == (rule if priority(rule) else None)
         own = claim(node, sharing)
         assert own.threads == wanted, rule
         assert own.slots == (slots[gpus[1]] if gpus and sharing.gpus else 0), rule
+
+
+def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatch):
+    def cores(rule: str, size: int, sharing: Sharing = CPU) -> int:
+        network = {"family": "cifar_resnet", "depth": 20}
+        study = parse_study(
+            STUDY
+            | {"datasets": {"digits": {"kind": "digits", "size": size}}}
+            | {"models": {"big": network, "small": NET}, "methods": {"feature_only": {}}}
+            | {"train": {"batch_size": 64}, "cache": {"images": 1000}}
+        )
+        node = graph.node(study, rule, graph.jobs(study, rule)[0])
+        return claim(node, sharing, busy_cores(study, node)).threads
+
+    assert cores("train", 8) == 4, "networks are not built to know this"
+    built = partial(network_outlines, build=True)
+    monkeypatch.setattr(
+        "kdsteps.jobs.busy_cores.network_outlines", lambda *given, build: built(*given)
+    )
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    for rule in ("train", "cache", "score"):
+        assert cores(rule, 8) == 2, f"{rule}: half of the claimed cores are one real core"
+        assert cores(rule, 32) == 4, rule
+        assert cores(rule, 8, Sharing(8, 2, 1)) == claim_of_all(rule)
+
+
+def claim_of_all(rule: str) -> int:
+    """Cores that a job claims on a machine with 8 cores and 2 GPUs."""
+    return 8 if rule == "score" else 4
 
 
 # Times

@@ -8,16 +8,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
 import yaml
 from _pictures import as_bytes, color, write_folder
 from _study import REPOSITORY
+from PIL import Image
 
 from kdsteps.cli import main as cli
 from kdsteps.cli.init import _pipeline
-from kdsteps.cli.proposal import proposed_study, training_length
+from kdsteps.cli.networks import Network, pretrained_network
+from kdsteps.cli.proposal import STUDENT, TEACHER, proposed_study, training_length
 from kdsteps.data.overview import Overview, look_at
 from kdsteps.errors import KdstepsError
+from kdsteps.files.checkpoints import write_checkpoint
+from kdsteps.files.walk import Walk
 from kdsteps.jobs import version_lock
+from kdsteps.models import build_model
 from kdsteps.places import installed_version, shipped
 from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.yaml_text import read_yaml
@@ -45,6 +52,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def proposed(
+    found: Overview, teacher: Network = TEACHER, student: Network = STUDENT, path: str = "pets"
+) -> str:
+    return proposed_study(path, found, teacher, student)
+
+
 def overview(sizes: list[tuple[int, int]], **counts: int) -> Overview:
     found = counts or {"": 500}
     return Overview("folder", {"path": "x"}, found, {"a": 9, "b": 9}, tuple(sizes), False, {})
@@ -60,6 +73,32 @@ def test_class_folders(here: Path):
     assert (found.counts, found.class_counts) == ({"": 8}, {"cat": 3, "dog": 5})
     assert set(found.sizes) == {(6, 6)}
     assert not found.gray
+
+
+def test_gray_images_are_seen_as_gray(here: Path):
+    for label in ("a", "b"):
+        (here / "scans" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("L", (6, 6), 40 * number).save(here / "scans" / label / f"{number}.png")
+    assert look_at("scans").gray
+
+
+def test_a_folder_is_listed_once_and_its_sample_is_a_part_of_that_list(here: Path, monkeypatch):
+    write_folder(here / "pets", {"cat": 300, "dog": 5})
+    listings: list[Path] = []
+    files = Walk.files
+    monkeypatch.setattr(Walk, "files", lambda self, at: listings.append(at) or files(self, at))
+    found = look_at("pets")
+    assert len(listings) == 1
+    assert len(found.sizes) == 105, "at most 100 of each of two classes"
+
+
+def test_a_bare_folder_has_images_without_labels(here: Path):
+    write_folder(here, {"photos": 7})
+    Path("photos/.DS_Store").touch()
+    found = look_at("photos")
+    assert (found.kind, found.options, found.counts) == ("folder", {"path": "photos"}, {"": 7})
+    assert not found.labeled
 
 
 def test_class_folders_with_splits(here: Path):
@@ -109,7 +148,8 @@ def test_an_image_that_cannot_be_read_is_named(here: Path):
     ("files", "path", "words"),
     [
         ({}, "nowhere", ["'nowhere'", "does not exist"]),
-        ({"flat/1.png": b"", "flat/2.png": b""}, "flat", ["no labels", "folder of its name"]),
+        ({"flat/1.txt": b"", "flat/2.txt": b""}, "flat", ["--images flat/1.txt"]),
+        ({"flat/1.doc": b""}, "flat", ["'flat' has no images", "folder of images per class"]),
         ({"flat/1.png": b"", "flat/all.csv": b"a"}, "flat", ["--images flat/all.csv"]),
         ({"list.csv": b"path,size\n1.png,3\n"}, "list.csv", ["no labels", "add a column `label`"]),
         ({"list.csv": b"what,label\n1.png,3\n"}, "list.csv", ["what, label", "`path`"]),
@@ -141,14 +181,14 @@ def test_what_has_no_labeled_images_is_refused(
     ],
 )
 def test_images_are_stored_at_their_size_or_at_one_for_two_cores(sizes, store):
-    content = read_yaml(proposed_study("pets", overview(sizes)))
+    content = read_yaml(proposed(overview(sizes)))
     assert content["datasets"]["pets"]["store"] == store
 
 
 def test_a_training_is_longer_the_smaller_the_images_and_the_fewer():
     few, many = overview([(64, 64)], train=100, test=9), overview([(64, 64)], train=9000, test=9)
-    assert training_length(few, 32)[1] > training_length(few, 64)[1] > 10
-    assert training_length(many, 64)[1] == 10
+    assert training_length(few, 32)[1] > training_length(few, 64)[1] > 8
+    assert training_length(many, 64)[1] == 8
 
 
 def test_an_epoch_has_several_steps_unless_there_are_too_few_images():
@@ -159,8 +199,9 @@ def test_an_epoch_has_several_steps_unless_there_are_too_few_images():
 
 
 def test_a_named_network_of_timm_is_pretrained_and_sees_larger_images():
-    text = proposed_study("pets", overview([(300, 300)]), "resnet18", "torchvision:resnet18")
-    content = read_yaml(text)
+    teacher = pretrained_network("resnet18", "--teacher")
+    student = pretrained_network("torchvision:resnet18", "--student")
+    content = read_yaml(proposed(overview([(300, 300)]), teacher, student))
     for role, family in {"teacher": "timm", "student": "torchvision"}.items():
         wanted = {"family": family, "name": "resnet18", "pretrained": True}
         assert content["models"][role] == wanted
@@ -169,7 +210,7 @@ def test_a_named_network_of_timm_is_pretrained_and_sees_larger_images():
 
 
 def test_without_a_name_nothing_is_downloaded():
-    models = read_yaml(proposed_study("pets", overview([(300, 300)])))["models"]
+    models = read_yaml(proposed(overview([(300, 300)])))["models"]
     assert not [model for model in models.values() if model.get("pretrained")]
 
 
@@ -178,23 +219,199 @@ def test_without_a_name_nothing_is_downloaded():
     [
         ("resnet181", ["timm has no 'resnet181'", "resnet18"]),
         ("timn:resnet18", ["'timn'", "did you mean 'timm'"]),
-        ("weights.pth", ["weights.pth", "checkpoint:"]),
     ],
 )
-def test_an_unknown_network_is_refused(here: Path, name: str, words: list[str]):
-    Path("weights.pth").touch()
+def test_an_unknown_network_is_refused(name: str, words: list[str]):
     with pytest.raises(KdstepsError) as error:
-        proposed_study("pets", overview([(9, 9)]), name)
+        pretrained_network(name, "--teacher")
     assert all(word in str(error.value) for word in ["--teacher", *words])
+
+
+def test_a_first_study_is_small_and_says_how_to_enlarge_it():
+    text = proposed(overview([(64, 64)]))
+    study = parse_study(read_yaml(text))
+    assert set(study.methods) == {"labels", "kd"}
+    assert len(study.seeds) == 3, "fewer could not tell methods apart"
+    assert "# block_kd: {}" in text
+    enlarged = text.replace("# block_kd:", "block_kd:").replace("# dkd:", "dkd:")
+    assert set(parse_study(read_yaml(enlarged)).methods) == {"labels", "kd", "block_kd", "dkd"}
 
 
 @pytest.mark.parametrize("name", ["2024", "yes", "my pets!", "-", "a: b", "ünü"])
 def test_any_name_of_a_folder_makes_a_readable_study(name: str):
     classes = {"a\nb": 9, "c": 9}
     found = Overview("folder", {"path": f"../{name}"}, {"": 18}, classes, ((9, 9),), True, {})
-    study = parse_study(read_yaml(proposed_study(f"../{name}", found)))
+    study = parse_study(read_yaml(proposed(found, path=f"../{name}")))
     (data,) = study.datasets.values()
     assert data.options["path"] == f"../{name}"
+
+
+# Networks from files
+
+LITTLE = {"depth": 8, "widths": [2, 2, 2, 2]}
+CLASSES = ("cat", "dog", "eel")
+
+
+@pytest.fixture
+def photos(here: Path) -> Path:
+    write_folder(here / "photos", dict.fromkeys(CLASSES, 4))
+    return here / "photos"
+
+
+def save(path: str, classes: tuple[str, ...] = CLASSES, **more: object) -> None:
+    """Write a checkpoint as the stages do, of a network for images of 8 x 8."""
+    network = build_model("cifar_resnet", num_classes=len(classes), image_size=8, **LITTLE)
+    header = {
+        "model": {"family": "cifar_resnet", "options": LITTLE},
+        "num_classes": len(classes),
+        "class_names": list(classes),
+        "image_shape": [3, 8, 8],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.3, 0.2, 0.1],
+    }
+    write_checkpoint(path, network.plain().state_dict(), header | more)
+
+
+def save_resnet(path: str, num_classes: int, **more: object) -> None:
+    weights = timm.create_model("test_resnet", num_classes=num_classes).state_dict()
+    torch.save({"state_dict": weights, **more} if more else weights, path)
+
+
+def models(study: str = "study") -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = read_yaml(Path(study, "params.yaml").read_text())[
+        "models"
+    ]
+    return found
+
+
+def test_a_teacher_of_kdsteps_is_used_as_its_file_says(photos: Path, capsys):
+    save("old.safetensors")
+    assert cli.main(["init", "study", "--images", "photos", "--teacher", "old.safetensors"]) == 0
+    assert models()["teacher"] == {
+        "family": "cifar_resnet",
+        **LITTLE,
+        "checkpoint": "../old.safetensors",
+        "normalize": {"mean": [0.1, 0.2, 0.3], "std": [0.3, 0.2, 0.1]},
+        "train": {"epochs": 0},
+    }
+    text = Path("study/params.yaml").read_text()
+    assert "store: 8" in text
+    assert "\ntrain:" not in text, "nothing is trained with labels"
+    stages = yaml.safe_load(Path("study/dvc.yaml").read_text())["stages"]
+    assert stages["resolve"]["deps"] == ["kdsteps.lock", "../photos", "../old.safetensors"]
+    assert not list(Path("study").rglob("*.safetensors")), "nothing is copied"
+
+
+def test_outputs_by_name_are_put_into_order(photos: Path):
+    names = ["dog", "cat", "fox", "eel"]
+    save("old.safetensors", tuple(names))
+    assert cli.main(["init", "study", "--images", "photos", "--teacher", "old.safetensors"]) == 0
+    assert models()["teacher"]["classes"] == names
+
+
+@pytest.mark.parametrize(
+    ("classes", "as_it_is", "words"),
+    [
+        (("a", "b"), False, ["2 outputs (a, b)", "3 classes", "new classifier"]),
+        (("cat", "dog", "fox"), False, ["3 outputs", "none for the class eel", "is trained"]),
+        (("a", "b", "c"), True, ["a, b, c", "same order"]),
+    ],
+)
+def test_a_teacher_of_other_classes_is_trained_and_that_is_said(
+    photos: Path, capsys, classes: tuple[str, ...], as_it_is: bool, words: list[str]
+):
+    save("old.safetensors", classes)
+    assert cli.main(["init", "study", "--images", "photos", "--teacher", "old.safetensors"]) == 0
+    assert ("train" in models()["teacher"]) == as_it_is
+    said, text = capsys.readouterr().out, Path("study/params.yaml").read_text()
+    assert all(word in said and word in text for word in words), said
+
+
+def test_weights_alone_need_the_name_of_their_network(photos: Path, capsys):
+    save_resnet("plain.pth", 3)
+    arguments = ["init", "study", "--images", "photos", "--teacher", "plain.pth"]
+    assert "--teacher-network timm:resnet18" in refused(capsys, *arguments)
+    assert cli.main([*arguments, "--teacher-network", "timm:test_resnet"]) == 0
+    teacher = models()["teacher"]
+    assert (teacher["name"], teacher["train"]) == ("test_resnet", {"epochs": 0})
+    assert teacher["normalize"] == "pretrained"
+    assert "does not name its 3 outputs" in capsys.readouterr().out
+
+
+def test_a_file_of_timms_training_script_names_its_network(photos: Path):
+    save_resnet("timm.pth", 7, arch="test_resnet", epoch=3)
+    arguments = ["init", "study", "--images", "photos"]
+    assert cli.main([*arguments, "--teacher", "timm.pth", "--student", "timm.pth"]) == 0
+    for model in models().values():
+        assert (model["family"], model["name"]) == ("timm", "test_resnet")
+        assert model["checkpoint"] == "../timm.pth"
+        assert "train" not in model
+    assert "learning_rate: 0.01" in Path("study/params.yaml").read_text()
+
+
+def test_a_gray_teacher_gets_gray_images(photos: Path):
+    weights = timm.create_model("test_resnet", num_classes=3, in_chans=1).state_dict()
+    torch.save(weights, "gray.pth")
+    arguments = ["init", "study", "--images", "photos", "--teacher", "gray.pth"]
+    assert cli.main([*arguments, "--teacher-network", "test_resnet"]) == 0
+    assert load_study("study/params.yaml").datasets["photos"].options["channels"] == 1
+
+
+def write_code(path: str) -> None:
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def write_diverged(path: str) -> None:
+    save(path, diverged={"term": "labels", "epoch": 1, "step": 1})
+
+
+@pytest.mark.parametrize(
+    ("file", "write", "words"),
+    [
+        ("none.pth", None, ["there is no file none.pth"]),
+        ("folder", lambda path: Path(path).mkdir(), ["folder", "file with the weights"]),
+        ("text.pth", lambda path: Path(path).write_text("hello"), ["text.pth", "damaged"]),
+        ("code.pth", write_code, ["code.pth", "never run", "state dict"]),
+        ("old.safetensors", write_diverged, ["old.safetensors", "diverged"]),
+        ("net.pth", lambda path: torch.save({"x": torch.ones(2)}, path), ["--teacher-network"]),
+    ],
+)
+def test_a_file_that_cannot_be_a_teacher_is_one_sentence(
+    photos: Path, capsys, file: str, write, words: list[str]
+):
+    if write:
+        write(file)
+    said = refused(capsys, "init", "study", "--images", "photos", "--teacher", file)
+    assert said.startswith("kdsteps init: --teacher: ")
+    assert said.count("\n") == 1
+    assert all(word in said for word in words), said
+    assert not Path("study").exists()
+
+
+def test_weights_of_another_network_than_the_named_one_are_refused(photos: Path, capsys):
+    save_resnet("plain.pth", 3)
+    arguments = ["--images", "photos", "--teacher", "plain.pth", "--teacher-network"]
+    assert "plain.pth" in refused(capsys, "init", "study", *arguments, "timm:test_convnext")
+    assert "'timn'" in refused(capsys, "init", "study", *arguments, "timn:test_vit")
+    save("old.safetensors")
+    arguments = ["--images", "photos", "--teacher", "old.safetensors", "--teacher-network"]
+    assert "says itself" in refused(capsys, "init", "study", *arguments, "timm:test_vit")
+    arguments = ["--images", "photos", "--teacher", "timm:test_vit", "--teacher-network"]
+    assert "--teacher-network" in refused(capsys, "init", "study", *arguments, "timm:test_vit")
+
+
+def test_images_without_labels_need_a_trained_teacher(here: Path, capsys):
+    write_folder(here, {"photos": 20})
+    said = refused(capsys, "init", "study", "--images", "photos")
+    assert "no labels" in said
+    assert "--teacher" in said
+    save("old.safetensors")
+    assert cli.main(["init", "study", "--images", "photos", "--teacher", "old.safetensors"]) == 0
+    assert "20 images without labels" in capsys.readouterr().out
+    study = load_study("study/params.yaml")
+    assert study.datasets["photos"].labels == "none"
+    assert set(study.methods) == {"feature_only", "embedding"}
+    assert study.trainings["teacher"].epochs == 0
 
 
 # What it writes

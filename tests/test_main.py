@@ -276,6 +276,30 @@ runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_the_end_of_a_process_is_skipped_only_after_success_and_loses_no_output():
+    code = """
+import os, runpy, sys
+
+class Last:
+    write = staticmethod(os.write)
+    def __del__(self):
+        self.write(2, b"taken apart")
+
+last = Last()
+runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
+"""
+
+    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    ended, failed = ran("schema"), ran("lock")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout)
+    assert failed.returncode == 2
+    assert failed.stderr.endswith("taken apart")
+
+
 # what it tells
 
 

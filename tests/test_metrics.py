@@ -36,9 +36,10 @@ from kdsteps.evaluation.speed import (
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.resources import WORK_OF_A_CORE
 from kdsteps.report.results import run_columns
 from kdsteps.study.loading import load_study
-from kdsteps.training.device import WORK_OF_A_CORE, keep_busy
+from kdsteps.training.device import keep_busy
 
 OPTIONS = {"calibration_bins": 15}
 

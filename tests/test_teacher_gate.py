@@ -17,6 +17,7 @@ from torch import nn
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.published_weights import classifier_problems
 from kdsteps.jobs.settings import CheckSettings
 from kdsteps.study.loading import load_study
 
@@ -127,7 +128,8 @@ def planned(
         "seeds": [0],
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    graph.jobs(load_study(folder / "params.yaml"), "distil")
+    for problem in classifier_problems(load_study(folder / "params.yaml")):
+        raise KdstepsError(problem)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def planned(
 )
 def test_published_weights_for_other_classes_are_refused_while_planning(tmp_path, model):
     with pytest.raises(
-        KdstepsError, match=r"^models: big has 0 epochs.* (10|2) classes.* kd .*epoch"
+        KdstepsError, match=r"^models.big: has 0 epochs.* (10|2) classes.* kd .*epoch"
     ):
         planned(tmp_path, **model)
 

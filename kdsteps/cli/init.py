@@ -9,16 +9,22 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdsteps.cli.proposal import described, proposed_study
+from kdsteps.cli.networks import Network, is_file, network_of_file, pretrained_network
+from kdsteps.cli.proposal import STUDENT, TEACHER, described, proposed_study, stored_size
 from kdsteps.errors import KdstepsError
 from kdsteps.files.manifest import source_paths
 from kdsteps.files.text import write_bytes
 from kdsteps.jobs.version_lock import LOCK, lock_text, locked_version, write_lock
 from kdsteps.places import installed_version, shipped
+from kdsteps.study.loading import parse_study
+from kdsteps.study.yaml_text import read_yaml
+
+if TYPE_CHECKING:
+    from kdsteps.data.overview import Overview
 
 # not under their own names there: DVC would take each dvc.yaml in a clone for one of its own
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -30,6 +36,7 @@ _DVC_CONFIG = """\
     # never links: Snakemake and the stages rewrite files in place of old ones
     type = "reflink,copy"
 """
+_ROLES = {"teacher": TEACHER, "student": STUDENT}  # what is proposed by default
 _PATHS = ("path", "train", "validation", "test")  # options of data that `look_at` sets to paths
 
 
@@ -46,14 +53,19 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help="a folder with one folder per class, a list (CSV or TSV), or Parquet files; without "
-        "it, the study is about handwritten digits",
+        help="a folder with one folder per class, a folder of images without labels, a list (CSV "
+        "or TSV), or Parquet files; without it, the study is about handwritten digits",
     )
-    for role, default in (("teacher", "ResNet-14"), ("student", "ResNet-8")):
+    for role, default in (("teacher", "a ResNet-14"), ("student", "a ResNet-8")):
         parser.add_argument(
             f"--{role}",
+            metavar="NAME|FILE",
+            help=f"a pretrained network of timm, FAMILY:NAME, or a file of weights ({default})",
+        )
+        parser.add_argument(
+            f"--{role}-network",
             metavar="NAME",
-            help=f"a pretrained network of timm, or FAMILY:NAME (a {default} for small images)",
+            help=f"which network the weights in the file of --{role} are of, if it does not say it",
         )
     parser.set_defaults(run=init)
     locking = commands.add_parser(
@@ -73,6 +85,12 @@ def init(given: argparse.Namespace) -> None:
         raise KdstepsError(f"{folder}: is not a folder; name one, which need not exist")
     if given.images is None and (given.teacher or given.student):
         raise KdstepsError("--teacher and --student go with --images; name the images as well")
+    for role in _ROLES:
+        if getattr(given, f"{role}_network") and not is_file(getattr(given, role), f"--{role}"):
+            raise KdstepsError(
+                f"--{role}-network: says which network the weights in a file are of; name the file "
+                f"in --{role}, or the network alone"
+            )
     in_git = _is_in_git(folder)
     files = _files(folder, in_git=in_git or shutil.which("git") is not None)
     if there := [name for name in ("params.yaml", *files) if os.path.lexists(folder / name)]:
@@ -121,10 +139,30 @@ def _study(folder: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
         for name, value in found.options.items()
     }
     found = replace(found, options=options)
-    params = proposed_study(given.images, found, given.teacher, given.student)
-    for line in described(found):
+    networks = {role: _network(role, folder, given, found) for role in _ROLES}
+    params = proposed_study(given.images, found, **networks)
+    parse_study(read_yaml(params))
+    for line in [*described(found), *networks["teacher"].notes, *networks["student"].notes]:
         print(line)
-    return params, inputs
+    files = [network.file for network in networks.values() if network.file is not None]
+    return params, [*inputs, *(_seen_from(folder, file) for file in dict.fromkeys(files))]
+
+
+def _network(role: str, folder: Path, given: argparse.Namespace, found: Overview) -> Network:
+    """The teacher or the student of the study, by its name or from its file."""
+    name, kind = getattr(given, role), getattr(given, f"{role}_network")
+    if name is None:
+        return _ROLES[role]
+    if not is_file(name, f"--{role}"):
+        return pretrained_network(name, f"--{role}")
+    file = Path(name).expanduser()
+    size = stored_size(found, [Network({}, file=file)])
+    return network_of_file(
+        *(file, kind, found),
+        role=role,
+        size=(size, size) if isinstance(size, int) else (size[0], size[1]),
+        checkpoint=_seen_from(folder, Path(name)),
+    )
 
 
 def _seen_from(folder: Path, path: Path) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -230,7 +232,8 @@ def _run(
     Torch is first imported here, when only the job's own GPUs are visible.
     """
     with given_gpus(job.gpus, job.jobs_per_gpu), all_or_none(final, optional) as drafts:
-        run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
+        with _uncollected():
+            run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
         try:
             run(replace(job, outputs=Files(drafts, "--outputs")))
         except RuntimeError as error:
@@ -241,6 +244,18 @@ def _run(
         if "digest" in drafts:
             write_digests(drafts, final)
         check_run()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage while torch is imported: it makes many objects, and all of them stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True)

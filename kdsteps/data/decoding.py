@@ -39,7 +39,7 @@ SUFFIXES = (
     ".webp",
 )  # fmt: skip  (of files with images, in lower case)
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-_GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,7 +73,7 @@ def all_gray(contents: Iterable[Content]) -> bool:
             continue
         try:
             with _open(content) as image:
-                if image.mode not in _GRAY:
+                if image.mode not in GRAY_MODES:
                     return False
         except Exception:  # it is reported when it is decoded
             continue

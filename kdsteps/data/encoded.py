@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -32,6 +34,24 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return self._count
+
+    def subset(self, rows: Sequence[int] | np.ndarray, seconds: float = inf) -> EncodedImages:
+        """Some of the images, in their order.
+
+        Args:
+            rows: Numbers of images, at least one.
+            seconds: Time from the first image on after which no further one is read.
+        """
+
+        def contents() -> Iterator[Content]:
+            wanted, last, end = set(map(int, rows)), max(rows), time.monotonic() + seconds
+            for row, content in enumerate(self._contents()):
+                if row in wanted:
+                    yield content
+                if row == last or time.monotonic() > end:
+                    return
+
+        return EncodedImages(contents, len(rows), self._form)
 
     def pictures(self, threads: int, start: int = 0) -> Iterator[Picture | Broken]:
         """Every image in order from number `start`; a few for each thread are decoded ahead."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kdsteps.data.decoding import GRAY_MODES, SUFFIXES
+from kdsteps.data.encoded import EncodedImages
 from kdsteps.data.kinds import folder, parquet, table
 from kdsteps.data.source import Broken, Picture, Source
 from kdsteps.data.split_names import SPELLINGS
-from kdsteps.data.subset import matching
+from kdsteps.data.subset import matching, thinned
 from kdsteps.errors import KdstepsError
 from kdsteps.files.walk import is_debris
 
@@ -27,6 +29,7 @@ _LOADERS: dict[str, Callable[..., Source]] = {
     "table": table.load,
 }
 _SAMPLE = 200  # images whose sizes are read
+_SECONDS = 20.0  # after which no further one is read
 _STORED = 32  # pixels that the sample is decoded to, so that large photos are read quickly
 _LISTS = (".csv", ".tsv", ".tab", ".txt")
 _IMAGES = ("path", "image", "image_path", "file", "filename", "file_name", "img")
@@ -36,13 +39,14 @@ _SPLITS = ("split", "fold", "subset", "set", "partition")
 
 @dataclass(frozen=True)
 class Overview:
-    """Labeled images at a path.
+    """The images at a path.
 
     Attributes:
         kind: The kind of data that reads them.
         options: Of that kind, those that differ from its defaults.
         counts: Images of each split; one entry "" where nothing says which split they belong to.
-        class_counts: Training images by class (of all images, where there are no splits).
+        class_counts: Training images by class (of all images, where there are no splits); empty
+            where the images have no labels.
         sizes: Height and width of a sample.
         gray: Whether the sample is gray.
         broken: What is wrong with images of the sample that cannot be read, by name.
@@ -57,39 +61,45 @@ class Overview:
     broken: dict[str, str]
 
     @property
+    def labeled(self) -> bool:
+        return bool(self.class_counts)
+
+    @property
     def num_images(self) -> int:
         return sum(self.counts.values())
 
 
 def look_at(path: str) -> Overview:
-    """Find out what labeled images a folder, a list or a Parquet file has.
+    """Find out what images a folder, a list or a Parquet file has.
 
     Every label is read, and the sizes of some images of every class.
 
     Args:
-        path: A folder of class folders or of Parquet files, a CSV, TSV or Parquet list, or a
-            Parquet file of images.
+        path: A folder of class folders, of images without labels or of Parquet files, a CSV, TSV
+            or Parquet list, or a Parquet file of images.
 
     Raises:
-        KdstepsError: There is nothing, or nothing that has labels.
+        KdstepsError: There are no images, or a list or Parquet file has no labels.
     """
     place = Path(path).expanduser()
     if not place.exists():
         raise KdstepsError(f"--images: {path!r} does not exist; name a folder or a list of images")
     kind, options = _kind(path, place)
-    load = _LOADERS[kind]
-    source: Source = load(**options, store=_STORED, channels=3)
+    labeled = not _is_bare(place)
+    source: Source = _LOADERS[kind](**options, store=_STORED, channels=3, labeled=labeled)
     labels, split = source.labels, source.split
     counts = {str(name): int(np.sum(split == name)) for name in ("", *SPELLINGS) if name in split}
     train = labels[np.isin(split, ["", "train"])]
     numbers = np.bincount(train, minlength=len(source.class_names)).tolist()
     few = max(1, _SAMPLE // (len(source.class_names) * len(counts)))
-    sample: Source = load(**options, store=_STORED, per_class=few)
-    pictures = list(islice(_pictures(sample), 2 * _SAMPLE))
+    rows = thinned(labels, split, few)
+    assert isinstance(source.images, EncodedImages), "only images in files are looked at"
+    sample = source.images.subset(rows, _SECONDS)
+    pictures = list(islice(sample.pictures(threads=2), 2 * _SAMPLE))
     found = [each for each in pictures if isinstance(each, Picture)]
     broken = {
-        name: each.reason
-        for name, each in zip(sample.names, pictures, strict=False)
+        source.names[row]: each.reason
+        for row, each in zip(rows, pictures, strict=False)
         if isinstance(each, Broken)
     }
     if not found:
@@ -101,16 +111,11 @@ def look_at(path: str) -> Overview:
         kind=kind,
         options=options,
         counts=counts,
-        class_counts=dict(zip(source.class_names, numbers, strict=True)),
+        class_counts=dict(zip(source.class_names, numbers, strict=True)) if labeled else {},
         sizes=tuple(each.size for each in found),
-        gray=found[0].pixels.shape[0] == 1,
+        gray=all(each.mode in GRAY_MODES for each in found),
         broken=broken,
     )
-
-
-def _pictures(source: Source) -> Iterable[Picture | Broken]:
-    assert not isinstance(source.images, np.ndarray), "only images in files are looked at"
-    return source.images.pictures(threads=2)
 
 
 def _kind(path: str, place: Path) -> tuple[str, dict[str, Any]]:
@@ -142,9 +147,20 @@ def _kind(path: str, place: Path) -> tuple[str, dict[str, Any]]:
             f"--images: {path!r} has no class folders, but the list {lists[0].name}; name that: "
             f"--images {Path(path, lists[0].name)}"
         )
-    if not inside:
-        raise KdstepsError(f"--images: {path!r} is empty; put one folder of images per class there")
-    raise _unlabeled(path, "put the images of each class into a folder of its name, or name a list")
+    if _is_bare(place):
+        return "folder", {"path": path}
+    what = "has no images" if inside else "is empty"
+    raise KdstepsError(f"--images: {path!r} {what}; put one folder of images per class there")
+
+
+def _is_bare(place: Path) -> bool:
+    """Whether a path is a folder of images without folders or a list that could name classes."""
+    if not place.is_dir():
+        return False
+    inside = [entry for entry in place.iterdir() if not is_debris(entry.name)]
+    suffixes = {entry.suffix.lower() for entry in inside}
+    lists = suffixes.intersection((*_LISTS, ".parquet")) or any(map(Path.is_dir, inside))
+    return not lists and bool(suffixes.intersection(SUFFIXES))
 
 
 def _unlabeled(path: str, remedy: str) -> KdstepsError:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import EncodedImages
 from kdsteps.data.source import Source
 from kdsteps.data.storing import Survey, decoded
@@ -81,8 +79,7 @@ def _restricted(source: Source, rows: np.ndarray) -> Source:
     if isinstance(images, np.ndarray):
         chosen: np.ndarray | EncodedImages = images[rows]
     elif isinstance(images, EncodedImages):
-        contents = images._contents
-        chosen = EncodedImages(lambda: _contents(contents(), rows), len(rows), images._form)
+        chosen = images.subset(rows, SECONDS)
     else:  # of the user's own kind of data: those that come first
         rows = np.arange(min(len(rows), len(source.labels)))
         return replace(source, labels=source.labels[rows], names=source.names[: len(rows)])
@@ -90,13 +87,3 @@ def _restricted(source: Source, rows: np.ndarray) -> Source:
     return replace(
         source, images=chosen, labels=source.labels[rows], split=source.split[rows], names=names
     )
-
-
-def _contents(contents: Iterable[Content], rows: Sequence[int] | np.ndarray) -> Iterator[Content]:
-    wanted, end = set(map(int, rows)), time.monotonic() + SECONDS
-    last = max(wanted)
-    for row, content in enumerate(contents):
-        if row in wanted:
-            yield content
-        if row == last or time.monotonic() > end:
-            return

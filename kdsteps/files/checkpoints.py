@@ -60,6 +60,17 @@ def read_checkpoint_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
+def has_header(path: str | Path) -> bool:
+    """Whether a file is a checkpoint of kdsteps, and not one from elsewhere or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "kdsteps" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def _said(path: str | Path) -> dict[str, Any]:
     """What a checkpoint stores besides its weights: `header` and `digest`."""
     with _checkpoint(path, framework="numpy") as file:

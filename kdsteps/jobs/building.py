@@ -17,7 +17,6 @@ from kdsteps.jobs.outputs import names_of as names_of
 from kdsteps.jobs.outputs import outputs as outputs
 from kdsteps.jobs.outputs import rules_of as rules_of
 from kdsteps.jobs.outputs import stage_of as stage_of
-from kdsteps.jobs.published_weights import check_classifier
 from kdsteps.jobs.settings import (
     BuildSettings,
     CheckSettings,
@@ -175,11 +174,6 @@ class Graph:
         training, evaluate = study.trainings[teacher], _evaluate(study)
         model = study.models[teacher]
         needed = [name for name, entry in study.methods.items() if entry.needs_classifier]
-        if not training.epochs and needed:
-            summary = outputs("prepare", {"dataset": dataset})["summary"]
-            check_classifier(
-                model, study.datasets[dataset], summary, f"models: {teacher}", needed[0]
-            )
         checkpoint = self.own_inputs[f"models.{teacher}"].digest
         weights = weights_digest(checkpoint, outputs("train", names))
         settings = TrainSettings.model_construct(model=model, train=training, weights=weights)

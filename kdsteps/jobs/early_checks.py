@@ -18,6 +18,7 @@ from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.provenance import provenance_file, read_provenance
+from kdsteps.jobs.published_weights import classifier_problems
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
@@ -68,6 +69,7 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     if with_files:
         problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
         problems += _checkpoint_problems(study)
+    problems += classifier_problems(study)
     problems += _batch_problems(study, prepared)
     problems += _probe_problems(study, prepared)
     problems += _package_problems(study)

@@ -59,6 +59,7 @@ def export_inputs(settings: ExportSettings) -> dict[str, Any]:
     if settings.teacher is not None:
         teacher = {"dataset": settings.dataset, "teacher": settings.teacher}
         read["teacher"] = outputs("evaluate_teacher", teacher)["measures"]
+        read["teacher_check"] = outputs("train_check", teacher)["check"]
     return read
 
 

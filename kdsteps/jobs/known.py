@@ -7,19 +7,24 @@ from typing import Any
 
 from kdsteps.study.image_size import ImageShape
 from kdsteps.study.joints import Outline
-from kdsteps.study.part_cache import outlines
+from kdsteps.study.part_cache import known_outlines, outlines
 from kdsteps.study.resolving import WEIGHTS
 from kdsteps.study.study import Study
 
 
 def network_outlines(
-    study: Study, datasets: Collection[str], shapes: Mapping[str, ImageShape | None]
+    study: Study,
+    datasets: Collection[str],
+    shapes: Mapping[str, ImageShape | None],
+    *,
+    build: bool = True,
 ) -> dict[tuple[str, str], Outline | None]:
     """The layers and the cost of each network for the images of each data set.
 
     Args:
         datasets: Those whose pairs are looked at.
         shapes: (C, H, W) of the images of each data set; None where it is not known yet.
+        build: Whether networks that were not looked at before are built to know them.
 
     Returns:
         By data set and model; None where it is not known.
@@ -37,4 +42,5 @@ def network_outlines(
             if shape is not None:
                 options = {key: v for key, v in model.options.items() if key not in WEIGHTS}
                 asked[pair.dataset, name] = model.family, options, shape
-    return found | dict(zip(asked, outlines(list(asked.values())), strict=True))
+    look = outlines if build else known_outlines
+    return found | dict(zip(asked, look(list(asked.values())), strict=True))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import read_json
+from kdsteps.jobs import graph
 from kdsteps.study.settings import Dataset, Model
+from kdsteps.study.study import Study
 
 _FAMILIES = ("timm", "torchvision")
 _OF_ANYONE = ("hf-hub:", "local-dir:")  # names of weights that timm passes through
@@ -14,31 +17,37 @@ _FEWEST = 384  # outputs of any classifier that timm 1.0 or torchvision 0.28 pub
 _NUM_DIGITS = 10
 
 
-def check_classifier(model: Model, dataset: Dataset, summary: str, where: str, method: str) -> None:
-    """Refuse published weights for other classes, for a teacher that is used as it is.
+def classifier_problems(study: Study) -> Iterator[str]:
+    """Teachers that are used as they are, with published weights for other classes.
 
-    Its classifier would have random weights. Where the number of classes is not known yet, or the
-    weights are not timm's or torchvision's, the check of the teacher refuses instead.
-
-    Args:
-        summary: What the stage `prepare` writes for the data set.
-        where: The beginning of an error's sentence.
-        method: One that needs the classifier.
-
-    Raises:
-        KdstepsError: The weights are published with another number of classes.
+    Their classifiers would have random weights. Where the number of classes is not known yet, or
+    the weights are not timm's or torchvision's, the check of the teacher refuses instead.
     """
-    name = str(model.options.get("name", ""))
-    known = model.family in _FAMILIES and not name.startswith(_OF_ANYONE)
+    needed = next((name for name, entry in study.methods.items() if entry.needs_classifier), None)
+    for names in graph.jobs(study, "train") if needed else ():
+        teacher, dataset = names["teacher"], names["dataset"]
+        if study.trainings[teacher].epochs:
+            continue
+        model = study.models[teacher]
+        count = _num_outputs_needed(model, study.datasets[dataset], dataset)
+        if count is not None and count < _FEWEST:
+            yield (
+                f"models.{teacher}: has 0 epochs of training, and {model.options['name']} is not "
+                f"published with a classifier for {count} classes, which {needed} needs; train it "
+                "for one epoch or more, set a checkpoint, or name the outputs of the published "
+                "classifier in `classes`"
+            )
+
+
+def _num_outputs_needed(model: Model, dataset: Dataset, name: str) -> int | None:
+    """How many outputs published weights have to have; None where that cannot be said."""
+    weights = str(model.options.get("name", ""))
+    known = model.family in _FAMILIES and not weights.startswith(_OF_ANYONE)
     if not (known and model.options.get("pretrained")) or model.options.get("checkpoint"):
-        return
-    num_classes = len(model.classes) if model.classes else _num_classes(dataset, summary)
-    if num_classes is not None and num_classes < _FEWEST:
-        raise KdstepsError(
-            f"{where} has 0 epochs of training, and {name} is not published with a classifier for "
-            f"{num_classes} classes, which {method} needs; train it for one epoch or more, set a "
-            "checkpoint, or name the outputs of the published classifier in `classes`"
-        )
+        return None
+    if model.classes:
+        return len(model.classes)
+    return _num_classes(dataset, graph.outputs("prepare", {"dataset": name})["summary"])
 
 
 def _num_classes(dataset: Dataset, summary: str) -> int | None:

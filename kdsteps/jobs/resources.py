@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU
 
+WORK_OF_A_CORE = 500_000_000  # MACs per batch that keep one more core busy
+
 
 def cores_there() -> int:
     """Cores that this process may use, which in a container may be fewer than the machine's."""
@@ -59,6 +61,16 @@ class Sharing:
     def cores_per_gpu(self) -> int:
         """Cores of a job that has a GPU for itself; all of them without GPUs."""
         return max(1, self.cores // max(1, self.gpus))
+
+    def kept_busy(self, threads: int, cores: int | None) -> int:
+        """Cores for a job that claims `threads`, and keeps only some cores of a machine busy.
+
+        Args:
+            cores: That it keeps busy on the CPU; None: not known.
+        """
+        if self.gpus or cores is None:
+            return threads
+        return min(threads, cores * self.cores_of_one_of_many)
 
     @property
     def cores_of_one_of_many(self) -> int:

@@ -106,7 +106,7 @@ class _Check:
         self._settings(study, left, early.problems)
         self._version()
         if not left.left:
-            self.found.forecast = self._forecast(None, left, sharing)
+            self.found.forecast = self._forecast(study, None, left, sharing)
             return self.found
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
@@ -116,7 +116,7 @@ class _Check:
             costs = Costs(rehearsal, start_of_jobs(rehearsal, left.left), decoding)
             self._networks(rehearsal)
             self._space(costs, left)
-            self.found.forecast = self._forecast(costs, left, sharing)
+            self.found.forecast = self._forecast(study, costs, left, sharing)
         return self.found
 
     def _settings(self, study: Study, left: Remaining, problems: Iterable[str]) -> None:
@@ -175,10 +175,11 @@ class _Check:
         self, study: Study, left: Remaining, sharing: Sharing
     ) -> tuple[dict[str, Images], dict[str, float]]:
         """The data sets that can be read, and the seconds to read one image of each."""
-        preparing = {node.names["dataset"] for node in left.left if node.rule == "prepare"}
+        unprepared = [node for node in (*left.left, *left.cached) if node.rule == "prepare"]
+        preparing = {node.names["dataset"] for node in unprepared}
         found: dict[str, Images] = {}
         decoding: dict[str, float] = {}
-        for dataset in dict.fromkeys(pair.dataset for pair in study.pairs.values()):
+        for dataset in study.used_datasets:
             what = f"data {dataset}"
             try:
                 if dataset in preparing:
@@ -206,13 +207,13 @@ class _Check:
             skip = study.params.prepare.broken == "skip"
             self.say("note" if skip else "problem", what, said + images.sample.broken[0])
             read = "the others can be read"
+        kind = f"of {len(images.class_names)} classes" if images.labeled else "without labels"
         self.say(
             "ok",
             what,
-            f"{images.number:,} images of {len(images.class_names)} classes, {channels} x {height} "
-            f"x {width}; {read}",
+            f"{images.number:,} images {kind}, {channels} x {height} x {width}; {read}",
         )
-        for split in ("train", "test"):
+        for split in ("train", "test") if images.labeled else ("train",):
             if not images.counts[split]:
                 self.say("problem", what, f"there are no {split} images")
 
@@ -222,13 +223,13 @@ class _Check:
             if key[0] == "network":
                 scale = rehearsal.scales[key]
                 took = f"{scale.batch_size} images train in {_step(trial.epoch / scale.steps)}"
-                self.say("ok", f"model {key[2]}", took if trial.epochs else "is used as it is")
+                self.say("ok", f"model {key[2]}", took if trial.epochs else "takes the images")
         runs = [key for key in rehearsal.trials if key[0] == "distil"]
         if runs:
             methods = ", ".join(dict.fromkeys(key[2] for key in runs))
-            self.say(
-                "ok", "methods", f"{_plural(len(runs), 'pair')} with a method train: {methods}"
-            )
+            pairs = len({key[1] for key in runs})
+            students = "the student" if pairs == 1 else f"students of {pairs} pairs"
+            self.say("ok", "methods", f"{students} can be trained with {methods}")
         slow = [key for key in runs if not rehearsal.trials[key].epochs]
         if slow:
             self.say("note", "time", f"too slow to be timed: {', '.join(map(_label, slow))}")
@@ -259,7 +260,9 @@ class _Check:
         text = f"about {in_bytes(disk)} for results and caches, {in_bytes(free)} free"
         self.say("problem" if disk > free else "ok", "disk", text)
 
-    def _forecast(self, costs: Costs | None, left: Remaining, sharing: Sharing) -> Forecast:
+    def _forecast(
+        self, study: Study, costs: Costs | None, left: Remaining, sharing: Sharing
+    ) -> Forecast:
         nodes = [*left.left, *left.cached]
         seconds = [] if costs is None else costs.seconds(left.left)
         seconds += [costs.start if costs else 0.0] * len(left.cached)
@@ -268,7 +271,7 @@ class _Check:
             stage = graph.stage_of(node.rule)
             stages[stage] = stages.get(stage, 0.0) + each
         runs = sum(node.rule == "distil" for node in left.left)
-        total = wall_seconds(works(nodes, seconds), sharing)
+        total = wall_seconds(works(nodes, seconds, study), sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
             missing.append(f"{len(costs.guessed)} jobs without a trial count like others")

@@ -11,14 +11,14 @@ import numpy as np
 from kdsteps.data.checks import check_classes, check_source
 from kdsteps.data.hashes import pixel_hash
 from kdsteps.data.sampling import Sample, sample_of, sample_rows
-from kdsteps.data.source import SPLITS, Source
+from kdsteps.data.source import SPLITS
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array, write_array
 from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import graph
-from kdsteps.study import registry
+from kdsteps.stages.prepare import load_source
 from kdsteps.study.settings import Dataset, Prepare
 
 SAMPLE = 300  # images that are read; more where there are more classes
@@ -30,10 +30,11 @@ class Images:
 
     Attributes:
         counts: Images of each split; of splits that are still to be drawn, about as many.
-        class_names: K names.
+        class_names: K names; none for images without labels, unless known.
         shape: (C, h, w) that networks see.
         sample: Some of the images, as they are stored.
         prepared: Whether the stage `prepare` has stored them.
+        labeled: Whether they have labels.
     """
 
     counts: Mapping[str, int]
@@ -41,6 +42,7 @@ class Images:
     shape: tuple[int, int, int]
     sample: Sample
     prepared: bool
+    labeled: bool = True
 
     @property
     def number(self) -> int:
@@ -65,8 +67,9 @@ class Images:
         rows = np.arange(len(split)) % len(self.sample.labels)
         labels = self.sample.labels[rows]
         classes = len(self.class_names)
-        each = min(2, counts["train"] // classes)  # images that every class needs for training
-        if np.bincount(labels[: counts["train"]], minlength=classes).min() < each:
+        train = counts["train"]
+        each = min(2, train // max(1, classes))  # images that every class needs for training
+        if self.labeled and np.bincount(labels[:train], minlength=classes).min() < each:
             labels[: each * classes] = np.tile(np.arange(classes), each)
         hashes = np.array([pixel_hash(image) for image in self.sample.pixels])
         _, height, width = self.sample.pixels.shape[1:]
@@ -94,6 +97,7 @@ class Images:
             "std": scaled.std(axis=(0, 2, 3)).clip(min=1e-3).tolist(),
             "images": counts,
         }
+        summary |= {} if self.labeled else {"labels": "none"}
         write_json(files["summary"], summary)
         return files
 
@@ -108,7 +112,8 @@ def look_at_prepared(dataset: str) -> Images:
     chosen = tuple(names[row] for row in rows)
     sample = Sample(np.array(pixels[rows]), labels[rows].astype(np.int64), chosen, (), 0.0)
     shape = tuple(found["image_shape"])
-    return Images(found["images"], tuple(found["class_names"]), shape, sample, True)
+    labeled = found.get("labels") != "none"
+    return Images(found["images"], tuple(found["class_names"]), shape, sample, True, labeled)
 
 
 def look_at_source(entry: Dataset, section: Prepare, threads: int) -> Images:
@@ -117,10 +122,11 @@ def look_at_source(entry: Dataset, section: Prepare, threads: int) -> Images:
     Raises:
         KdstepsError: It has no images, or none that a study can use.
     """
-    source: Source = registry.load("data", entry.kind)(**entry.options)
-    check_source(source)
+    labeled = entry.labels is None
+    source = load_source(entry)
+    check_source(source, labeled=labeled)
     split = np.where(source.split == "", "train", source.split)
-    check_classes(source.labels, split, source.class_names)
+    check_classes(source.labels, split, source.class_names if labeled else ())
     sample = sample_of(source, SAMPLE, threads)
     channels, height, width = sample.pixels.shape[1:]
     size = source.image_size or (height, width)
@@ -129,8 +135,8 @@ def look_at_source(entry: Dataset, section: Prepare, threads: int) -> Images:
             f"image_size is {size[0]} x {size[1]}, images are stored with {height} x {width}; set "
             "`store` to that or more"
         )
-    counts = _counts(split, section)
-    return Images(counts, source.class_names, (channels, *size), sample, False)
+    counts = _counts(split, section if labeled else section.model_copy(update={"test": 0.0}))
+    return Images(counts, source.class_names, (channels, *size), sample, False, labeled)
 
 
 def _counts(split: np.ndarray, section: Prepare) -> dict[str, int]:

@@ -33,6 +33,7 @@ MOST_STEPS = 24
 SLOW = 10  # seconds of an epoch that is too long for a trial of a network alone
 PASSES = 10  # more seconds for forward passes, which are short
 FEATURES = 64  # images whose features are cached in a trial, at least
+_FEWEST = 2  # training images of a trial
 KNOWN = ("images", "index", "summary")
 _RATE = 0.01  # of the learning rate: a trial is not about whether a training converges
 
@@ -107,7 +108,7 @@ class Rehearsal:
     def files(self, dataset: str, train: int) -> dict[str, Path]:
         """Images, as many for training and as many others for each of them as in the study."""
         images = self.images[dataset]
-        counts, number = images.counts, max(train, len(images.class_names))
+        counts, number = images.counts, max(train, len(images.class_names), _FEWEST)
         folder = self.scratch / "images" / dataset / str(number)
         if folder.exists():
             return {name: next(folder.glob(f"{name}.*")) for name in KNOWN}
@@ -173,11 +174,12 @@ class Rehearsal:
         return True
 
     def train(self, dataset: str, name: str, node: graph.JobNode, recipe: Training) -> bool:
-        """Train a network of the study with labels; its checkpoint is then in `model`."""
+        """Train a network of the study, if there are labels; its checkpoint is then in `model`."""
         key = ("network", dataset, name)
         entry: Model = self.study.models[name]
         scale = self.scale(recipe, dataset, {name: 3}, claim(node, self.sharing).cores)
-        epochs = min(recipe.epochs, 2 if scale.seconds < SLOW else 0)
+        trained = self.images[dataset].labeled and scale.seconds < SLOW
+        epochs = min(recipe.epochs, 2 if trained else 0)
         changed = self._changed(recipe, scale) | {"epochs": epochs}
         train = Train.model_construct(**recipe.model_dump() | {"seed": 0} | changed)
         settings = TrainSettings.model_construct(model=entry, train=train, weights="")

@@ -11,6 +11,7 @@ reads   images, index, summary
         predictions   predictions.parquet of these runs
         measures      measures.json of every seed of their methods
         teacher       measures.json of the teacher, for methods with one
+        teacher_check check.json of the teacher, whose problems and warnings the model card repeats
 writes  record        export.json: the run, its metrics, and each file with its checks, or why it
                       was not written
 and, as far as params.yaml requests them and the student allows it,
@@ -93,7 +94,7 @@ def run(job: Job[ExportSettings]) -> None:
         files=files,
         provenance=_versions(made, settings.formats),
     )
-    write_text(job.outputs["card"], model_card(record))
+    write_text(job.outputs["card"], model_card(record, _warnings(job, record.teacher)))
     write_json(job.outputs["record"], record.as_dict())
     for file in files:
         said = f"accuracy {file.accuracy:.4f}" if file.name else f"not written: {file.reason}"
@@ -284,6 +285,14 @@ def _study_numbers(
         "teacher_accuracy": taught.get("accuracy"),
         "settings": settings.as_json(),
     }
+
+
+def _warnings(job: Job[ExportSettings], teacher: str | None) -> list[str]:
+    """What the check of the teacher found, if the exported student has learned from it."""
+    if teacher is None:
+        return []
+    found = read_json(job.inputs["teacher_check"])
+    return [f"The teacher {teacher}: {line}." for line in (*found["problems"], *found["warnings"])]
 
 
 def _without_weights(options: Any) -> Any:

@@ -36,7 +36,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study import registry
 from kdsteps.study.part_options import signature_of
-from kdsteps.study.settings import Prepare
+from kdsteps.study.settings import Dataset, Prepare
 
 log = logging.getLogger("kdsteps")
 
@@ -47,7 +47,7 @@ def run(job: Job[PrepareSettings]) -> None:
     """Prepare one data set."""
     section = job.settings.prepare
     labeled = job.settings.labels is None
-    source = _load(job.settings)
+    source = load_source(job.settings)
     check_source(source, labeled=labeled)
     classes = f"in {len(source.class_names)} classes" if labeled else "without labels"
     log.info("%d images %s", len(source.labels), classes)
@@ -66,7 +66,7 @@ def run(job: Job[PrepareSettings]) -> None:
     _log_findings(summary)
 
 
-def _load(settings: PrepareSettings) -> Source:
+def load_source(settings: Dataset) -> Source:
     """The images of a data set; labels that a kind reads in any case are dropped if not wanted."""
     load = registry.load("data", settings.kind)
     if settings.labels is None:

@@ -33,7 +33,15 @@ from kdsteps.study.part_options import Description, describe
 
 FILE = Path(".kdsteps/parts.json")  # in the study's folder
 
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from kdsteps.study.part_options import main; main()"
+# without looking for garbage, nor taking torch apart at the end: that takes longer than the work
+_PROGRAM = """
+import gc, os, sys
+gc.disable()
+sys.path[:] = {path!r}
+from kdsteps.study.part_options import main
+main()
+os._exit(0)
+"""
 
 Name = tuple[Kind, str]
 
@@ -115,14 +123,28 @@ def outlines(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> l
         networks = importlib.import_module("kdsteps.models.outline")
         found = [networks.outline(*question) for question in asked]
         return [None if names is None else Outline(**names) for names in found]
-    questions: list[_Question] = [
-        ("models", family, {"options": options, "image_shape": list(shape)})
-        for family, options, shape in asked
-    ]
-    return [None if found is None else Outline(**found) for found in _answers(questions)]
+    return [None if found is None else Outline(**found) for found in _answers(_of(asked))]
+
+
+def known_outlines(
+    asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]],
+) -> list[Outline | None]:
+    """As `outlines`, as far as the cache has them: nothing is built."""
+    known = _known(str(Path.cwd()))
+    keys = [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in _of(asked)]
+    found = [known.answers.get(key) for key in keys]
+    return [None if answer is None else Outline(**answer) for answer in found]
 
 
 _Question = tuple[Kind, str, Mapping[str, Any]]
+
+
+def _of(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> list[_Question]:
+    """The questions for the layers of networks."""
+    return [
+        ("models", family, {"options": options, "image_shape": list(shape)})
+        for family, options, shape in asked
+    ]
 
 
 def _answers(questions: Sequence[_Question]) -> list[Any]:

@@ -200,7 +200,7 @@ def main() -> None:
                 answer = {"found": describe(kind, reference).model_dump(mode="json")}
         except KdstepsError as error:
             answer = {"error": str(error)}
-        print(json.dumps(answer), file=output)
+        print(json.dumps(answer), file=output, flush=True)
 
 
 def _files(part: Any) -> dict[str, str]:

@@ -9,12 +9,10 @@ import torch
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.gpu_diagnosis import ON_CPU, why_unusable
 from kdsteps.jobs.gpus import visible_entry
-from kdsteps.jobs.resources import cores_there
+from kdsteps.jobs.resources import WORK_OF_A_CORE, cores_there
 from kdsteps.training.precision import set_precision
 
 log = logging.getLogger("kdsteps")
-
-WORK_OF_A_CORE = 500_000_000  # MACs per batch that keep one more core busy
 
 
 def choose_device(

@@ -3,6 +3,7 @@
 import sys
 
 from kdsteps.jobs import code_identity, graph, storage
+from kdsteps.jobs.busy_cores import busy_cores
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
@@ -10,6 +11,7 @@ from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
+from kdsteps.jobs.schedule import priority
 from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
@@ -235,11 +237,17 @@ def gpu_slots_of(rule, alone):
 
 
 def threads_of(rule, each):
-    """Threads function: `each` for a job with one GPU; a job with several has the cores of all."""
+    """Threads function: `each` for a job with one GPU; a job with several has the cores of all.
+
+    Without GPUs, a job on a small network claims no more than it keeps busy.
+    """
 
     def threads(wildcards):
         gpus = gpus_wanted(rule, wildcards)
-        return gpus * max(each, sharing.cores_per_gpu if sharing.gpus else 1) if gpus > 1 else each
+        if gpus > 1:
+            return gpus * max(each, sharing.cores_per_gpu if sharing.gpus else 1)
+        busy = busy_cores(study, job_of(rule, wildcards)) if workflow.local_exec else None
+        return sharing.kept_busy(each, busy)
 
     return threads
 

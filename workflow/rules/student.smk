@@ -9,6 +9,7 @@ rule build:
         **outputs_of("build"),
     log:
         "logs/build/{pair}/{method}.txt",
+    priority: priority("build")
     resources:
         mem_mb=forecast_of("build", "memory"),
         runtime=forecast_of("build", "time"),
@@ -36,6 +37,7 @@ rule distil:
         **outputs_of("distil"),
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
+    priority: priority("distil")
     threads: threads_of("distil", sharing.cores_of_one_of_many)
     resources:
         mem_mb=forecast_of("distil", "memory"),

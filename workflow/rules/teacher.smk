@@ -38,6 +38,7 @@ rule train:
         **outputs_of("train"),
     log:
         "logs/train/{dataset}/{teacher}.txt",
+    priority: priority("train")
     threads: threads_of("train", sharing.cores_per_gpu)
     resources:
         mem_mb=forecast_of("train", "memory"),
@@ -72,6 +73,7 @@ rule train_check:
         **outputs_of("train_check"),
     log:
         "logs/train/{dataset}/{teacher}/check.txt",
+    priority: priority("train_check")
     threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("train_check", "memory"),
@@ -105,7 +107,8 @@ rule cache:
         **outputs_of("cache"),
     log:
         "logs/cache/{dataset}/{teacher}.txt",
-    threads: sharing.cores_per_gpu
+    priority: priority("cache")
+    threads: threads_of("cache", sharing.cores_per_gpu)
     resources:
         mem_mb=forecast_of("cache", "memory"),
         runtime=forecast_of("cache", "time"),
@@ -138,7 +141,8 @@ rule cache_outputs:
         **outputs_of("cache_outputs"),
     log:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
-    threads: sharing.cores_per_gpu
+    priority: priority("cache_outputs")
+    threads: threads_of("cache_outputs", sharing.cores_per_gpu)
     resources:
         mem_mb=forecast_of("cache_outputs", "memory"),
         runtime=forecast_of("cache_outputs", "time"),
@@ -174,7 +178,8 @@ rule score:
         **outputs_of("score"),
     log:
         "logs/score/{dataset}/{teacher}.txt",
-    threads: all_cores()
+    priority: priority("score")
+    threads: threads_of("score", all_cores())
     resources:
         mem_mb=forecast_of("score", "memory"),
         runtime=forecast_of("score", "time"),
@@ -203,6 +208,7 @@ rule evaluate_teacher:
         **outputs_of("evaluate_teacher"),
     log:
         "logs/evaluate/teachers/{dataset}/{teacher}.txt",
+    priority: priority("evaluate_teacher")
     threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("evaluate_teacher", "memory"),

@@ -9,6 +9,7 @@ rule tune:
         **outputs_of("tune"),
     log:
         "logs/tune/{pair}/{method}/{trial}/{seed}.txt",
+    priority: priority("tune")
     threads: threads_of("tune", sharing.cores_of_one_of_many)
     resources:
         mem_mb=forecast_of("tune", "memory"),
