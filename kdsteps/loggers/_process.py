@@ -118,7 +118,7 @@ def _follow(lines: IO[bytes], curve: Curve, ended: threading.Event, problems: _P
             curve.log()
             if over:
                 curve.close()
-        except Exception as error:  # of a library, a server, a disk or the user's own code
+        except (Exception, SystemExit) as error:  # of a library, a server, a disk, the user's code
             message = str(error).strip().partition("\n")[0]
             problems.say(f"{type(error).__name__}: {message}"[:300])
             paused_until = time.monotonic() + _PAUSE
