@@ -15,17 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "kdsteps"
 
 ROOMS = [
     *("errors", "places", "files", "study", "jobs", "loggers", "data", "models", "teachers"),
-    *(
-        "plans",
-        "scores",
-        "methods",
-        "training",
-        "evaluation",
-        "export",
-        "report",
-        "stages",
-        "rehearsal",
-    ),
+    *("plans", "scores", "methods", "training", "evaluation", "export", "report", "stages"),
+    "rehearsal",
     "cli",
     "__main__",
 ]
