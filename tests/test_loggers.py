@@ -31,6 +31,7 @@ from kdsteps.loggers.base import Epoch, Logger, Training
 from kdsteps.study import loggers as loggers_section
 from kdsteps.study.loading import load_study
 from kdsteps.study.loggers import LoggerSettings, as_text, from_text
+from kdsteps.study.yaml_text import read_yaml
 
 SHIPPED = ("dvclive", "mlflow", "tensorboard")
 KD = Path("results/distil/pair/kd/0/student.safetensors")
@@ -424,6 +425,23 @@ def is_alive(process: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+# The page
+
+
+def test_the_page_names_what_there_is_and_its_logger_works(folder):
+    page = (REPOSITORY / "docs/live-metrics.md").read_text()
+    blocks = re.findall(r"^```(yaml|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (_, shipped), (_, own), (_, code) = blocks
+    assert set(read_yaml(shipped)["loggers"]) == set(SHIPPED)
+    Path("lines.py").write_text(code)
+    (entry,) = load_study(write_study(folder, **read_yaml(own))).loggers
+    with followed(KD, [entry]):
+        for number in (1, 2):
+            epoch_of(number, 2, total=float(number))
+    lines = Path("logs/live/lines/distil/pair/kd/0.jsonl").read_text().splitlines()
+    assert lines == ['{"epoch": 2, "total": 2.0}']
 
 
 # A real training
