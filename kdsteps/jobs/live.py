@@ -5,7 +5,7 @@ of its own that reads this file, so a training does nothing for it and waits for
 that raises, hangs, is killed or has a full disk cannot reach the job, one that is slow has all
 epochs in the file, and one that starts again finds them there. (A thread would share the
 interpreter, its memory and its exit with the job; a queue would need a bound, and a rule for what
-to drop.) A logger is about 60 MiB (TensorBoard) to 140 MiB (DVCLive) of memory and some seconds of
+to drop.) A logger is 60 MiB (TensorBoard) to 190 MiB (MLflow) of memory and some seconds of
 one core, at low priority.
 
 The job waits for its loggers once, for at most `GRACE` seconds, after its results are in place.
