@@ -217,6 +217,7 @@ def git(folder: Path, *arguments: str) -> str:
 ACCURACIES = [(1, 0.1), (2, 0.2), (3, 0.5), (4, 0.6)]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_epoch_once(written):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -230,6 +231,7 @@ def test_tensorboard_has_each_epoch_once(written):
     assert [step for step, _ in curve("distil/pair/labels/0", "kd")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_dvclive_has_each_epoch_once(written):
     def rows(job: str, name: str) -> list[str]:
         file = written / "logs/live/dvclive" / job / "plots/metrics" / f"{name}.tsv"
@@ -242,12 +244,14 @@ def test_dvclive_has_each_epoch_once(written):
     ]
 
 
+@pytest.mark.slow
 def test_dvclive_leaves_git_dvc_and_experiments_alone(written):
     assert not list(written.rglob("dvc.yaml"))
     assert git(written, "status", "--porcelain") == ""
     assert git(written, "rev-list", "--all", "--count").strip() == "1"
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_per_job_with_each_epoch_once(written, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient
@@ -294,6 +298,7 @@ def test_a_logger_that_fails_costs_one_line(how, problem, folder, capfd, caplog,
     assert not is_alive(int(Path(how).read_text()))
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_one_line_per_logger(folder, capfd, monkeypatch):
     for name in SHIPPED:
         pytest.importorskip(name, reason=f"{name} is not installed")
@@ -321,6 +326,7 @@ def fill(disk: Path) -> None:
             file.flush()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_or_silent_costs_one_line(folder, capfd, monkeypatch):
     pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.setattr(live, "GRACE", 4.0)
