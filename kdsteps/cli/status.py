@@ -259,11 +259,15 @@ def _watch(study: Study, cores: int, found: Snapshot) -> None:
         return Rows(*shown)
 
     console = Console()
-    with Live(drawn(found), console=console, screen=True, auto_refresh=False) as live:
+    live = Live(console=console, screen=True, auto_refresh=False)
+    try:  # not `with`, which would leave this screen on if Ctrl-C came while it is being opened
+        live.start()
         while not found.over:
             live.update(drawn(found), refresh=True)
             time.sleep(_EVERY)
             found = look(study, cores)
+    finally:
+        live.stop()
 
 
 def _as_json(found: Snapshot) -> dict[str, Any]:
