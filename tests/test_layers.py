@@ -14,12 +14,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "kdsteps"
 
 ROOMS = [
-    *("errors", "places", "files", "study", "jobs", "data", "models", "teachers", "plans"),
-    *("scores", "methods", "training", "evaluation", "export", "report", "stages", "rehearsal"),
+    *("errors", "places", "files", "study", "jobs", "loggers", "data", "models", "teachers"),
+    *("plans", "scores", "methods", "training", "evaluation", "export", "report", "stages"),
+    "rehearsal",
     "cli",
     "__main__",
 ]
-WITHOUT_TORCH = ("errors", "places", "study", "jobs", "cli")  # the Snakefile imports them
+WITHOUT_TORCH = ("errors", "places", "study", "jobs", "loggers", "cli")  # the Snakefile imports
 CORE = ("data", "models", "teachers", "plans", "scores", "methods", "evaluation")
 
 

@@ -51,6 +51,8 @@ def test_the_studies_that_come_with_kdsteps_fit(validator, path):
             }
         },
         {"build": {"cuts": [["layer1.0", "layer1.0"]]}},
+        {"loggers": None},
+        {"loggers": {"tensorboard": None, "here": {"logger": "mlflow", "uri": "http://localhost"}}},
         {"models": {"big": NET | {"normalize": "none", "expected_accuracy": 0.9}, "small": NET}},
         {"models": {"big": NET | {"classes": ["a", "b"], "checkpoint_key": "x"}, "small": NET}},
     ],
@@ -64,6 +66,8 @@ def test_what_kdsteps_accepts_fits(validator, sections):
     "sections",
     [
         {"sedes": [0]},
+        {"loggers": {"tensorboard": {"foldr": "x"}}},
+        {"loggers": {"mine": {}}},
         {"seeds": []},
         {"seeds": [-1]},
         {"distil": {"epoch": 3}},

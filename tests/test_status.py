@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +21,7 @@ from _commands import DATA, REPOSITORY, run_of, write_study
 from _training import fit_of, same_bytes, weights
 
 from kdsteps.cli.main import main
+from kdsteps.cli.status import lines, look
 from kdsteps.evaluation.standing import BEHIND, is_diverging, standing
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
@@ -259,6 +266,61 @@ def test_a_run_is_seen_from_another_terminal(folder):
     assert found is not None
     assert found["process"] > 0
     assert current_run() is None
+
+
+def test_what_does_not_fit_on_the_screen_is_counted(folder):
+    for names in graph.jobs(load_study(), "distil"):
+        file = progress_file(Path(graph.outputs("distil", names)["model"]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        epoch = {"epoch": 1, "epochs": 2, "time": 1.0, "values": {"validation_accuracy": 0.5}}
+        file.write_text(json.dumps({"started": 1.0}) + "\n" + json.dumps(epoch) + "\n")
+    found = look(load_study(), cores=1)
+    whole = lines(found)
+    assert len(whole) == 2 + 8 + 2 + 4  # counts and time, stopped jobs, title, students
+    assert lines(found, height=16) == whole
+    assert lines(found, height=12) == [
+        *whole[:5],
+        "...       and 5 more jobs that run or failed",
+        *whole[10:],
+    ]
+    assert lines(found, height=6) == [
+        *whole[:2],
+        "...       and 8 more jobs that run or failed",
+        *whole[10:12],
+        "...       and 4 more rows",
+    ]
+
+
+def test_a_terminal_is_drawn_on_and_left_as_it_was(folder):
+    process, terminal = pty.fork()
+    if process == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+        own = {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}
+        # not os.execv: readline has put another size into the environment of this process
+        environment = {"PATH": os.environ["PATH"]} | own
+        command = [sys.executable, "-m", "kdsteps", "status", "--watch"]
+        os.execve(sys.executable, command, environment)
+    seen = b""
+    try:
+        while b"not known yet" not in seen:
+            seen += os.read(terminal, 4096)
+        os.write(terminal, b"\x03")  # Ctrl-C
+        with suppress(OSError):  # the process has closed it
+            while more := os.read(terminal, 4096):
+                seen += more
+    finally:
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    enter, leave = "\x1b[?1049h", "\x1b[?1049l"
+    text = seen.decode()
+    drawn, _, after = text.partition(enter)[2].partition(leave)
+    screen = drawn.split("\x1b[H")[2]  # the first frame, after the screen was cleared
+    rows = re.sub(r"\x1b\[[?\d]*[A-Za-z]", "", screen).replace("^C", "").splitlines()
+    assert rows[0].startswith("jobs      0 of 24 done")
+    assert rows[1].rstrip().endswith("…")
+    assert [len(row) for row in rows] == [40] * 10
+    assert "no run is using this folder" in after  # whole lines, left for the shell
+    assert "\x1b[?25h" in text  # the cursor is shown again
 
 
 def _states() -> list[JobState]:

@@ -165,9 +165,13 @@ def test_two_values_that_change_places_are_noticed(study: Study):
 
 def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_training(study: Study):
     before = study.bytes_of(STUDENTS)
-    study.change(methods=WARMER)
+    study.change(methods=WARMER, loggers={"dvclive": None})
     study.snakemake()
     assert set(study.executed()) == KD
+    live = study.path / "logs/live/dvclive"
+    assert [str(path.relative_to(live)) for path in live.rglob("metrics.json")] == [
+        "distil/pair/kd/0/metrics.json"
+    ]
     assert study.bytes_of(STUDENTS)[f"results/{min(KD)}/student.safetensors"] not in before.values()
     study.change(methods=TINY["methods"])
     study.snakemake()

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.study.entries import Params
 
 _TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "array": "list"}
@@ -23,6 +24,9 @@ _BOUNDS = {
 def section_help(stage: str) -> str:
     """The keys of a stage's sections with their types, defaults and descriptions."""
     found = [_keys(stage, _section(stage))]
+    if stage in LOGGED:
+        text = f"section `loggers`: {Params.model_fields['loggers'].description}"
+        found.append(fill(" ".join(text.split()), 94))
     if stage == "evaluate":
         found.append(_keys("probe", _section("probe")))
     return "\n\n".join(found)

@@ -8,7 +8,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -27,6 +27,8 @@ from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.gpu_slots import MAX_JOBS_PER_GPU, given_gpus
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
+from kdsteps.jobs.live import RULES as LOGGED
+from kdsteps.jobs.live import logged_live
 from kdsteps.jobs.outputs import flat, optional_outputs
 from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
@@ -35,6 +37,8 @@ from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import SETTINGS, DistilSettings, JobSettings, ReportSettings
 from kdsteps.jobs.storage import files_below, with_stored_files
 from kdsteps.study.loading import load_study, parse_study
+from kdsteps.study.loggers import LoggerSettings
+from kdsteps.study.loggers import from_text as loggers_from
 from kdsteps.study.resolving import parse
 from kdsteps.study.study import Study
 
@@ -110,6 +114,9 @@ def add_stage(commands: Any, stage: str) -> None:
             metavar="S",
             help="seconds between two saves of the training state (params.yaml)",
         )
+        by_file.add_argument(
+            "--loggers", metavar="JSON", help="where metrics go while the job runs; no result of it"
+        )
     parser.more_help = partial(section_help, stage)
     parser.set_defaults(run=_run_given)
 
@@ -177,7 +184,12 @@ def run_call(
     final = Files(call.outputs | optional, "--outputs")
     check_places(final.values())
     target = next(iter(final.values()), Path())
-    with during_job(target) as check_run, reported(target), files_below(call.root):
+    with (
+        ExitStack() as at_the_end,
+        during_job(target) as check_run,
+        reported(target),
+        files_below(call.root),
+    ):
         started = time.time()
         _check_provenance(call)
         settings = call.settings.as_json()
@@ -194,6 +206,8 @@ def run_call(
                     jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
+                loggers = logged_live(target, call.loggers, call.settings.gpus)
+                at_the_end.enter_context(loggers)
                 _run(call.rule, job, final, optional, check_run)
         written = {name: path for name, path in final.items() if path.exists()}
         digests = read_json(final["digest"]) if "digest" in final else {}
@@ -269,6 +283,7 @@ class Call:
             wrote it; "" where that is not known.
         root: The folder in which its files have the paths that they have in the study's folder;
             None: they are in that folder.
+        loggers: Where metrics go while the job runs.
     """
 
     rule: str
@@ -279,6 +294,7 @@ class Call:
     hints: dict[str, Any]
     expected: dict[str, list[str]]
     root: Path | None = None
+    loggers: tuple[LoggerSettings, ...] = ()
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -306,7 +322,15 @@ def _by_file(given: argparse.Namespace) -> Call:
         node = graph.node(study, "report", {})
         node = node if given.root is None else with_stored_files(node)
         inputs, expected = _inputs(node, given.root), code_identity.identities(study, node)
-    return Call(rule, settings, inputs, outputs, given.code, {}, expected, given.root)
+    loggers = _loggers(getattr(given, "loggers", None))
+    return Call(rule, settings, inputs, outputs, given.code, {}, expected, given.root, loggers)
+
+
+def _loggers(text: str | None) -> tuple[LoggerSettings, ...]:
+    try:
+        return loggers_from(text) if text else ()
+    except ValueError as error:
+        raise KdstepsError("--loggers: is not the JSON that snakemake passes to a job") from error
 
 
 def _inputs(node: graph.JobNode, root: Path | None = None) -> dict[str, list[Path]]:
@@ -364,6 +388,7 @@ def call_of(study: Study, rule: str, names: graph.Names) -> Call:
         code=code_identity.code(study, rule, names),
         hints=node.hints,
         expected=code_identity.identities(study, node),
+        loggers=study.loggers if rule in LOGGED else (),
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from kdsteps.study.study import Study
 _EVERY = 2.0  # seconds between two looks with --watch
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 12  # of a drawn curve
+_TITLE = "validation accuracy, and the difference from `labels` at the same epoch"
 _STYLES = {"ahead": "green", BEHIND: "yellow", "diverging": "bold red"}
 
 
@@ -80,10 +83,17 @@ def show_status(given: argparse.Namespace) -> None:
     if given.json:
         json.dump(_as_json(look(study, given.cores)), sys.stdout, indent=1)
         print()
-    elif given.watch and sys.stdout.isatty():
-        _watch(study, given.cores)
-    else:
-        print("\n".join(lines(look(study, given.cores))))
+        return
+    found = look(study, given.cores)
+    if given.watch and _can_refresh() and not found.over:
+        with suppress(KeyboardInterrupt):  # the way to end it; the study goes on
+            _watch(study, given.cores, found)
+        found = look(study, given.cores)
+    print("\n".join(lines(found)))
+
+
+def _can_refresh() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def look(study: Study, cores: int) -> Snapshot:
@@ -97,25 +107,49 @@ def look(study: Study, cores: int) -> Snapshot:
     return Snapshot(current_run(), states, left, list(_groups(study, states)))
 
 
-def lines(found: Snapshot) -> Iterator[str]:
-    """The status as text."""
+def lines(found: Snapshot, height: int | None = None) -> list[str]:
+    """The status as text.
+
+    Args:
+        height: Of the screen; jobs and students that do not fit are counted instead of listed.
+    """
+    head, jobs, students = list(_summary(found)), list(_jobs(found)), list(_students(found))
+    title = ["", _TITLE] if students else []
+    if height is not None:
+        height -= len(head) + len(title)
+        jobs = _shortened(jobs, height - len(students), "jobs that run or failed")
+        students = _shortened(students, height - len(jobs), "rows")
+    return [*head, *jobs, *title, *students]
+
+
+def _shortened(rows: list[str], count: int, what: str) -> list[str]:
+    """At most `count` rows, but at least the one that counts those that are not shown."""
+    if len(rows) <= count:
+        return rows
+    shown = max(0, count - 1)
+    return [*rows[:shown], f"...       and {len(rows) - shown} more {what}"]
+
+
+def _summary(found: Snapshot) -> Iterator[str]:
     counts = Counter(each.state for each in found.states)
     listed = [f"{counts[state]} {state}" for state in ("running", "failed", "stopped", "waiting")]
     others = ", ".join(text for text in listed if not text.startswith("0 "))
     yield f"jobs      {counts['done']} of {len(found.states)} done" + (others and f", {others}")
     if not found.over:
         yield f"time left {_time(found.left, found.run)}"
-    for each in found.states:
-        if each.state == "running":
-            yield f"running   {each.name}{_epochs(each)}"
+
+
+def _jobs(found: Snapshot) -> Iterator[str]:
     for each in found.states:
         if each.state in ("failed", "stopped"):
             yield f"{each.state:9} {each.name}: {each.why} ({each.log})"
-    if not found.groups:
-        return
-    yield ""
-    yield "validation accuracy, and the difference from `labels` at the same epoch"
-    width = max(len(f"{group.pair} {group.method}") for group in found.groups)
+    for each in found.states:
+        if each.state == "running":
+            yield f"running   {each.name}{_epochs(each)}"
+
+
+def _students(found: Snapshot) -> Iterator[str]:
+    width = max((len(f"{group.pair} {group.method}") for group in found.groups), default=0)
     for group in found.groups:
         yield f"{f'{group.pair} {group.method}':{width}}  {_of_group(group)}"
 
@@ -203,13 +237,20 @@ def _history(path: Path, _when: int) -> Run:
     return run
 
 
-def _watch(study: Study, cores: int) -> None:
+def _watch(study: Study, cores: int, found: Snapshot) -> None:
+    """Show the status on the terminal's second screen until all jobs are done.
+
+    Args:
+        found: The status now.
+    """
+    from rich.console import Console
     from rich.console import Group as Rows
     from rich.live import Live
     from rich.text import Text
 
     def drawn(found: Snapshot) -> Rows:
-        shown = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines(found)]
+        rows = lines(found, console.height)
+        shown = [Text(row, no_wrap=True, overflow="ellipsis") for row in rows]
         for text in shown:
             for words, style in _STYLES.items():
                 text.highlight_words([words], style)
@@ -217,12 +258,16 @@ def _watch(study: Study, cores: int) -> None:
                 text.stylize("red")
         return Rows(*shown)
 
-    found = look(study, cores)
-    with Live(drawn(found), auto_refresh=False) as live:
+    console = Console()
+    live = Live(console=console, screen=True, auto_refresh=False)
+    try:  # not `with`, which would leave this screen on if Ctrl-C came while it is being opened
+        live.start()
         while not found.over:
+            live.update(drawn(found), refresh=True)
             time.sleep(_EVERY)
             found = look(study, cores)
-            live.update(drawn(found), refresh=True)
+    finally:
+        live.stop()
 
 
 def _as_json(found: Snapshot) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def read_progress(target: Path) -> Progress | None:
             running = _is_locked(file.fileno())
     except OSError:
         return None
-    return _progress([found for line in lines if (found := _parsed(line))], running)
+    return _progress([found for line in lines if (found := parsed(line))], running)
 
 
 def progress_file(target: Path) -> Path:
@@ -146,7 +146,8 @@ def _is_locked(handle: int) -> bool:
     return False
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def parsed(line: bytes) -> dict[str, Any]:
+    """What a line says; empty for one that was not written to its end."""
     try:
         content = json.loads(line)
     except ValueError:

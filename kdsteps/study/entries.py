@@ -166,6 +166,13 @@ class Pair(Section):
     """The pair of networks whose published accuracies the report shows next to yours."""
 
 
+class LoggerEntry(_Entry):
+    """An entry of `loggers`: the options of a logger, under its name or another one."""
+
+    logger: str | None = None
+    """A logger, or your own as `./file.py:Name`; by default the name of the entry."""
+
+
 class Params(Section):
     """The whole params.yaml as written; the docstring of a section's class describes it."""
 
@@ -189,5 +196,8 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     export: Export | None = None
     report: Report = Report()
+    loggers: dict[Name, LoggerEntry] = Field({})
+    """Where the metrics of every training go while it runs: `tensorboard`, `dvclive`, `mlflow` or
+    your own, each with its options. No result depends on it."""
     probe: Probe | None = None
     """The labeled images on which frozen backbones are measured; null: they are not."""

@@ -13,7 +13,13 @@ from kdsteps.study import registry
 from kdsteps.study.entries import Params
 from kdsteps.study.label_checks import check_labels
 from kdsteps.study.messages import shown
-from kdsteps.study.resolving import parse, part_of, resolve_method, resolve_model
+from kdsteps.study.resolving import (
+    parse,
+    part_of,
+    resolve_logger,
+    resolve_method,
+    resolve_model,
+)
 from kdsteps.study.settings import (
     MAX_SEED,
     Dataset,
@@ -101,6 +107,10 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
             name: resolve_method(name, entry, f"{where}: methods.{name}")
             for name, entry in params.methods.items()
         },
+        loggers=tuple(
+            resolve_logger(name, entry, f"{where}: loggers.{name}")
+            for name, entry in params.loggers.items()
+        ),
     )
     for reference in params.evaluate.metrics:
         registry.find("metrics", reference, f"{where}: evaluate.metrics")
@@ -125,7 +135,7 @@ def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     filled = {
         name: {} if value is None and name in optional else value for name, value in content.items()
     }
-    for name in ("datasets", "models", "pairs", "methods"):
-        if isinstance(entries := filled[name], dict):
+    for name in ("datasets", "models", "pairs", "methods", "loggers"):
+        if isinstance(entries := filled.get(name), dict):
             filled[name] = {key: {} if entry is None else entry for key, entry in entries.items()}
     return filled

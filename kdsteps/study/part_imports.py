@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from kdsteps.errors import KdstepsError, nearest
 
-Kind = Literal["methods", "models", "data", "metrics"]
+Kind = Literal["methods", "models", "data", "metrics", "loggers"]
 
 PACKAGE = Path(__file__).parent.parent
 NOUNS: dict[Kind, str] = {
@@ -27,13 +27,16 @@ NOUNS: dict[Kind, str] = {
     "models": "model family",
     "data": "kind of data",
     "metrics": "metric",
+    "loggers": "logger",
 }
 _FOLDERS: dict[Kind, str] = {
     "methods": "methods",
     "models": "models/families",
     "data": "data/kinds",
+    "loggers": "loggers",
 }
-_ENTRIES: dict[Kind, str] = {"models": "build", "data": "load"}  # the function of a shipped module
+_ENTRIES: dict[Kind, str] = {"models": "build", "data": "load", "loggers": "Writer"}
+"""What a shipped module defines, except for methods."""
 _BASES = {"base"}  # modules of these folders that are not parts
 
 

@@ -43,8 +43,8 @@ FILLED_IN: dict[Kind, tuple[str, ...]] = {
     "data": ("labeled",),
 }
 """Parameters that the pipeline fills in by name."""
-_POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2}
-"""How many it fills in by position: teacher, student, task; logits, labels."""
+_POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2, "loggers": 1}
+"""How many it fills in by position: teacher, student, task; logits, labels; the training."""
 
 _TRAITS = {
     "wants": ("nothing", "logits", "blocks", "layers"),

@@ -1,9 +1,9 @@
-"""Parts: methods, model families, kinds of data and metrics that params.yaml can name.
+"""Parts: methods, model families, kinds of data, metrics and loggers that params.yaml can name.
 
 A name is one that ships with kdsteps, or `./file.py:Name` next to params.yaml, or
 `package.module:Name`, or an entry point of an installed package (groups `kdsteps.methods`,
-`kdsteps.models`, `kdsteps.data`, `kdsteps.metrics`). Planning reads descriptions (`find`), stages
-import the code itself (`load`).
+`kdsteps.models`, `kdsteps.data`, `kdsteps.metrics`, `kdsteps.loggers`). Planning reads descriptions
+(`find`), stages import the code itself (`load`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Part:
     """One part, and its options as params.yaml can set them.
 
     Attributes:
-        kind: methods, models, data or metrics.
+        kind: methods, models, data, metrics or loggers.
         reference: As params.yaml names it.
         described: What planning knows about it.
     """

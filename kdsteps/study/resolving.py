@@ -11,7 +11,8 @@ from pydantic_core import ValidationError
 
 from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
-from kdsteps.study.entries import MethodEntry, ModelEntry
+from kdsteps.study.entries import LoggerEntry, MethodEntry, ModelEntry
+from kdsteps.study.loggers import LoggerSettings, check_installed
 from kdsteps.study.messages import sentence
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import (
@@ -59,6 +60,15 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
         *(part.needs_classifier(options), part.needs_labels(options)),
         *(entry.distil, entry.build),
     )
+
+
+def resolve_logger(name: str, entry: LoggerEntry, where: str) -> LoggerSettings:
+    """The logger of an entry of `loggers`, with its defaults."""
+    logger = entry.logger or name
+    key = None if entry.logger is None else "logger"
+    _, options = part_of("loggers", logger, entry, where, key)
+    check_installed(logger, where)
+    return LoggerSettings(name=name, logger=logger, options=options)
 
 
 def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] = ()) -> ModelT:

@@ -16,21 +16,20 @@ def study_schema() -> Schema:
     schema = Params.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     properties, definitions = schema["properties"], schema["$defs"]
-    for name in ("datasets", "models", "methods"):
+    named = ("datasets", "models", "methods", "loggers")
+    for name in named:
         (pattern,) = properties[name].pop("patternProperties")
         properties[name]["propertyNames"] = {"pattern": pattern, "maxLength": MAX_NAME}
-    dataset, model, method = (
-        definitions.pop(f"{name}Entry")["properties"] for name in ("Dataset", "Model", "Method")
+    dataset, model, method, logger = (
+        definitions.pop(f"{name}Entry")["properties"]
+        for name in ("Dataset", "Model", "Method", "Logger")
     )
     properties["datasets"]["additionalProperties"] = _choice("data", "kind", dataset)
     properties["models"]["additionalProperties"] = _choice("models", "family", model)
-    properties["methods"] |= {
-        "properties": {
-            name: _or_nothing(_renamed(name, method)) for name in registry.names("methods")
-        },
-        "additionalProperties": _choice("methods", "method", method),
-    }
-    for name in properties.keys() - set(schema["required"]):
+    properties["methods"] |= _by_own_name("methods", "method", method)
+    properties["loggers"] |= _by_own_name("loggers", "logger", logger)
+    properties["loggers"] = _or_nothing(properties["loggers"])
+    for name in properties.keys() - {*schema["required"], *named}:
         given = properties[name].get("anyOf", [properties[name]])[0]
         section = definitions[given["$ref"].rpartition("/")[2]]
         properties[name] = _or_nothing(given | {"description": section["description"]})
@@ -59,14 +58,24 @@ def _choice(kind: registry.Kind, key: str, own: Schema) -> Schema:
     }
 
 
-def _renamed(name: str, own: Schema) -> Schema:
-    """The entry of a method under its own name, or of another method under that name."""
-    other = {"required": ["method"], "properties": {"method": {"not": {"const": name}}}}
-    of_its_own = _options("methods", name, "method", own)
+def _by_own_name(kind: registry.Kind, key: str, own: Schema) -> Schema:
+    """Entries that are named after their part, unless their `key` says which part they are of."""
     return {
-        "description": of_its_own.get("description", f"The method {name}."),
+        "properties": {
+            name: _or_nothing(_renamed(kind, name, key, own)) for name in registry.names(kind)
+        },
+        "additionalProperties": _choice(kind, key, own),
+    }
+
+
+def _renamed(kind: registry.Kind, name: str, key: str, own: Schema) -> Schema:
+    """The entry of a part under its own name, or of another part under that name."""
+    other = {"required": [key], "properties": {key: {"not": {"const": name}}}}
+    of_its_own = _options(kind, name, key, own)
+    return {
+        "description": of_its_own.get("description", f"The {key} {name}."),
         "if": other,
-        "then": _choice("methods", "method", own),
+        "then": _choice(kind, key, own),
         "else": of_its_own,
     }
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from kdsteps.study.entries import Pair, Params
 from kdsteps.study.exports import exported_runs
+from kdsteps.study.loggers import LoggerSettings
 from kdsteps.study.settings import (
     Build,
     Dataset,
     Distil,
     Model,
     Options,
+    Section,
     Train,
     Values,
 )
@@ -58,6 +60,7 @@ class Study:
         params: The file as written, with the defaults of its sections.
         datasets, models, trainings, methods: By name, options and overrides resolved; `trainings`
             has the section `train` of each model.
+        loggers: Where metrics go while jobs train.
     """
 
     params: Params
@@ -65,6 +68,7 @@ class Study:
     models: dict[str, Model]
     trainings: dict[str, Train]
     methods: dict[str, Method]
+    loggers: tuple[LoggerSettings, ...] = ()
     _distil: dict[tuple[str, str], Distil] = field(default_factory=dict)
     _build: dict[tuple[str, str], Build] = field(default_factory=dict)
 
@@ -121,13 +125,17 @@ class Study:
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """The study as JSON that `parse_study` reads: its entries, and its sections in full."""
+        """The study as JSON that `parse_study` reads: its entries, and its sections in full.
+
+        Loggers are not part of it, since nothing depends on them.
+        """
         sections = {
             name: section.model_dump(mode="json")
             for name, info in Params.model_fields.items()
-            if not info.is_required() and (section := getattr(self.params, name)) is not None
+            if not info.is_required() and isinstance(section := getattr(self.params, name), Section)
         }
-        found = self.params.model_dump(mode="json", exclude_unset=True) | sections
+        entries = self.params.model_dump(mode="json", exclude_unset=True, exclude={"loggers"})
+        found = entries | sections
         if not any(entry.trials for entry in self.methods.values()):
             del found["tune"]  # nothing is tuned: the section decides nothing
         return found

@@ -8,6 +8,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
@@ -17,6 +18,7 @@ from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
 from kdsteps.study.loading import load_study
+from kdsteps.study.loggers import as_text
 
 
 wildcard_constraints:
@@ -112,7 +114,9 @@ def files_of(rule):
     def files(wildcards, input, output):
         expected = code_identity.identities(study, job_of(rule, wildcards))
         arguments = ["--inputs", *named(input), "--outputs", *named(output)]
-        return [*arguments, "--expect", *named(expected), *root_of(rule, wildcards, output)]
+        arguments += ["--expect", *named(expected), *root_of(rule, wildcards, output)]
+        logged = ["--loggers", as_text(study.loggers)] if rule in LOGGED and study.loggers else []
+        return [*arguments, *logged]
 
     return files
 
