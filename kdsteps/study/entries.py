@@ -189,8 +189,13 @@ class Pair(Combination):
         """Its teacher as text, or its teachers and how they are combined."""
         if self.teachers is None:
             return self.only_teacher
-        kind = "logits" if self.space == "logits" else "standardized logits"
-        return f"{', '.join(self.teachers)} ({self.combine} of {kind})"
+        return f"{', '.join(self.teachers)} ({self.combined_how})"
+
+    @property
+    def combined_how(self) -> str:
+        """How the logits of its teachers are combined, as text."""
+        mean = "confidence-weighted mean" if self.combine == "confidence" else self.combine
+        return f"{mean} of {'standardized ' * (self.space == 'standardized')}logits"
 
     @property
     def combination(self) -> Combination:
