@@ -33,13 +33,18 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
 from kdsteps.models.chain import HEAD
 from kdsteps.stages import prepare
-from kdsteps.study.settings import Combination, Distil, Prepare
+from kdsteps.study.settings import Distil, Prepare
 from kdsteps.teachers.audit import audit_teachers
-from kdsteps.teachers.combining import combined_logits
+from kdsteps.teachers.combining import Combining, combined_logits
 from kdsteps.training.loop import Fit
 
 COLUMNS = ("way", "combine", "space", "seed", "test_accuracy", "audit")
-COMBINATIONS = tuple(product(("mean", "median", "confidence"), ("logits", "standardized")))
+COMBINATIONS = (
+    *(Combining("mean"), Combining("median"), Combining("confidence")),
+    Combining("mean", "standardized"),
+    Combining("median", "standardized"),
+    Combining("confidence", "standardized"),
+)
 TEMPERATURES = {"logits": 4.0, "standardized": 1.0}
 """Standardized logits of 10 classes are at most 2.8, so at 4 they would be nearly uniform."""
 SEEDS = range(5)
@@ -208,10 +213,10 @@ def variants(teachers: Teachers) -> Iterator[tuple[str, Tensor]]:
         yield way, torch.cat([good[:BAD], make(teachers)[None]])
 
 
-def audited(logits: Tensor, labels: Tensor, space: str) -> str:
+def audited(logits: Tensor, labels: Tensor, how: Combining) -> str:
     """What the audit says of the teachers: "good" if it is silent, and otherwise of whom."""
     names = {f"teacher {number}": each for number, each in enumerate(logits)}
-    found = audit_teachers(names, labels, space="standardized" if space != "logits" else "logits")
+    found = audit_teachers(names, labels, space=how.space)
     said = [
         f"{'problem' if each.problems else 'warning'}: {each.teacher}"
         for each in found
@@ -220,7 +225,7 @@ def audited(logits: Tensor, labels: Tensor, space: str) -> str:
     return ", ".join(said) or "good"
 
 
-def distilled(logits: Tensor, part: ImageSplit, how: Combination, seed: int) -> Chain:
+def distilled(logits: Tensor, part: ImageSplit, how: Combining, seed: int) -> Chain:
     """A student that learns from the combined logits (M, N, K) of the training images."""
     target = combined_logits(logits, how, part.labels)
 
@@ -257,16 +262,15 @@ def main(path: Path) -> None:
                 key = (f"teacher {number}", "", "", str(100 + number))
                 if key not in known:
                     add(key, each, "")
+            ways = list(variants(teachers))
             for seed in SEEDS:
                 key = ("labels", "", "", str(seed))
                 if key not in known:
                     add(key, train(_labels, STUDENT, part, STUDENT_EPOCHS, seed), "")
-            for way, logits in variants(teachers):
-                for (combine, space), seed in product(COMBINATIONS, SEEDS):
-                    key = (way, combine, space, str(seed))
+                for (way, logits), how in product(ways, COMBINATIONS):
+                    key = (way, *how, str(seed))
                     if key not in known:
-                        how = Combination.model_validate({"combine": combine, "space": space})
-                        said = audited(logits, part.labels, space)
+                        said = audited(logits, part.labels, how)
                         add(key, distilled(logits, part, how, seed), said)
 
 

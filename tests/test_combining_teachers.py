@@ -17,7 +17,6 @@ from kdsteps.methods.base import Task
 from kdsteps.models import build_model
 from kdsteps.models.chain import HEAD
 from kdsteps.study import registry
-from kdsteps.study.settings import Combination
 from kdsteps.study.teacher_checks import methods_for_several
 from kdsteps.teachers.audit import audit_teachers, class_distances
 from kdsteps.teachers.combined_cache import (
@@ -26,7 +25,7 @@ from kdsteps.teachers.combined_cache import (
     combined_outputs,
     write_combined,
 )
-from kdsteps.teachers.combining import combined_logits, confidence_weights, standardized
+from kdsteps.teachers.combining import Combining, combined_logits, confidence_weights, standardized
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
@@ -36,24 +35,24 @@ from kdsteps.training.loop import Fit
 THREE = torch.tensor([[[2.0, 1.0, 0.0]], [[3.0, 1.0, -1.0]], [[0.0, 3.0, 6.0]]])
 LABEL = torch.tensor([0])
 WEIGHTS = [0.498241, 0.498650, 0.003110]
-CLASSES = THREE[:, 0].T.tolist()  # the logits of all teachers for each class
 
 
-def how(combine: str = "mean", space: str = "logits") -> Combination:
-    return Combination.model_validate({"combine": combine, "space": space})
-
-
-ALL = [how(c, s) for c in ("mean", "median", "confidence") for s in ("logits", "standardized")]
+ALL = [
+    Combining(c, s) for c in ("mean", "median", "confidence") for s in ("logits", "standardized")
+]
 
 
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
-        (how("mean"), [5 / 3, 5 / 3, 5 / 3]),  # nothing is left
-        (how("median"), [2.0, 1.0, 0.0]),
-        (how("mean", "standardized"), [1 / 3, 0.0, -1 / 3]),
-        (how("median", "standardized"), [1.0, 0.0, -1.0]),
-        (how("confidence"), [sum(w * t for w, t in zip(WEIGHTS, x, strict=True)) for x in CLASSES]),
+        (Combining("mean"), [5 / 3, 5 / 3, 5 / 3]),  # nothing is left
+        (Combining("median"), [2.0, 1.0, 0.0]),
+        (Combining("mean", "standardized"), [1 / 3, 0.0, -1 / 3]),
+        (Combining("median", "standardized"), [1.0, 0.0, -1.0]),
+        (
+            Combining("confidence"),
+            (torch.tensor([WEIGHTS]) @ THREE[:, 0])[0].tolist(),
+        ),
     ],
 )
 def test_three_teachers_combine_to_the_values_worked_out(chosen, expected):
@@ -71,15 +70,17 @@ def test_confidence_follows_the_cross_entropies_of_the_teachers():
 
 
 def test_the_median_of_the_example_has_the_known_softmax():
-    found = combined_logits(THREE, how("median")).softmax(dim=1)[0].tolist()
+    found = combined_logits(THREE, Combining("median")).softmax(dim=1)[0].tolist()
     assert found == pytest.approx([0.665241, 0.244728, 0.090031], abs=1e-6)
 
 
 def test_the_median_of_an_even_number_is_between_the_middle_two():
     four = torch.tensor([0.0, 1.0, 3.0, 100.0]).view(4, 1, 1).expand(4, 1, 2)
-    assert combined_logits(four, how("median")).tolist() == [[2.0, 2.0]]
+    assert combined_logits(four, Combining("median")).tolist() == [[2.0, 2.0]]
     two = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(combined_logits(two, how("median")), combined_logits(two, how("mean")))
+    assert torch.equal(
+        combined_logits(two, Combining("median")), combined_logits(two, Combining("mean"))
+    )
 
 
 @pytest.mark.parametrize("chosen", ALL, ids=str)
@@ -105,7 +106,7 @@ def test_a_combination_does_not_depend_on_the_other_images(chosen):
 def test_standardized_logits_do_not_depend_on_scale_and_shift(combine):
     logits = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
     changed = torch.stack([10 * logits[0] + 3, logits[1], logits[2]])
-    labels, chosen = torch.arange(8) % 5, how(combine, "standardized")
+    labels, chosen = torch.arange(8) % 5, Combining(combine, "standardized")
     assert torch.allclose(
         combined_logits(logits, chosen, labels), combined_logits(changed, chosen, labels), atol=1e-5
     )
@@ -117,9 +118,9 @@ def test_logits_that_are_all_equal_stay_finite():
 
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"\(M, N, K\)"):
-        combined_logits(THREE[0], how())
+        combined_logits(THREE[0], Combining())
     with pytest.raises(ValueError, match="needs the classes"):
-        combined_logits(THREE, how("confidence"))
+        combined_logits(THREE, Combining("confidence"))
 
 
 # cached
@@ -169,9 +170,9 @@ def test_combined_logits_are_the_same_from_the_file_and_on_the_fly(chosen, given
 def test_a_file_of_other_teachers_is_noticed(given, tmp_path):
     part, views, teachers, members = given
     path = tmp_path / "combined.npy"
-    write_combined(path, [each.rows for each in members], how(), part.labels)
+    write_combined(path, [each.rows for each in members], Combining(), part.labels)
     with pytest.raises(KdstepsError, match=r"combined\.npy: differs from the teachers"):
-        CachedCombination(path, [*teachers[:2], lives(5)[4]], how(), part, views)
+        CachedCombination(path, [*teachers[:2], lives(5)[4]], Combining(), part, views)
 
 
 @pytest.mark.parametrize("keep", ["auto", "never"])
@@ -181,7 +182,7 @@ def test_logits_are_combined_in_a_file_once_all_teachers_have_one(keep, given, t
 
     def outputs(found: list[Any]) -> TeacherOutputs:
         return combined_outputs(
-            path, teachers, how(), part, views, members=lambda: found, keep=keep
+            path, teachers, Combining(), part, views, members=lambda: found, keep=keep
         )
 
     assert isinstance(outputs([*members[:2], teachers[2]]), CombinedTeachers)
@@ -205,7 +206,7 @@ def test_every_method_that_is_offered_learns_from_combined_logits(name, given):
     student = build_model("cifar_resnet", num_classes=5, in_channels=3, image_size=8, **options)
     task = Task(part.image_shape, 5, part.labels, None, RECIPE.batch_size, RECIPE.epochs)
     method = registry.load("methods", name)(None, student, task)
-    teacher = CombinedTeachers(teachers, how("median"))
+    teacher = CombinedTeachers(teachers, Combining("median"))
     fit = Fit(method, part, RECIPE, seed=0, validate=dict, teacher=teacher)
     drawn = next(part.shuffled(RECIPE.batch_size, views, torch.Generator().manual_seed(0)))
     assert fit.take_step(drawn).isfinite().all()

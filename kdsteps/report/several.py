@@ -15,8 +15,8 @@ from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.report.results import Results, identity
 from kdsteps.study.entries import Pair
-from kdsteps.study.settings import Combination
 from kdsteps.study.study import Study
+from kdsteps.teachers.combining import Combining, combined_logits
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def several_teachers(
         name = identity(path, "train_audit", "audit")["pair"]
         pair, content = study.pairs[name], read_json(path)
         tested = taught_by(results, pair)
-        how = pair.combination
+        how = Combining(pair.combine, pair.space)
         found.append(
             SeveralTeachers(
                 pair=name,
@@ -65,7 +65,7 @@ def several_teachers(
                     for row in content["teachers"]
                 ],
                 combined=_accuracy(tested, how) if how.combine != "confidence" else None,
-                mean=_accuracy(tested, Combination()),
+                mean=_accuracy(tested, Combining()),
             )
         )
     return found
@@ -80,11 +80,9 @@ def taught_by(results: Results, pair: Pair) -> dict[str, dict[str, Any]]:
     return {name: rows[name] for name in pair.teachers if name in rows}
 
 
-def _accuracy(teachers: Mapping[str, Mapping[str, Any]], how: Combination) -> float | None:
+def _accuracy(teachers: Mapping[str, Mapping[str, Any]], how: Combining) -> float | None:
     """Test accuracy of the combined logits; None where not all teachers predicted all images."""
     import torch
-
-    from kdsteps.teachers.combining import combined_logits
 
     tables = [_predictions(row["predictions"]) for row in teachers.values() if row["predictions"]]
     first = tables[0] if tables else None

@@ -33,8 +33,9 @@ from kdsteps.stages._shared import (
 from kdsteps.stages._student import deployed_entry, make_method
 from kdsteps.stages._teacher_outputs import FOLDER, outputs_key, outputs_of
 from kdsteps.study import registry
-from kdsteps.study.settings import Combination, ViewSettings
+from kdsteps.study.settings import ViewSettings
 from kdsteps.teachers.combined_cache import CombinedTeachers, combined_outputs
+from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.device import choose_device
@@ -100,7 +101,8 @@ def _outputs(job: Job[DistilSettings], data: Prepared, split: ImageSplit) -> Tea
         for path in job.lists["teachers"]
     ]
     lives = [LiveTeacher(each, recipe.batch_size, precision=recipe.precision) for each in networks]
-    how, views = settings.combination, recipe.views
+    how = Combining(settings.combination.combine, settings.combination.space)
+    views = recipe.views
     if views is None:
         return CombinedTeachers(lives, how)
     return combined_outputs(
@@ -119,11 +121,11 @@ def _key(
     data: Prepared,
     split: ImageSplit,
     views: ViewSettings,
-    how: Combination,
+    how: Combining,
 ) -> str:
     """A digest of everything that combined logits depend on; the name of their file."""
     members = [outputs_key(job, _name(n), data, views) for n in range(len(job.lists["teachers"]))]
     labels = split.labels.tolist() if how.combine == "confidence" else []
     code = code_identity.digest(("kdsteps.teachers.combining:combined_logits",))
-    known = json.dumps([members, how.model_dump(), labels, code], sort_keys=True)
+    known = json.dumps([members, how._asdict(), labels, code], sort_keys=True)
     return blake2b(known.encode(), digest_size=16).hexdigest()

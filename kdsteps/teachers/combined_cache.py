@@ -21,9 +21,8 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.files.text import write_json
 from kdsteps.models.chain import HEAD
-from kdsteps.study.settings import Combination
-from kdsteps.teachers.combining import combined_logits
-from kdsteps.teachers.logit_cache import SHARD, _alone
+from kdsteps.teachers.combining import Combining, combined_logits
+from kdsteps.teachers.logit_cache import SHARD, alone
 from kdsteps.teachers.logits import (
     TOLERANCE,
     CachedOutputs,
@@ -43,7 +42,7 @@ _AMPLIFIED = 4  # a difference of logits that the weights of `confidence` make l
 class CombinedTeachers:
     """Several teachers that run on every batch, as one."""
 
-    def __init__(self, teachers: Sequence[TeacherOutputs], how: Combination) -> None:
+    def __init__(self, teachers: Sequence[TeacherOutputs], how: Combining) -> None:
         """Args:
         teachers: Each one's logits, computed or cached.
         """
@@ -69,7 +68,7 @@ class CachedCombination(CachedOutputs):
         self,
         path: Path,
         lives: Sequence[LiveTeacher],
-        how: Combination,
+        how: Combining,
         part: ImageSplit,
         views: Views,
     ) -> None:
@@ -106,7 +105,7 @@ class CachedCombination(CachedOutputs):
 def combined_outputs(
     path: Path,
     lives: Sequence[LiveTeacher],
-    how: Combination,
+    how: Combining,
     part: ImageSplit,
     views: Views,
     *,
@@ -129,7 +128,7 @@ def combined_outputs(
     """
     if keep != "never":
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with alone(path):
             if (found := _opened(path, lives, how, part, views)) is not None:
                 return found
             cached = members()
@@ -143,7 +142,7 @@ def combined_outputs(
 
 
 def write_combined(
-    path: Path, members: Sequence[np.ndarray], how: Combination, labels: Tensor
+    path: Path, members: Sequence[np.ndarray], how: Combining, labels: Tensor
 ) -> None:
     """Combine cached logits, shard by shard; a file with its final name is complete.
 
@@ -187,7 +186,7 @@ def _rows(cached: np.ndarray) -> Tensor:
 
 
 def _opened(
-    path: Path, lives: Sequence[LiveTeacher], how: Combination, part: ImageSplit, views: Views
+    path: Path, lives: Sequence[LiveTeacher], how: Combining, part: ImageSplit, views: Views
 ) -> CachedCombination | None:
     """The file if it is there and holds what the teachers compute."""
     if not path.exists():

@@ -6,16 +6,23 @@ result. Computed in float64: the result does not depend on how many images are i
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdsteps.study.settings import Combination
-
 _SPREAD_FLOOR = 1e-7  # added to the standard deviation
 
 
-def combined_logits(logits: Tensor, how: Combination, targets: Tensor | None = None) -> Tensor:
+class Combining(NamedTuple):
+    """How logits are combined, and whether as they are or standardized first."""
+
+    combine: Literal["mean", "median", "confidence"] = "mean"
+    space: Literal["logits", "standardized"] = "logits"
+
+
+def combined_logits(logits: Tensor, how: Combining, targets: Tensor | None = None) -> Tensor:
     """The logits of several teachers as those of one.
 
     `mean` and `median` work class by class; the median of an even number of teachers is the mean of
