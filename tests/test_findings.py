@@ -121,3 +121,23 @@ def test_the_table_of_cifar100_follows_from_its_records():
         spread = "" if found.spread is None else f" ± {100 * found.spread:.2f}"
         assert (seeds, accuracy) == (str(found.count), f"{100 * found.mean:.2f}{spread}")
         assert abs(float(published) - 100 * found.mean) < 0.5
+
+
+def test_the_table_of_bad_teachers_follows_from_its_records():
+    runs = pd.read_csv(DOCS / "findings" / "bad-teachers.csv", keep_default_na=False)
+    section = TEXT.split("## One bad teacher among four\n")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
+    found = {way: cells for way, *cells in rows[1:]}
+    kinds = [(c, s) for s in ("logits", "standardized") for c in ("mean", "median", "confidence")]
+    columns = {
+        (way, kind): rows.set_index("seed")["test_accuracy"]
+        for (way, *kind_), rows in runs.groupby(["way", "combine", "space"])
+        for kind in [tuple(kind_)]
+    }
+    ways = {way for way, _ in columns} - {f"teacher {number}" for number in range(4)}
+    assert found.keys() == ways - {"labels"} | {"---"}
+    assert found["none"] == [spread_of(columns["none", kind]) for kind in kinds]
+    for way in ways - {"labels", "none"}:
+        losses = [100 * (columns[way, kind] - columns["none", kind]) for kind in kinds]
+        assert found[way] == [f"{each.mean():+.1f} ± {each.std():.1f}" for each in losses], way
+    assert f"`labels` alone reaches {spread_of(columns['labels', ('', '')])}" in section

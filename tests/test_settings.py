@@ -154,7 +154,7 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
 @pytest.mark.parametrize(
     ("sections", "place", "remedy"),
     [
-        ({"pairs": {"pair": None}}, "pairs.pair.dataset is missing", "(and 2 more)"),
+        ({"pairs": {"pair": None}}, "pairs.pair.dataset is missing", "(and 1 more)"),
         ({"pairs": {"pair": {}}}, "pairs.pair.dataset is missing", "a name under `datasets`"),
         (digits(size=8), "datasets.digits.kind is missing", "such as digits"),
         ({"models": {"my net": NET}}, "models has an entry 'my net'", "letters, digits, - and _"),

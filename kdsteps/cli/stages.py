@@ -354,6 +354,8 @@ def _by_name(given: argparse.Namespace) -> Call:
         rule = "evaluate_teacher"
     if rule == "evaluate" and set(names) == {"pair"}:
         rule = "evaluate_latency"
+    if rule == "train" and set(names) == {"pair"}:
+        rule = "train_audit"
     if rule == "cache" and "views" in names:
         rule = "cache_outputs"
     if rule == "tune" and set(names) == {"pair", "method"}:
@@ -371,8 +373,8 @@ def _by_name(given: argparse.Namespace) -> Call:
             raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     call = call_of(study, rule, names)
-    for name in {"ticket", "check"} & call.read.keys():
-        if not call.read[name][0].is_file():
+    for name in {"ticket", "tickets", "check", "checks", "audit"} & call.read.keys():
+        if not all(path.is_file() for path in call.read[name]):
             del call.read[name]  # a job started by hand works without cached logits and checks
     return call
 

@@ -18,6 +18,7 @@ from kdsteps.jobs.outputs import outputs as outputs
 from kdsteps.jobs.outputs import rules_of as rules_of
 from kdsteps.jobs.outputs import stage_of as stage_of
 from kdsteps.jobs.settings import (
+    AuditSettings,
     BuildSettings,
     CheckSettings,
     ChooseSettings,
@@ -35,6 +36,7 @@ from kdsteps.jobs.settings import (
     TuneSettings,
     UntrainedProbeSettings,
 )
+from kdsteps.study.entries import Pair
 from kdsteps.study.probe_settings import Probe, ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
@@ -75,6 +77,7 @@ _PROBES = {
 
 LISTS = frozenset(
     {*_REPORTED, *_PROBES, "accepted", "students", "students_digest", "earlier", "results"}
+    | {"teachers", "teachers_digest", "checks", "tickets", "audits"}
 )
 """Names of inputs that are lists of files."""
 
@@ -137,6 +140,8 @@ class Graph:
             self._add_teacher(dataset, teacher)
         for name in study.pairs:
             self._add_latency(name)
+            if study.pairs[name].teachers is not None and teachers:
+                self._add_audit(name)
         for pair, run in study.exported:
             self._add_export(pair, run)
         if study.params.probe is not None:
@@ -188,6 +193,22 @@ class Graph:
         if study.datasets[dataset].labels is None:
             self._add("evaluate_teacher", names, _data(dataset) | _teacher(names), evaluate)
 
+    def _add_audit(self, name: str) -> None:
+        """Add the comparison of the teachers of a pair that has several."""
+        study, pair = self.study, self.study.pairs[name]
+        settings = AuditSettings.model_construct(
+            teachers=pair.teacher_names,
+            tolerated=tuple(
+                teacher
+                for teacher in pair.teacher_names
+                if study.trainings[teacher].teacher_check == "warn"
+            ),
+            space=pair.space,
+            batch_size=study.params.evaluate.batch_size,
+        )
+        read = _data(pair.dataset) | _teachers(pair)
+        self._add("train_audit", {"pair": name}, read, settings)
+
     def _add_scores(self, dataset: str, teacher: str) -> None:
         params, names = self.study.params, {"dataset": dataset, "teacher": teacher}
         cached = FeatureSettings.model_construct(cache=FeatureSample.taken_from(params.cache))
@@ -206,18 +227,19 @@ class Graph:
         scored: set[tuple[str, str]] = set()
         caches: dict[tuple[str, str, str], tuple[ViewSettings, int]] = {}
         for name, pair in study.pairs.items():
-            teacher = (pair.dataset, pair.teacher)
+            taught_by = [(pair.dataset, teacher) for teacher in pair.teacher_names]
             for method, entry in study.methods.items():
                 recipe = study.distil(name, method)
                 if entry.wants != "nothing":
-                    teachers.add(teacher)
+                    teachers.update(taught_by)
                 if entry.plan is not None and self._add_plan(name, method):
-                    scored.add(teacher)
+                    scored.update(taught_by)
                 views = recipe.views if entry.wants in ("logits", "blocks") else None
                 if views is not None:
-                    key = (*teacher, views.name)
-                    passes = caches.get(key, (views, 0))[1]
-                    caches[key] = views, passes + study.num_trainings(method) * recipe.epochs
+                    for teacher in taught_by:
+                        key = (*teacher, views.name)
+                        passes = caches.get(key, (views, 0))[1]
+                        caches[key] = views, passes + study.num_trainings(method) * recipe.epochs
                 self._add_runs(name, method, views)
         for (dataset, teacher_name, views_name), (views, passes) in sorted(
             caches.items(), key=lambda item: item[0]
@@ -236,7 +258,7 @@ class Graph:
         section = study.build(name, method).of_plan(plan)
         settings = BuildSettings.model_construct(
             plan=plan,
-            teacher=study.models[pair.teacher],
+            teacher=study.models[pair.only_teacher],
             student=study.models[pair.student],
             build=section,
         )
@@ -246,7 +268,7 @@ class Graph:
         else:
             by_scores = section.cuts == "quality"
         if by_scores:
-            read |= outputs("score", {"dataset": pair.dataset, "teacher": pair.teacher})
+            read |= outputs("score", {"dataset": pair.dataset, "teacher": pair.only_teacher})
         self._add("build", {"pair": name, "method": method}, read, settings)
         return by_scores
 
@@ -254,21 +276,22 @@ class Graph:
         """Add the training and the evaluation of one pair and method for every seed."""
         study, pair, entry = self.study, self.study.pairs[name], self.study.methods[method]
         recipe = study.distil(name, method)
-        teacher = {"dataset": pair.dataset, "teacher": pair.teacher}
         data = _data(pair.dataset)
-        read = dict(data)
-        if entry.wants != "nothing":
-            trained = outputs("train", teacher)
-            read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+        read: dict[str, Any] = dict(data)
+        compared: dict[str, str] = {}
+        several = entry.wants != "nothing" and pair.teachers is not None
+        if several:
+            read |= _teachers(pair, views) | outputs("train_audit", {"pair": name})
+        elif entry.wants != "nothing":
+            teacher = {"dataset": pair.dataset, "teacher": pair.only_teacher}
+            read |= _as_teacher(outputs("train", teacher)["model"], outputs("train", teacher))
             read |= outputs("train_check", teacher)
+            judged = outputs("evaluate_teacher", teacher)
+            compared = _as_teacher(judged["predictions"], judged)
         if entry.plan is not None:
             read |= outputs("build", {"pair": name, "method": method})
-        if views is not None:
+        if views is not None and not several:
             read |= outputs("cache_outputs", teacher | {"views": views.name})
-        compared: dict[str, str] = {}
-        if entry.wants != "nothing":
-            judged = outputs("evaluate_teacher", teacher)
-            compared = {"teacher": judged["predictions"], "teacher_digest": judged["digest"]}
         evaluate = _evaluate(study)
         evaluate_text = evaluate.as_text()
         hints = self._caching | _saving(recipe)
@@ -283,6 +306,7 @@ class Graph:
                 distil=recipe,
                 seed=int(names["seed"]),
                 weights=weights_digest(checkpoint, outputs(rule, names)),
+                combination=pair.combination if several else None,
                 tuned=tuple(entry.trials[0]) if entry.trials else (),
             )
 
@@ -330,6 +354,8 @@ class Graph:
     def _add_latency(self, name: str) -> None:
         """Add the timing of a pair: one student of each method, and the teacher if there is one.
 
+        Several teachers are not timed: none of them is what the students are compared with.
+
         Seeds share an architecture, so the first one represents them all.
         """
         study, pair = self.study, self.study.pairs[name]
@@ -341,9 +367,10 @@ class Graph:
             "students": [files["model"] for files in students],
             "students_digest": [files["digest"] for files in students],
         }
-        if any(entry.wants != "nothing" for entry in study.methods.values()):
-            trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.teacher})
-            read |= {"teacher": trained["model"], "teacher_digest": trained["digest"]}
+        with_teacher = any(entry.wants != "nothing" for entry in study.methods.values())
+        if with_teacher and pair.teachers is None:
+            trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.only_teacher})
+            read |= _as_teacher(trained["model"], trained)
         settings = LatencySettings.model_construct(
             evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(methods)
         )
@@ -383,6 +410,8 @@ class Graph:
 
     def _add_report(self) -> None:
         reported = _REPORTED if self.study.params.probe is None else _REPORTED | _PROBES
+        if self.nodes["train_audit"]:
+            reported = reported | {"audits": ("train_audit", "audit")}
         read = {
             name: [outputs(rule, node.names)[file] for node in self.nodes[rule].values()]
             for name, (rule, file) in reported.items()
@@ -408,6 +437,26 @@ def _teacher(names: Names) -> dict[str, str]:
     """A trained teacher as a job reads it."""
     files = outputs("train", names)
     return {"model": files["model"], "model_digest": files["digest"]}
+
+
+def _teachers(pair: Pair, views: ViewSettings | None = None) -> dict[str, list[str]]:
+    """Several trained teachers as a job reads them, with their cached logits if it uses them."""
+    names = [{"dataset": pair.dataset, "teacher": teacher} for teacher in pair.teacher_names]
+    files = [outputs("train", each) for each in names]
+    found = {
+        "teachers": [each["model"] for each in files],
+        "teachers_digest": [each["digest"] for each in files],
+        "checks": [outputs("train_check", each)["check"] for each in names],
+    }
+    if views is not None:
+        shown = {"views": views.name}
+        found["tickets"] = [outputs("cache_outputs", each | shown)["ticket"] for each in names]
+    return found
+
+
+def _as_teacher(path: str, files: Names) -> dict[str, str]:
+    """A file of the one teacher of a student, as a job reads it."""
+    return {"teacher": path, "teacher_digest": files["digest"]}
 
 
 def _saving(section: Training) -> dict[str, int | str]:

@@ -31,8 +31,10 @@ _PACKAGE = Path(__file__).parent.parent
 _ENTRIES = {
     "train": "train:_train",
     "train_check": "train:_check",
+    "train_audit": "_audit:audit",
     "cache": "cache:_cache_features",
     "cache_outputs": "cache:_cache_logits",
+    "distil": "_student:run",
     "tune": "tune:_try",
     "tune_choose": "tune:_choose",
     "evaluate": "evaluate:_evaluate",
@@ -107,7 +109,7 @@ def _code() -> Code:
 
 def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The definitions at which the code of a job begins."""
-    yield f"kdsteps.stages.{_ENTRIES.get(rule, f'{rule}:run')}"
+    yield f"kdsteps.stages.{_entry(study, rule, names)}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
     probes = rule.startswith("evaluate_probe")
@@ -117,12 +119,14 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if rule == "evaluate_latency":
         pair = study.pairs[names["pair"]]
-        models = [pair.student, pair.teacher]
+        models = [pair.student, *pair.teacher_names]
         for method in sorted({entry.method for entry in study.methods.values()}):
             if method in registry.names("models"):
                 yield registry.target("models", method)
     elif rule == "export":
         yield from _exported(study, names)
+    elif rule == "train_audit":
+        models = list(study.pairs[names["pair"]].teacher_names)
     elif "pair" in names and "method" not in names:
         models = [study.pairs[names["pair"]].student]
     elif "pair" in names and rule != "tune_choose":
@@ -133,7 +137,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
             yield registry.target("models", entry.method)
         after_training = rule == "evaluate" or probes
         if adds or (not after_training and entry.wants != "nothing"):
-            models.append(pair.teacher)
+            models += pair.teacher_names
         method = registry.target("methods", entry.method)
         if rule in ("distil", "tune") or (after_training and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy its own network
@@ -142,6 +146,13 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
             yield registry.target("metrics", reference)
     for model in models:
         yield registry.target("models", study.models[model].family)
+
+
+def _entry(study: Study, rule: str, names: graph.Names) -> str:
+    """The function that runs a job."""
+    if rule == "distil" and "teachers" in graph.inputs(study, rule, names):
+        return "_several:run"
+    return _ENTRIES.get(rule, f"{rule}:run")
 
 
 def _exported(study: Study, names: graph.Names) -> Iterator[str]:
@@ -153,7 +164,7 @@ def _exported(study: Study, names: graph.Names) -> Iterator[str]:
         target = registry.target("methods", name)
         if name in registry.names("models"):
             yield registry.target("models", name)
-            models.append(pair.teacher)
+            models += pair.teacher_names
         if not target.startswith("kdsteps."):
             yield target
     for model in dict.fromkeys(models):

@@ -215,7 +215,8 @@ def _layer_problems(study: Study, networks: Networks) -> Iterator[str]:
     """What is wrong with layers by name and by number."""
     for name, method in _with_layers(study):
         pair = study.pairs[name]
-        teacher, student = (networks.get((pair.dataset, m)) for m in (pair.teacher, pair.student))
+        named = (pair.only_teacher, pair.student)
+        teacher, student = (networks.get((pair.dataset, model)) for model in named)
         if teacher is None or student is None:
             continue
         try:
@@ -236,7 +237,7 @@ def _unknown_layers(study: Study, networks: Networks) -> list[str]:
     unknown = dict.fromkeys(
         f"models.{model}"
         for name in dict.fromkeys(name for name, _ in _with_layers(study))
-        for model in (study.pairs[name].teacher, study.pairs[name].student)
+        for model in (study.pairs[name].only_teacher, study.pairs[name].student)
         if networks[study.pairs[name].dataset, model] is None and not _is_trained(study, name)
     )
     later = f"the layers of {', '.join(unknown)} are checked when these networks are built"

@@ -26,7 +26,8 @@ def export_settings(study: Study, name: str, run: str) -> ExportSettings:
         dataset=pair.dataset,
         pair=name,
         student=pair.student,
-        teacher=pair.teacher if any(entry.teacher for entry in methods.values()) else None,
+        teacher=pair.taught_by if any(entry.teacher for entry in methods.values()) else None,
+        several=pair.teachers is not None,
         run=run,
         methods=methods,
         seeds=study.seeds,
@@ -56,7 +57,7 @@ def export_inputs(settings: ExportSettings) -> dict[str, Any]:
     }
     if settings.run == BEST:
         read["histories"] = [files["history"] for files in students]
-    if settings.teacher is not None:
+    if settings.teacher is not None and not settings.several:
         teacher = {"dataset": settings.dataset, "teacher": settings.teacher}
         read["teacher"] = outputs("evaluate_teacher", teacher)["measures"]
         read["teacher_check"] = outputs("train_check", teacher)["check"]

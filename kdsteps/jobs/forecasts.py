@@ -21,7 +21,7 @@ from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.outputs import Names, outputs
-from kdsteps.jobs.settings import LogitSettings
+from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.settings import Distil, Training, ViewSettings
 from kdsteps.study.study import Study
@@ -167,8 +167,14 @@ class _Job:
 
     @property
     def teacher(self) -> _Network:
+        (found,) = self.teachers
+        return found
+
+    @property
+    def teachers(self) -> list[_Network]:
         pair = self.study.pairs.get(self.names.get("pair", ""))
-        return self._network(self.names["teacher"] if pair is None else pair.teacher)
+        names = (self.names["teacher"],) if pair is None else pair.teacher_names
+        return [self._network(name) for name in names]
 
     @property
     def student(self) -> _Network:
@@ -223,6 +229,14 @@ def _cache_outputs(job: _Job) -> _Need:
     return job.data.in_memory + run + job.logits(recipe)
 
 
+def _train_audit(job: _Job) -> _Need:
+    """A pass of every teacher over some training images."""
+    images, need = min(job.data.train, AUDITED), job.data.in_memory
+    for teacher in job.teachers:
+        need += teacher.passes(images, job.data, job.study.params.evaluate.batch_size)
+    return need
+
+
 def _score(job: _Job) -> _Need:
     """Matrices of the similarity of all images, for each of up to a hundred layers in turn."""
     images = job.study.params.cache.images
@@ -245,7 +259,8 @@ def _distil(job: _Job) -> _Need:
     need = data.in_memory + job.student.training(data, recipe)
     if wants == "nothing":
         return need
-    need += job.teacher.passes(recipe.epochs * data.train, data, recipe.batch_size)
+    for teacher in job.teachers:
+        need += teacher.passes(recipe.epochs * data.train, data, recipe.batch_size)
     if wants == "layers":
         need += job.student.training(data, recipe)
     for _ in range(job.student.stages if wants == "blocks" else 0):
@@ -264,9 +279,10 @@ def _evaluate_latency(job: _Job) -> _Need:
     """Single images, which keep a small fraction of the device busy, and batches."""
     section = job.study.params.evaluate
     images = len(job.study.methods) * 20 * (section.latency_runs + section.throughput_batch)
-    networks = (job.teacher, job.student)
-    runs = [each.passes(images, job.data, section.throughput_batch) for each in networks]
-    return runs[0] + runs[1] + _Need(steps=images)
+    need = _Need(steps=images)
+    for network in (*job.teachers, job.student):
+        need += network.passes(images, job.data, section.throughput_batch)
+    return need
 
 
 def _export(job: _Job) -> _Need:
@@ -300,6 +316,7 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
     "prepare": _prepare,
     "train": _train,
     "train_check": _evaluate,
+    "train_audit": _train_audit,
     "cache": _cache,
     "cache_outputs": _cache_outputs,
     "score": _score,

@@ -53,7 +53,7 @@ def inputs_by_entry(study: Study) -> dict[str, Input]:
         paths = list(map(str, source_paths(dataset.kind, dataset.options)))
         prepared = outputs("prepare", {"dataset": name})
         found[f"datasets.{name}"] = Input(images_digest(dataset, prepared), paths)
-    for name in {name for pair in study.pairs.values() for name in (pair.teacher, pair.student)}:
+    for name in set(_networks(study)):
         model = study.models[name]
         paths = [] if (weights := _weights(model)) is None else [str(weights)]
         found[f"models.{name}"] = Input(checkpoint_digest(model), paths)
@@ -78,12 +78,8 @@ def input_paths(study: Study) -> list[Path]:
 
 
 def _input_paths(study: Study) -> Iterator[Path]:
-    pairs = study.pairs.values()
     datasets = [study.datasets[name] for name in study.used_datasets]
-    models = [
-        study.models[name]
-        for name in dict.fromkeys(name for pair in pairs for name in (pair.teacher, pair.student))
-    ]
+    models = [study.models[name] for name in dict.fromkeys(_networks(study))]
     for dataset in datasets:
         yield from source_paths(dataset.kind, dataset.options)
     for model in models:
@@ -99,6 +95,13 @@ def _input_paths(study: Study) -> Iterator[Path]:
         for file in map(Path, registry.find(kind, reference, kind).described.files):
             if is_users(file) and file.is_relative_to(Path.cwd()):
                 yield file.relative_to(Path.cwd())
+
+
+def _networks(study: Study) -> Iterator[str]:
+    """The names of all teachers and students, pair by pair."""
+    for pair in study.pairs.values():
+        yield from pair.teacher_names
+        yield pair.student
 
 
 def images_digest(dataset: Dataset, outputs: Mapping[str, str]) -> str:

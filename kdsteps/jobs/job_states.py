@@ -21,6 +21,7 @@ LOGS = {
     "prepare": "logs/prepare/{dataset}.txt",
     "train": "logs/train/{dataset}/{teacher}.txt",
     "train_check": "logs/train/{dataset}/{teacher}/check.txt",
+    "train_audit": "logs/train/audits/{pair}/audit.txt",
     "cache": "logs/cache/{dataset}/{teacher}.txt",
     "cache_outputs": "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     "score": "logs/score/{dataset}/{teacher}.txt",

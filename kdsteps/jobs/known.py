@@ -34,7 +34,7 @@ def network_outlines(
     for pair in study.pairs.values():
         if pair.dataset not in datasets:
             continue
-        for name in (pair.teacher, pair.student):
+        for name in (*pair.teacher_names, pair.student):
             model, shape = study.models[name], shapes[pair.dataset]
             if model.image_size is not None:
                 shape = (shape[0] if shape is not None else 3, *model.image_size)

@@ -28,6 +28,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "digest": "results/train/{dataset}/{teacher}/digest.json",
     },
     "train_check": {"check": "results/train/{dataset}/{teacher}/check.json"},
+    "train_audit": {"audit": "results/train/audits/{pair}/audit.json"},
     "cache": {
         "features": "results/cache/{dataset}/{teacher}/features.parquet",
         "digest": "results/cache/{dataset}/{teacher}/digest.json",
@@ -133,10 +134,10 @@ def optional_outputs(rule: str, outputs: Mapping[str, str | Path]) -> dict[str, 
 
 def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
-    them; a teacher's check only has to be there."""
+    them; the checks of teachers only have to be there."""
     if rule == "report":
         return frozenset({"image_files", "indexes", "predictions", "teacher_predictions"})
-    known = {"check", "predictions"} if rule == "export" else {"check"}
+    known = {"check", "checks", "audit"} | ({"predictions"} if rule == "export" else set())
     digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
     if "images" in digests:
         digests |= {"index", "summary"}

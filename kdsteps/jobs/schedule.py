@@ -14,8 +14,8 @@ from kdsteps.study.study import Study
 _ALL_CORES = frozenset({"prepare", "score", "evaluate_latency", "export"})
 _GPU_ALONE = frozenset({"train", "cache", "cache_outputs", "evaluate_latency"})
 _GPU_SHARED = frozenset(
-    {"train_check", "tune", "distil", "evaluate", "evaluate_teacher", "evaluate_probe"}
-    | {"evaluate_probe_teacher", "evaluate_probe_untrained"}
+    {"train_check", "train_audit", "tune", "distil", "evaluate", "evaluate_teacher"}
+    | {"evaluate_probe", "evaluate_probe_teacher", "evaluate_probe_untrained"}
 )
 
 

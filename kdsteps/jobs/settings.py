@@ -18,6 +18,7 @@ from kdsteps.study.resolving import parse
 from kdsteps.study.settings import (
     BuildPairs,
     BuildStones,
+    Combination,
     Dataset,
     Distil,
     FeatureSample,
@@ -32,6 +33,8 @@ from kdsteps.study.settings import (
     Values,
     ViewSettings,
 )
+
+AUDITED = 5000  # training images on which several teachers are compared, at most
 
 
 class JobSettings(Section):
@@ -79,6 +82,21 @@ class CheckSettings(JobSettings):
     features_only: bool = False
 
 
+class AuditSettings(JobSettings):
+    """Which teachers are compared before a student learns from all of them.
+
+    Attributes:
+        teachers: Their names, in the order of their files.
+        tolerated: Those that may have problems.
+        space: As of a pair.
+    """
+
+    teachers: tuple[str, ...]
+    tolerated: tuple[str, ...]
+    space: Literal["logits", "standardized"]
+    batch_size: PositiveInt
+
+
 class FeatureSettings(JobSettings):
     """Which images' features are cached."""
 
@@ -110,6 +128,8 @@ class DistilSettings(JobSettings):
     """One run: a student, a method, a recipe and a seed; `weights` as for a teacher.
 
     Attributes:
+        combination: How the logits of several teachers are combined; not written for one teacher,
+            so that results of before there were several stay up to date.
         tuned: Keys whose values the job reads from choice.json of the stage `tune`; not written
             where there are none, so that results of before there was this stage stay up to date.
     """
@@ -120,6 +140,7 @@ class DistilSettings(JobSettings):
     distil: Distil
     seed: NonNegativeInt
     weights: str = ""
+    combination: Annotated[Combination | None, Field(exclude_if=lambda how: how is None)] = None
     tuned: Annotated[tuple[str, ...], Field(exclude_if=lambda keys: not keys)] = ()
 
     def with_values(self, values: Values) -> Self:
@@ -181,6 +202,7 @@ class ExportSettings(JobSettings):
 
     Attributes:
         dataset, pair, student, teacher: Names in params.yaml; no teacher for methods without one.
+        several: Whether `teacher` is a text about several, whose results are not read.
         run: `best` or `method/seed`.
         methods: What each of the students' methods is.
         seeds: Of the students of each method.
@@ -193,6 +215,7 @@ class ExportSettings(JobSettings):
     pair: str
     student: str
     teacher: str | None
+    several: Annotated[bool, Field(exclude_if=lambda several: not several)] = False
     run: str
     methods: dict[str, ExportedMethod]
     seeds: tuple[NonNegativeInt, ...]
@@ -239,6 +262,7 @@ SETTINGS: dict[str, type[JobSettings]] = {
     "prepare": PrepareSettings,
     "train": TrainSettings,
     "train_check": CheckSettings,
+    "train_audit": AuditSettings,
     "cache": FeatureSettings,
     "cache_outputs": LogitSettings,
     "score": ScoreSettings,

@@ -96,12 +96,12 @@ def _entries(study: Study, node: graph.JobNode) -> Iterator[str]:
     if node.rule == "prepare":
         yield f"datasets.{names['dataset']}"
     pair = study.pairs.get(names.get("pair", ""))
-    teacher = names.get("teacher") or (pair and pair.teacher)
-    students = ("distil", "evaluate_probe_untrained")
-    models = {teacher: ("train",), pair and pair.student: students}
+    models: dict[str, tuple[str, ...]] = {}
+    for teacher in [names["teacher"]] if "teacher" in names else pair.teacher_names if pair else ():
+        models[teacher] = ("train",)
+    if pair is not None:
+        models[pair.student] = ("distil", "evaluate_probe_untrained")
     for model, start_from_it in models.items():
         # other jobs build the network of a `local-dir:` from the folder, and need no checkpoint
-        if model and (
-            node.rule in start_from_it or "checkpoint" not in study.models[model].options
-        ):
+        if node.rule in start_from_it or "checkpoint" not in study.models[model].options:
             yield f"models.{model}"

@@ -11,7 +11,7 @@ from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
 from kdsteps.jobs.forecasts import RESIDENT_MB, num_views
 from kdsteps.jobs.schedule import claim
-from kdsteps.jobs.settings import LogitSettings
+from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
 from kdsteps.study.settings import Training, ViewSettings
@@ -84,6 +84,8 @@ class Costs:
             return self._logits(node, dataset)
         if rule == "evaluate_latency":
             return self._latency(node, dataset)
+        if rule == "train_audit":
+            return self._audit(node, dataset)
         model = node.names["teacher"] if pair is None else pair.student
         split = "validation" if rule == "train_check" else "test"
         batch = study.params.evaluate.batch_size
@@ -131,10 +133,11 @@ class Costs:
             return None
         epoch, setup = self._epoch(key, trial, recipe, dataset), trial.setup
         if trial.live and recipe.views is not None:
-            teacher = study.pairs[pair].teacher
             logits = study.methods[method].wants in ("logits", "blocks")
             cached = self._caches_logits(node, recipe.views) if logits else self._caches_all(node)
-            each = self._teacher_pass(node, dataset, teacher, recipe) if cached else 0.0
+            each = 0.0
+            for teacher in study.pairs[pair].teacher_names if cached else ():
+                each += self._teacher_pass(node, dataset, teacher, recipe)
             images = self.found.images[dataset].counts["train"]
             epoch = max(_LEAST_STEP * epoch, epoch - images * each)
             setup += 0.0 if logits else images * each
@@ -149,12 +152,15 @@ class Costs:
 
     def _caches_logits(self, node: graph.JobNode, views: ViewSettings) -> bool:
         pair = self.found.study.pairs[node.names["pair"]]
-        names = {"dataset": pair.dataset, "teacher": pair.teacher, "views": views.name}
-        hints = graph.hints(self.found.study, "cache_outputs", names)
         images = self.found.images[pair.dataset]
         size = 2 * images.counts["train"] * num_views(views) * len(images.class_names) / 2**20
-        worth = hints["keep"] == "always" or int(hints["passes"]) > num_views(views)
-        return hints["keep"] != "never" and worth and size <= int(hints["budget_mib"])
+        for teacher in pair.teacher_names:
+            names = {"dataset": pair.dataset, "teacher": teacher, "views": views.name}
+            hints = graph.hints(self.found.study, "cache_outputs", names)
+            worth = hints["keep"] == "always" or int(hints["passes"]) > num_views(views)
+            if hints["keep"] == "never" or not worth or size > int(hints["budget_mib"]):
+                return False
+        return True
 
     def _caches_all(self, node: graph.JobNode) -> bool:
         """Whether a run caches the features of all its images, one view of each."""
@@ -176,13 +182,21 @@ class Costs:
         readers = [
             run
             for names in runs
-            if (run := graph.node(self.found.study, "distil", names)).inputs.get("ticket")
-            == graph.outputs("cache_outputs", node.names)["ticket"]
+            if graph.outputs("cache_outputs", node.names)["ticket"]
+            in (run := graph.node(self.found.study, "distil", names)).read
         ]
         if not readers or not self._caches_logits(readers[0], views):
             return 0.0
         each = self._teacher_pass(node, dataset, teacher, views)
         return self.found.images[dataset].counts["train"] * num_views(views) * each
+
+    def _audit(self, node: graph.JobNode, dataset: str) -> float | None:
+        batch = self.found.study.params.evaluate.batch_size
+        teachers = self.found.study.pairs[node.names["pair"]].teacher_names
+        each = [self.found.seconds_per_image(node, dataset, name, batch) for name in teachers]
+        known = [seconds for seconds in each if seconds is not None]
+        number = min(AUDITED, self.found.images[dataset].counts["train"])
+        return number * sum(known) if len(known) == len(each) else None
 
     def _latency(self, node: graph.JobNode, dataset: str) -> float | None:
         from kdsteps.evaluation.speed import num_batch_passes, num_image_passes  # torch
@@ -190,7 +204,7 @@ class Costs:
         section = self.found.study.params.evaluate
         pair = self.found.study.pairs[node.names["pair"]]
         models = dict.fromkeys(
-            [pair.student, *([pair.teacher] if "teacher" in node.inputs else [])]
+            [pair.student, *([pair.only_teacher] if "teacher" in node.inputs else [])]
         )
         total, runs = 0.0, section.latency_runs
         for model in dict.fromkeys(models):

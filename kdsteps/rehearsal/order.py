@@ -73,7 +73,7 @@ def _distil(found: Rehearsal, runs: list[graph.JobNode]) -> None:
     for node in _spread(runs):
         pair, method = node.names["pair"], node.names["method"]
         entry = study.pairs[pair]
-        models = {entry.student} | ({entry.teacher} if "teacher" in node.inputs else set())
+        models = {entry.student, *taught_by(study, node)}
         if (pair, method) in tried or entry.dataset not in found.images:
             continue
         tried.add((pair, method))
@@ -106,13 +106,19 @@ def _networks(
             else:
                 recipe: Distil = study.distil(node.names["pair"], node.names["method"])
                 run = graph.node(study, "distil", node.names)
-                if "teacher" in run.inputs:
-                    names = {"dataset": pair.dataset, "teacher": pair.teacher}
+                for teacher in taught_by(study, run):
+                    names = {"dataset": pair.dataset, "teacher": teacher}
                     training = graph.node(study, "train", names)
-                    recipe_of = study.trainings[pair.teacher]
-                    found.setdefault((pair.dataset, pair.teacher), (training, recipe_of))
+                    recipe_of = study.trainings[teacher]
+                    found.setdefault((pair.dataset, teacher), (training, recipe_of))
                 found.setdefault((pair.dataset, pair.student), (run, recipe))
     return found
+
+
+def taught_by(study: Study, node: graph.JobNode) -> tuple[str, ...]:
+    """The teachers that a job of a pair uses."""
+    uses = node.inputs.keys() & {"teacher", "teachers"}
+    return study.pairs[node.names["pair"]].teacher_names if uses else ()
 
 
 def _spread(runs: list[graph.JobNode]) -> list[graph.JobNode]:

@@ -207,19 +207,22 @@ class Rehearsal:
         wants = self.study.methods[method].wants
         costs = {entry.student: 3.0}
         if wants != "nothing":
-            costs[entry.teacher] = costs.get(entry.teacher, 0.0) + (3 if wants == "blocks" else 1)
+            for teacher in entry.teacher_names:
+                costs[teacher] = costs.get(teacher, 0.0) + (3 if wants == "blocks" else 1)
         scale = self.scale(recipe, entry.dataset, costs, claim(node, self.sharing).cores)
         inputs = self.files(entry.dataset, scale.batch_size * scale.steps)
         if "teacher" in node.inputs:
-            inputs = inputs | {"teacher": self.model(entry.dataset, entry.teacher)}
+            inputs = inputs | {"teacher": self.model(entry.dataset, entry.only_teacher)}
+        several = {"teachers": [self.model(entry.dataset, name) for name in entry.teacher_names]}
         if "plan" in node.inputs:
             inputs = inputs | {"plan": self.scratch / node.inputs["plan"]}
         changed = recipe.model_copy(update=self._changed(recipe, scale))
         settings = node.settings.model_copy(update={"distil": changed})
         key = ("distil", pair, method)
-        worked = self.attempt(
-            key, f"{pair} with {method}", "distil", self.job(node, inputs, settings)
-        )
+        job = self.job(node, inputs, settings)
+        if "teachers" in node.inputs:
+            job = replace(job, lists=several)
+        worked = self.attempt(key, f"{pair} with {method}", "distil", job)
         if worked:
             self.scales[key] = scale
         return worked

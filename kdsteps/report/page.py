@@ -30,6 +30,7 @@ from kdsteps.report.gallery import Mistakes, find_mistakes, sheets
 from kdsteps.report.probes import PairProbes
 from kdsteps.report.published import MARKERS, PublishedRow, published_rows
 from kdsteps.report.results import Results, chance_level
+from kdsteps.report.several import SeveralTeachers, taught_by
 from kdsteps.report.stones import Drawing, drawing
 from kdsteps.report.sweep import Sweep, find_sweep
 from kdsteps.report.tables import MethodRow, PairTable
@@ -61,6 +62,7 @@ class PairView:
     """One pair as the page shows it.
 
     Attributes:
+        teachers: The metrics of its teacher, or of each of several, by name.
         quality: Metrics of predictions that some network of the pair has.
         costs: Metrics of the deployed networks that some network of the pair has.
         networks: One row per deployed network: the teacher, then the students, the best first.
@@ -74,6 +76,7 @@ class PairView:
     """
 
     table: PairTable
+    teachers: Mapping[str, Mapping[str, Any]]
     finding: Finding
     scale: str
     quality: list[Metric]
@@ -106,6 +109,7 @@ def render(
     tables: Sequence[PairTable],
     study: Study,
     probes: Sequence[PairProbes] = (),
+    several: Sequence[SeveralTeachers] = (),
 ) -> str:
     """The page as HTML.
 
@@ -113,6 +117,7 @@ def render(
         tables: Of all pairs whose images have labels, from `pair_tables`.
         study: The study whose results these are.
         probes: Of all pairs, from `pair_probes`.
+        several: Of all pairs with several teachers, from `several_teachers`.
     """
     environment = Environment(
         loader=PackageLoader("kdsteps.report"),
@@ -152,6 +157,7 @@ def render(
         origins=_origins(results.origins),
         accepted=results.accepted,
         checks=results.checks,
+        several_teachers=several,
         exports=list(map(export_view, results.exports)),
         tuning=tuning_of(study, results.tunings),
         costs=[
@@ -188,6 +194,8 @@ def _view(
     named = study.pairs[table.pair].published
     return PairView(
         table=table,
+        teachers=taught_by(results, study.pairs[table.pair])
+        or ({} if table.teacher is None else {table.teacher_name: table.teacher}),
         finding=verdict(table),
         scale=figures.scale_of(table),
         quality=_there(results.metrics, table, ("predictions", "teacher")),

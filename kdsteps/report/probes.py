@@ -83,7 +83,7 @@ def pair_probes(inputs: Mapping[str, Files], results: Results, study: Study) -> 
     )
     found = []
     for name, pair in study.pairs.items():
-        teacher = teachers.get((pair.dataset, pair.teacher))
+        teacher = teachers.get((pair.dataset, pair.taught_by))
         starts = {int(seed): _known(each) for (p, seed), each in untrained.items() if p == name}
         first = next(each for (p, _), each in untrained.items() if p == name)
         goal = None if teacher is None else _known(teacher)
@@ -98,7 +98,7 @@ def pair_probes(inputs: Mapping[str, Files], results: Results, study: Study) -> 
         names = probe_names(section.fractions)
         found.append(
             PairProbes(
-                *(name, section.dataset, pair.teacher, pair.student),
+                *(name, section.dataset, pair.taught_by, pair.student),
                 headings={each: _heading(each, section.neighbors) for each in names},
                 references=first["references"],
                 queries=first["queries"],

@@ -238,7 +238,7 @@ def _runs(
         name, method, seed = run
         pair = study.pairs[name]
         measures = _measures(path)
-        teacher = logits.get((pair.dataset, pair.teacher))
+        teacher = logits.get((pair.dataset, pair.taught_by))
         unknown = [metric for metric in compared if measures.get(metric.name) is None]
         if unknown and teacher and not measures["diverged"]:
             options = study.params.evaluate.model_dump()
@@ -253,7 +253,7 @@ def _runs(
         origin = _origin(what, "distil", table_metadata(histories[run])["provenance"])
         origins.append(origin)
         speed = speeds.get(name, {}).get("students", {}).get(method, {})
-        places = {key: getattr(pair, key) for key in ("dataset", "teacher", "student")}
+        places = {"dataset": pair.dataset, "teacher": pair.taught_by, "student": pair.student}
         mine = {"seconds": origin["seconds"], "best_validation_accuracy": _best(curve)}
         rows.append(measures | speed | names | places | mine)
     measured = {(row["pair"], row["method"], row["seed"]) for row in rows}

@@ -63,8 +63,8 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
     check_batch(recipe, len(split), "distil")
-    method = _method(job, teacher, student, data, split).to(device)
-    _deployed_entry(job, method, data)  # raises before training what cannot be deployed
+    method = make_method(job, teacher, student, data, split).to(device)
+    deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = Fit(
         method,
         split,
@@ -84,7 +84,7 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
             "lower learning_rate or weight, or clip_grad_norm, may help",
             fit.diverged,
         )
-    entry = _deployed_entry(job, method, data)
+    entry = deployed_entry(job, method, data)
     deployed = method.deployed().plain()
     save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
     write_history(job.outputs["history"], fit, settings, device)
@@ -101,7 +101,7 @@ def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
     return frozen(teacher, data.image_shape, fold=not as_trained)
 
 
-def _method(
+def make_method(
     job: Job[DistilSettings],
     teacher: Chain | None,
     student: Chain,
@@ -152,7 +152,7 @@ def _teacher_outputs(
     return found if isinstance(found, CachedOutputs) else None
 
 
-def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
+def deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
     """The settings from which the deployed network is built again.
 
     Raises:

@@ -7,6 +7,9 @@ reads   images, index, summary
         check      check.json of the stage train: only has to exist
         ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
                    the teacher's logits, which may be cached
+        teachers, checks, tickets
+                   instead of these three, those of several teachers
+        audit      audit.json of the stage train, about several teachers: only has to exist
 writes  model      student.safetensors: the deployed network after the last epoch; if the training
                    diverged, the header has `diverged`: term, epoch, step
         history    history.parquet: every loss term and validation metric of every epoch; it ends
@@ -16,4 +19,14 @@ writes  model      student.safetensors: the deployed network after the last epoc
 
 from __future__ import annotations
 
-from kdsteps.stages._student import run as run
+from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import DistilSettings
+from kdsteps.stages import _several, _student
+
+
+def run(job: Job[DistilSettings]) -> None:
+    """Train a student that learns from one teacher or none, or from several."""
+    if "teachers" in job.lists:
+        _several.run(job)
+    else:
+        _student.run(job)

@@ -6,6 +6,7 @@ reads   image_files, indexes, summaries, image_digests
                              of every teacher: history.parquet, measures.json, predictions.parquet
         teacher_checks       check.json of every teacher
         layer_scores         scores.parquet of every teacher whose layers were scored
+        audits               audit.json of every pair with several teachers, if there are any
         plans                plan.json of every pair and method with a plan
         tunings              trials.json of every pair and method that is tuned
         histories, measures, predictions
@@ -37,6 +38,7 @@ from kdsteps.report.metrics import metrics, plot_tables
 from kdsteps.report.page import render
 from kdsteps.report.probes import pair_probes, probe_metrics
 from kdsteps.report.results import load_results, run_columns, run_rows
+from kdsteps.report.several import several_teachers
 from kdsteps.report.tables import find_references, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.study.loading import parse_study
@@ -60,7 +62,8 @@ def run(job: Job[ReportSettings]) -> None:
         write_text(job.outputs[f"{name}_table"], rows.to_csv(index=False))
     for name, content in pictures(results, tables, study.params.report.title).items():
         write_bytes(job.outputs[name], content)
-    write_text(job.outputs["page"], render(results, tables, study, probes))
+    several = several_teachers(job.lists, results, study)
+    write_text(job.outputs["page"], render(results, tables, study, probes, several))
     for table in tables:
         found = verdict(table)
         scale = scale_of(table)

@@ -14,6 +14,14 @@ writes  check      check.json: validation accuracy against chance and `expected_
                    order, calibration, problems, warnings. A teacher with a problem stops the study
                    before any student learns from it, unless `teacher_check` is `warn`. So does a
                    classifier that was not trained, where a method needs it.
+or, with --pair, to compare the teachers of a pair that has several,
+reads   images, index, summary
+                   as above
+        teachers   teacher.safetensors of each
+        checks     check.json of each: only has to exist
+writes  audit      audit.json: for each teacher, accuracy on training images, agreement with the
+                   others, and how far its probabilities and its logits are from theirs. A teacher
+                   that is far out stops the study, as one that fails its check does.
 """
 
 from __future__ import annotations
@@ -39,6 +47,7 @@ from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
+from kdsteps.stages._audit import audit
 from kdsteps.stages._headers import entry_of, untrained_weights
 from kdsteps.stages._shared import (
     as_built,
@@ -63,9 +72,11 @@ log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[Any]) -> None:
-    """Train a teacher, or check a trained one."""
+    """Train a teacher, check a trained one, or compare the teachers of a pair."""
     if "check" in job.outputs:
         _check(job)
+    elif "audit" in job.outputs:
+        audit(job)
     else:
         in_processes(_train, job, job.settings.train)
 

@@ -23,6 +23,7 @@ from kdsteps.study.probe_settings import Probe
 from kdsteps.study.settings import (
     Build,
     Cache,
+    Combination,
     Distil,
     Evaluate,
     Export,
@@ -149,13 +150,20 @@ class MethodEntry(_Entry):
     as `distil.<key>`, a list of values, or {low, high, log} for a random search."""
 
 
-class Pair(Section):
-    """A teacher, a student and the images that both see."""
+class Pair(Combination):
+    """A teacher or several, a student, and the images that all of them see."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["teacher"]}, {"required": ["teachers"]}]}
+    )
 
     dataset: Name
     """A name under `datasets`."""
-    teacher: Name
+    teacher: Name | None = None
     """A name under `models`."""
+    teachers: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
+    """Instead of `teacher`: two or more names under `models`, for methods that learn from logits
+    alone."""
     student: Name
     """A name under `models`."""
     distil: Distil | None = None
@@ -164,6 +172,35 @@ class Pair(Section):
     """Values of the section `build` that differ for this pair."""
     published: str | None = None
     """The pair of networks whose published accuracies the report shows next to yours."""
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """The names of its teachers."""
+        return self.teachers or (() if self.teacher is None else (self.teacher,))
+
+    @property
+    def only_teacher(self) -> str:
+        """The name of the teacher whose layers a method uses: there is one alone."""
+        (name,) = self.teacher_names
+        return name
+
+    @property
+    def taught_by(self) -> str:
+        """Its teacher as text, or its teachers and how they are combined."""
+        if self.teachers is None:
+            return self.only_teacher
+        return f"{', '.join(self.teachers)} ({self.combined_how})"
+
+    @property
+    def combined_how(self) -> str:
+        """How the logits of its teachers are combined, as text."""
+        mean = "confidence-weighted mean" if self.combine == "confidence" else self.combine
+        return f"{mean} of {'standardized ' * (self.space == 'standardized')}logits"
+
+    @property
+    def combination(self) -> Combination:
+        """How the logits of its teachers are combined."""
+        return Combination.taken_from(self)
 
 
 class LoggerEntry(_Entry):

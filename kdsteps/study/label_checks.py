@@ -77,12 +77,13 @@ def _check_pair(study: Study, name: str, where: str) -> None:
             f"{where}: export: every file is evaluated on labeled test images, but {without}; "
             "leave the section out, or list runs of other pairs"
         )
-    if study.trainings[pair.teacher].epochs:
-        raise KdstepsError(
-            f"{where}: models.{pair.teacher}: is trained with labels, and {without}; set `train: "
-            "{epochs: 0}`, and a checkpoint or published weights"
-        )
-    for model in (pair.teacher, pair.student):
+    for teacher in pair.teacher_names:
+        if study.trainings[teacher].epochs:
+            raise KdstepsError(
+                f"{where}: models.{teacher}: is trained with labels, and {without}; set `train: "
+                "{epochs: 0}`, and a checkpoint or published weights"
+            )
+    for model in (*pair.teacher_names, pair.student):
         if study.models[model].classes is not None and not named:
             raise KdstepsError(
                 f"{where}: models.{model}.classes: names classes, and {without}; leave it out"

@@ -254,6 +254,17 @@ class FeatureSample(Section):
     """Seed of the choice of images."""
 
 
+class Combination(Section):
+    """How the logits of several teachers become those of one."""
+
+    combine: Literal["mean", "median", "confidence"] = "mean"
+    """How the logits of several teachers are combined: their `mean` or `median`, class by class, or
+    `confidence`, their mean weighted by how well each one predicts the label of the image."""
+    space: Literal["logits", "standardized"] = "logits"
+    """What is combined: `logits`, or logits `standardized` for each image and teacher, so that a
+    teacher with larger logits does not count for more."""
+
+
 class Cache(FeatureSample):
     """What is cached of a teacher."""
 

@@ -15,6 +15,7 @@ from kdsteps.study.settings import (
     Training,
 )
 from kdsteps.study.study import Method, Study
+from kdsteps.study.teacher_checks import check_teachers
 
 
 def check_options(study: Study, where: str) -> None:
@@ -51,19 +52,26 @@ def check_training(study: Study, where: str) -> None:
 
 
 def check_pair(study: Study, pair: Pair, where: str) -> None:
-    for key, section in (("dataset", "datasets"), ("teacher", "models"), ("student", "models")):
-        name, there = getattr(pair, key), getattr(study, section)
+    check_teachers(study, pair, where)
+    taught_by = "teacher" if pair.teachers is None else "teachers"
+    named = [("dataset", "datasets", pair.dataset)]
+    named += [(taught_by, "models", name) for name in pair.teacher_names]
+    for key, section, name in (*named, ("student", "models", pair.student)):
+        there = getattr(study, section)
         if name not in there:
+            verb = "has" if key == "teachers" else "is"
             raise KdstepsError(
-                f"{where}.{key} is {name!r}, which is not under {section}{nearest(name, there)}"
+                f"{where}.{key} {verb} {name!r}, which is not under {section}{nearest(name, there)}"
             )
-    teacher = study.models[pair.teacher].options
-    has_weights = teacher.get("checkpoint") or teacher.get("pretrained")
-    if not (study.trainings[pair.teacher].epochs or has_weights):
-        raise KdstepsError(
-            f"{where}.teacher is {pair.teacher!r}, which has 0 epochs of training and no weights "
-            "to start from; set a checkpoint, or train it for one epoch or more"
-        )
+    for name in pair.teacher_names:
+        teacher = study.models[name].options
+        has_weights = teacher.get("checkpoint") or teacher.get("pretrained")
+        if not (study.trainings[name].epochs or has_weights):
+            verb = "is" if pair.teachers is None else "has"
+            raise KdstepsError(
+                f"{where}.{taught_by} {verb} {name!r}, which has 0 epochs of training and no "
+                "weights to start from; set a checkpoint, or train it for one epoch or more"
+            )
     if pair.published is not None and pair.published not in registry.published_pairs():
         hint = nearest(pair.published, registry.published_pairs())
         raise KdstepsError(

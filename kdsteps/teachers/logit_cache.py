@@ -107,7 +107,7 @@ def teacher_outputs(
     log.info("%s: %s", expected, why)
     if not wanted:
         return live
-    with _alone(path):
+    with alone(path):
         if not path.exists():
             write_outputs(path, live, part, views)
     log.info("reading teacher logits from %s", path)
@@ -238,7 +238,7 @@ def _batch_size(live: LiveTeacher, part: ImageSplit) -> int:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Wait until no other job writes this file, and keep others from writing it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:

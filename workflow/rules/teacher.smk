@@ -99,6 +99,39 @@ rule train_check:
         """
 
 
+rule train_audit:
+    """How the teachers of a pair compare, where a pair has several."""
+    input:
+        unpack(inputs_of("train_audit")),
+    output:
+        **outputs_of("train_audit"),
+    log:
+        "logs/train/audits/{pair}/audit.txt",
+    threads: sharing.cores_of_one_of_many
+    resources:
+        mem_mb=forecast_of("train_audit", "memory"),
+        runtime=forecast_of("train_audit", "time"),
+        gpu=gpu_claim,
+        gpu_slots=1,
+        jobs_per_gpu=sharing.jobs_per_gpu,
+        cores=cores_used,
+    params:
+        settings=settings_of("train_audit"),
+        code=code_of("train_audit"),
+        files=files_of("train_audit"),
+    message:
+        "compare the teachers of {wildcards.pair}"
+    shell:
+        r"""
+        python -m kdsteps train \
+            --settings {params.settings:q} \
+            --code {params.code} \
+            {params.files:q} \
+            --threads {resources.cores} \
+            --gpus {resources.gpu} --jobs-per-gpu {resources.jobs_per_gpu} >{log:q} 2>&1
+        """
+
+
 rule cache:
     """A teacher's features at every layer, for a sample of the training images."""
     input:

@@ -1,0 +1,307 @@
+"""A pair with several teachers: what is refused, which jobs there are, and such a study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _commands import NET, STUDY
+from _training import same_bytes
+
+from kdsteps.cli.stages import call_of, run_call
+from kdsteps.errors import KdstepsError
+from kdsteps.files.checkpoints import read_checkpoint, write_checkpoint
+from kdsteps.files.text import read_json
+from kdsteps.jobs import code_identity, forecasts, graph, storage
+from kdsteps.jobs.inputs import input_paths
+from kdsteps.jobs.job import Job
+from kdsteps.jobs.settings import AuditSettings
+from kdsteps.stages import distil, train
+from kdsteps.study.loading import parse_study
+from kdsteps.study.study import Study
+
+SEVERAL = {"dataset": "digits", "teachers": ["big", "other"], "student": "small"}
+MODELS = {"big": NET, "other": NET | {"train": {"seed": 1}}, "small": NET}
+METHODS: dict[str, Any] = {"labels": {}, "kd": {}}
+
+
+def study(*, several: Mapping[str, Any] | None = None, **sections: Any) -> Study:
+    """The small study with a second pair, which has two teachers."""
+    pairs = STUDY["pairs"] | {"both": SEVERAL | dict(several or {})}
+    return parse_study(STUDY | {"models": MODELS, "methods": METHODS, "pairs": pairs} | sections)
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("several", "message"),
+    [
+        ({"teachers": None}, "pairs.both.teacher is missing; .* or set `teachers`"),
+        ({"teacher": "big"}, "pairs.both has teacher and teachers; delete one"),
+        ({"teachers": ["big"]}, "pairs.both.teachers"),
+        ({"teachers": ["big", "big"]}, "pairs.both.teachers has 'big' twice"),
+        (
+            {"teachers": ["big", "othr"]},
+            "teachers has 'othr', .* under models; did you mean 'other'",
+        ),
+        ({"combine": "best"}, "pairs.both.combine is 'best'; .*mean.*median.*confidence"),
+        (
+            {"teachers": None, "teacher": "big", "combine": "median"},
+            "pairs.both.combine is 'median', and there is one teacher",
+        ),
+    ],
+)
+def test_teachers_that_contradict_each_other_are_refused(several, message):
+    with pytest.raises(KdstepsError, match=message):
+        study(several=several)
+
+
+@pytest.mark.parametrize("method", ["block_kd", "feature_only", "simkd", "reviewkd", "embedding"])
+def test_a_method_that_needs_layers_is_refused_with_the_methods_that_do_not(method):
+    with pytest.raises(KdstepsError) as error:
+        study(methods=METHODS | {"mine": {"method": method}})
+    said = str(error.value)
+    assert re.search("pairs.both.teachers: mine needs the layers of one teacher", said)
+    offered = said.rpartition("there are ")[2].split(", ")
+    assert {"labels", "kd", "dkd", "dist", "lskd", "sld", "ckd"} <= set(offered)
+    assert not {"block_kd", "feature_only", "simkd", "reviewkd", "embedding"} & set(offered)
+    study(methods={name: {} for name in offered})
+
+
+def test_values_are_not_tuned_with_several_teachers():
+    with pytest.raises(KdstepsError, match=r"pairs\.both\.teachers: methods\.kd has tune"):
+        study(methods={"kd": {"tune": {"temperature": [2, 4]}}})
+
+
+def test_confidence_needs_labels():
+    bare = {"kind": "folder", "path": "birds", "labels": "none", "classes": ["wren", "robin"]}
+    weights = {**NET, "checkpoint": "weights.pt", "train": {"epochs": 0}}
+    with pytest.raises(KdstepsError, match=r"combine is 'confidence', which needs labels"):
+        study(
+            several={"combine": "confidence"},
+            datasets={"digits": bare},
+            models={"big": weights, "other": weights, "small": NET},
+            methods={"kd": {"labels_weight": 0}},
+        )
+
+
+# which jobs there are
+
+
+def identities(chosen: Study) -> dict[tuple[str, ...], tuple[Any, ...]]:
+    """What each job of a study depends on, by rule and names; without the report."""
+    return {
+        (rule, *names.values()): (
+            graph.settings_text(chosen, rule, names),
+            code_identity.code(chosen, rule, names),
+            graph.inputs(chosen, rule, names),
+        )
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(chosen, rule)
+        if rule != "report"
+    }
+
+
+def test_a_pair_with_several_teachers_reruns_no_job_of_the_others():
+    before = identities(parse_study(STUDY | {"models": MODELS, "methods": METHODS}))
+    after = identities(study())
+    assert {job: after[job] for job in before} == before
+    added = {rule for rule, *_ in after.keys() - before.keys()}
+    assert added == {
+        *("train", "train_check", "train_audit", "cache_outputs", "distil", "evaluate"),
+        *("evaluate_teacher", "evaluate_latency"),
+    }
+    assert sum(rule == "train" for rule, *_ in after) == 2
+
+
+def test_students_of_one_teacher_are_known_by_the_code_and_the_settings_they_had():
+    found = study()
+    run = {"method": "kd", "seed": "0"}
+    one, both = ({"pair": name, **run} for name in ("pair", "both"))
+    assert next(code_identity.roots(found, "distil", one)) == "kdsteps.stages._student:run"
+    assert next(code_identity.roots(found, "distil", both)) == "kdsteps.stages._several:run"
+    labels = both | {"method": "labels"}
+    assert next(code_identity.roots(found, "distil", labels)) == "kdsteps.stages._student:run"
+    assert "combination" not in graph.settings_text(found, "distil", one)
+    assert '"combine": "mean"' in graph.settings_text(found, "distil", both)
+    assert "combination" not in graph.settings_text(found, "distil", labels)
+
+
+def test_a_student_reads_all_teachers_and_waits_for_their_checks_and_the_audit():
+    found = study()
+    read = graph.inputs(found, "distil", {"pair": "both", "method": "kd", "seed": "0"})
+    named = [{"dataset": "digits", "teacher": name} for name in ("big", "other")]
+    assert read["teachers"] == [graph.outputs("train", each)["model"] for each in named]
+    assert read["checks"] == [graph.outputs("train_check", each)["check"] for each in named]
+    assert read["audit"] == graph.outputs("train_audit", {"pair": "both"})["audit"]
+    views = [names["views"] for names in graph.jobs(found, "cache_outputs")]
+    shown = {"views": views[0]}
+    assert read["tickets"] == [
+        graph.outputs("cache_outputs", each | shown)["ticket"] for each in named
+    ]
+    hints = [graph.hints(found, "cache_outputs", each | shown)["passes"] for each in named]
+    assert hints == [4, 2]  # of one epoch: two seeds of both pairs, and of one
+
+
+def test_other_ways_to_combine_train_the_same_teachers():
+    several = {name: SEVERAL | {"combine": name} for name in ("mean", "median", "confidence")}
+    found = study(pairs=several)
+    assert len(graph.jobs(found, "train")) == len(graph.jobs(found, "cache_outputs")) == 2
+    texts = [
+        graph.settings_text(found, "distil", {"pair": name, "method": "kd", "seed": "0"})
+        for name in several
+    ]
+    assert len(set(texts)) == 3
+
+
+def test_all_teachers_are_in_forecasts_and_in_what_is_stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights.pt").write_bytes(b"")
+    models = MODELS | {"other": NET | {"checkpoint": "weights.pt", "train": {"epochs": 0}}}
+    found = study(models=models)
+    run = {"pair": "both", "method": "kd", "seed": "0"}
+    assert input_paths(found) == [Path("weights.pt")]
+    node = graph.node(found, "train_audit", {"pair": "both"})
+    assert storage.declared(found, node)["provenance"]
+    for rule, names in (("train_audit", {"pair": "both"}), ("distil", run)):
+        assert forecasts.forecast(found, rule, names, 1, gpu=False).memory > 0
+    single = forecasts._NEEDS["distil"](forecasts._Job(found, run | {"pair": "pair"}))
+    double = forecasts._NEEDS["distil"](forecasts._Job(found, run))
+    assert double.multiply_adds > single.multiply_adds
+
+
+# a study, run here
+
+
+SMALL = {"family": "cifar_resnet", "depth": 8, "widths": [4, 8, 8, 16]}
+RUN: dict[str, Any] = {
+    "datasets": {"digits": {"kind": "digits", "size": 8}},
+    "models": {
+        "plain": SMALL,
+        "large": SMALL
+        | {"image_size": 12, "normalize": {"mean": [0.5], "std": [0.25]}, "train": {"seed": 1}},
+        "deep": SMALL | {"depth": 14, "train": {"seed": 2}},
+        "small": SMALL | {"widths": [4, 4, 4, 8]},
+    },
+    "pairs": {
+        "middle": {
+            "dataset": "digits",
+            "teachers": ["plain", "large", "deep"],
+            "student": "small",
+            "combine": "median",
+            "space": "standardized",
+        },
+        "sure": {
+            "dataset": "digits",
+            "teachers": ["plain", "large"],
+            "student": "small",
+            "combine": "confidence",
+            "distil": {"mixup": 0.2},
+        },
+    },
+    "methods": {"labels": {}, "lskd": {}},
+    "seeds": [0],
+    "train": {"epochs": 4, "batch_size": 64},
+    "distil": {"epochs": 2, "batch_size": 128},
+    "evaluate": {"latency_runs": 2},
+    "export": {"runs": ["middle/lskd/0"], "formats": ["safetensors"]},
+}
+ORDER = [rule for rule in graph.OUTPUTS if rule not in ("evaluate", "evaluate_latency", "export")]
+ORDER = [*ORDER[:-1], "evaluate", "evaluate_latency", "export", "report"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The folder of a study of such pairs after all its jobs, and the study."""
+    folder = tmp_path_factory.mktemp("several")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        found = parse_study(RUN)
+        for rule in ORDER:
+            for names in graph.jobs(found, rule):
+                run_call(call_of(found, rule, names), threads=1, gpus=0)
+        yield folder, found
+
+
+def job_of(found: Study, rule: str, names: graph.Names, folder: Path, **changes: Any) -> Job[Any]:
+    """A job of the study as its stage receives it, with its files in another folder."""
+    call = call_of(found, rule, names)
+    outputs = {name: folder / path.name for name, path in call.outputs.items()}
+    job = Job(call.settings, call.inputs, outputs, lists=call.lists, budget_mib=100)
+    return replace(job, **changes)
+
+
+def page_of(folder: Path) -> str:
+    page = (folder / "results/report/index.html").read_text()
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<main>")[1]))
+
+
+def test_a_student_is_the_same_with_cached_and_computed_logits(ran, tmp_path):
+    folder, found = ran
+    names = {"pair": "middle", "method": "lskd", "seed": "0"}
+    before = sorted((folder / ".kdsteps/outputs").glob("*.npy"))
+    assert len(before) == 3 + 1  # of each teacher, and of all together
+    distil.run(job_of(found, "distil", names, tmp_path, keep="never"))
+    model = graph.outputs("distil", names)["model"]
+    own, theirs = (read_checkpoint(path) for path in (tmp_path / Path(model).name, folder / model))
+    assert same_bytes(own[0], theirs[0])
+
+
+def test_a_student_of_mixed_images_learns_from_all_teachers(ran):
+    folder, _ = ran
+    measured = read_json(folder / "results/evaluate/students/sure/lskd/0/measures.json")
+    assert not measured["diverged"]
+    assert measured["agreement"] is None  # there is no single teacher to agree with
+
+
+def test_the_audit_names_each_teacher(ran):
+    folder, _ = ran
+    found = read_json(folder / "results/train/audits/middle/audit.json")
+    assert [each["teacher"] for each in found["teachers"]] == ["plain", "large", "deep"]
+    assert all(each["accuracy"] > 0.5 and not each["problems"] for each in found["teachers"])
+
+
+def test_the_report_and_the_card_name_all_teachers_and_how_they_are_combined(ran):
+    folder, _ = ran
+    page = page_of(folder)
+    assert "middle learns from the median of standardized logits" in page
+    assert "sure learns from the confidence-weighted mean of logits" in page
+    quality = page.split("Quality of the predictions")[1]
+    assert all(f"{name} teacher" in quality for name in ("plain", "large", "deep"))
+    card = (folder / "results/export/middle/lskd/0/model_card.md").read_text()
+    assert "from the teacher `plain, large, deep (median of standardized logits)`" in card
+
+
+@pytest.fixture
+def permuted(ran, tmp_path):
+    """The job that audits three teachers, one of which has its classes in another order."""
+    folder, found = ran
+    job = job_of(found, "train_audit", {"pair": "middle"}, tmp_path)
+    *good, path = job.lists["teachers"]
+    weights, header = read_checkpoint(folder / path)
+    moved = {name: v.roll(1, 0) if v.shape[:1] == (10,) else v for name, v in weights.items()}
+    assert any(not torch.equal(moved[name], weights[name]) for name in weights)
+    write_checkpoint(tmp_path / "bad.safetensors", moved, header)
+    return replace(job, lists={"teachers": [*good, tmp_path / "bad.safetensors"]})
+
+
+def test_a_teacher_that_is_far_out_stops_the_study(permuted):
+    with pytest.raises(KdstepsError, match=r"the teacher deep: .* training images.*teacher_check"):
+        train.run(permuted)
+    assert not permuted.outputs["audit"].exists()
+
+
+def test_a_teacher_with_teacher_check_warn_is_only_reported(permuted, caplog):
+    settings = permuted.settings
+    assert isinstance(settings, AuditSettings)
+    tolerated = settings.model_copy(update={"tolerated": ("deep",)})
+    train.run(replace(permuted, settings=tolerated))
+    found = read_json(permuted.outputs["audit"])["teachers"]
+    assert [bool(each["problems"]) for each in found] == [False, False, True]
+    assert "the teacher deep: " in caplog.text
