@@ -39,11 +39,14 @@ from kdsteps.jobs.settings import (
 from kdsteps.study.probe_settings import Probe, ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
+    DrawSettings,
     FeatureSample,
+    FixedDraws,
     MetricSettings,
     TimingSettings,
     Training,
     ViewSettings,
+    name_of,
 )
 from kdsteps.study.study import Study
 from kdsteps.study.tuning import num_tried
@@ -214,16 +217,16 @@ class Graph:
         for name, pair in study.pairs.items():
             teacher = (pair.dataset, pair.teacher)
             for method, entry in study.methods.items():
-                recipe = study.distil(name, method)
                 if entry.wants != "nothing":
                     teachers.add(teacher)
                 if entry.plan is not None and self._add_plan(name, method):
                     scored.add(teacher)
-                views = recipe.views if entry.wants in ("logits", "blocks") else None
+                views = study.views(name, method) if entry.wants in ("logits", "blocks") else None
                 if views is not None:
-                    key = (*teacher, views.name)
+                    key = (*teacher, name_of(views))
                     passes = caches.get(key, (views, 0))[1]
-                    caches[key] = views, passes + study.num_trainings(method) * recipe.epochs
+                    epochs = study.distil(name, method).epochs
+                    caches[key] = views, passes + study.num_trainings(method) * epochs
                 self._add_runs(name, method, views)
         for (dataset, teacher_name, views_name), (views, passes) in sorted(
             caches.items(), key=lambda item: item[0]
@@ -270,7 +273,7 @@ class Graph:
         if entry.plan is not None:
             read |= outputs("build", {"pair": name, "method": method})
         if views is not None:
-            read |= outputs("cache_outputs", teacher | {"views": views.name})
+            read |= outputs("cache_outputs", teacher | {"views": name_of(views)})
         compared: dict[str, str] = {}
         if entry.wants != "nothing":
             judged = outputs("evaluate_teacher", teacher)
@@ -280,6 +283,7 @@ class Graph:
         hints = self._caching | _saving(recipe)
         student = study.models[pair.student]
         checkpoint = self.own_inputs[f"models.{pair.student}"].digest
+        fixed = _fixed_draws(study, name, method)
 
         def settings_of(rule: str, names: Names) -> DistilSettings:
             return DistilSettings.model_construct(
@@ -290,6 +294,7 @@ class Graph:
                 seed=int(names["seed"]),
                 weights=weights_digest(checkpoint, outputs(rule, names)),
                 tuned=tuple(entry.trials[0]) if entry.trials else (),
+                cache=fixed,
             )
 
         if entry.trials:
@@ -400,6 +405,19 @@ class Graph:
 def _evaluate(study: Study) -> EvaluateSettings:
     metrics = MetricSettings.taken_from(study.params.evaluate)
     return EvaluateSettings.model_construct(evaluate=metrics)
+
+
+def _fixed_draws(study: Study, pair: str, method: str) -> FixedDraws | None:
+    """The draws that are fixed, if a student sees them, be it in a trial of `tune`."""
+    fixed, recipe = study.params.cache.fixed_draws, study.distil(pair, method)
+    trials = [
+        recipe.model_copy(
+            update={key.removeprefix("distil."): values[key] for key in values if "." in key}
+        )
+        for values in study.methods[method].trials
+    ]
+    seen = [each.numbered_views(fixed) for each in (recipe, *trials)]
+    return fixed if any(isinstance(each, DrawSettings) for each in seen) else None
 
 
 def _data(dataset: str) -> dict[str, str]:

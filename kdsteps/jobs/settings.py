@@ -20,7 +20,9 @@ from kdsteps.study.settings import (
     BuildStones,
     Dataset,
     Distil,
+    DrawSettings,
     FeatureSample,
+    FixedDraws,
     MetricSettings,
     Model,
     Options,
@@ -86,9 +88,9 @@ class FeatureSettings(JobSettings):
 
 
 class LogitSettings(JobSettings):
-    """The views of the training images for which a teacher's logits are cached."""
+    """The views or draws of the training images for which a teacher's logits are cached."""
 
-    views: ViewSettings
+    views: DrawSettings | ViewSettings
 
 
 class ScoreSettings(JobSettings):
@@ -112,6 +114,7 @@ class DistilSettings(JobSettings):
     Attributes:
         tuned: Keys whose values the job reads from choice.json of the stage `tune`; not written
             where there are none, so that results of before there was this stage stay up to date.
+        cache: The draws that are fixed; not written either where they change nothing.
     """
 
     student: Model
@@ -121,6 +124,12 @@ class DistilSettings(JobSettings):
     seed: NonNegativeInt
     weights: str = ""
     tuned: Annotated[tuple[str, ...], Field(exclude_if=lambda keys: not keys)] = ()
+    cache: Annotated[FixedDraws | None, Field(exclude_if=lambda fixed: fixed is None)] = None
+
+    @property
+    def numbered_views(self) -> ViewSettings | None:
+        """The numbered views or draws that the student sees; None if there are none."""
+        return self.distil.numbered_views(self.cache)
 
     def with_values(self, values: Values) -> Self:
         """The settings with the values of a trial, as if they were written in params.yaml.

@@ -9,12 +9,12 @@ from statistics import median
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
-from kdsteps.jobs.forecasts import RESIDENT_MB, num_views
+from kdsteps.jobs.forecasts import RESIDENT_MB
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
-from kdsteps.study.settings import Training, ViewSettings
+from kdsteps.study.settings import Training, ViewSettings, name_of, num_views
 from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits
@@ -130,14 +130,15 @@ class Costs:
         if trial is None or not trial.epochs:
             return None
         epoch, setup = self._epoch(key, trial, recipe, dataset), trial.setup
-        if trial.live and recipe.views is not None:
+        views = study.views(pair, method)
+        if trial.live and views is not None:
             teacher = study.pairs[pair].teacher
             logits = study.methods[method].wants in ("logits", "blocks")
-            cached = self._caches_logits(node, recipe.views) if logits else self._caches_all(node)
+            cached = self._caches_logits(node, views) if logits else self._caches_all(node)
             each = self._teacher_pass(node, dataset, teacher, recipe) if cached else 0.0
             images = self.found.images[dataset].counts["train"]
             epoch = max(_LEAST_STEP * epoch, epoch - images * each)
-            setup += 0.0 if logits else images * each
+            setup += 0.0 if logits else images * num_views(views) * each
         return setup + recipe.epochs * epoch
 
     def _is_out(self, node: graph.JobNode) -> bool:
@@ -149,7 +150,7 @@ class Costs:
 
     def _caches_logits(self, node: graph.JobNode, views: ViewSettings) -> bool:
         pair = self.found.study.pairs[node.names["pair"]]
-        names = {"dataset": pair.dataset, "teacher": pair.teacher, "views": views.name}
+        names = {"dataset": pair.dataset, "teacher": pair.teacher, "views": name_of(views)}
         hints = graph.hints(self.found.study, "cache_outputs", names)
         images = self.found.images[pair.dataset]
         size = 2 * images.counts["train"] * num_views(views) * len(images.class_names) / 2**20
