@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from _commands import STUDY
+from _commands import STUDY, outputs_of, write_study
+from _fake_cuda import Watch, fake_cuda, on_cuda
 from _networks import NUM_CLASSES
 from _training import (
     NUM_IMAGES,
@@ -26,18 +29,21 @@ from _training import (
 from scipy import stats
 from torch import Tensor
 
+from kdsteps.cli.stages import call_of, run_call
 from kdsteps.data.augmentation import Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
 from kdsteps.data.images import ImageSplit, Order, Views
 from kdsteps.data.streaming import StreamedSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.study.loading import parse_study
+from kdsteps.rehearsal.costs import Costs
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.study import Study
 from kdsteps.teachers.logit_cache import Terms, forecast, teacher_outputs
 from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
 from kdsteps.training.drawn import DrawnFit
 from kdsteps.training.loop import Resume
+from kdsteps.training.processes import Processes
 
 K = 4
 STRONG = {
@@ -180,6 +186,36 @@ def test_streamed_images_have_the_same_draws(kind, workers, tmp_path):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.targets, other.targets)
         assert one.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_parts_of_two_processes_are_the_batch_of_one():
+    split = drawn()
+    whole = split.orders(8, Views(), torch.Generator().manual_seed(0))[0]
+    parts = [split.made(Processes(rank, 2).order(whole, 1), Views()) for rank in range(2)]
+    alone = split.made(whole, Views())
+    assert torch.equal(torch.cat([part.images for part in parts]), alone.images)
+    assert torch.equal(torch.cat([part.targets for part in parts]), alone.targets)
+
+
+def test_nothing_about_a_draw_waits_for_a_gpu(monkeypatch):
+    given = draws(Augmentation(NUM_CLASSES, mixup=1.0, cutmix=1.0))
+    index, draw = torch.arange(8), torch.arange(8) % K
+    pixels, labels = torch.rand(16, 3, 8, 8), torch.arange(16) % NUM_CLASSES
+
+    def make(*tensors: Tensor) -> Tensor:
+        index, draw, pixels, labels = tensors
+        given.views_of(index, draw)
+        given.partners(index, draw, NUM_IMAGES)
+        return given.mixed(pixels, labels, index, draw)[0]
+
+    make(index, draw, pixels, labels)
+    with fake_cuda(monkeypatch):
+        tensors = [on_cuda(tensor) for tensor in (index, draw, pixels, labels)]
+        make(*tensors)  # copies the table of fractions
+        with Watch() as watch:
+            found = make(*tensors)
+    assert watch.waits == []
+    assert found.device.type == "cuda"
 
 
 def test_draws_need_their_split():
@@ -357,3 +393,91 @@ def test_trials_cannot_change_the_draws_whose_logits_are_cached():
 def test_draws_are_a_whole_number_above_zero(value):
     with pytest.raises(KdstepsError, match=r"cache\.draws is .*"):
         study(cache={"draws": value})
+
+
+# The stages
+
+
+TICKET = {
+    "dataset": "digits",
+    "teacher": "big",
+    "views": "draws3_mixup0p5_randaugment5_plain_batch256",
+}
+SUMMARY = Path("results/prepare/digits/summary.json")
+EMBEDDING = {"local_weight": 0, "queue": 16}
+
+
+def run_jobs(folder: Path, rule: str, **hints: Any) -> None:
+    study = load_study(folder / "params.yaml")
+    for names in graph.jobs(study, rule):
+        run_call(call_of(study, rule, names), threads=1, **hints)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study up to its cached logits, of 3 draws of each image."""
+    folder = tmp_path_factory.mktemp("study")
+    recipe = {"epochs": 4, "batch_size": 256, "mixup": 0.5, "randaugment": 5}
+    train = {"epochs": 1, "batch_size": 256, "teacher_check": "warn"}
+    methods = {"kd": {}, "embedding": EMBEDDING}
+    cache = {"draws": 3, "outputs": "always"}
+    sections = {"methods": methods, "train": train, "distil": recipe, "cache": cache}
+    write_study(folder, seeds=[0], **sections)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for rule in ("prepare", "train", "train_check", "cache_outputs"):
+            run_jobs(folder, rule)
+    return folder
+
+
+@pytest.fixture
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def logits_file(folder: Path) -> Path:
+    ticket = json.loads(outputs_of(folder, "cache_outputs", TICKET)["ticket"].read_text())
+    return folder / f".kdsteps/outputs/{ticket['key']}.npy"
+
+
+def test_the_stage_cache_writes_the_logits_of_all_draws(folder):
+    ticket = json.loads(outputs_of(folder, "cache_outputs", TICKET)["ticket"].read_text())
+    cached = np.load(logits_file(folder))
+    assert list(cached.shape) == ticket["shape"]
+    assert cached.shape[1:] == (3, 10)
+    assert not np.array_equal(cached[:, 0], cached[:, 1])
+
+
+def test_forecasts_of_the_disk_are_right_within_a_twentieth(inside):
+    study, summary = load_study(), json.loads(SUMMARY.read_text())
+    images = SimpleNamespace(counts=summary["images"], class_names=summary["class_names"])
+    found: Any = SimpleNamespace(
+        study=study,
+        images={"digits": images},
+        model=lambda *_: Path("no file"),
+        seconds_per_image=lambda *_, **__: 1.0,
+    )
+    node = graph.node(study, "cache_outputs", TICKET)
+    path = logits_file(inside)
+    size = path.stat().st_size + path.with_suffix(".json").stat().st_size
+    assert Costs(found, 0.0, {}).disk([node]) == pytest.approx(size, rel=0.05)
+    assert Costs(found, 0.0, {}).seconds([node]) == [summary["images"]["train"] * 3]
+
+
+@pytest.mark.parametrize("method", ["kd", "embedding"])
+def test_students_read_what_is_cached_of_the_draws_and_are_the_same_without(
+    inside, method, caplog, tmp_path
+):
+    names = {"pair": "pair", "method": method, "seed": "0"}
+    study = load_study()
+    call = call_of(study, "distil", names)
+    written = []
+    for place, keep in enumerate(("auto", "never")):
+        outputs = {name: tmp_path / f"{place}" / path.name for name, path in call.outputs.items()}
+        caplog.clear()
+        caplog.set_level("INFO", "kdsteps")
+        run_call(replace(call, outputs=outputs, code=None), threads=1, keep=keep)
+        assert ("reading teacher logits from" in caplog.text) == (keep == "auto")
+        written.append(outputs["model"].read_bytes())
+    assert written[0] == written[1]
