@@ -21,13 +21,16 @@ from _training import (
 )
 from torch import Tensor
 
+from kdsteps.data.draws import DrawnSplit
+from kdsteps.data.views import Views
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
 from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.labels import Labels
-from kdsteps.study.settings import Distil
+from kdsteps.study.settings import Distil, DrawSettings, FixedDraws
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
+from kdsteps.training.drawn import DrawnFit, draws_of
 from kdsteps.training.loop import Fit, Resume, views_of
 from kdsteps.training.processes import ALONE, Processes
 
@@ -44,11 +47,12 @@ class Noisy(Labels):
 
 @dataclass(frozen=True)
 class Case:
-    """A training: a method, where the teacher's logits come from, and values of the recipe."""
+    """A training: a method, where the teacher's logits come from, values of the recipe, draws."""
 
     method: str
     outputs: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
+    draws: int | None = None
 
     @property
     def settings(self) -> Distil:
@@ -60,6 +64,7 @@ CASES = {
     "kd, live teacher": Case("kd", "live"),
     "kd, cached logits": Case("kd", "cached"),
     # at the usual rates these two are chaotic: 1e-7 in a weight becomes 1e-3 within ten steps
+    "kd, cached logits of fixed draws": Case("kd", "cached", {"mixup": 1.0}, draws=3),
     "fitnet": Case("fitnet", recipe={"learning_rate": 0.005}),
     "simkd, with unused weights": Case("simkd"),
     "mixup": Case("labels", recipe={"mixup": 1.0}),
@@ -81,6 +86,12 @@ def fit_of(
 ) -> Fit:
     torch.manual_seed(0)
     split, recipe, teacher = images(), case.settings, frozen_teacher()
+    views: Views = views_of(recipe)
+    if case.draws:
+        numbered = recipe.numbered_views(FixedDraws(draws=case.draws))
+        assert isinstance(numbered, DrawSettings)
+        views = draws_of(numbered, NUM_CLASSES)
+        split = DrawnSplit(split, views)
     if case.method == "noisy":
         student = method_of("labels").student
         method: Any = Noisy(None, student, Task(IMAGE_SHAPE, NUM_CLASSES, split.labels))
@@ -90,8 +101,9 @@ def fit_of(
     if case.outputs:
         terms = Terms("always" if case.outputs == "cached" else "never", 0, 99)
         live = LiveTeacher(teacher, recipe.batch_size)
-        outputs = teacher_outputs(folder / "outputs.npy", live, split, views_of(recipe), terms)
-    return Fit(
+        outputs = teacher_outputs(folder / f"{case.draws}.npy", live, split, views, terms)
+    kind: Any = DrawnFit if case.draws else Fit
+    return kind(
         *(method, split, recipe),
         seed=0,
         validate=lambda: {"rank": float(processes.rank)},

@@ -141,3 +141,31 @@ def test_the_table_of_bad_teachers_follows_from_its_records():
         losses = [100 * (columns[way, kind] - columns["none", kind]) for kind in kinds]
         assert found[way] == [f"{each.mean():+.1f} ± {each.std():.1f}" for each in losses], way
     assert f"`labels` alone reaches {spread_of(columns['labels', ('', '')])}" in section
+
+
+def differences(runs: pd.DataFrame, one: str, other: str) -> list[str]:
+    """Mean and interval of the differences of two columns, paired by seed, as cells of a table."""
+    found = paired(runs[one].to_dict(), runs[other].to_dict(), resolution=1 / 1500)
+    return [f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"]
+
+
+def test_the_table_of_fixed_draws_follows_from_its_records():
+    read = pd.read_csv(DOCS / "findings" / "fixed-draws.csv", dtype={"draws": str})
+    runs = read.pivot(index="seed", columns="draws", values="test_accuracy")
+    runs = runs.dropna(axis="columns")  # those with all seeds
+    rows = rows_under("Fixed draws of strong augmentation")
+    assert rows.keys() == set(runs.columns)
+    for name, cells in rows.items():
+        assert cells[0] == spread_of(runs[name])
+        for other, place in (("live", 1), ("24", 3)):
+            expected = ["", ""] if name == other else differences(runs, name, other)
+            assert cells[place : place + 2] == expected, name
+
+
+def test_the_table_of_patient_teaching_follows_from_its_records():
+    runs = accuracies("patient-runs.csv")
+    rows = rows_under("Patient, consistent teaching")
+    assert rows.keys() == set(runs.columns)
+    for name, cells in rows.items():
+        assert cells[0] == spread_of(runs[name])
+    assert rows["patient"][1:3] == differences(runs, "patient", "kd")

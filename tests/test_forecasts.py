@@ -81,6 +81,16 @@ def test_more_cores_shorten_a_run_on_the_cpu():
     assert distil(cores=16, gpu=False).time < distil(cores=4, gpu=False).time
 
 
+def test_cached_logits_of_fixed_draws_need_memory():
+    recipe = {"epochs": 240, "batch_size": 64, "mixup": 0.2}
+    few, many = (
+        forecast(study(distil=recipe, cache={"draws": draws}), "distil", RUN, 8, gpu=True)
+        for draws in (1, 100)
+    )
+    logits = 4 * 40_000 * 100 / 2**20  # MiB of one draw of each image, in float32
+    assert many.memory - few.memory == pytest.approx(2 * 99 * logits, abs=500)
+
+
 def test_large_batches_need_more_memory():
     assert distil(batch_size=4096).memory > distil(batch_size=64).memory
 

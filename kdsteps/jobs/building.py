@@ -40,11 +40,14 @@ from kdsteps.study.entries import Pair
 from kdsteps.study.probe_settings import Probe, ProbeSettings
 from kdsteps.study.settings import (
     BuildPairs,
+    DrawSettings,
     FeatureSample,
+    FixedDraws,
     MetricSettings,
     TimingSettings,
     Training,
     ViewSettings,
+    name_of,
 )
 from kdsteps.study.study import Study
 from kdsteps.study.tuning import num_tried
@@ -229,17 +232,16 @@ class Graph:
         for name, pair in study.pairs.items():
             taught_by = [(pair.dataset, teacher) for teacher in pair.teacher_names]
             for method, entry in study.methods.items():
-                recipe = study.distil(name, method)
                 if entry.wants != "nothing":
                     teachers.update(taught_by)
                 if entry.plan is not None and self._add_plan(name, method):
                     scored.update(taught_by)
-                views = recipe.views if entry.wants in ("logits", "blocks") else None
+                views = study.views(name, method) if entry.wants in ("logits", "blocks") else None
                 if views is not None:
+                    epochs = study.num_trainings(method) * study.distil(name, method).epochs
                     for teacher in taught_by:
-                        key = (*teacher, views.name)
-                        passes = caches.get(key, (views, 0))[1]
-                        caches[key] = views, passes + study.num_trainings(method) * recipe.epochs
+                        key = (*teacher, name_of(views))
+                        caches[key] = views, caches.get(key, (views, 0))[1] + epochs
                 self._add_runs(name, method, views)
         for (dataset, teacher_name, views_name), (views, passes) in sorted(
             caches.items(), key=lambda item: item[0]
@@ -291,12 +293,13 @@ class Graph:
         if entry.plan is not None:
             read |= outputs("build", {"pair": name, "method": method})
         if views is not None and not several:
-            read |= outputs("cache_outputs", teacher | {"views": views.name})
+            read |= outputs("cache_outputs", teacher | {"views": name_of(views)})
         evaluate = _evaluate(study)
         evaluate_text = evaluate.as_text()
         hints = self._caching | _saving(recipe)
         student = study.models[pair.student]
         checkpoint = self.own_inputs[f"models.{pair.student}"].digest
+        fixed = _fixed_draws(study, name, method)
 
         def settings_of(rule: str, names: Names) -> DistilSettings:
             return DistilSettings.model_construct(
@@ -308,6 +311,7 @@ class Graph:
                 weights=weights_digest(checkpoint, outputs(rule, names)),
                 combination=pair.combination if several else None,
                 tuned=tuple(entry.trials[0]) if entry.trials else (),
+                cache=fixed,
             )
 
         if entry.trials:
@@ -425,6 +429,19 @@ def _evaluate(study: Study) -> EvaluateSettings:
     return EvaluateSettings.model_construct(evaluate=metrics)
 
 
+def _fixed_draws(study: Study, pair: str, method: str) -> FixedDraws | None:
+    """The draws that are fixed, if a student sees them, be it in a trial of `tune`."""
+    fixed, recipe = study.params.cache.fixed_draws, study.distil(pair, method)
+    trials = [
+        recipe.model_copy(
+            update={key.removeprefix("distil."): values[key] for key in values if "." in key}
+        )
+        for values in study.methods[method].trials
+    ]
+    seen = [each.numbered_views(fixed) for each in (recipe, *trials)]
+    return fixed if any(isinstance(each, DrawSettings) for each in seen) else None
+
+
 def _data(dataset: str) -> dict[str, str]:
     """The prepared images as a job reads them."""
     files = outputs("prepare", {"dataset": dataset})
@@ -449,7 +466,7 @@ def _teachers(pair: Pair, views: ViewSettings | None = None) -> dict[str, list[s
         "checks": [outputs("train_check", each)["check"] for each in names],
     }
     if views is not None:
-        shown = {"views": views.name}
+        shown = {"views": name_of(views)}
         found["tickets"] = [outputs("cache_outputs", each | shown)["ticket"] for each in names]
     return found
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, prod
 from typing import NamedTuple
@@ -23,7 +23,14 @@ from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.outputs import Names, outputs
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
-from kdsteps.study.settings import Distil, Training, ViewSettings
+from kdsteps.study.settings import (
+    AugmentationSettings,
+    Distil,
+    DrawSettings,
+    Training,
+    ViewSettings,
+    num_views,
+)
 from kdsteps.study.study import Study
 
 START_SECONDS = 600.0  # libraries from a slow shared disk, checks, compilation, writing results
@@ -94,6 +101,13 @@ class _Need:
             self.megabytes + other.megabytes,
         )
 
+    def augmented(self, recipe: AugmentationSettings) -> _Need:
+        """The same with images that are augmented as `recipe` says."""
+        if not recipe.per_image:
+            return self
+        more = self.megabytes + WORKERS_MB
+        return replace(self, core_seconds=10 * self.core_seconds, megabytes=more)
+
 
 class _Data(NamedTuple):
     """A data set: images of all splits, those for training, shapes (C, H, W), and classes."""
@@ -145,9 +159,9 @@ class _Network(NamedTuple):
         return _Need(
             multiply_adds=3 * each.multiply_adds,
             steps=each.steps,
-            core_seconds=each.core_seconds * (10 if recipe.per_image else 1),
-            megabytes=4 * numbers / MB + (WORKERS_MB if recipe.per_image else 0),
-        )
+            core_seconds=each.core_seconds,
+            megabytes=4 * numbers / MB,
+        ).augmented(recipe)
 
 
 @dataclass(frozen=True)
@@ -197,9 +211,10 @@ class _Job:
         """The cached features of all layers."""
         return self.cached(self.study.params.cache.images * self.teacher.activations)
 
-    def logits(self, recipe: ViewSettings) -> _Need:
-        """The cached logits of all views."""
-        return self.cached(self.data.train * num_views(recipe) * self.data.classes)
+    def logits(self, views: ViewSettings | None) -> _Need:
+        """The cached logits of all views or draws, if these are numbered."""
+        count = 0 if views is None else num_views(views)
+        return self.cached(self.data.train * count * self.data.classes)
 
 
 def _prepare(job: _Job) -> _Need:
@@ -223,10 +238,12 @@ def _cache(job: _Job) -> _Need:
 def _cache_outputs(job: _Job) -> _Need:
     node = graph.node(job.study, "cache_outputs", job.names)
     assert isinstance(node.settings, LogitSettings)
-    recipe, passes = node.settings.views, int(node.hints["passes"])
-    images = job.data.train * min(passes, num_views(recipe))
-    run = job.teacher.passes(images, job.data, recipe.batch_size)
-    return job.data.in_memory + run + job.logits(recipe)
+    views, passes = node.settings.views, int(node.hints["passes"])
+    images = job.data.train * min(passes, num_views(views))
+    run = job.teacher.passes(images, job.data, views.batch_size)
+    if isinstance(views, DrawSettings):
+        run = run.augmented(views)
+    return job.data.in_memory + run + job.logits(views)
 
 
 def _train_audit(job: _Job) -> _Need:
@@ -265,7 +282,7 @@ def _distil(job: _Job) -> _Need:
         need += job.student.training(data, recipe)
     for _ in range(job.student.stages if wants == "blocks" else 0):
         need += job.teacher.training(data, recipe)
-    return need + job.logits(recipe)
+    return need + job.logits(job.study.views(job.names["pair"], job.names["method"]))
 
 
 def _evaluate(job: _Job) -> _Need:
@@ -338,11 +355,6 @@ _NEEDS: dict[str, Callable[[_Job], _Need]] = {
 @lru_cache(maxsize=4096)
 def _need(study: Study, rule: str, names: tuple[tuple[str, str], ...], _when: int) -> _Need:
     return _NEEDS[rule](_Job(study, dict(names)))
-
-
-def num_views(recipe: ViewSettings) -> int:
-    """Views of one image, as `data.views.Views` counts them."""
-    return (2 * recipe.crop_padding + 1) ** 2 * (1 + recipe.flip)
 
 
 def _dataset(study: Study, names: Names) -> str:

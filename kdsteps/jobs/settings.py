@@ -21,7 +21,9 @@ from kdsteps.study.settings import (
     Combination,
     Dataset,
     Distil,
+    DrawSettings,
     FeatureSample,
+    FixedDraws,
     MetricSettings,
     Model,
     Options,
@@ -104,9 +106,9 @@ class FeatureSettings(JobSettings):
 
 
 class LogitSettings(JobSettings):
-    """The views of the training images for which a teacher's logits are cached."""
+    """The views or draws of the training images for which a teacher's logits are cached."""
 
-    views: ViewSettings
+    views: DrawSettings | ViewSettings
 
 
 class ScoreSettings(JobSettings):
@@ -132,6 +134,7 @@ class DistilSettings(JobSettings):
             so that results of before there were several stay up to date.
         tuned: Keys whose values the job reads from choice.json of the stage `tune`; not written
             where there are none, so that results of before there was this stage stay up to date.
+        cache: The draws that are fixed; not written either where they change nothing.
     """
 
     student: Model
@@ -142,6 +145,12 @@ class DistilSettings(JobSettings):
     weights: str = ""
     combination: Annotated[Combination | None, Field(exclude_if=lambda how: how is None)] = None
     tuned: Annotated[tuple[str, ...], Field(exclude_if=lambda keys: not keys)] = ()
+    cache: Annotated[FixedDraws | None, Field(exclude_if=lambda fixed: fixed is None)] = None
+
+    @property
+    def numbered_views(self) -> ViewSettings | None:
+        """The numbered views or draws that the student sees; None if there are none."""
+        return self.distil.numbered_views(self.cache)
 
     def with_values(self, values: Values) -> Self:
         """The settings with the values of a trial, as if they were written in params.yaml.

@@ -28,7 +28,7 @@ class Batch:
         images: (N, C, H, W), augmented and normalized.
         labels: (N,) class numbers.
         index: (N,) the number of each training image.
-        view: (N,) the augmented view of each image; zeros without augmentation.
+        view: (N,) the augmented view of each image, or its draw; zeros without augmentation.
         epoch: Of the training run, from 0.
         teacher_logits: (N, K) of these views if they were cached, else None.
         fractions: (N, K), the fraction of each class in each image if images were mixed, else None.

@@ -9,12 +9,12 @@ from statistics import median
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
-from kdsteps.jobs.forecasts import RESIDENT_MB, num_views
+from kdsteps.jobs.forecasts import RESIDENT_MB
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
-from kdsteps.study.settings import Training, ViewSettings
+from kdsteps.study.settings import Training, ViewSettings, name_of, num_views
 from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits
@@ -132,15 +132,16 @@ class Costs:
         if trial is None or not trial.epochs:
             return None
         epoch, setup = self._epoch(key, trial, recipe, dataset), trial.setup
-        if trial.live and recipe.views is not None:
+        views = study.views(pair, method)
+        if trial.live and views is not None:
             logits = study.methods[method].wants in ("logits", "blocks")
-            cached = self._caches_logits(node, recipe.views) if logits else self._caches_all(node)
+            cached = self._caches_logits(node, views) if logits else self._caches_all(node)
             each = 0.0
             for teacher in study.pairs[pair].teacher_names if cached else ():
                 each += self._teacher_pass(node, dataset, teacher, recipe)
             images = self.found.images[dataset].counts["train"]
             epoch = max(_LEAST_STEP * epoch, epoch - images * each)
-            setup += 0.0 if logits else images * each
+            setup += 0.0 if logits else images * num_views(views) * each
         return setup + recipe.epochs * epoch
 
     def _is_out(self, node: graph.JobNode) -> bool:
@@ -155,7 +156,7 @@ class Costs:
         images = self.found.images[pair.dataset]
         size = 2 * images.counts["train"] * num_views(views) * len(images.class_names) / 2**20
         for teacher in pair.teacher_names:
-            names = {"dataset": pair.dataset, "teacher": teacher, "views": views.name}
+            names = {"dataset": pair.dataset, "teacher": teacher, "views": name_of(views)}
             hints = graph.hints(self.found.study, "cache_outputs", names)
             worth = hints["keep"] == "always" or int(hints["passes"]) > num_views(views)
             if hints["keep"] == "never" or not worth or size > int(hints["budget_mib"]):

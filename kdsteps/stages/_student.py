@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from kdsteps.data.draws import DrawnSplit
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
@@ -35,11 +37,12 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.stages._teacher_outputs import outputs_of
 from kdsteps.study import registry
-from kdsteps.study.settings import Model
+from kdsteps.study.settings import Distil, DrawSettings, Model, num_views
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import CachedOutputs, TeacherOutputs
 from kdsteps.training.device import choose_device
-from kdsteps.training.loop import Fit, views_of
+from kdsteps.training.drawn import DrawnFit, draws_of
+from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
 
 log = logging.getLogger("kdsteps")
@@ -62,10 +65,13 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
     student = fresh_model(settings.student, data)
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
+    if isinstance(settings.numbered_views, DrawSettings):
+        num_classes = data.num_classes if data.labeled else 0
+        split = DrawnSplit(split, draws_of(settings.numbered_views, num_classes))
     check_batch(recipe, len(split), "distil")
     method = make_method(job, teacher, student, data, split).to(device)
     deployed_entry(job, method, data)  # raises before training what cannot be deployed
-    fit = Fit(
+    fit = _fit(
         method,
         split,
         recipe,
@@ -89,6 +95,12 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
     save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
     write_history(job.outputs["history"], fit, settings, device)
     fit.forget()
+
+
+def _fit(method: Method, split: ImageSplit, recipe: Distil, **options: Any) -> Fit:
+    if isinstance(split, DrawnSplit):
+        return DrawnFit(method, split, recipe, **options)
+    return Fit(method, split, recipe, **options)
 
 
 def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
@@ -127,11 +139,11 @@ def _teacher_outputs(
     """The teacher's outputs for a batch, cached or computed; None if the method runs the teacher.
 
     Logits always come from the folded teacher, like those of the stage cache. Features are cached
-    by the run itself if its epochs are more than the views of an image. `cache.outputs: always` is
-    about logits; it means features only if there is one view, since those of many are large.
+    by the run itself if its epochs are more than the views or draws of an image. `cache.outputs:
+    always` is about logits; it means features only if there is one view, since those of many are
+    large.
     """
-    recipe = job.settings.distil
-    views = recipe.views
+    recipe, views = job.settings.distil, job.settings.numbered_views
     if views is None or method.teacher is None:
         return None
     if method.wants in ("logits", "blocks"):
@@ -139,7 +151,7 @@ def _teacher_outputs(
         if method.keeps_teacher(job.settings.options):
             teacher = frozen(teacher, data.image_shape)
         return outputs_of(job, "teacher", teacher, data, split, views, passes=recipe.epochs)
-    count = views_of(recipe).count
+    count = num_views(views)
     if not method.feature_layers or 1 < recipe.epochs <= count:
         return None
     if count > 1 and job.keep == "always":

@@ -17,9 +17,10 @@ from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
 from kdsteps.stages._headers import entry_of
 from kdsteps.study import registry
-from kdsteps.study.settings import ViewSettings
+from kdsteps.study.settings import DrawSettings, ViewSettings
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
+from kdsteps.training.drawn import draws_of
 
 FOLDER = Path(".kdsteps/outputs")  # a cache: it may be deleted at any time
 _CODE = (
@@ -41,16 +42,21 @@ def outputs_of(
     layers: Sequence[str] = (),
     passes: int,
 ) -> CachedOutputs | LiveTeacher:
-    """The outputs of `teacher` for the views of `part`, cached if that saves time.
+    """The outputs of `teacher` for the views or draws of `part`, cached if that saves time.
 
     Args:
         model: The name of the input with the teacher's checkpoint.
         teacher: Frozen.
+        part: A `DrawnSplit` if `settings` are those of draws.
         settings: How the images are shown to the teacher.
         layers: The layers to read; none: the logits.
         passes: Passes over the training images that would use the file.
     """
-    views = Views(settings.crop_padding, settings.flip)
+    views = (
+        draws_of(settings)
+        if isinstance(settings, DrawSettings)
+        else Views(settings.crop_padding, settings.flip)
+    )
     live = LiveTeacher(teacher, settings.batch_size, layers=layers, precision=settings.precision)
     terms = Terms(job.keep, passes, job.budget_mib)
     path = FOLDER / f"{outputs_key(job, model, data, settings, layers)}.npy"

@@ -9,8 +9,8 @@ writes  features   features.parquet: float16 features (D,) of a class-balanced s
         digest     digest.json: the digest of that file
 or, with --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
-                   every view of every training image, whether they were cached or not. They are
-                   cached in float16 if that saves time, in .kdsteps/outputs/<key>.npy. That file
+                   every view or draw of every training image, cached or not. They are cached in
+                   float16 if that saves time, in .kdsteps/outputs/<key>.npy. That file
                    does not change any result and may be deleted at any time.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kdsteps.data.images import Views
+from kdsteps.data.draws import DrawnSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
@@ -27,9 +27,11 @@ from kdsteps.jobs.settings import FeatureSettings, LogitSettings
 from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.stages._shared import check_batch, prepared, trained_model
 from kdsteps.stages._teacher_outputs import outputs_key, outputs_of
+from kdsteps.study.settings import DrawSettings, num_views
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.teachers.frozen import frozen
 from kdsteps.training.device import choose_device
+from kdsteps.training.drawn import draws_of
 
 log = logging.getLogger("kdsteps")
 
@@ -71,12 +73,13 @@ def _cache_logits(job: Job[LogitSettings]) -> None:
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
     part = data.part("train")
+    if isinstance(views, DrawSettings):
+        part = DrawnSplit(data.part("train", stream=views.per_image), draws_of(views))
     check_batch(views, len(part), "distil")
     outputs_of(job, "model", teacher, data, part, views, passes=job.passes)
-    count = Views(views.crop_padding, views.flip).count
     ticket = {
         "key": outputs_key(job, "model", data, views),
-        "shape": [len(part), count, data.num_classes],
+        "shape": [len(part), num_views(views), data.num_classes],
         "dtype": "float16",
         "settings": job.settings.as_json(),
     }

@@ -103,7 +103,66 @@ class ViewSettings(Section):
         )
 
 
-class Training(ViewSettings):
+class AugmentationSettings(ViewSettings):
+    """Everything that decides what a training image looks like."""
+
+    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
+    """Magnitude of RandAugment; 0: off."""
+    resized_crop: Fraction = 0.0
+    """Smallest fraction of the area that a random resized crop keeps; 0: off."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of mixup; 0: off."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of CutMix; 0: off."""
+
+    @property
+    def per_image(self) -> bool:
+        """Whether images are augmented one by one, which is faster in several processes."""
+        return bool(self.randaugment or self.resized_crop)
+
+
+class FixedDraws(Section):
+    """How many draws of the augmentation of an image are fixed, and the seed that decides them."""
+
+    draws: Annotated[int, Field(gt=0, le=MAX_EPOCHS)]
+    seed: Seed = 0
+
+
+class DrawSettings(AugmentationSettings):
+    """What a teacher's logits depend on if they are those of fixed draws of the augmentation."""
+
+    fixed: FixedDraws
+
+
+# Functions and no properties: code identity would follow these wherever their names appear.
+
+
+def num_views(views: ViewSettings) -> int:
+    """Views of one image, as `data.views.Views` counts them, or its draws."""
+    if isinstance(views, DrawSettings):
+        return views.fixed.draws
+    return (2 * views.crop_padding + 1) ** 2 * (1 + views.flip)
+
+
+def name_of(views: ViewSettings) -> str:
+    """A name for files, such as `draws8_randaugment9_crop4_flip_batch64`."""
+    if not isinstance(views, DrawSettings):
+        return views.name
+    seed = [f"seed{views.fixed.seed}"] if views.fixed.seed else []
+    strong = [
+        f"{name}{_as_word(value)}"
+        for name in sorted(AugmentationSettings.model_fields.keys() - ViewSettings.model_fields)
+        if (value := getattr(views, name))
+    ]
+    return "_".join([f"draws{views.fixed.draws}", *seed, *strong, views.name])
+
+
+def _as_word(value: float) -> str:
+    """A number in lower-case letters and digits: 0.5 as `0p5`."""
+    return repr(value).replace(".", "p").replace("-", "m").replace("+", "")
+
+
+class Training(AugmentationSettings):
     """How a network is trained; the defaults are the CIFAR-100 benchmark's recipe."""
 
     epochs: Annotated[int, Field(gt=0, le=MAX_EPOCHS)] = 240
@@ -126,14 +185,6 @@ class Training(ViewSettings):
     """Where the schedule `steps` lowers the rate: fractions of the run, or epochs."""
     decay: PositiveFloat = 0.1
     """Factor of the learning rate at each milestone."""
-    randaugment: Annotated[int, Field(ge=0, le=30)] = 0
-    """Magnitude of RandAugment; 0: off."""
-    resized_crop: Fraction = 0.0
-    """Smallest fraction of the area that a random resized crop keeps; 0: off."""
-    mixup: NonNegativeFloat = 0.0
-    """Alpha of mixup; 0: off."""
-    cutmix: NonNegativeFloat = 0.0
-    """Alpha of CutMix; 0: off."""
     clip_grad_norm: PositiveFloat | None = None
     """Largest norm of the gradient of all trained weights together, those of the student and of the
     method's own modules; a larger one is scaled down to it; null: off."""
@@ -165,11 +216,6 @@ class Training(ViewSettings):
     """Minutes between two saved states from which an interrupted run resumes."""
 
     @property
-    def per_image(self) -> bool:
-        """Whether images are augmented one by one, which is faster in several processes."""
-        return bool(self.randaugment or self.resized_crop)
-
-    @property
     def views(self) -> ViewSettings | None:
         """What the teacher's logits depend on; None if views cannot be numbered.
 
@@ -178,6 +224,14 @@ class Training(ViewSettings):
         if self.per_image or self.mixup or self.cutmix:
             return None
         return ViewSettings.taken_from(self)
+
+    def numbered_views(self, fixed: FixedDraws | None) -> ViewSettings | None:
+        """`views`, or fixed draws if an image has more views than these; None if there are none."""
+        views = self.views
+        if fixed is None or (views is not None and num_views(views) <= fixed.draws):
+            return views
+        own = {name: getattr(self, name) for name in AugmentationSettings.model_fields}
+        return DrawSettings.model_construct(**own, fixed=fixed)
 
     def milestone_epochs(self) -> list[float]:
         """Where the rate falls, in epochs from the start."""
@@ -251,7 +305,7 @@ class FeatureSample(Section):
     images: Annotated[int, Field(gt=0, le=MAX_IMAGES)] = 5000
     """Training images whose features are cached for the scores, balanced over the classes."""
     seed: Seed = 0
-    """Seed of the choice of images."""
+    """Seed of the choice of images, and of `draws`."""
 
 
 class Combination(Section):
@@ -272,6 +326,17 @@ class Cache(FeatureSample):
     """Largest size of a cache file, in GiB."""
     outputs: Literal["auto", "always", "never"] = "auto"
     """Whether the teacher's logits for training are cached; `auto`: if that saves time."""
+    draws: Annotated[
+        int | None, Field(gt=0, le=MAX_EPOCHS, exclude_if=lambda draws: draws is None)
+    ] = None
+    """Draws of the augmentation of each image that are fixed once for all students, which see one
+    of them in each epoch, in turn, so that logits can be cached for any augmentation; `seed`
+    decides them. Used where images have more views than this; null: off."""
+
+    @property
+    def fixed_draws(self) -> FixedDraws | None:
+        """The draws that are fixed, if any."""
+        return None if self.draws is None else FixedDraws(draws=self.draws, seed=self.seed)
 
 
 class ScoreSection(Section):

@@ -18,6 +18,7 @@ from kdsteps.study.settings import (
     Section,
     Train,
     Values,
+    ViewSettings,
 )
 from kdsteps.study.tuning import num_tried
 
@@ -101,6 +102,10 @@ class Study:
             of_pair = self.params.distil.updated(self.pairs[pair].distil)
             self._distil[pair, method] = of_pair.updated(self.methods[method].distil)
         return self._distil[pair, method]
+
+    def views(self, pair: str, method: str) -> ViewSettings | None:
+        """The numbered views or draws that a method's students see; None if there are none."""
+        return self.distil(pair, method).numbered_views(self.params.cache.fixed_draws)
 
     def build(self, pair: str, method: str) -> Build:
         """The section `build` of one pair and method, in the same way."""

@@ -38,6 +38,11 @@ def check_teachers(study: Study, pair: Pair, where: str) -> None:
     twice = [name for name, count in Counter(pair.teachers).items() if count > 1]
     if twice:
         raise KdstepsError(f"{where}.teachers has {twice[0]!r} twice; list each teacher once")
+    if study.params.cache.draws is not None:
+        raise KdstepsError(
+            f"{where}.teachers: cache.draws is {study.params.cache.draws}, which works with one "
+            "teacher; leave out cache.draws, or learn from one teacher"
+        )
     for name, entry in study.methods.items():
         if entry.wants not in ("nothing", "logits"):
             raise KdstepsError(

@@ -65,8 +65,8 @@ def _check_same_inputs(study: Study, name: str, trial: Method, where: str) -> No
             "checked before it is tuned; write two entries under methods instead"
         )
     for pair in study.pairs if entry.wants in ("logits", "blocks") else ():
-        views = study.distil(pair, name).updated(trial.distil).views
-        if views != study.distil(pair, name).views:
+        recipe = study.distil(pair, name).updated(trial.distil)
+        if recipe.numbered_views(study.params.cache.fixed_draws) != study.views(pair, name):
             raise KdstepsError(
                 f"{where} changes which logits of the teacher {entry.method} learns from, which "
                 "are cached before it is tuned; write two entries under methods instead"

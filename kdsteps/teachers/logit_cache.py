@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdsteps.data.images import ImageSplit, Views
+from kdsteps.data.images import ImageSplit, Order, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.files.text import write_json
@@ -220,11 +220,9 @@ def _compute_all(live: LiveTeacher, part: ImageSplit, views: Views, images: slic
     place = torch.arange(images.start * views.count, images.stop * views.count)
     index, view = place // views.count, place % views.count
     size = _batch_size(live, part)
-    found = [
-        live.compute(part.take(i, views, v).images)
-        for i, v in zip(index.split(size), view.split(size), strict=True)
-    ]
-    rows = torch.cat(found)
+    pieces = zip(index.split(size), view.split(size), strict=True)
+    orders = [Order(*piece, seed=0) for piece in pieces]
+    rows = torch.cat([live.compute(batch.images) for batch in part.batches(orders, views)])
     if not rows.isfinite().all():
         raise KdstepsError(
             "the teacher's outputs contain NaN, infinity or numbers above 65504 (the limit of "
