@@ -115,7 +115,7 @@ def params(args: argparse.Namespace) -> dict[str, Any]:
             "optimizer": "adamw",
             "weight_decay": WEIGHT_DECAY,
             "clip_grad_norm": CLIP,
-            "flip": True,
+            "flip": args.flip,
             "schedule": "cosine",
             "warmup": WARMUP,
         },

@@ -101,7 +101,7 @@ def prepared(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def imported(side: str, args: argparse.Namespace) -> float:
-    """Processor seconds in which the programs of a side start, before they do anything."""
+    """Processor seconds in which a program of a side starts, its modules being compiled already."""
     path = args.work / "runs" / f"{side}-import.json"
     if found := piece(path):
         return float(found["seconds"])
@@ -110,7 +110,6 @@ def imported(side: str, args: argparse.Namespace) -> float:
         "lightly": (str(args.lightly / "bin" / "python"), "lightly_train"),
     }[side]
     command = [python, "-c", f"import {module}"]
-    processor_seconds(command, args.work, PYTHONPATH=str(ROOT))  # compiles the modules
     seconds, _ = processor_seconds(command, args.work, PYTHONPATH=str(ROOT))
     return float(write(path, {"seconds": seconds})["seconds"])
 
@@ -136,7 +135,6 @@ def duel(args: argparse.Namespace) -> list[dict[str, Any]]:
     once = prepared(args)
     teacher = str(args.work / "teacher.pt")
     rows = [{"what": "prepare", "side": "kdsteps", "seconds": once["seconds"]}]
-    rows += [{"what": "start", "side": side, "seconds": imported(side, args)} for side in VARIANTS]
 
     def measured(run: Run, queries: str) -> dict[str, Any]:
         cost = trained(run, args)
@@ -158,6 +156,7 @@ def duel(args: argparse.Namespace) -> list[dict[str, Any]]:
     cost = live(first, args)
     values = probed(f"{first.name}-live", STUDENT, cost["weights"], "queries", args)
     rows.append({"what": "live", **_described(first), **_cost(cost), **values})
+    rows += [{"what": "start", "side": side, "seconds": imported(side, args)} for side in VARIANTS]
     rows.append({"what": "teacher", **probed("teacher", TEACHER, teacher, "queries", args)})
     return rows
 
