@@ -79,6 +79,11 @@ def test_values_are_not_tuned_with_several_teachers():
         study(methods={"kd": {"tune": {"temperature": [2, 4]}}})
 
 
+def test_fixed_draws_are_for_one_teacher():
+    with pytest.raises(KdstepsError, match=r"pairs\.both\.teachers: cache\.draws is 4"):
+        study(cache={"draws": 4})
+
+
 def test_confidence_needs_labels():
     bare = {"kind": "folder", "path": "birds", "labels": "none", "classes": ["wren", "robin"]}
     weights = {**NET, "checkpoint": "weights.pt", "train": {"epochs": 0}}

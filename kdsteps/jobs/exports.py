@@ -57,7 +57,9 @@ def export_inputs(settings: ExportSettings) -> dict[str, Any]:
     }
     if settings.run == BEST:
         read["histories"] = [files["history"] for files in students]
-    if settings.teacher is not None and not settings.several:
+    if settings.several and settings.teacher is not None:
+        read["audit"] = outputs("train_audit", {"pair": settings.pair})["audit"]
+    elif settings.teacher is not None:
         teacher = {"dataset": settings.dataset, "teacher": settings.teacher}
         read["teacher"] = outputs("evaluate_teacher", teacher)["measures"]
         read["teacher_check"] = outputs("train_check", teacher)["check"]

@@ -11,7 +11,9 @@ reads   images, index, summary
         predictions   predictions.parquet of these runs
         measures      measures.json of every seed of their methods
         teacher       measures.json of the teacher, for methods with one
-        teacher_check check.json of the teacher, whose problems and warnings the model card repeats
+        teacher_check, audit
+                      check.json of the teacher, or audit.json of several, whose problems and
+                      warnings the model card repeats
 writes  record        export.json: the run, its metrics, and each file with its checks, or why it
                       was not written
 and, as far as params.yaml requests them and the student allows it,
@@ -288,11 +290,18 @@ def _study_numbers(
 
 
 def _warnings(job: Job[ExportSettings], teacher: str | None) -> list[str]:
-    """What the check of the teacher found, if the exported student has learned from it."""
+    """What the check of the teacher, or the audit of several, found if the student has teachers."""
     if teacher is None:
         return []
-    found = read_json(job.inputs["teacher_check"])
-    return [f"The teacher {teacher}: {line}." for line in (*found["problems"], *found["warnings"])]
+    if job.settings.several:
+        found = read_json(job.inputs["audit"])["teachers"]
+    else:
+        found = [{"teacher": teacher} | read_json(job.inputs["teacher_check"])]
+    return [
+        f"The teacher {each['teacher']}: {line}."
+        for each in found
+        for line in (*each["problems"], *each["warnings"])
+    ]
 
 
 def _without_weights(options: Any) -> Any:
