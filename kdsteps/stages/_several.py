@@ -1,8 +1,4 @@
-"""Train one student that learns from the combined logits of several teachers.
-
-It is apart from `_student`, so that students of one teacher do not depend on its code and are not
-trained again when it changes.
-"""
+"""Train one student that learns from the combined logits of several teachers."""
 
 from __future__ import annotations
 
@@ -11,26 +7,17 @@ import logging
 from dataclasses import replace
 from hashlib import blake2b
 
-import torch
-
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import DistilSettings
-from kdsteps.models.memory_format import batch_format
+from kdsteps.methods.base import Method
+from kdsteps.stages import _student
 from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
-    check_batch,
-    fresh_model,
-    prepared,
-    resume_file,
-    save_model,
     trained_model,
-    validator,
-    write_history,
 )
-from kdsteps.stages._student import deployed_entry, make_method
 from kdsteps.stages._teacher_outputs import FOLDER, outputs_key, outputs_of
 from kdsteps.study import registry
 from kdsteps.study.settings import ViewSettings
@@ -38,8 +25,6 @@ from kdsteps.teachers.combined_cache import CombinedTeachers, combined_outputs
 from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
-from kdsteps.training.device import choose_device
-from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
 
 log = logging.getLogger("kdsteps")
@@ -57,42 +42,20 @@ def _name(number: int) -> str:
 
 
 def _distil(job: Job[DistilSettings], processes: Processes) -> None:
-    settings, recipe = job.settings, job.settings.distil
-    device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
-    data = prepared(job, device)
-    torch.manual_seed(settings.seed)
-    student = fresh_model(settings.student, data)
-    data = replace(data, memory_format=batch_format(student))
-    split = data.part("train", stream=recipe.per_image)
-    check_batch(recipe, len(split), "distil")
-    method = make_method(job, None, student, data, split).to(device)
+    settings = job.settings
     families = [entry_of(path)["family"] for path in job.lists["teachers"]]
     roots = [registry.target("models", name) for name in (settings.student.family, *families)]
-    fit = Fit(
-        method,
-        split,
-        recipe,
-        seed=settings.seed,
-        validate=validator(method.deployed(), data.part("validation")),
-        teacher=_outputs(job, data, split),
-        resume=resume_file(
-            *(job, f"{__name__}:run", registry.target("methods", settings.method)), *roots
-        ),
-        processes=processes,
-    )
-    fit.run()
-    if not processes.first:
-        return
-    if fit.diverged is not None:
-        log.warning("diverged: %s; the report shows the run as diverged", fit.diverged)
-    entry = deployed_entry(job, method, data)
-    deployed = method.deployed().plain()
-    save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
-    write_history(job.outputs["history"], fit, settings, device)
-    fit.forget()
+    method = registry.target("methods", settings.method)
+    _student.train(job, processes, _no_teacher, _outputs, (f"{__name__}:run", method, *roots))
 
 
-def _outputs(job: Job[DistilSettings], data: Prepared, split: ImageSplit) -> TeacherOutputs:
+def _no_teacher(job: Job[DistilSettings], data: Prepared) -> None:
+    """There is none whose layers a method could read."""
+
+
+def _outputs(
+    job: Job[DistilSettings], method: Method, data: Prepared, split: ImageSplit
+) -> TeacherOutputs:
     """The combined logits of all teachers for a batch, from a file if that saves time."""
     settings, recipe = job.settings, job.settings.distil
     assert settings.combination is not None, "there are several teachers"

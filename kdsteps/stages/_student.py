@@ -6,7 +6,7 @@ Code identity finds `run` by its name: a result of the same settings is the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,10 +57,29 @@ def run(job: Job[DistilSettings]) -> None:
 
 
 def _distil(job: Job[DistilSettings], processes: Processes) -> None:
+    train(job, processes, _teacher, _teacher_outputs, (f"{__name__}:run", *_roots(job)))
+
+
+def train(
+    job: Job[DistilSettings],
+    processes: Processes,
+    teacher_of: Callable[[Job[DistilSettings], Prepared], Chain | None],
+    outputs_for: Callable[
+        [Job[DistilSettings], Method, Prepared, ImageSplit], TeacherOutputs | None
+    ],
+    roots: Sequence[str],
+) -> None:
+    """Train a student in one of the processes of a job.
+
+    Args:
+        teacher_of: Returns the frozen teacher, if the method has one.
+        outputs_for: Returns the outputs of teachers for a batch, if the method learns from them.
+        roots: The definitions that a saved state depends on.
+    """
     settings, recipe = job.settings, job.settings.distil
     device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
-    teacher = _teacher(job, data)
+    teacher = teacher_of(job, data)
     torch.manual_seed(settings.seed)
     student = fresh_model(settings.student, data)
     data = replace(data, memory_format=batch_format(student))
@@ -69,16 +88,16 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
         num_classes = data.num_classes if data.labeled else 0
         split = DrawnSplit(split, draws_of(settings.numbered_views, num_classes))
     check_batch(recipe, len(split), "distil")
-    method = make_method(job, teacher, student, data, split).to(device)
-    deployed_entry(job, method, data)  # raises before training what cannot be deployed
+    method = _method(job, teacher, student, data, split).to(device)
+    _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = _fit(
         method,
         split,
         recipe,
         seed=settings.seed,
         validate=validator(method.deployed(), data.part("validation")),
-        teacher=_teacher_outputs(job, method, data, split),
-        resume=resume_file(job, f"{__name__}:run", *_roots(job)),
+        teacher=outputs_for(job, method, data, split),
+        resume=resume_file(job, *roots),
         processes=processes,
     )
     fit.run()
@@ -90,7 +109,7 @@ def _distil(job: Job[DistilSettings], processes: Processes) -> None:
             "lower learning_rate or weight, or clip_grad_norm, may help",
             fit.diverged,
         )
-    entry = deployed_entry(job, method, data)
+    entry = _deployed_entry(job, method, data)
     deployed = method.deployed().plain()
     save_model(job.outputs["model"], deployed, entry, data, settings, fit.diverged)
     write_history(job.outputs["history"], fit, settings, device)
@@ -113,7 +132,7 @@ def _teacher(job: Job[DistilSettings], data: Prepared) -> Chain | None:
     return frozen(teacher, data.image_shape, fold=not as_trained)
 
 
-def make_method(
+def _method(
     job: Job[DistilSettings],
     teacher: Chain | None,
     student: Chain,
@@ -164,7 +183,7 @@ def _teacher_outputs(
     return found if isinstance(found, CachedOutputs) else None
 
 
-def deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
+def _deployed_entry(job: Job[DistilSettings], method: Method, data: Prepared) -> Model:
     """The settings from which the deployed network is built again.
 
     Raises:
