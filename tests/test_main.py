@@ -276,6 +276,29 @@ runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_an_interrupt_that_a_library_swallows_has_no_traceback():
+    """As torch does where it imports numpy; what is half imported then fails later."""
+    code = """
+import os, runpy, signal, sys, time
+
+class Swallow:
+    def find_spec(self, name, *_):
+        if name == "kdsteps.study.schema":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                raise AttributeError("half imported")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Swallow())
+sys.argv = ["kdsteps", "schema"]
+runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "kdsteps schema: stopped\n")
+
+
 def test_the_end_of_a_process_is_skipped_only_after_success_and_loses_no_output():
     code = """
 import os, runpy, sys

@@ -9,12 +9,15 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from kdsteps.cli import predict
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.places import installed_version
+
+_interrupted = False
 
 SUMMARY = "Distill a large network into a small one, stage by stage, as params.yaml describes."
 
@@ -28,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     only_predict = arguments[:1] == ["predict"]  # which does without what the others need
     given = _parser(only_predict).parse_args(arguments)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `kdsteps.__main__`
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.captureWarnings(True)
     try:
@@ -48,10 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        # torch, for one, swallows an interrupt while it imports numpy, which then fails later
+        if not _interrupted and not isinstance(error, KeyboardInterrupt):
+            raise
         print(f"kdsteps {given.command}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
 
 
 class _Parser(argparse.ArgumentParser):
