@@ -288,7 +288,9 @@ RULES = "".join(path.read_text() for path in sorted((REPOSITORY / "workflow/rule
 def test_a_job_claims_what_its_rule_does(sharing: Sharing):
     methods = {"feature_only": {}, "kd": {"tune": {"temperature": [2, 4]}}}
     every = {"methods": methods, "probe": {"dataset": "digits"}, "export": {}}
-    study = parse_study(STUDY | every | {"tune": {"seeds": [100]}})
+    one = parse_study(STUDY | every | {"tune": {"seeds": [100]}})
+    pair = {"dataset": "digits", "teachers": ["big", "small"], "student": "small"}
+    several = parse_study(STUDY | {"pairs": {"pair": pair}, "methods": {"kd": {}}})
     threads = {
         "all_cores()": sharing.cores,
         "sharing.cores_per_gpu": sharing.cores_per_gpu,
@@ -303,6 +305,7 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
     }
     for text in re.split(r"^rule ", RULES, flags=re.MULTILINE)[1:]:
         rule = text[: text.index(":")]
+        study = several if rule == "train_audit" else one
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
         found = re.search(r"^    threads: (?:threads_of\(\"\w+\", )?(.*?)\)?$", text, re.MULTILINE)
         wanted = 1 if found is None else threads[found[1] + ")" * (found[1] == "all_cores(")]
