@@ -221,7 +221,7 @@ def test_every_rule_that_claims_a_gpu_claims_slots_and_passes_on_what_it_claimed
         assert ("gpu_slots=1," in rule) == shares, name
         assert ("gpu_slots=sharing.jobs_per_gpu" in rule) == (claims and not shares), name
         assert ("--jobs-per-gpu {resources.jobs_per_gpu}" in rule) == shares, name
-    assert kinds == {(True, True): 4, (True, False): 4, (False, False): 4}
+    assert kinds == {(True, True): 5, (True, False): 4, (False, False): 4}
     assert "threads: all_cores()" in rules["evaluate_latency"]
 
 

@@ -418,7 +418,8 @@ def test_resolve_writes_what_each_job_of_each_stage_reads(folder):
 def test_resolve_gives_the_same_for_a_section_left_out_and_its_defaults_written_out(folder):
     left_out = resolved(folder)
     params = parse_study(STUDY).params
-    names = (params.model_fields_set ^ type(params).model_fields.keys()) - {"probe"}  # off
+    off = {"probe", "loggers"}  # by default
+    names = (params.model_fields_set ^ type(params).model_fields.keys()) - off
     assert {"prepare", "score"} <= names
     written = {name: getattr(params, name).model_dump(mode="json") for name in names - {"export"}}
     assert resolved(folder, **written) == left_out
