@@ -214,7 +214,7 @@ def variants(teachers: Teachers) -> Iterator[tuple[str, Tensor]]:
 
 
 def audited(logits: Tensor, labels: Tensor, how: Combining) -> str:
-    """What the audit says of the teachers: "good" if it is silent, and otherwise of whom."""
+    """Which teachers the audit has a problem with or warns of; "good" if there are none."""
     names = {f"teacher {number}": each for number, each in enumerate(logits)}
     found = audit_teachers(names, labels, space=how.space)
     said = [

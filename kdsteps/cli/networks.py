@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,14 @@ class Network:
         entry: Its keys and values.
         notes: What to know about it, each one sentence.
         channels, size: Of the images that it has to have, (height, width); None: any.
+        file: With its weights, if they are from one.
     """
 
     entry: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     channels: int | None = None
     size: tuple[int, int] | None = None
-    file: Path | None = field(default=None)
+    file: Path | None = None
 
     @property
     def trained(self) -> bool:

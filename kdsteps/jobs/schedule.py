@@ -17,8 +17,6 @@ _GPU_SHARED = frozenset(
     {"train_check", "train_audit", "tune", "distil", "evaluate", "evaluate_teacher"}
     | {"evaluate_probe", "evaluate_probe_teacher", "evaluate_probe_untrained"}
 )
-
-
 _FIRST = frozenset({"train", "train_check", "cache", "cache_outputs", "score", "build"})
 _NEXT = frozenset({"evaluate_teacher", "tune", "distil"})
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 import torch
 
 from kdsteps.data.images import Views
-from kdsteps.data.source import UNKNOWN
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
@@ -32,7 +31,6 @@ def audit(job: Job[AuditSettings]) -> None:
     data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     part = data.part("train")
     labels = part.labels.cpu()
-    known = not len(labels) or int(labels[0]) != UNKNOWN
     index = balanced_sample(labels, AUDITED, seed=0)
     logits = {}
     for name, path in zip(settings.teachers, job.lists["teachers"], strict=True):
@@ -42,7 +40,7 @@ def audit(job: Job[AuditSettings]) -> None:
             for some in index.split(settings.batch_size)
         ]
         logits[name] = torch.cat(found)
-    audits = audit_teachers(logits, labels[index] if known else None, space=settings.space)
+    audits = audit_teachers(logits, labels[index] if data.labeled else None, space=settings.space)
     for each in audits:
         for line in each.warnings:
             log.warning("the teacher %s: %s", each.teacher, line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -15,9 +14,7 @@ from kdsteps.jobs.settings import DistilSettings
 from kdsteps.methods.base import Method
 from kdsteps.stages import _student
 from kdsteps.stages._headers import entry_of
-from kdsteps.stages._shared import (
-    trained_model,
-)
+from kdsteps.stages._shared import trained_model
 from kdsteps.stages._teacher_outputs import FOLDER, outputs_key, outputs_of
 from kdsteps.study import registry
 from kdsteps.study.settings import ViewSettings
@@ -26,8 +23,6 @@ from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.processes import Processes, in_processes
-
-log = logging.getLogger("kdsteps")
 
 
 def run(job: Job[DistilSettings]) -> None:

@@ -20,6 +20,7 @@ import logging
 from typing import Any
 
 from kdsteps.data.draws import DrawnSplit
+from kdsteps.data.images import ImageSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
@@ -72,9 +73,11 @@ def _cache_logits(job: Job[LogitSettings]) -> None:
     device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, views.precision)
     data = prepared(job, device)
     teacher = frozen(trained_model(job.inputs["model"], data).to(device), data.image_shape)
-    part = data.part("train")
+    part: ImageSplit
     if isinstance(views, DrawSettings):
         part = DrawnSplit(data.part("train", stream=views.per_image), draws_of(views))
+    else:
+        part = data.part("train")
     check_batch(views, len(part), "distil")
     outputs_of(job, "model", teacher, data, part, views, passes=job.passes)
     ticket = {

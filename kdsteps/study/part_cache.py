@@ -131,8 +131,7 @@ def known_outlines(
 ) -> list[Outline | None]:
     """As `outlines`, as far as the cache has them: nothing is built."""
     known = _known(str(Path.cwd()))
-    keys = [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in _of(asked)]
-    found = [known.answers.get(key) for key in keys]
+    found = [known.answers.get(key) for key in _keys(_of(asked))]
     return [None if answer is None else Outline(**answer) for answer in found]
 
 
@@ -147,10 +146,15 @@ def _of(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> list[_
     ]
 
 
+def _keys(questions: Sequence[_Question]) -> list[tuple[Kind, str, str]]:
+    """What the answers to questions are stored under."""
+    return [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in questions]
+
+
 def _answers(questions: Sequence[_Question]) -> list[Any]:
     """What is known of parts with options; another process finds out what is not."""
     known = _known(str(Path.cwd()))
-    keys = [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in questions]
+    keys = _keys(questions)
     missing = [key for key in dict.fromkeys(keys) if key not in known.answers]
     if missing:
         lines = [(kind, name, json.loads(about)) for kind, name, about in missing]

@@ -8,7 +8,6 @@ is combined on the fly was rounded to float16 like cached logits, and so is the 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,18 +17,15 @@ from torch import Tensor
 
 from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import DISK_FULL
-from kdsteps.files.text import write_json
 from kdsteps.models.chain import HEAD
 from kdsteps.teachers.combining import Combining, combined_logits
-from kdsteps.teachers.logit_cache import SHARD, alone
+from kdsteps.teachers.logit_cache import SHARD, alone, cannot_be_written, publish, reserved
 from kdsteps.teachers.logits import (
     TOLERANCE,
     CachedOutputs,
     LiveTeacher,
     TeacherOutputs,
     checksum,
-    description_path,
     sample_of,
     shards,
 )
@@ -156,27 +152,15 @@ def write_combined(
     count, num_views, width = members[0].shape
     images_each = max(1, SHARD // num_views)
     draft, sums = path.with_suffix(".npy.part"), []
-    try:
-        rows = np.lib.format.open_memmap(draft, "w+", np.float16, members[0].shape)
-        with draft.open("r+b") as file:  # a full disk is noticed here
-            os.posix_fallocate(file.fileno(), 0, draft.stat().st_size)
+    with cannot_be_written(path):
+        rows = reserved(draft, members[0].shape)
         for _, images in shards(count, images_each):
             logits = torch.stack([_rows(each[images]) for each in members])  # (M, n V, K)
             targets = labels[images].cpu().repeat_interleave(num_views)
             found = combined_logits(logits, how, targets).half()
             rows[images] = found.view(-1, num_views, width).numpy()
             sums.append(checksum(rows[images]))
-        rows.flush()
-        with draft.open("rb") as written:
-            os.fsync(written.fileno())
-        content = {"row": width, "images_each": images_each, "checksums": sums}
-        write_json(description_path(path), content)
-        os.replace(draft, path)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in DISK_FULL else error.strerror
-        raise KdstepsError(
-            f"{path}: cannot be written ({reason}); free some space, or set cache.outputs to never"
-        ) from error
+        publish(draft, path, rows, images_each, sums)
     log.info("combined the cached logits of %d teachers in %s", len(members), path)
 
 

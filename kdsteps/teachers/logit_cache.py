@@ -159,7 +159,7 @@ def write_outputs(path: Path, live: LiveTeacher, part: ImageSplit, views: Views)
     index, view = sample_of(len(part), views.count)
     width = live.compute(part.take(index, views, view).images).shape[1]
     images_each = max(1, SHARD // views.count)
-    try:
+    with cannot_be_written(path):
         rows = _opened(part_path, progress, (len(part), views.count, width))
         done = _finished(progress, rows, images_each)
         if done:
@@ -172,19 +172,44 @@ def write_outputs(path: Path, live: LiveTeacher, part: ImageSplit, views: Views)
                 done[number] = checksum(rows[images])
                 noted.write(f"{number} {done[number]}\n")
                 noted.flush()
-        rows.flush()
-        with part_path.open("rb") as written:
-            os.fsync(written.fileno())
-        sums = [done[number] for number in sorted(done)]
-        content = {"row": width, "images_each": images_each, "checksums": sums}
-        write_json(description_path(path), content)
-        os.replace(part_path, path)
+        publish(part_path, path, rows, images_each, [done[number] for number in sorted(done)])
         progress.unlink()
+
+
+@contextmanager
+def cannot_be_written(path: Path) -> Iterator[None]:
+    """Raise KdstepsError about a cache file where the disk is full, or fails otherwise."""
+    try:
+        yield
     except OSError as error:
         reason = "the disk is full" if error.errno in DISK_FULL else error.strerror
         raise KdstepsError(
             f"{path}: cannot be written ({reason}); free some space, or set cache.outputs to never"
         ) from error
+
+
+def reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A new float16 array in a file, whose space is reserved at once."""
+    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    with path.open("r+b") as file:  # a full disk is noticed here and not as a crash while writing
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return fresh
+
+
+def publish(draft: Path, path: Path, rows: np.memmap, images_each: int, sums: list[int]) -> None:
+    """Give a complete file its final name, after it and its description are on the disk.
+
+    Args:
+        rows: The array in `draft`, (N images, V views, width).
+        images_each: Of a shard.
+        sums: Of each shard.
+    """
+    rows.flush()
+    with draft.open("rb") as written:
+        os.fsync(written.fileno())
+    content = {"row": rows.shape[2], "images_each": images_each, "checksums": sums}
+    write_json(description_path(path), content)
+    os.replace(draft, path)
 
 
 def _opened(path: Path, progress: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -194,10 +219,7 @@ def _opened(path: Path, progress: Path, shape: tuple[int, ...]) -> np.memmap:
         if isinstance(there, np.memmap) and there.shape == shape and there.dtype == np.float16:
             return there
     progress.unlink(missing_ok=True)
-    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    with path.open("r+b") as file:  # a full disk is noticed here and not as a crash while writing
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return fresh
+    return reserved(path, shape)
 
 
 def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, int]:
