@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.study import registry
-from kdsteps.study.entries import Params
+from kdsteps.study.entries import DatasetEntry, MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.messages import shown
 from kdsteps.study.settings import Distil, Section, Training
@@ -179,6 +179,41 @@ def test_what_is_missing_or_has_no_such_name_is_said_with_the_remedy(sections, p
     found = said(**sections)
     assert found.startswith(f"params.yaml: {place}")
     assert remedy in found
+
+
+PLACES = {
+    DatasetEntry: lambda key, value: digits(**{"kind": "digits", key: value}),
+    ModelEntry: lambda key, value: big(**{key: value}),
+    Pair: lambda key, value: pair(**{key: value}),
+    MethodEntry: lambda key, value: kd(**{key: value}),
+    Params: lambda key, value: {key: value},
+}
+SECTIONS = [name for name, info in Params.model_fields.items() if isinstance(info.default, Section)]
+STRANGE = (True, -1.5, "\u00e4", [[]], {"a": {"b": {"c": []}}}, [{"int": 1}])
+
+
+@pytest.mark.parametrize("entry", PLACES)
+def test_a_value_of_any_other_kind_is_one_sentence(entry):
+    for key in entry.model_fields:
+        for value in STRANGE:
+            _is_valid_or_one_sentence(PLACES[entry](key, value))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_value_of_any_other_kind_in_a_section_is_one_sentence(section):
+    for key in type(Params.model_fields[section].default).model_fields:
+        for value in STRANGE:
+            _is_valid_or_one_sentence({section: {key: value}})
+
+
+def _is_valid_or_one_sentence(sections: dict[str, Any]) -> None:
+    message = ""
+    try:
+        parse_study(STUDY | sections)
+    except KdstepsError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 1000
 
 
 NESTEROV = {"nesterov": True, "momentum": 0}

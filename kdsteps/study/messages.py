@@ -45,7 +45,7 @@ def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> st
     """
     found: dict[tuple[str, ...], dict[str, ErrorDetails]] = {}
     for problem in error.errors(include_url=False):
-        path = _path(problem["loc"], content)
+        path = _path(problem, content)
         found.setdefault(path, {})[problem["type"]] = problem
     # An error inside a list is more helpful than the error that it matches none of the choices.
     paths = [path for path in found if not any(_in_list(other, path) for other in found)]
@@ -114,13 +114,14 @@ def _joined(choices: Sequence[str]) -> str:
     return f"{listed} or {last}" if listed else last
 
 
-def _path(loc: tuple[int | str, ...], content: Any) -> tuple[str, ...]:
+def _path(problem: ErrorDetails, content: Any) -> tuple[str, ...]:
     """The keys and places in lists that lead to a setting, without pydantic's names of types."""
+    loc, lacks = problem["loc"], problem["type"] == "missing"
     if loc[-1:] == ("[key]",):
         return tuple(map(str, loc[:-2]))
     path: list[str] = []
     for part in loc:
-        if isinstance(content, dict) and (part in content or part is loc[-1]):
+        if isinstance(content, dict) and (part in content or (lacks and part is loc[-1])):
             path.append(str(part))
             content = content.get(part)
         elif isinstance(content, list) and isinstance(part, int) and part < len(content):
