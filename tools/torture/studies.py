@@ -140,14 +140,16 @@ def last_line(text: str) -> str:
 def last_traceback(text: str) -> str:
     """The last lines of code of the last traceback, and the error; nothing if there is none.
 
-    An interrupt before Snakemake reads the workflow is left out: Python prints its traceback, and
-    nothing has begun then.
+    An interrupt before Snakemake runs the first line of the workflow is left out: Python prints its
+    traceback, and nothing has begun then.
     """
     found = ""
     for part in text.split("Traceback (most recent call last):\n")[1:]:
         lines = part.splitlines()
         end = next((at for at, line in enumerate(lines) if not line.startswith(" ")), len(lines))
-        read = any("Snakefile" in line for line in lines[:end])
-        if read or not "".join(lines[end : end + 1]).startswith("KeyboardInterrupt"):
+        begun = any(
+            'Snakefile", line ' in line for line in lines[:end]
+        )  # a line of it in the stack
+        if begun or not "".join(lines[end : end + 1]).startswith("KeyboardInterrupt"):
             found = " | ".join(line.strip() for line in lines[max(0, end - 6) : end + 1])
     return found
