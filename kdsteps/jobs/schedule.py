@@ -87,37 +87,72 @@ def wall_seconds(
 ) -> float:
     """How long a run of some jobs takes.
 
-    Jobs start as soon as the jobs whose files they read have ended and their resources are free,
-    those of a higher priority first, which is how Snakemake proceeds.
-
     Args:
         seconds: That each job still takes.
         running: Whether each job has its resources already; nothing: none has.
     """
-    makers = {
-        path: number
-        for number, node in enumerate(left)
-        for path in graph.outputs(node.rule, node.names).values()
-    }
-    after = [{makers[path] for path in node.read if path in makers} for node in left]
-    claims = [claim(study, node, sharing) for node in left]
-    begun = running or [False] * len(left)
-    waiting = sorted(
-        range(len(left)), key=lambda number: (not begun[number], -priority(left[number].rule))
-    )
+    queue = Queue(study, left, sharing, running)
     computing: list[tuple[float, int]] = []
-    done: set[int] = set()
-    cores, slots, now = sharing.cores, sharing.slots, 0.0
-    while waiting or computing:
-        for number in list(waiting):
-            own = claims[number]
-            if after[number] <= done and own.threads <= cores and own.slots <= slots:
-                waiting.remove(number)
-                cores, slots = cores - own.threads, slots - own.slots
-                heapq.heappush(computing, (now + seconds[number], number))
-        if not computing:
-            raise ValueError("jobs wait for each other")
+    now = 0.0
+    while not queue.over:
+        for number in queue.start():
+            heapq.heappush(computing, (now + seconds[number], number))
         now, ended = heapq.heappop(computing)
-        done.add(ended)
-        cores, slots = cores + claims[ended].threads, slots + claims[ended].slots
+        queue.end(ended)
     return now
+
+
+class Queue:
+    """The jobs of a run, by number: which of them start at a moment.
+
+    Jobs start as soon as the jobs whose files they read have ended and their resources are free,
+    those of a higher priority first, which is how Snakemake proceeds.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        left: Sequence[graph.JobNode],
+        sharing: Sharing,
+        running: Sequence[bool] = (),
+    ) -> None:
+        """Args:
+        left: Jobs, all those that they wait for among them.
+        running: Whether each job has its resources already; nothing: none has.
+        """
+        makers = {
+            path: number
+            for number, node in enumerate(left)
+            for path in graph.outputs(node.rule, node.names).values()
+        }
+        begun = running or [False] * len(left)
+        self._after = [{makers[path] for path in node.read if path in makers} for node in left]
+        self._claims = [claim(study, node, sharing) for node in left]
+        self._waiting = sorted(
+            range(len(left)), key=lambda number: (not begun[number], -priority(left[number].rule))
+        )
+        self._done: set[int] = set()
+        self._cores, self._slots = sharing.cores, sharing.slots
+
+    @property
+    def over(self) -> bool:
+        """Whether all jobs have ended."""
+        return len(self._done) == len(self._claims)
+
+    def start(self) -> list[int]:
+        """The jobs that start now."""
+        started = []
+        for number in list(self._waiting):
+            own = self._claims[number]
+            free = own.threads <= self._cores and own.slots <= self._slots
+            if free and self._after[number] <= self._done:
+                self._waiting.remove(number)
+                self._cores, self._slots = self._cores - own.threads, self._slots - own.slots
+                started.append(number)
+        return started
+
+    def end(self, number: int) -> None:
+        """A job has ended, and others can have its resources."""
+        own = self._claims[number]
+        self._done.add(number)
+        self._cores, self._slots = self._cores + own.threads, self._slots + own.slots
