@@ -370,7 +370,7 @@ def test_the_audit_that_students_wait_for_starts_before_evaluations(monkeypatch)
 
 
 def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatch):
-    def cores(rule: str, size: int, sharing: Sharing = CPU) -> int:
+    def cores(rule: str, size: int, sharing: Sharing = CPU, *, here: bool = True) -> int:
         network = {"family": "cifar_resnet", "depth": 20}
         study = parse_study(
             STUDY
@@ -379,7 +379,7 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
             | {"train": {"batch_size": 64}, "cache": {"images": 1000}}
         )
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
-        return claim(study, node, sharing).threads
+        return claim(study, node, sharing, here=here).threads
 
     assert cores("train", 8) == 4, "networks are not built to know this"
     built = partial(network_outlines, build=True)
@@ -390,6 +390,7 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
     for rule in ("train", "cache", "score"):
         assert cores(rule, 8) == 2, f"{rule}: half of the claimed cores are one real core"
         assert cores(rule, 32) == 4, rule
+        assert cores(rule, 8, here=False) == 4, f"{rule}: of a cluster's cores, all are requested"
         assert cores(rule, 8, Sharing(8, 2, 1)) == claim_of_all(rule)
 
 
