@@ -388,7 +388,11 @@ def test_weights_that_differ_in_more_than_positions_are_no_matter_of_size(tmp_pa
 @pytest.mark.parametrize(
     ("options", "size", "words"),
     [
-        ({"name": "test_vit"}, 64, ("images of 160 pixels (pos_embed", "for 64 (4 x 4)", ": 160`")),
+        (
+            {"name": "test_vit"},
+            64,
+            ("images of 160 pixels (pos_embed", "for 64 (4 x 4)", "`image_size: 160`", "dynamic"),
+        ),
         (SWIN | {"embed_dim": 8}, 64, ("relative_position_bias_table (169, 1), ", "set `image_si")),
     ],
 )
@@ -399,3 +403,14 @@ def test_positions_of_networks_of_timm_are_refused_likewise(tmp_path, options, s
     with pytest.raises(KdstepsError) as refused:  # the classifier may differ besides
         build_model("timm", num_classes=5, image_size=size, checkpoint=path, **options)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_the_options_in_the_sentence_let_timm_resample_the_positions(tmp_path):
+    timm = pytest.importorskip("timm")
+    path, options = str(tmp_path / "weights.pt"), {"img_size": 160, "dynamic_img_size": True}
+    trained = timm.create_model("test_vit", num_classes=5, **options).eval()
+    torch.save(trained.state_dict(), path)
+    given = {"name": "test_vit", "num_classes": 5, **options}
+    chain = build_model("timm", image_size=64, checkpoint=path, **given).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chain(images), trained(images))

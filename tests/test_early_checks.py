@@ -328,7 +328,7 @@ def test_weights_for_another_image_size_are_named_while_planning(folder, who):
     assert said(models=models) == ""
 
 
-def test_finished_jobs_and_unreadable_files_are_not_asked_for_their_size(folder):
+def test_finished_jobs_and_unreadable_files_have_no_problem_of_size(folder):
     weights_for(16)
     models = {"big": VIT | {"checkpoint": "theirs.pt"}, "small": NET}
     finished("train", dataset="digits", teacher="big")

@@ -81,10 +81,13 @@ def _learned(network: nn.Module, name: str, there: Tensor, here: Tensor, grid: T
         for rows, columns in ((side, side), (grid.height, grid.width))
     )
     right = made_for if isinstance(made_for, int) else list(made_for)
+    resampled = (
+        f"; or `img_size: {right}` and `dynamic_img_size: true`, and positions are resampled"
+    )
     return (
         f"is for images of {as_text(made_for)} pixels ({name} has {side} x {side} patches), and "
         f"the network for {as_text(built_for)} ({own}); set `image_size: {right}` for this model, "
-        "and images are resized"
+        f"and images are resized{resampled * hasattr(network, 'dynamic_img_size')}"
     )
 
 
