@@ -21,7 +21,6 @@ from kdsteps.cli.main import main
 from kdsteps.data.decoding import decode
 from kdsteps.data.sampling import sample_rows
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.busy_cores import busy_cores
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.early_checks import study_problems
 from kdsteps.jobs.job import Job
@@ -30,7 +29,7 @@ from kdsteps.jobs.outputs import Names
 from kdsteps.jobs.provenance import provenance_of_job
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing
-from kdsteps.jobs.schedule import claim, priority, wall_seconds, works
+from kdsteps.jobs.schedule import claim, priority, wall_seconds
 from kdsteps.jobs.words import duration
 from kdsteps.models import build_model
 from kdsteps.rehearsal.costs import Costs
@@ -272,13 +271,28 @@ def test_jobs_run_side_by_side_as_their_cores_allow(folder):
     study = parse_study(STUDY)
     runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
     own = [node for node in runs if node.names["method"] == "labels"]
-    two = Sharing(cores=claim(own[0], CPU).threads * 2, gpus=0, jobs_per_gpu=1)
-    assert wall_seconds(works(own, [3.0, 5.0]), two) == 5.0
+    two = Sharing(cores=claim(study, own[0], CPU).threads * 2, gpus=0, jobs_per_gpu=1)
+    assert wall_seconds(study, own, [3.0, 5.0], two) == 5.0
     one = Sharing(cores=1, gpus=0, jobs_per_gpu=1)
-    assert wall_seconds(works(own, [3.0, 5.0]), one) == 8.0
+    assert wall_seconds(study, own, [3.0, 5.0], one) == 8.0
     names = own[0].names
-    evaluated = [own[0], graph.node(study, "evaluate", names)]
-    assert wall_seconds(works(evaluated[::-1], [2.0, 3.0]), two) == 5.0
+    evaluated = [graph.node(study, "evaluate", names), own[0]]
+    assert wall_seconds(study, evaluated, [3.0, 2.0], two) == 5.0
+
+
+def test_jobs_that_run_already_have_their_cores(folder):
+    study = parse_study(STUDY)
+    names = {"pair": "pair", "method": "labels", "seed": "0"}
+    running = graph.node(study, "evaluate", names)
+    waiting = graph.node(study, "train", {"dataset": "digits", "teacher": "big"})
+    assert priority("train") > priority("evaluate")
+    evaluated_after = graph.node(study, "evaluate_teacher", waiting.names)
+    one, seconds = Sharing(cores=1, gpus=0, jobs_per_gpu=1), [2.0, 5.0, 1.0]
+    jobs = [evaluated_after, waiting, running]
+    assert wall_seconds(study, jobs, seconds[::-1], one, [False, False, True]) == 8.0
+    two = Sharing(cores=2, gpus=0, jobs_per_gpu=1)
+    # `train` takes both cores: it begins after the evaluation only if that runs already
+    assert wall_seconds(study, [waiting, running], [5.0, 2.0], two, [False, True]) == 7.0
 
 
 RULES = "".join(path.read_text() for path in sorted((REPOSITORY / "workflow/rules").glob("*.smk")))
@@ -291,11 +305,6 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
     one = parse_study(STUDY | every | {"tune": {"seeds": [100]}})
     pair = {"dataset": "digits", "teachers": ["big", "small"], "student": "small"}
     several = parse_study(STUDY | {"pairs": {"pair": pair}, "methods": {"kd": {}}})
-    threads = {
-        "all_cores()": sharing.cores,
-        "sharing.cores_per_gpu": sharing.cores_per_gpu,
-        "sharing.cores_of_one_of_many": sharing.cores_of_one_of_many,
-    }
     slots = {
         "1": 1,
         "sharing.jobs_per_gpu": sharing.jobs_per_gpu,
@@ -307,18 +316,61 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         rule = text[: text.index(":")]
         study = several if rule == "train_audit" else one
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
-        found = re.search(r"^    threads: (?:threads_of\(\"\w+\", )?(.*?)\)?$", text, re.MULTILINE)
-        wanted = 1 if found is None else threads[found[1] + ")" * (found[1] == "all_cores(")]
+        own = claim(study, node, sharing)
+        threads = {
+            "all_cores()": sharing.cores,
+            "sharing.cores_of_one_of_many": sharing.cores_of_one_of_many,
+            f'threads_of("{rule}")': own.threads,
+        }
+        found = re.search(r"^    threads: (.*)$", text, re.MULTILINE)
+        wanted = 1 if found is None else threads[found[1]]
         gpus = re.search(r"gpu_slots=(.*),$", text, re.MULTILINE)
         order = re.search(r"^    priority: priority\(\"(\w+)\"\)$", text, re.MULTILINE)
         assert (order[1] if order else None) == (rule if priority(rule) else None)
-        own = claim(node, sharing)
         assert own.threads == wanted, rule
         assert own.slots == (slots[gpus[1]] if gpus and sharing.gpus else 0), rule
 
 
+@pytest.mark.parametrize(
+    ("sharing", "train", "distil", "score"),
+    [
+        (Sharing(1, 0, 1), 1, 1, 1),
+        (Sharing(2, 0, 1), 2, 1, 2),
+        (Sharing(8, 0, 1), 8, 4, 8),  # half of the cores given are one of the two that there are
+        (Sharing(8, 2, 1), 4, 4, 8),
+        (Sharing(8, 2, 4), 4, 1, 8),
+        (Sharing(16, 1, 4), 16, 4, 16),
+    ],
+)
+def test_the_cores_that_jobs_claim(monkeypatch, sharing, train, distil, score):
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    study = parse_study(STUDY | {"methods": {"feature_only": {}}})
+    for rule, wanted in [
+        *(("train", train), ("cache", train), ("distil", distil), ("evaluate", distil)),
+        *(("score", score), ("evaluate_latency", score), ("build", 1), ("report", 1)),
+    ]:
+        node = graph.node(study, rule, graph.jobs(study, rule)[0])
+        assert claim(study, node, sharing).threads == wanted, rule
+
+
+def test_the_audit_that_students_wait_for_starts_before_evaluations(monkeypatch):
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    pair = {"dataset": "digits", "teachers": ["big", "small"], "student": "small"}
+    study = parse_study(STUDY | {"pairs": {"pair": pair}, "methods": {"kd": {}}})
+    student, *_ = (graph.node(study, "distil", names) for names in graph.jobs(study, "distil"))
+    (audit,) = (graph.node(study, "train_audit", n) for n in graph.jobs(study, "train_audit"))
+    assert audit.names == {"pair": "pair"}
+    assert set(graph.outputs("train_audit", audit.names).values()) <= set(student.read)
+    names = graph.jobs(study, "evaluate_teacher")
+    evaluations = [graph.node(study, "evaluate_teacher", each) for each in names]
+    two = Sharing(cores=2, gpus=0, jobs_per_gpu=1)
+    # 1 s, then 9 s; the two evaluations run on the other core
+    jobs, seconds = [student, *evaluations, audit], [9.0, 3.0, 3.0, 1.0]
+    assert wall_seconds(study, jobs, seconds, two) == 10.0
+
+
 def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatch):
-    def cores(rule: str, size: int, sharing: Sharing = CPU) -> int:
+    def cores(rule: str, size: int, sharing: Sharing = CPU, *, here: bool = True) -> int:
         network = {"family": "cifar_resnet", "depth": 20}
         study = parse_study(
             STUDY
@@ -327,7 +379,7 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
             | {"train": {"batch_size": 64}, "cache": {"images": 1000}}
         )
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
-        return claim(node, sharing, busy_cores(study, node)).threads
+        return claim(study, node, sharing, here=here).threads
 
     assert cores("train", 8) == 4, "networks are not built to know this"
     built = partial(network_outlines, build=True)
@@ -338,6 +390,7 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
     for rule in ("train", "cache", "score"):
         assert cores(rule, 8) == 2, f"{rule}: half of the claimed cores are one real core"
         assert cores(rule, 32) == 4, rule
+        assert cores(rule, 8, here=False) == 4, f"{rule}: of a cluster's cores, all are requested"
         assert cores(rule, 8, Sharing(8, 2, 1)) == claim_of_all(rule)
 
 

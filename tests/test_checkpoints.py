@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
-from kdsteps.models.checkpoints import load_weights
+from kdsteps.models.checkpoints import load_weights, size_problem
 from kdsteps.models.weight_files import read_file
 
 OPTIONS: dict[str, Any] = {"num_classes": 5, "depth": 8, "widths": (4, 4, 4, 4)}
@@ -344,3 +344,73 @@ def test_wrong_keys_and_shapes_are_listed_and_nothing_is_loaded(trained):
         "1 of another shape (fc.weight (100, 4), the network's (5, 4))"
     )
     assert all(torch.equal(before[key], tensor) for key, tensor in trained.state_dict().items())
+
+
+# Positions for images of another size
+
+TINY_VIT: dict[str, Any] = {"num_classes": 5, "width": 8, "depth": 2, "heads": 2, "mlp": 8}
+SWIN = {"name": "swin_tiny_patch4_window7_224", "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+
+
+def vit(size: Any, patch: int = 4, **options: Any) -> Chain:
+    return build_model("vit", image_size=size, patch=patch, **(TINY_VIT | options))
+
+
+@pytest.mark.parametrize(
+    ("made_for", "size", "words"),
+    [
+        (32, 16, ("images of 32 pixels", "8 x 8", "for 16 (4 x 4)", "set `image_size: 32`")),
+        (16, [16, 24], ("images of 16 pixels", "for 16 x 24 (4 x 6)", "set `image_size: 16`")),
+        ([16, 24], 16, ("has 25 positions (positions.table)", "the network's 17 for 4 x 4", "set")),
+    ],
+)
+def test_positions_for_another_size_are_refused_with_both_sizes(tmp_path, made_for, size, words):
+    path = str(tmp_path / "vit.pt")
+    torch.save(vit(made_for).state_dict(), path)
+    assert vit(made_for, checkpoint=path).notes == []
+    with pytest.raises(KdstepsError, match=f"^checkpoint {path}: ") as refused:
+        vit(size, checkpoint=path)
+    assert all(word in str(refused.value) for word in words), refused.value
+    with torch.device("meta"):
+        planned = vit(size, num_classes=7)
+    assert size_problem(planned, path, num_classes=7) == str(refused.value)
+
+
+def test_weights_that_differ_in_more_than_positions_are_no_matter_of_size(tmp_path):
+    path = str(tmp_path / "vit.pt")
+    torch.save(vit(32, depth=3).state_dict(), path)
+    for network in (vit(16), vit(32, depth=3, patch=8)):  # fewer blocks; larger patches
+        assert size_problem(network, path, num_classes=5) is None
+    with pytest.raises(KdstepsError, match="does not fit the network; of its keys"):
+        vit(16, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "words"),
+    [
+        (
+            {"name": "test_vit"},
+            64,
+            ("images of 160 pixels (pos_embed", "for 64 (4 x 4)", "`image_size: 160`", "dynamic"),
+        ),
+        (SWIN | {"embed_dim": 8}, 64, ("relative_position_bias_table (169, 1), ", "set `image_si")),
+    ],
+)
+def test_positions_of_networks_of_timm_are_refused_likewise(tmp_path, options, size, words):
+    path = str(tmp_path / "weights.pt")
+    made = build_model("timm", num_classes=3, **options)
+    torch.save(made.plain().state_dict(), path)
+    with pytest.raises(KdstepsError) as refused:  # the classifier may differ besides
+        build_model("timm", num_classes=5, image_size=size, checkpoint=path, **options)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_the_options_in_the_sentence_let_timm_resample_the_positions(tmp_path):
+    timm = pytest.importorskip("timm")
+    path, options = str(tmp_path / "weights.pt"), {"img_size": 160, "dynamic_img_size": True}
+    trained = timm.create_model("test_vit", num_classes=5, **options).eval()
+    torch.save(trained.state_dict(), path)
+    given = {"name": "test_vit", "num_classes": 5, **options}
+    chain = build_model("timm", image_size=64, checkpoint=path, **given).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(chain(images), trained(images))

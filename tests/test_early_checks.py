@@ -303,6 +303,41 @@ def test_a_missing_checkpoint_of_a_student_is_named_unless_dvc_tracks_it(folder)
     assert said(**sections) == ""
 
 
+VIT = {"family": "vit", "patch": 4, "width": 8, "depth": 1, "heads": 2, "mlp": 8}
+
+
+def weights_for(size: int) -> None:
+    own = {key: value for key, value in VIT.items() if key != "family"}
+    network = build_model("vit", num_classes=10, in_channels=1, image_size=size, **own)
+    torch.save(network.state_dict(), "theirs.pt")
+
+
+@pytest.mark.parametrize("who", ["big", "small"])
+def test_weights_for_another_image_size_are_named_while_planning(folder, who):
+    weights_for(16)
+    models = {"big": NET, "small": NET, who: VIT | {"checkpoint": "theirs.pt"}}
+    sentence = said(models=models)
+    assert sentence.startswith(f"params.yaml: models.{who}: checkpoint theirs.pt: is for images of")
+    for words in ("16 pixels", "4 x 4 patches", "network for 8 (2 x 2)", "`image_size: 16`"):
+        assert words in sentence
+    assert said(models=models | {who: models[who] | {"image_size": 16}}) == ""
+    assert said(models=models, **data("digits", size=16)) == ""
+    unknown = data("folder", path=".")  # until its images are prepared
+    assert said(models=models, **unknown) == ""
+    weights_for(8)
+    assert said(models=models) == ""
+
+
+def test_finished_jobs_and_unreadable_files_have_no_problem_of_size(folder):
+    weights_for(16)
+    models = {"big": VIT | {"checkpoint": "theirs.pt"}, "small": NET}
+    finished("train", dataset="digits", teacher="big")
+    assert said(models=models) == ""
+    shutil.rmtree("results")
+    Path("theirs.pt").write_bytes(b"no weights")
+    assert said(models=models) == "", "the job that reads it says what is wrong"
+
+
 def finished(rule: str, **names: str) -> None:
     """Make empty files of a job's results, as if it had run."""
     for path in graph.outputs(rule, names).values():
@@ -372,6 +407,10 @@ def test_snakemake_says_it_with_a_dry_run_and_ends_with_2(folder):
     )
     assert "models.big.checkpoint: there is no file 'theirs.pt'" in planned(
         models={"big": NET | {"checkpoint": "theirs.pt"}, "small": NET}
+    )
+    weights_for(16)
+    assert "models.big: checkpoint theirs.pt: is for images of 16 pixels" in planned(
+        models={"big": VIT | {"checkpoint": "theirs.pt"}, "small": NET}
     )
 
 

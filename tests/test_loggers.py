@@ -89,7 +89,7 @@ def epoch_of(number: int, epochs: int, **values: float) -> None:
 def followed(target: Path, loggers: list[LoggerSettings]) -> Iterator[None]:
     """A job with loggers, which end after everything else as they do in `run_call`."""
     with ExitStack() as at_the_end, reported(target):
-        at_the_end.enter_context(logged_live(target, loggers, 1))
+        at_the_end.enter_context(logged_live(target, loggers))
         yield
 
 
@@ -409,13 +409,6 @@ def test_a_logger_ends_with_a_job_that_is_killed(folder):
         job.kill()
         job.wait()
     wait_for(lambda: not is_alive(process))
-
-
-def test_a_training_on_several_gpus_says_that_it_logs_nothing(folder, caplog):
-    with logged_live(KD, [odd("well")], 2):
-        pass
-    assert "several GPUs" in caplog.text
-    assert not Path("well").exists()
 
 
 def wait_for(condition: Any) -> None:

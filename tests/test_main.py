@@ -21,7 +21,7 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 from kdsteps.cli.commands import COMMANDS
 from kdsteps.cli.main import main
 from kdsteps.jobs import graph
-from kdsteps.study.entries import Params
+from kdsteps.study.entries import Pair, Params
 from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import Export
 
@@ -348,6 +348,19 @@ def test_the_help_of_a_stage_describes_every_key_of_its_section(capsys, stage):
         shown = f" {name}: {json.dumps(info.default)} ("
         assert shown in text, shown
         assert " ".join(info.description.split()) in text
+
+
+@pytest.mark.parametrize("stage", ["build", "tune", "distil"])
+def test_the_help_of_stages_of_pairs_describes_every_key_of_a_pair(capsys, stage):
+    with pytest.raises(SystemExit):
+        main([stage, "--help"])
+    text = " ".join(capsys.readouterr().out.split("each entry of the section `pairs`")[1].split())
+    assert text.index(" teacher: ") < text.index(" combine: ")
+    assert ' combine: "mean" (mean | median | confidence)' in text
+    assert " distil: null (keys of the section `distil`)" in text
+    for name, info in Pair.model_fields.items():
+        assert f" {name}: " in text
+        assert " ".join((info.description or "nothing").split()) in text
 
 
 def test_the_help_lists_every_command(capsys):

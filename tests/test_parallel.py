@@ -30,6 +30,7 @@ from kdsteps.data.images import Order
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.progress import read_progress, reported
 from kdsteps.study.loading import parse_study
 from kdsteps.training.loop import views_of
 from kdsteps.training.processes import Processes, in_processes
@@ -97,15 +98,29 @@ def test_batch_norm_per_process_is_another_training_with_the_same_weights_in_bot
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ended_by"), [("SIGKILL", Exception), ("SIGTERM", SystemExit)])
-def test_killed_and_resumed_the_processes_give_the_same_bytes(ran, tmp_path, name, ended_by):
-    job = Job(NOISY, {"folder": tmp_path}, {})
+def test_killed_and_resumed_the_processes_give_the_same_bytes(
+    ran, tmp_path, monkeypatch, name, ended_by
+):
+    monkeypatch.chdir(tmp_path)
+    target = Path("results/train/digits/big/teacher.safetensors")
+    job = Job(NOISY, {"folder": tmp_path}, {"model": target})
     (tmp_path / "stop").write_text(f"4 {name}")  # in the second epoch
-    with pytest.raises(ended_by, match="143" if name == "SIGTERM" else name):
+    with (
+        pytest.raises(ended_by, match="143" if name == "SIGTERM" else name),
+        reported(target),
+    ):
         in_processes(run_until_killed, job, PARALLEL)
+    stopped = read_progress(target)
     assert (tmp_path / "state.pt").exists()
     (tmp_path / "stop").unlink()
-    in_processes(run_until_killed, job, PARALLEL)
+    with reported(target):
+        in_processes(run_until_killed, job, PARALLEL)
+        ended = read_progress(target)
     whole, resumed = results(ran, "noisy")[0], results(tmp_path, "resumed")
+    assert stopped is not None and ended is not None
+    assert (stopped.failed, stopped.epoch, stopped.epochs) == (name == "SIGKILL", 1, 4)
+    rows = zip(*(whole["history"][column] for column in ("epoch", "name", "value")), strict=True)
+    assert {(e, n, v) for e, of in ended.history.items() for n, v in of.items()} == set(rows)
     assert same_bytes(whole["weights"], resumed[0]["weights"])
     assert whole["history"] == resumed[0]["history"]
     assert not (tmp_path / "state.pt").exists()
@@ -140,6 +155,7 @@ WAITING = """
 import signal
 from _parallel import PARALLEL, wait
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.progress import read_progress, reported
 from kdsteps.training.processes import in_processes
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
 in_processes(wait, Job(None, {}, {}), PARALLEL)
@@ -169,11 +185,32 @@ def test_an_error_of_any_process_is_one_sentence():
         in_processes(refuse_in_second, Job(None, {}, {}), PARALLEL)
 
 
+LINES = """
+class Lines:
+    def __init__(self, training):
+        self.path = training.job.partition("/")[0] + ".txt"
+
+    def log(self, epoch):
+        with open(self.path, "a") as file:
+            print(epoch.number, *epoch.values, file=file)
+
+    def close(self):
+        pass
+"""
+
+
 @pytest.mark.slow
 def test_the_stages_train_teacher_and_student_in_two_processes(tmp_path):
     pytest.importorskip("lightning_fabric")
     both = {"epochs": 2, "batch_size": 64}
-    write_study(tmp_path, methods={"kd": {}}, train=both | {"gpus": 2}, distil=both | {"gpus": 2})
+    write_study(
+        tmp_path,
+        methods={"kd": {}},
+        train=both | {"gpus": 2},
+        distil=both | {"gpus": 2},
+        loggers={"mine": {"logger": "./mine.py:Lines"}},
+    )
+    (tmp_path / "mine.py").write_text(LINES)
     names = ("--pair", "pair", "--method", "kd", "--seed", "0")
     for stage, *given in [
         ("prepare", "--dataset", "digits"),
@@ -185,6 +222,9 @@ def test_the_stages_train_teacher_and_student_in_two_processes(tmp_path):
         if stage != "prepare":
             assert said.stderr.count("training in 2 processes") == 1
             assert said.stderr.count("epoch 2 of 2") == 1
+            logged = (tmp_path / f"{stage}.txt").read_text().splitlines()
+            assert [line.split()[0] for line in logged] == ["1", "2"], "each epoch once"
+            assert all("validation_accuracy" in line for line in logged)
     assert not list(tmp_path.glob(".kdsteps/resume/*"))
 
 

@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +26,15 @@ from kdsteps.cli.status import lines, look
 from kdsteps.evaluation.standing import BEHIND, is_diverging, standing
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.jobs.job_states import LOGS, JobState, job_states, time_left
-from kdsteps.jobs.progress import EPOCHS, FOLDER, progress_file, read_progress, reported
+from kdsteps.jobs.job_states import LOGS, JobState, TimeLeft, job_states, time_left
+from kdsteps.jobs.progress import (
+    EPOCHS,
+    FOLDER,
+    Progress,
+    progress_file,
+    read_progress,
+    reported,
+)
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.run_lock import begin_run, current_run, end_run
 from kdsteps.study.loading import load_study
@@ -332,14 +340,77 @@ def test_the_time_left_is_that_of_jobs_of_the_same_kind(folder):
     runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
     first, *others = [run for run in runs if run.names["method"] == "kd"]
     done = JobState(first, "done", seconds=10.0)
-    found = time_left([done, *(JobState(run, "waiting") for run in others)], ONE, now=0.0)
+    found = time_left(study, [done, *(JobState(run, "waiting") for run in others)], ONE, now=0.0)
     assert (found.seconds, found.unknown) == (10.0, 0)
     unknown = JobState(graph.node(study, "report", {}), "waiting")
-    found = time_left([done, unknown], ONE, now=0.0)
+    found = time_left(study, [done, unknown], ONE, now=0.0)
     assert (found.seconds, found.unknown) == (0.0, 1)
 
 
 ONE = Sharing(cores=1, gpus=0, jobs_per_gpu=1)
+
+
+@pytest.mark.parametrize(("cores", "seconds"), [(1, 80.0), (2, 40.0), (4, 20.0), (8, 20.0)])
+def test_the_time_left_depends_on_the_cores_that_jobs_claim(folder, monkeypatch, cores, seconds):
+    """8 students of 10 s on a machine with 4 cores, where each claims one of them."""
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 4)
+    study = load_study()
+    runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
+    assert len(runs) == 8
+    states = [JobState(run, "waiting") for run in runs]
+    states.append(JobState(runs[0], "done", seconds=10.0))  # as of an earlier seed
+    assert time_left(study, states, Sharing(cores, 0, 1), now=0.0).seconds == seconds
+
+
+def test_small_teachers_are_expected_to_train_side_by_side(folder, monkeypatch):
+    """Each claims the one core of two that it keeps busy, as in the rules of the workflow."""
+    study = load_study()
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    node = graph.node(study, "train", graph.jobs(study, "train")[0])
+    waiting = [replace(node, names=node.names | {"teacher": name}) for name in ("a", "b")]
+    states = [JobState(each, "waiting") for each in waiting]
+    states.append(JobState(node, "done", seconds=10.0))
+    for busy, seconds in ((None, 20.0), (1, 10.0)):
+        monkeypatch.setattr("kdsteps.jobs.schedule.busy_cores", lambda *_, busy=busy: busy)
+        assert time_left(study, states, Sharing(2, 0, 1), now=0.0).seconds == seconds
+
+
+def test_a_running_job_keeps_its_cores_in_the_forecast(folder):
+    """A training takes precedence over an evaluation, but not over one that runs."""
+    study = load_study()
+    names = {"pair": "pair", "method": "labels", "seed": "0"}
+    evaluation = graph.node(study, "evaluate", names)
+    other = graph.node(study, "evaluate", names | {"seed": "1"})
+    training = graph.node(study, "train", graph.jobs(study, "train")[0])
+    trained = replace(training, names=training.names | {"teacher": "a"})
+    states = [
+        JobState(other, "done", seconds=6.0),
+        JobState(trained, "done", seconds=4.0),
+        JobState(training, "waiting"),
+        JobState(evaluation, "running", progress=Progress(True, False, started=100.0)),
+    ]
+    two = Sharing(2, 0, 1)  # the training needs both cores, one of which is free
+    assert time_left(study, states, two, now=101.0).seconds == 5.0 + 4.0
+
+
+def test_the_forecast_counts_with_the_resources_of_the_run(folder, monkeypatch):
+    seen: list[Sharing] = []
+
+    def left(_: Any, states: Any, sharing: Sharing, now: float) -> TimeLeft:
+        seen.append(sharing)
+        return TimeLeft(0.0, 0)
+
+    monkeypatch.setattr("kdsteps.cli.status.time_left", left)
+    monkeypatch.setattr("kdsteps.cli.status.gpus_there", lambda: 2)
+    study = load_study()
+    look(study)
+    begin_run(Sharing(cores=6, gpus=2, jobs_per_gpu=3))
+    try:
+        look(study)
+        look(study, cores=3, gpus=0)
+    finally:
+        end_run()
+    assert seen == [Sharing(4, 1, 1), Sharing(6, 2, 3), Sharing(3, 0, 3)]
 
 
 def test_the_logs_are_those_of_the_workflow():

@@ -308,6 +308,18 @@ def test_stale_counts_by_stage_and_reason(study: Study, capsys: pytest.CaptureFi
     assert "distil pair kd 0: settings changed" in capsys.readouterr().out
 
 
+def test_trials_are_chosen_by_number(study: Study, capsys: pytest.CaptureFixture[str]):
+    tuned = {"kd": {"tune": {"temperature": [2.0, 8.0]}}}
+    changed_params(methods=tuned, tune={"seeds": [100]})
+    assert main(["stale", "--jobs", "--method", "kd", "--trial", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "tune pair kd 1 100: missing",
+        "0 of 1 results are up to date.",
+    ]
+    assert main(["stale", "--trial", "5"]) == 2
+    assert "--trial: '5' is not in this study" in capsys.readouterr().err
+
+
 def test_accepting_where_settings_alone_changed_is_an_error(
     study: Study, capsys: pytest.CaptureFixture[str]
 ):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from kdsteps.jobs.live import RULES as LOGGED
-from kdsteps.study.entries import Params
+from kdsteps.study.entries import Pair, Params
 
 _TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "array": "list"}
+_OF_PAIRS = ("build", "tune", "distil")  # stages with jobs for each pair and method
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "above",
@@ -23,12 +24,15 @@ _BOUNDS = {
 
 def section_help(stage: str) -> str:
     """The keys of a stage's sections with their types, defaults and descriptions."""
-    found = [_keys(stage, _section(stage))]
+    found = [_keys(f"the section `{stage}`", _section(stage))]
+    if stage in _OF_PAIRS:
+        entry = "each entry of the section `pairs`"
+        found.append(_keys(entry, Pair, first=("dataset", "teacher", "teachers", "student")))
     if stage in LOGGED:
         text = f"section `loggers`: {Params.model_fields['loggers'].description}"
         found.append(fill(" ".join(text.split()), 94))
     if stage == "evaluate":
-        found.append(_keys("probe", _section("probe")))
+        found.append(_keys("the section `probe`", _section("probe")))
     return "\n\n".join(found)
 
 
@@ -39,9 +43,11 @@ def _section(name: str) -> type[BaseModel]:
     return section
 
 
-def _keys(name: str, section: type[BaseModel]) -> str:
-    keys = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
-    lines = [f"keys of the section `{name}` in params.yaml, with their defaults:"]
+def _keys(place: str, section: type[BaseModel], first: Sequence[str] = ()) -> str:
+    """One paragraph per key, those of `first` before the others."""
+    schemas = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
+    keys = {key: schemas[key] for key in (*first, *schemas)}
+    lines = [f"keys of {place} in params.yaml, with their defaults:"]
     for key, schema in keys.items():
         default = json.dumps(schema["default"]) if "default" in schema else "no default"
         lines.append(f"  {key}: {default}  ({_type(schema)})")
@@ -55,5 +61,7 @@ def _type(schema: Mapping[str, Any]) -> str:
         return ", or ".join(_type(one) for one in choices if one != {"type": "null"})
     if "enum" in schema:
         return " | ".join(schema["enum"])
+    if "$ref" in schema:  # a section of its own
+        return f"keys of the section `{schema['$ref'].rpartition('/')[2].lower()}`"
     limits = [f"{words} {schema[name]}" for name, words in _BOUNDS.items() if name in schema]
     return ", ".join([_TYPES.get(schema["type"], schema["type"]), *limits])

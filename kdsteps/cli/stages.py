@@ -206,7 +206,7 @@ def run_call(
                     jobs_per_gpu=jobs_per_gpu,
                     **call.hints | hints,
                 )
-                loggers = logged_live(target, call.loggers, call.settings.gpus)
+                loggers = logged_live(target, call.loggers)
                 at_the_end.enter_context(loggers)
                 _run(call.rule, job, final, optional, check_run)
         written = {name: path for name, path in final.items() if path.exists()}

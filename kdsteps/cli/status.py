@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdsteps.cli.stages import count
+from kdsteps.cli.stages import count, jobs_per_gpu
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.standing import BEHIND, METRIC, Run, Standing, standing
 from kdsteps.jobs import graph
@@ -28,6 +28,7 @@ from kdsteps.jobs.words import duration
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
+_DEFAULT_CORES = 4  # as in profiles/default
 _EVERY = 2.0  # seconds between two looks with --watch
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 12  # of a drawn curve
@@ -45,8 +46,19 @@ def add_command(commands: Any) -> None:
         "epoch. Works while snakemake runs and after it ended. Changes nothing.",
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    of_run = "as of the run that uses this folder, else"
     parser.add_argument(
-        "--cores", type=count, default=4, metavar="N", help="those of the run (%(default)s)"
+        "--cores", type=count, metavar="N", help=f"as for snakemake ({of_run} {_DEFAULT_CORES})"
+    )
+    parser.add_argument(
+        "--gpus",
+        type=count,
+        metavar="N",
+        help=f"GPUs of all jobs together, `--resources gpu=N` of snakemake ({of_run} 1 if there is "
+        "one)",
+    )
+    parser.add_argument(
+        "--jobs-per-gpu", type=jobs_per_gpu, metavar="N", help=f"as for snakemake ({of_run} 1)"
     )
     parser.add_argument("--watch", action="store_true", help="refresh until all jobs are done")
     parser.add_argument("--json", action="store_true", help="print JSON, with every student")
@@ -80,15 +92,16 @@ class Snapshot:
 def show_status(given: argparse.Namespace) -> None:
     """Print the status once, or refresh it until all jobs are done."""
     study = load_study(given.params)
+    resources = {name: getattr(given, name) for name in ("cores", "gpus", "jobs_per_gpu")}
+    found = look(study, **resources)
     if given.json:
-        json.dump(_as_json(look(study, given.cores)), sys.stdout, indent=1)
+        json.dump(_as_json(found), sys.stdout, indent=1)
         print()
         return
-    found = look(study, given.cores)
     if given.watch and _can_refresh() and not found.over:
         with suppress(KeyboardInterrupt):  # the way to end it; the study goes on
-            _watch(study, given.cores, found)
-        found = look(study, given.cores)
+            _watch(study, resources, found)
+        found = look(study, **resources)
     print("\n".join(lines(found)))
 
 
@@ -96,15 +109,22 @@ def _can_refresh() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-def look(study: Study, cores: int) -> Snapshot:
+def look(study: Study, **resources: int | None) -> Snapshot:
     """The state of a study now.
 
     Args:
-        cores: That its run was given.
+        resources: `cores`, `gpus` and `jobs_per_gpu` of its run; None: as the run that uses this
+            folder has them, else as a plain `snakemake` has them.
     """
-    states = job_states(study)
-    left = time_left(states, Sharing(cores, min(1, gpus_there()), 1), time.time())
-    return Snapshot(current_run(), states, left, list(_groups(study, states)))
+    states, run = job_states(study), current_run()
+    left = time_left(study, states, _sharing(resources, run or {}), time.time())
+    return Snapshot(run, states, left, list(_groups(study, states)))
+
+
+def _sharing(given: Mapping[str, int | None], run: Mapping[str, Any]) -> Sharing:
+    usual = {"cores": _DEFAULT_CORES, "gpus": min(1, gpus_there()), "jobs_per_gpu": 1}
+    found = usual | {name: run[name] for name in usual if isinstance(run.get(name), int)}
+    return Sharing(**found | {name: value for name, value in given.items() if value is not None})
 
 
 def lines(found: Snapshot, height: int | None = None) -> list[str]:
@@ -237,7 +257,7 @@ def _history(path: Path, _when: int) -> Run:
     return run
 
 
-def _watch(study: Study, cores: int, found: Snapshot) -> None:
+def _watch(study: Study, resources: Mapping[str, int | None], found: Snapshot) -> None:
     """Show the status on the terminal's second screen until all jobs are done.
 
     Args:
@@ -265,7 +285,7 @@ def _watch(study: Study, cores: int, found: Snapshot) -> None:
         while not found.over:
             live.update(drawn(found), refresh=True)
             time.sleep(_EVERY)
-            found = look(study, cores)
+            found = look(study, **resources)
     finally:
         live.stop()
 

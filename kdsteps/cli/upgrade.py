@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.stages import NAMES, call_of, run_call
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
@@ -16,7 +16,11 @@ from kdsteps.jobs.upgrades import Status, accept, statuses
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
-NAMES = ("dataset", "teacher", "pair", "method", "seed")
+_HELP = {
+    "views": "only cached logits of these views (all)",
+    "trial": "only trials with this number (all)",
+    "student": "only exports of this student, such as kd/0 (all)",
+}
 
 
 def add_commands(commands: Any) -> None:
@@ -40,7 +44,8 @@ def add_commands(commands: Any) -> None:
         parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
         parser.add_argument("--stage", action="append", default=[], help="only this stage (all)")
         for name in NAMES:
-            parser.add_argument(f"--{name}", help=f"only jobs of this {name} (all)")
+            usual = f"only jobs of this {name} (all)"
+            parser.add_argument(f"--{name}", help=_HELP.get(name, usual))
 
 
 def show_stale(given: argparse.Namespace) -> None:

@@ -16,12 +16,13 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.manifest import is_missing, missing_images
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.jobs.known import network_outlines
+from kdsteps.jobs.known import built_for, network_outlines, without_weights
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.published_weights import classifier_problems
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
+from kdsteps.study.part_cache import weights_problems
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.settings import Training
 from kdsteps.study.study import Study
@@ -69,6 +70,7 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     if with_files:
         problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
         problems += _checkpoint_problems(study)
+        problems += _size_problems(study, _shapes(study, prepared))
     problems += classifier_problems(study)
     problems += _batch_problems(study, prepared)
     problems += _probe_problems(study, prepared)
@@ -101,6 +103,27 @@ def _checkpoint_problems(study: Study) -> Iterator[str]:
                 f"models.{name}.checkpoint: there is no file {str(path)!r}; correct the "
                 "path, or put the file there"
             )
+
+
+def _size_problems(study: Study, shapes: Mapping[str, ImageShape | None]) -> Iterator[str]:
+    """Checkpoints whose positions are for images of another size."""
+    asked = {}
+    for pair in study.pairs.values():
+        for name in (*pair.teacher_names, pair.student):
+            model = study.models[name]
+            path, shape = model.options.get("checkpoint"), built_for(model, shapes[pair.dataset])
+            if path is None or shape is None or not Path(str(path)).expanduser().is_file():
+                continue
+            if all(map(_is_done, _that_start_from(study, name))):
+                continue
+            digest = graph.own_inputs(study)[f"models.{name}"].digest
+            options = ("checkpoint_key", "checkpoint_prefix")
+            key, prefix = (model.options.get(option) for option in options)
+            weights = {"path": path, "digest": digest, "key": key, "prefix": prefix}
+            asked[name, shape] = model.family, without_weights(model), shape, weights
+    for (name, _), problem in zip(asked, weights_problems(list(asked.values())), strict=True):
+        if problem is not None:
+            yield f"models.{name}: {problem}"
 
 
 def _that_start_from(study: Study, model: str) -> Iterator[graph.JobNode]:

@@ -11,7 +11,7 @@ from typing import Literal
 from kdsteps.jobs import graph
 from kdsteps.jobs.progress import Progress, read_progress
 from kdsteps.jobs.resources import Sharing
-from kdsteps.jobs.schedule import wall_seconds, works
+from kdsteps.jobs.schedule import wall_seconds
 from kdsteps.jobs.upgrades import Status, statuses
 from kdsteps.study.study import Study
 
@@ -128,20 +128,25 @@ class TimeLeft:
     unknown: int
 
 
-def time_left(states: Iterable[JobState], sharing: Sharing, now: float) -> TimeLeft:
+def time_left(study: Study, states: Iterable[JobState], sharing: Sharing, now: float) -> TimeLeft:
     """How long the other jobs take, if they take as long as those of their kind that are done.
 
     Args:
+        sharing: Of the cores and GPUs of the run.
         now: In seconds since 1970.
     """
     listed = list(states)
     known = _means(listed)
-    left = sorted(
-        (each for each in listed if each.state != "done"), key=lambda each: each.state != "running"
-    )
+    left = [each for each in listed if each.state != "done"]
     seconds = [_seconds(each, known, now) for each in left]
-    work = works([each.node for each in left], [each or 0.0 for each in seconds])
-    return TimeLeft(wall_seconds(work, sharing), sum(each is None for each in seconds))
+    total = wall_seconds(
+        study,
+        [each.node for each in left],
+        [each or 0.0 for each in seconds],
+        sharing,
+        [each.state == "running" for each in left],
+    )
+    return TimeLeft(total, sum(each is None for each in seconds))
 
 
 def _kinds(node: graph.JobNode) -> list[tuple[str, ...]]:

@@ -9,6 +9,7 @@ from kdsteps.study.image_size import ImageShape
 from kdsteps.study.joints import Outline
 from kdsteps.study.part_cache import known_outlines, outlines
 from kdsteps.study.resolving import WEIGHTS
+from kdsteps.study.settings import Model
 from kdsteps.study.study import Study
 
 
@@ -35,12 +36,26 @@ def network_outlines(
         if pair.dataset not in datasets:
             continue
         for name in (*pair.teacher_names, pair.student):
-            model, shape = study.models[name], shapes[pair.dataset]
-            if model.image_size is not None:
-                shape = (shape[0] if shape is not None else 3, *model.image_size)
+            model = study.models[name]
+            shape = built_for(model, shapes[pair.dataset])
             found[pair.dataset, name] = None
             if shape is not None:
-                options = {key: v for key, v in model.options.items() if key not in WEIGHTS}
-                asked[pair.dataset, name] = model.family, options, shape
+                asked[pair.dataset, name] = model.family, without_weights(model), shape
     look = outlines if build else known_outlines
     return found | dict(zip(asked, look(list(asked.values())), strict=True))
+
+
+def built_for(model: Model, shape: ImageShape | None) -> ImageShape | None:
+    """The shape (C, H, W) of the images that a network is built for; None if it is not known yet.
+
+    Args:
+        shape: Of the images of the data set.
+    """
+    if model.image_size is None:
+        return shape
+    return (shape[0] if shape is not None else 3, *model.image_size)
+
+
+def without_weights(model: Model) -> dict[str, Any]:
+    """The options of a network without those for the weights that it starts from."""
+    return {key: value for key, value in model.options.items() if key not in WEIGHTS}

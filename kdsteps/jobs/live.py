@@ -40,16 +40,12 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from kdsteps.loggers._process im
 
 
 @contextmanager
-def logged_live(target: Path, loggers: Sequence[LoggerSettings], gpus: int) -> Iterator[None]:
+def logged_live(target: Path, loggers: Sequence[LoggerSettings]) -> Iterator[None]:
     """Have loggers follow the job that runs in the block, which writes its progress file.
 
     Args:
         target: The first of the job's files, which identifies it.
-        gpus: Of the job; with several, its processes write no epochs.
     """
-    if loggers and gpus > 1:
-        log.warning("loggers: a training on several GPUs writes no epochs, so nothing is logged")
-        loggers = ()
     processes = {}
     for settings in loggers:
         try:

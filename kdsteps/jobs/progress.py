@@ -1,9 +1,10 @@
 """What an unfinished job has done so far, in a small file that other processes can read.
 
-The file has one line of JSON for each attempt and for each epoch of a training. The job holds a
-lock on it while it runs, which the system releases however the job ends, and removes it when its
-results are written. So the files that are left are those of jobs that run, failed or were stopped.
-Nothing here can stop a job: where the file cannot be written, there is none.
+The file has one line of JSON for each attempt and for each epoch of a training; of a training in
+several processes, the first one writes its epochs. The job holds a lock on the file while it runs,
+which the system releases however the job ends, and removes the file when its results are written.
+So the files that are left are those of jobs that run, failed or were stopped. Nothing here can stop
+a job: where the file cannot be written, there is none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from kdsteps.jobs.job import Job
 
 FOLDER = Path(".kdsteps/jobs")  # a cache: it may be deleted at any time
 EPOCHS = logging.getLogger("kdsteps.epochs")  # the training loop writes one record per epoch
@@ -72,11 +76,8 @@ def reported(target: Path) -> Iterator[None]:
     with suppress(OSError):  # a file system without locks
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     _append(handle, {"started": time.time()})
-    writer = _Writer(handle)
     before = EPOCHS.level, EPOCHS.propagate
-    EPOCHS.setLevel(logging.DEBUG)
-    EPOCHS.propagate = False
-    EPOCHS.addHandler(writer)
+    writer = _write_epochs(handle)
     try:
         yield
     except BaseException as error:
@@ -89,6 +90,20 @@ def reported(target: Path) -> Iterator[None]:
         EPOCHS.setLevel(before[0])
         EPOCHS.propagate = before[1]
         os.close(handle)
+
+
+def handlers_of(job: Job[Any], *, reports: bool) -> list[logging.Handler]:
+    """The log handlers of one of several processes of a job: lines go to stderr.
+
+    Args:
+        reports: Whether this process writes its epochs where the job reports what it does, which is
+            in the process that started this one.
+    """
+    target = next(iter((job.final or job.outputs).values()), None)
+    if reports and target is not None:
+        with suppress(OSError):  # the job could not write the file either
+            _write_epochs(os.open(progress_file(target), os.O_WRONLY | os.O_APPEND))
+    return [logging.StreamHandler(sys.stderr)]
 
 
 def read_progress(target: Path) -> Progress | None:
@@ -108,6 +123,15 @@ def read_progress(target: Path) -> Progress | None:
 def progress_file(target: Path) -> Path:
     digest = hashlib.sha256(str(target).encode()).hexdigest()[:8]
     return FOLDER / f"{'-'.join(target.parts[-5:-1])[-100:]}-{target.stem[:40]}-{digest}.jsonl"
+
+
+def _write_epochs(handle: int) -> _Writer:
+    """Have the records of the training loop written to an open file."""
+    writer = _Writer(handle)
+    EPOCHS.setLevel(logging.DEBUG)
+    EPOCHS.propagate = False
+    EPOCHS.addHandler(writer)
+    return writer
 
 
 class _Writer(logging.Handler):

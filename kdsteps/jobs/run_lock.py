@@ -19,12 +19,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from socket import gethostname
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.snakemake_space import FOLDER, check_space
 
 _log = logging.getLogger("kdsteps")
@@ -39,10 +41,13 @@ _held: list[int] = []  # the open file of this process's run
 _orphaned: list[int] = []  # the open file of a run that this job has outlived
 
 
-def begin_run() -> None:
+def begin_run(sharing: Sharing | None = None) -> None:
     """Make this process the run of this folder, until it ends.
 
     Locks that Snakemake left when it was killed are removed.
+
+    Args:
+        sharing: Of the cores and GPUs that the run was given on this machine.
 
     Raises:
         KdstepsError: Another run has not ended, or the disk is full.
@@ -61,7 +66,8 @@ def begin_run() -> None:
     run = uuid.uuid4().hex
     os.ftruncate(handle, 0)
     content = {"run": run, "process": os.getpid(), "since": time.strftime("%H:%M")}
-    os.pwrite(handle, json.dumps(content | {"host": gethostname()}).encode(), 0)
+    content |= {"host": gethostname()} | ({} if sharing is None else asdict(sharing))
+    os.pwrite(handle, json.dumps(content).encode(), 0)
     os.environ[RUN] = run
     shutil.rmtree(LOCK.with_name("locks"), ignore_errors=True)
     _held.append(handle)
@@ -75,7 +81,11 @@ def end_run() -> None:
 
 
 def current_run() -> dict[str, Any] | None:
-    """What the run of this folder wrote about itself: `process`, `since`, `host`; None: no run."""
+    """What the run of this folder wrote about itself; None: no run.
+
+    It has `process`, `since` and `host`, and of a run on this machine `cores`, `gpus` and
+    `jobs_per_gpu`.
+    """
     try:
         handle = os.open(LOCK, os.O_RDWR)
     except OSError:

@@ -1,9 +1,9 @@
-"""How long a run takes: its jobs start as soon as what they read and the resources are there."""
+"""What each job claims of a run's cores and GPUs, which jobs start first, and how long all take."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdsteps.jobs import graph
@@ -17,18 +17,20 @@ _GPU_SHARED = frozenset(
     {"train_check", "train_audit", "tune", "distil", "evaluate", "evaluate_teacher"}
     | {"evaluate_probe", "evaluate_probe_teacher", "evaluate_probe_untrained"}
 )
-_FIRST = frozenset({"train", "train_check", "cache", "cache_outputs", "score", "build"})
+_FIRST = frozenset(
+    {"train", "train_check", "train_audit", "cache", "cache_outputs", "score", "build"}
+)
 _NEXT = frozenset({"evaluate_teacher", "tune", "distil"})
 
 
 def priority(rule: str) -> int:
-    """How early a job starts among those that can: others wait for it, or it is short."""
+    """How early a job starts among those that can: 2 if others wait for it."""
     return 2 if rule in _FIRST else 1 if rule in _NEXT else 0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a job takes of the resources of a run, as the rules of the workflow say.
+    """What a job takes of the resources of a run.
 
     Attributes:
         threads: Of the cores that the run was given.
@@ -43,11 +45,13 @@ class Claim:
     cores: int
 
 
-def claim(node: graph.JobNode, sharing: Sharing, busy: int | None = None) -> Claim:
-    """What a job takes in a run on this machine.
+def claim(study: Study, node: graph.JobNode, sharing: Sharing, *, here: bool = True) -> Claim:
+    """What a job takes in a run: in the rules of the workflow, in trials and in forecasts.
 
     Args:
-        busy: Cores that it keeps busy on the CPU; None: not known.
+        study: That the job belongs to.
+        here: Whether the job runs on this machine. One that is submitted to a cluster requests
+            cores whether it keeps all of them busy or not.
     """
     rule, wanted = node.rule, node.settings.gpus
     on_gpu = bool(sharing.gpus) and rule in _GPU_ALONE | _GPU_SHARED
@@ -62,8 +66,8 @@ def claim(node: graph.JobNode, sharing: Sharing, busy: int | None = None) -> Cla
         threads = 1
     if wanted > 1:
         threads = wanted * max(threads, sharing.cores_per_gpu if sharing.gpus else 1)
-    else:
-        threads = sharing.kept_busy(threads, busy)
+    elif here:
+        threads = sharing.kept_busy(threads, busy_cores(study, node))
     threads = min(threads, sharing.cores)
     slots = (wanted * sharing.jobs_per_gpu if alone else 1) if on_gpu else 0
     return Claim(
@@ -74,69 +78,81 @@ def claim(node: graph.JobNode, sharing: Sharing, busy: int | None = None) -> Cla
     )
 
 
-@dataclass(frozen=True)
-class Work:
-    """A job that is left.
-
-    Attributes:
-        seconds: That it takes.
-        after: Numbers of the jobs that have to end before it.
-        busy: Cores that it keeps busy; None: not known.
-    """
-
-    node: graph.JobNode
-    seconds: float
-    after: frozenset[int]
-    busy: int | None = None
-
-
-def works(
-    nodes: Iterable[graph.JobNode], seconds: Sequence[float], study: Study | None = None
-) -> list[Work]:
-    """The jobs that are left, each after those whose files it reads.
-
-    Args:
-        seconds: Of each of them.
-        study: That they belong to; None: how many cores they keep busy is not known.
-    """
-    listed = list(nodes)
-    makers = {
-        path: number
-        for number, node in enumerate(listed)
-        for path in graph.outputs(node.rule, node.names).values()
-    }
-    return [
-        Work(
-            node,
-            seconds[number],
-            frozenset(makers[p] for p in node.read if p in makers),
-            None if study is None else busy_cores(study, node),
-        )
-        for number, node in enumerate(listed)
-    ]
-
-
-def wall_seconds(left: list[Work], sharing: Sharing) -> float:
+def wall_seconds(
+    study: Study,
+    left: Sequence[graph.JobNode],
+    seconds: Sequence[float],
+    sharing: Sharing,
+    running: Sequence[bool] = (),
+) -> float:
     """How long a run of some jobs takes.
 
-    Jobs are started as soon as what they read is there and their resources are free, those of a
-    higher priority first, which is how Snakemake proceeds.
+    Args:
+        seconds: That each job still takes.
+        running: Whether each job has its resources already; nothing: none has.
     """
-    waiting = sorted(range(len(left)), key=lambda number: -priority(left[number].node.rule))
-    running: list[tuple[float, int]] = []
-    done: set[int] = set()
-    cores, slots, now = sharing.cores, sharing.slots, 0.0
-    claims = [claim(work.node, sharing, work.busy) for work in left]
-    while waiting or running:
-        for number in list(waiting):
-            own = claims[number]
-            if left[number].after <= done and own.threads <= cores and own.slots <= slots:
-                waiting.remove(number)
-                cores, slots = cores - own.threads, slots - own.slots
-                heapq.heappush(running, (now + left[number].seconds, number))
-        if not running:
-            raise ValueError("jobs wait for each other")
-        now, ended = heapq.heappop(running)
-        done.add(ended)
-        cores, slots = cores + claims[ended].threads, slots + claims[ended].slots
+    queue = Queue(study, left, sharing, running)
+    computing: list[tuple[float, int]] = []
+    now = 0.0
+    while not queue.over:
+        for number in queue.start():
+            heapq.heappush(computing, (now + seconds[number], number))
+        now, ended = heapq.heappop(computing)
+        queue.end(ended)
     return now
+
+
+class Queue:
+    """The jobs of a run, by number: which of them start at a moment.
+
+    Jobs start as soon as the jobs whose files they read have ended and their resources are free,
+    those of a higher priority first, which is how Snakemake proceeds.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        left: Sequence[graph.JobNode],
+        sharing: Sharing,
+        running: Sequence[bool] = (),
+    ) -> None:
+        """Args:
+        left: Jobs, all those that they wait for among them.
+        running: Whether each job has its resources already; nothing: none has.
+        """
+        makers = {
+            path: number
+            for number, node in enumerate(left)
+            for path in graph.outputs(node.rule, node.names).values()
+        }
+        begun = running or [False] * len(left)
+        self._after = [{makers[path] for path in node.read if path in makers} for node in left]
+        self._claims = [claim(study, node, sharing) for node in left]
+        self._waiting = sorted(
+            range(len(left)), key=lambda number: (not begun[number], -priority(left[number].rule))
+        )
+        self._done: set[int] = set()
+        self._cores, self._slots = sharing.cores, sharing.slots
+
+    @property
+    def over(self) -> bool:
+        """Whether all jobs have ended."""
+        return len(self._done) == len(self._claims)
+
+    def start(self) -> list[int]:
+        """The jobs that start now."""
+        started = []
+        for number in list(self._waiting):
+            own = self._claims[number]
+            free = own.threads <= self._cores and own.slots <= self._slots
+            if free and self._after[number] <= self._done:
+                self._waiting.remove(number)
+                self._cores, self._slots = self._cores - own.threads, self._slots - own.slots
+                started.append(number)
+        return started
+
+    def end(self, number: int) -> None:
+        """A job has ended, and others can have its resources."""
+        own = self._claims[number]
+        self._done.add(number)
+        self._cores, self._slots = self._cores + own.threads, self._slots + own.slots

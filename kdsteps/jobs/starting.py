@@ -11,6 +11,7 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
 from kdsteps.jobs.pulling import advice
+from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
 from kdsteps.jobs.snakemake_records import check_records
@@ -20,13 +21,14 @@ from kdsteps.study.study import Study
 
 
 @cache
-def start_run(path: str, *, stored: bool = False) -> Study:
+def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False) -> Study:
     """The study in `path`, after its results were compared with what they were made from.
 
     Once per process: where a study's Snakefile changes a rule, Snakemake reads the workflow twice.
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
 
     Args:
+        sharing: Of the cores and GPUs that the run was given on this machine.
         stored: Whether results are in storage and not in this folder; jobs on other machines then
             receive the digests of images and checkpoints from this process.
 
@@ -34,7 +36,7 @@ def start_run(path: str, *, stored: bool = False) -> Study:
         KdstepsError: The study has a mistake or belongs to another version of kdsteps, another run
             is using this folder, nothing says how the results were made, or a job would fail.
     """
-    begin_run()
+    begin_run(sharing)
     for finding in check_lock():
         _say(finding)
     if stored:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.position_sizes import other_size
 from kdsteps.models.state_dicts import Found, find, match
 from kdsteps.models.weight_files import read_file
 
@@ -58,7 +59,7 @@ def load_checkpoint(
     ]
     if not fitting:
         best = max(candidates, key=lambda found: len(found.weights) - len(_misshapen(found, own)))
-        raise KdstepsError(f"{where}: does not fit the network; {_misfit(best, own)}")
+        raise KdstepsError(f"{where}: {_why_not(chain, best, own, classifier)}")
     chosen, notes = _only(fitting, where)
     weights = {
         name: tensor for name, tensor in chosen.weights.items() if tensor.shape == own[name].shape
@@ -92,6 +93,31 @@ def load_weights(
     if finite:
         _check_finite(weights, own, where)
     module.load_state_dict({**own, **weights})
+
+
+def size_problem(
+    chain: Chain, path: str, *, num_classes: int, key: str | None = None, prefix: str | None = None
+) -> str | None:
+    """The sentence with which `load_checkpoint` refuses weights for images of another size.
+
+    Args:
+        chain: May be on the device `meta`; its number of classes may differ from the study's.
+        path, num_classes, key, prefix: As for `load_checkpoint`.
+
+    Returns:
+        None for other weights, also for those that do not fit for another reason.
+
+    Raises:
+        KdstepsError: The file cannot be read, or holds no weights of the network.
+    """
+    where, own = f"checkpoint {path}", chain.plain().state_dict()
+    content = read_file(path)
+    classifier = _classifier(chain, num_classes)
+    problems = [
+        other_size(chain, found.weights, own, _wrong(found, own, except_for=classifier))
+        for found in _requested(find(content, own), content, key, prefix, where)
+    ]
+    return None if None in problems else f"{where}: {problems[0]}"
 
 
 def classes_in_checkpoint(
@@ -216,6 +242,14 @@ def _missing(found: Found, own: Mapping[str, Tensor]) -> list[str]:
 
 def _misshapen(found: Found, own: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in found.weights.items() if tensor.shape != own[name].shape]
+
+
+def _why_not(
+    chain: Chain, found: Found, own: Mapping[str, Tensor], classifier: Collection[str]
+) -> str:
+    """Why the best set of weights of a file does not fit."""
+    size = other_size(chain, found.weights, own, _wrong(found, own, except_for=classifier))
+    return size or f"does not fit the network; {_misfit(found, own)}"
 
 
 def _misfit(found: Found, own: Mapping[str, Tensor]) -> str:

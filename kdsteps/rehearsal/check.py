@@ -19,7 +19,7 @@ from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing, cores_there
 from kdsteps.jobs.run_lock import current_run
-from kdsteps.jobs.schedule import wall_seconds, works
+from kdsteps.jobs.schedule import wall_seconds
 from kdsteps.jobs.version_lock import LOCK, locked_version
 from kdsteps.jobs.words import duration, in_bytes
 from kdsteps.places import installed_version
@@ -271,7 +271,7 @@ class _Check:
             stage = graph.stage_of(node.rule)
             stages[stage] = stages.get(stage, 0.0) + each
         runs = sum(node.rule == "distil" for node in left.left)
-        total = wall_seconds(works(nodes, seconds, study), sharing)
+        total = wall_seconds(study, nodes, seconds, sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
             missing.append(f"{len(costs.guessed)} jobs without a trial count like others")

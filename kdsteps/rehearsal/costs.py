@@ -280,6 +280,6 @@ class Costs:
 
     def side_by_side(self, node: graph.JobNode) -> int:
         """How many jobs like this one run at the same time."""
-        own, sharing = claim(node, self.found.sharing), self.found.sharing
+        own, sharing = claim(self.found.study, node, self.found.sharing), self.found.sharing
         by_cores = sharing.cores // own.threads
         return max(1, min(by_cores, sharing.slots // own.slots if own.slots else by_cores))

@@ -62,7 +62,7 @@ def _others(found: Rehearsal, runs: Sequence[graph.JobNode]) -> int:
     """How many other students train next to each one on the CPU."""
     if not runs or found.sharing.gpus:
         return 0
-    at_once = found.sharing.cores // claim(runs[0], found.sharing).threads
+    at_once = found.sharing.cores // claim(found.study, runs[0], found.sharing).threads
     return min(len(runs), at_once, cores_there()) - 1
 
 

@@ -120,7 +120,7 @@ class Rehearsal:
         self, node: graph.JobNode, inputs: Mapping[str, Path], settings: Any = None
     ) -> Job[Any]:
         """A job of the study, with its files in the temporary folder."""
-        own = claim(node, self.sharing)
+        own = claim(self.study, node, self.sharing)
         outputs = graph.outputs(node.rule, node.names)
         return Job(
             settings=settings or node.settings,
@@ -177,7 +177,8 @@ class Rehearsal:
         """Train a network of the study, if there are labels; its checkpoint is then in `model`."""
         key = ("network", dataset, name)
         entry: Model = self.study.models[name]
-        scale = self.scale(recipe, dataset, {name: 3}, claim(node, self.sharing).cores)
+        cores = claim(self.study, node, self.sharing).cores
+        scale = self.scale(recipe, dataset, {name: 3}, cores)
         trained = self.images[dataset].labeled and scale.seconds < SLOW
         epochs = min(recipe.epochs, 2 if trained else 0)
         changed = self._changed(recipe, scale) | {"epochs": epochs}
@@ -209,7 +210,8 @@ class Rehearsal:
         if wants != "nothing":
             for teacher in entry.teacher_names:
                 costs[teacher] = costs.get(teacher, 0.0) + (3 if wants == "blocks" else 1)
-        scale = self.scale(recipe, entry.dataset, costs, claim(node, self.sharing).cores)
+        cores = claim(self.study, node, self.sharing).cores
+        scale = self.scale(recipe, entry.dataset, costs, cores)
         inputs = self.files(entry.dataset, scale.batch_size * scale.steps)
         if "teacher" in node.inputs:
             inputs = inputs | {"teacher": self.model(entry.dataset, entry.only_teacher)}

@@ -135,6 +135,28 @@ def known_outlines(
     return [None if answer is None else Outline(**answer) for answer in found]
 
 
+def weights_problems(
+    asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int], Mapping[str, Any]]],
+) -> list[str | None]:
+    """What is wrong with weights from files for the sizes of networks, by a process as above.
+
+    Args:
+        asked: Family, options, the shape (C, H, W) of the images, and weights: the `path` of their
+            file, its `digest`, and maybe `key` and `prefix` of the weights in it.
+
+    Returns:
+        None for weights that fit, or do not for another reason.
+    """
+    questions: list[_Question] = [
+        ("models", family, {"options": options, "image_shape": list(shape), "weights": weights})
+        for family, options, shape, weights in asked
+    ]
+    if "torch" in sys.modules:
+        networks = importlib.import_module("kdsteps.models.outline")
+        return [networks.weights_problem(family, **about) for _, family, about in questions]
+    return _answers(questions)
+
+
 _Question = tuple[Kind, str, Mapping[str, Any]]
 
 

@@ -183,8 +183,9 @@ def describe(kind: Kind, reference: str) -> Description:
 def main() -> None:
     """Describe the parts named on standard input, or answer questions about them.
 
-    Each line has a kind, a reference and maybe a question: `options`, whose problem is wanted, or
-    with an `image_shape` as well, the layers of a network. Each line of output has an answer.
+    Each line has a kind, a reference and maybe a question: `options`, whose problem is wanted; with
+    an `image_shape` as well, the layers of a network; with `weights` as well, whether they are for
+    its size. Each line of output has an answer.
     """
     output, sys.stdout = sys.stdout, sys.stderr  # imported code may print
     for line in sys.stdin:
@@ -193,7 +194,8 @@ def main() -> None:
         try:
             if question and "image_shape" in question[0]:
                 networks = importlib.import_module("kdsteps.models.outline")
-                answer = {"found": networks.outline(reference, **question[0])}
+                find = networks.weights_problem if "weights" in question[0] else networks.outline
+                answer = {"found": find(reference, **question[0])}
             elif question:
                 answer = {"found": options_problem(kind, reference, **question[0])}
             else:

@@ -29,6 +29,7 @@ from torch.multiprocessing.spawn import ProcessException
 from kdsteps.data.images import ImageBatch, Order
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.progress import handlers_of
 from kdsteps.methods.base import Batch, Method
 from kdsteps.study.settings import Training
 from kdsteps.training.batch_norm import synchronize
@@ -222,7 +223,13 @@ def _run_one(
     _end_with_the_job()
     processes = Processes(fabric.global_rank, fabric.world_size, fabric)
     level = logging.INFO if processes.first else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    # handlers are set up within the call, since log calls are no part of a job's code identity
+    logging.basicConfig(
+        level=level,
+        format="%(message)s",
+        handlers=handlers_of(job, reports=processes.first),
+        force=True,
+    )
     logging.captureWarnings(True)
     log.info("training in %d processes, each with a part of every batch", processes.count)
     try:

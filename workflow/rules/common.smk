@@ -3,7 +3,6 @@
 import sys
 
 from kdsteps.jobs import code_identity, graph, storage
-from kdsteps.jobs.busy_cores import busy_cores
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
@@ -12,7 +11,7 @@ from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing, real_cores
-from kdsteps.jobs.schedule import priority
+from kdsteps.jobs.schedule import claim, priority
 from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
@@ -48,7 +47,9 @@ def study_of(path):
             raise KdstepsError(
                 f"--config: {', '.join(others)} would have no effect; change the values in {path}"
             )
-        return start_run(path, stored=STORED) if workflow.is_main_process else load_study(path)
+        if not workflow.is_main_process:
+            return load_study(path)
+        return start_run(path, sharing if workflow.local_exec else None, stored=STORED)
     except KdstepsError as error:
         refuse(error)
 
@@ -240,18 +241,12 @@ def gpu_slots_of(rule, alone):
     return slots
 
 
-def threads_of(rule, each):
-    """Threads function: `each` for a job with one GPU; a job with several has the cores of all.
-
-    Without GPUs, a job on a small network claims no more than it keeps busy.
-    """
+def threads_of(rule):
+    """Threads function: the cores that a job claims, as forecasts count them."""
 
     def threads(wildcards):
-        gpus = gpus_wanted(rule, wildcards)
-        if gpus > 1:
-            return gpus * max(each, sharing.cores_per_gpu if sharing.gpus else 1)
-        busy = busy_cores(study, job_of(rule, wildcards)) if workflow.local_exec else None
-        return sharing.kept_busy(each, busy)
+        job = job_of(rule, wildcards)
+        return claim(study, job, sharing, here=workflow.local_exec).threads
 
     return threads
 

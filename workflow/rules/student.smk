@@ -38,7 +38,7 @@ rule distil:
     log:
         "logs/distil/{pair}/{method}/{seed}.txt",
     priority: priority("distil")
-    threads: threads_of("distil", sharing.cores_of_one_of_many)
+    threads: threads_of("distil")
     resources:
         mem_mb=forecast_of("distil", "memory"),
         runtime=forecast_of("distil", "time"),

@@ -39,7 +39,7 @@ rule train:
     log:
         "logs/train/{dataset}/{teacher}.txt",
     priority: priority("train")
-    threads: threads_of("train", sharing.cores_per_gpu)
+    threads: threads_of("train")
     resources:
         mem_mb=forecast_of("train", "memory"),
         runtime=forecast_of("train", "time"),
@@ -107,6 +107,7 @@ rule train_audit:
         **outputs_of("train_audit"),
     log:
         "logs/train/audits/{pair}/audit.txt",
+    priority: priority("train_audit")
     threads: sharing.cores_of_one_of_many
     resources:
         mem_mb=forecast_of("train_audit", "memory"),
@@ -141,7 +142,7 @@ rule cache:
     log:
         "logs/cache/{dataset}/{teacher}.txt",
     priority: priority("cache")
-    threads: threads_of("cache", sharing.cores_per_gpu)
+    threads: threads_of("cache")
     resources:
         mem_mb=forecast_of("cache", "memory"),
         runtime=forecast_of("cache", "time"),
@@ -175,7 +176,7 @@ rule cache_outputs:
     log:
         "logs/cache/{dataset}/{teacher}/outputs_{views}.txt",
     priority: priority("cache_outputs")
-    threads: threads_of("cache_outputs", sharing.cores_per_gpu)
+    threads: threads_of("cache_outputs")
     resources:
         mem_mb=forecast_of("cache_outputs", "memory"),
         runtime=forecast_of("cache_outputs", "time"),
@@ -212,7 +213,7 @@ rule score:
     log:
         "logs/score/{dataset}/{teacher}.txt",
     priority: priority("score")
-    threads: threads_of("score", all_cores())
+    threads: threads_of("score")
     resources:
         mem_mb=forecast_of("score", "memory"),
         runtime=forecast_of("score", "time"),

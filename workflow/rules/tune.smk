@@ -10,7 +10,7 @@ rule tune:
     log:
         "logs/tune/{pair}/{method}/{trial}/{seed}.txt",
     priority: priority("tune")
-    threads: threads_of("tune", sharing.cores_of_one_of_many)
+    threads: threads_of("tune")
     resources:
         mem_mb=forecast_of("tune", "memory"),
         runtime=forecast_of("tune", "time"),
