@@ -422,8 +422,9 @@ def test_the_files_of_a_study(here: Path, capsys):
     assert cli.main(["init", "studies/one", "--images", "pets"]) == 0
     said = capsys.readouterr().out
     assert "22 images of 2 classes: cat, dog" in said
-    assert "`kdsteps check`" in said
-    assert said.endswith("    cd studies/one && snakemake --cores 4 --resources gpu=1\n")
+    assert said.endswith(
+        "    cd studies/one && kdsteps check\n    snakemake --cores 4 --resources gpu=1\n"
+    )
     study = here / "studies/one"
     params = read_yaml((study / "params.yaml").read_text())
     assert params["datasets"]["pets"] == {"kind": "folder", "path": "../../pets", "store": 6}

@@ -42,6 +42,10 @@ prepare: {validation: 0.1}
 
 """,
 }
+_NO_SPLITS = {
+    True: "No folders or lists for training and testing: images are drawn at random for each.",
+    False: "No folder or list for validation: images are drawn at random for it.",
+}
 _BATCHES = 64, 32  # if an epoch has enough steps
 _SMALLEST = 16
 _STEPS = 8
@@ -111,7 +115,7 @@ def described(found: Overview) -> list[str]:
         ]
     else:
         lines = [f"{found.num_images:,} {kind} without labels. Height x width: {pixels}."]
-    lines.append(f"Splits: {splits}." if splits else "There are no splits.")
+    lines.append(f"Splits: {splits}." if splits else _NO_SPLITS[found.labeled])
     if found.broken:
         name, reason = next(iter(found.broken.items()))
         example = f"{_printable(name)} ({reason})"

@@ -46,10 +46,16 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     parser.add_argument(
-        "--cores", type=count, default=4, metavar="N", help="those of the run (%(default)s)"
+        "--cores",
+        type=count,
+        default=4,
+        metavar="N",
+        help="cores of the run, for the time left (%(default)s)",
     )
     parser.add_argument("--watch", action="store_true", help="refresh until all jobs are done")
-    parser.add_argument("--json", action="store_true", help="print JSON, with every student")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with every job and every student"
+    )
     parser.set_defaults(run=show_status)
 
 
@@ -161,8 +167,8 @@ def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
     if not left.seconds:
         return f"not known yet: `kdsteps check` makes a forecast{running}"
     return (
-        f"at least {duration(left.seconds)}: {left.unknown} jobs are of kinds of which none has "
-        f"ended{running}"
+        f"at least {duration(left.seconds)}: for {left.unknown} jobs, nothing is known before the "
+        f"first one of their kind has ended{running}"
     )
 
 

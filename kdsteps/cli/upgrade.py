@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     stale.add_argument("--jobs", action="store_true", help="list every job")
     taking = commands.add_parser(
         "accept",
-        help="accept results that only other code made as up to date",
+        help="accept existing results although the code that made them has changed",
         description="Accept existing results as up to date where only the code changed. They are "
         "listed in results/accepted.json and in the report. Where settings or inputs changed, the "
         "job is rerun.",
@@ -40,7 +40,8 @@ def add_commands(commands: Any) -> None:
         parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
         parser.add_argument("--stage", action="append", default=[], help="only this stage (all)")
         for name in NAMES:
-            parser.add_argument(f"--{name}", help=f"only jobs of this {name} (all)")
+            shown = name.replace("dataset", "data set")
+            parser.add_argument(f"--{name}", help=f"only jobs of this {shown} (all)")
 
 
 def show_stale(given: argparse.Namespace) -> None:
