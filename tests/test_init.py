@@ -400,6 +400,14 @@ def test_weights_of_another_network_than_the_named_one_are_refused(photos: Path,
     assert "--teacher-network" in refused(capsys, "init", "study", *arguments, "timm:test_vit")
 
 
+def test_images_of_one_class_are_refused(here: Path, capsys):
+    write_folder(here / "pets", {"cat": 8})
+    said = refused(capsys, "init", "study", "--images", "pets")
+    assert "'pets' has only one class (cat)" in said
+    assert "at least two" in said
+    assert not (here / "study").exists()
+
+
 def test_images_without_labels_need_a_trained_teacher(here: Path, capsys):
     write_folder(here, {"photos": 20})
     said = refused(capsys, "init", "study", "--images", "photos")

@@ -60,9 +60,14 @@ def proposed_study(path: str, found: Overview, teacher: Network, student: Networ
         teacher, student: The networks.
 
     Raises:
-        KdstepsError: The images have no labels and the teacher has no weights, or the networks are
-            for images with different numbers of channels.
+        KdstepsError: The images have only one class, or no labels while the teacher has no weights,
+            or the networks are for images with different numbers of channels.
     """
+    if found.labeled and len(found.class_counts) < 2:
+        raise KdstepsError(
+            f"--images: {path!r} has only one class ({', '.join(found.class_counts)}); at least "
+            "two are needed: put the images of each class into a folder of its name"
+        )
     if not found.labeled and not teacher.has_weights:
         raise KdstepsError(
             f"--images: {path!r} has no labels, so the student learns the features of a trained "
