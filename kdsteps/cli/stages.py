@@ -61,9 +61,10 @@ HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that c
 def add_stage(commands: Any, stage: str) -> None:
     """Add a stage's command; its help is the docstring of its module, read without importing it."""
     text = _docstring(f"kdsteps.stages.{stage}")
+    summary = text.splitlines()[0].rstrip(".")
     parser = commands.add_parser(
         stage,
-        help=text.splitlines()[0].rstrip("."),
+        help=summary[0].lower() + summary[1:],
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -141,7 +141,9 @@ def _summary(found: Snapshot) -> Iterator[str]:
     listed = [f"{counts[state]} {state}" for state in ("running", "failed", "stopped", "waiting")]
     others = ", ".join(text for text in listed if not text.startswith("0 "))
     yield f"jobs      {counts['done']} of {len(found.states)} done" + (others and f", {others}")
-    if not found.over:
+    if found.over:
+        yield f"report    {graph.outputs('report', {})['page']}"
+    else:
         yield f"time left {_time(found.left, found.run)}"
 
 
