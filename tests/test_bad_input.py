@@ -100,7 +100,7 @@ def test_a_missing_study_is_said_by_the_real_process(tmp_path):
     assert done.stdout == ""
     said = one_sentence(done.stderr, "prepare")
     assert said.startswith("params.yaml: not found; ")
-    assert "recipes/" in said
+    assert "kdsteps init" in said
     assert files_in(tmp_path) == {}
 
 

@@ -400,6 +400,14 @@ def test_weights_of_another_network_than_the_named_one_are_refused(photos: Path,
     assert "--teacher-network" in refused(capsys, "init", "study", *arguments, "timm:test_vit")
 
 
+def test_images_of_one_class_are_refused(here: Path, capsys):
+    write_folder(here / "pets", {"cat": 8})
+    said = refused(capsys, "init", "study", "--images", "pets")
+    assert "'pets' has only one class (cat)" in said
+    assert "at least two" in said
+    assert not (here / "study").exists()
+
+
 def test_images_without_labels_need_a_trained_teacher(here: Path, capsys):
     write_folder(here, {"photos": 20})
     said = refused(capsys, "init", "study", "--images", "photos")
@@ -422,8 +430,9 @@ def test_the_files_of_a_study(here: Path, capsys):
     assert cli.main(["init", "studies/one", "--images", "pets"]) == 0
     said = capsys.readouterr().out
     assert "22 images of 2 classes: cat, dog" in said
-    assert "`kdsteps check`" in said
-    assert said.endswith("    cd studies/one && snakemake --cores 4 --resources gpu=1\n")
+    assert said.endswith(
+        "    cd studies/one && kdsteps check\n    snakemake --cores 4 --resources gpu=1\n"
+    )
     study = here / "studies/one"
     params = read_yaml((study / "params.yaml").read_text())
     assert params["datasets"]["pets"] == {"kind": "folder", "path": "../../pets", "store": 6}

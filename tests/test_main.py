@@ -83,7 +83,12 @@ def settings() -> str:
     [
         (["distill"], "kdsteps: there is no command 'distill'", "did you mean 'distil'?"),
         ([], "kdsteps: missing: command", "`kdsteps --help`"),
-        (["prepare", "--frob"], "kdsteps: there is no option --frob", "`kdsteps --help`"),
+        (
+            ["prepare", "--frob", "1"],
+            "kdsteps prepare: there is no option --frob;",
+            "`kdsteps prepare --help`",
+        ),
+        (["check", "frob"], "kdsteps check: unexpected argument frob", "`kdsteps check --help`"),
         (["train"], "kdsteps train: --dataset and --teacher are missing", "which job"),
         (
             ["distil", "--pair", "pair", "--method", "kd"],
@@ -149,7 +154,7 @@ def settings() -> str:
         (
             ["prepare", *DATA, "--params", "nowhere.yaml"],
             "kdsteps prepare: nowhere.yaml: not found",
-            "recipes/",
+            "`kdsteps init`",
         ),
         (
             ["train", *TEACHER],
@@ -165,7 +170,7 @@ def settings() -> str:
         (
             ["resolve", "--params", "nowhere.yaml"],
             "kdsteps resolve: nowhere.yaml: not found",
-            "recipes/",
+            "`kdsteps init`",
         ),
         (
             ["layers", "bigg"],

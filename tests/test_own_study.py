@@ -79,7 +79,9 @@ def home(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path
     home = tmp_path_factory.mktemp("home")
     write_photos(home / "photos")
     said = installed.run(home, "kdsteps", "init", "study", "--images", "photos")
-    assert said.endswith("    cd study && snakemake --cores 4 --resources gpu=1\n")
+    assert said.endswith(
+        "    cd study && kdsteps check\n    snakemake --cores 4 --resources gpu=1\n"
+    )
     shell = Shell(installed, home / "study")
     shell.shorten()
     shell.run(*RUN)

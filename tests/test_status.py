@@ -22,7 +22,7 @@ from _commands import DATA, REPOSITORY, run_of, write_study
 from _training import fit_of, same_bytes, weights
 
 from kdsteps.cli.main import main
-from kdsteps.cli.status import lines, look
+from kdsteps.cli.status import Snapshot, lines, look
 from kdsteps.evaluation.standing import BEHIND, is_diverging, standing
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
@@ -345,6 +345,12 @@ def test_the_time_left_is_that_of_jobs_of_the_same_kind(folder):
     unknown = JobState(graph.node(study, "report", {}), "waiting")
     found = time_left(study, [done, unknown], ONE, now=0.0)
     assert (found.seconds, found.unknown) == (0.0, 1)
+
+
+def test_a_finished_study_says_where_the_report_is(folder):
+    states = [JobState(each.node, "done", seconds=1.0) for each in _states()]
+    found = Snapshot(None, states, time_left(states, ONE, now=0.0), [])
+    assert lines(found) == ["jobs      24 of 24 done", "report    results/report/index.html"]
 
 
 ONE = Sharing(cores=1, gpus=0, jobs_per_gpu=1)

@@ -30,27 +30,31 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     parser.add_argument(
-        "--cores", type=count, default=4, metavar="N", help="as for snakemake (%(default)s)"
+        "--cores",
+        type=count,
+        default=4,
+        metavar="N",
+        help="cores of the run, as for snakemake (%(default)s)",
     )
     parser.add_argument(
         "--gpus",
         type=count,
         metavar="N",
-        help="GPUs of all jobs together, `--resources gpu=N` of snakemake (1 if there is one)",
+        help="GPUs of the run, as in `snakemake --resources gpu=N` (1 if there is one)",
     )
     parser.add_argument(
         "--jobs-per-gpu",
         type=jobs_per_gpu,
         default=1,
         metavar="N",
-        help="as for snakemake (%(default)s)",
+        help="jobs that share a GPU, as for snakemake (%(default)s)",
     )
     parser.add_argument(
         "--seconds",
         type=count,
         default=40,
         metavar="S",
-        help="time for trials; jobs that do not fit are named and not tried (%(default)s)",
+        help="time for trials; jobs for which there is no time are listed (%(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=check)

@@ -27,7 +27,12 @@ def add_commands(commands: Any) -> None:
         add_stage(commands, stage)
     upgrade.add_commands(commands)
     job_cache.add_command(commands)
-    layers = commands.add_parser("layers", help="list the layers at which a network can be cut")
+    layers = commands.add_parser(
+        "layers",
+        help="list the layers at which a network can be cut",
+        description="Build a network and list the layers at which it can be cut, with the shape "
+        "of each. These names can be used in params.yaml.",
+    )
     layers.add_argument("model", help="a name under `models` in params.yaml, or FAMILY:NAME")
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     layers.add_argument(
@@ -38,7 +43,10 @@ def add_commands(commands: Any) -> None:
     )
     layers.set_defaults(run=show_layers)
     verify = commands.add_parser(
-        "verify", help="check that the results of stages match params.yaml (run by `dvc repro`)"
+        "verify",
+        help="check that the results of stages match params.yaml (run by `dvc repro`)",
+        description="Check that the results of stages are complete, undamaged and made with the "
+        "settings of params.yaml. `dvc repro` runs this before it records results.",
     )
     verify.add_argument(
         "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
@@ -46,10 +54,20 @@ def add_commands(commands: Any) -> None:
     verify.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     verify.set_defaults(run=check_stages)
     described = commands.add_parser(
-        "resolve", help="write the settings of every job to files (run by `dvc repro`)"
+        "resolve",
+        help="write the settings of every job to files (run by `dvc repro`)",
+        description="Write the settings of every job, with all defaults, to one file per stage. "
+        "`dvc repro` compares these files to find the stages that are stale.",
     )
-    described.add_argument("folder", nargs="?", default=FOLDER, help="where to write (%(default)s)")
+    described.add_argument(
+        "folder", nargs="?", default=FOLDER, help="the folder to write to (%(default)s)"
+    )
     described.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     described.set_defaults(run=resolve)
-    schema = commands.add_parser("schema", help="print the JSON schema of params.yaml, for editors")
+    schema = commands.add_parser(
+        "schema",
+        help="print the JSON schema of params.yaml, for editors",
+        description="Print the JSON schema of params.yaml: every key, and the options of every "
+        "method, model family and kind of data, with types, defaults and descriptions.",
+    )
     schema.set_defaults(run=show_schema)

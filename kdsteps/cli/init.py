@@ -49,7 +49,9 @@ def add_commands(commands: Any) -> None:
         "params.yaml, Snakefile, dvc.yaml and profiles. Sets up git and DVC where they are not. "
         "Nothing is overwritten.",
     )
-    parser.add_argument("folder", help="the study's folder, which need not exist")
+    parser.add_argument(
+        "folder", help="the folder of the study; it is created if it does not exist"
+    )
     parser.add_argument(
         "--images",
         metavar="PATH",
@@ -60,16 +62,20 @@ def add_commands(commands: Any) -> None:
         parser.add_argument(
             f"--{role}",
             metavar="NAME|FILE",
-            help=f"a pretrained network of timm, FAMILY:NAME, or a file of weights ({default})",
+            help="a network with published weights, by its name in timm or as FAMILY:NAME; or a "
+            f"file of weights (default: {default} without weights)",
         )
         parser.add_argument(
             f"--{role}-network",
             metavar="NAME",
-            help=f"which network the weights in the file of --{role} are of, if it does not say it",
+            help=f"the network that the file of --{role} belongs to, if the file does not name it",
         )
     parser.set_defaults(run=init)
     locking = commands.add_parser(
-        "lock", help=f"move a study to the installed version of kdsteps ({LOCK})"
+        "lock",
+        help=f"move a study to the installed version of kdsteps ({LOCK})",
+        description=f"Write the installed version of kdsteps into {LOCK}, in the folder of a "
+        "study. `kdsteps stale` then lists what has to be computed again.",
     )
     locking.set_defaults(run=lock)
 
@@ -106,8 +112,9 @@ def init(given: argparse.Namespace) -> None:
     if not in_git and shutil.which("git"):
         subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     print(f"The study is in {folder / 'params.yaml'}; change what you like.")
-    print("`kdsteps check` in its folder tries it for a minute. To run it:")
-    print(f"    {_next_command(folder)}")
+    print("To try it for a minute, and then to run it:")
+    for command in _next_commands(folder):
+        print(f"    {command}")
 
 
 def lock(given: argparse.Namespace) -> None:
@@ -218,8 +225,8 @@ def _is_in_git(folder: Path) -> bool:
     return done.stdout.strip() == "true"
 
 
-def _next_command(folder: Path) -> str:
-    """The command that runs the study, for a shell in the current folder."""
-    enter = [] if folder.resolve() == Path.cwd() else [f"cd {shlex.quote(str(folder))}"]
+def _next_commands(folder: Path) -> list[str]:
+    """The commands that check and run the study, for a shell in the current folder."""
     install = [] if shutil.which("snakemake") else ["pip install 'kdsteps[workflow]'"]
-    return " && ".join([*install, *enter, "snakemake --cores 4 --resources gpu=1"])
+    enter = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    return [*install, f"{enter}kdsteps check", "snakemake --cores 4 --resources gpu=1"]

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kdsteps.cli import predict
 from kdsteps.errors import KdstepsError, nearest
@@ -80,6 +80,18 @@ class _Parser(argparse.ArgumentParser):
             self.epilog = self.more_help()
         return super().format_help()
 
+    def parse_known_args(self, *given: Any, **options: Any) -> Any:
+        """As in the base class, but a command refuses what it does not know itself.
+
+        The message then names the command and its help.
+        """
+        found, unknown = super().parse_known_args(*given, **options)
+        if unknown:
+            first = str(unknown[0])
+            kind = "there is no option" if first.startswith("-") else "unexpected argument"
+            self.error(f"{kind} {first}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):
             from kdsteps.cli.commands import COMMANDS
@@ -87,7 +99,6 @@ class _Parser(argparse.ArgumentParser):
             hint = nearest(unknown[1], COMMANDS)
             self.exit(2, f"{self.prog}: there is no command {unknown[1]!r}{hint}\n")
         message = re.sub("^the following arguments are required: ", "missing: ", message)
-        message = re.sub("^unrecognized arguments: ", "there is no option ", message)
         message = message.removeprefix("argument ")
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 

@@ -138,8 +138,8 @@ def network_of_file(
     notes = [_outputs_note(file.name, network, classes)] if classes else []
     if network.entry.get("normalize") == "pretrained":
         notes.append(
-            f"{file.name}: its images are taken to be normalized as {network.entry['family']} "
-            "publishes this network; change `normalize` if they were not."
+            f"{file.name}: images are assumed to be normalized as for the weights of this network "
+            f"that {network.entry['family']} publishes; change `normalize` if they are not."
         )
     if as_it_is:
         if set(classes) <= set(network.outputs) and classes != network.outputs and classes:
@@ -172,10 +172,10 @@ def _outputs_note(name: str, network: NetworkInFile, classes: tuple[str, ...]) -
             return f"{count} ({some}), and none for the class {missing[0]}."
         what = f"{count} ({some}), and the images have {len(classes):,} classes of other names"
         same = network.num_outputs == len(classes)
-        return f"{what}; they are taken to be in the same order." if same else f"{what}."
+        return f"{what}; they are assumed to be in the same order." if same else f"{what}."
     if network.num_outputs != len(classes):
         return f"{count}, and the images have {len(classes):,} classes."
     return (
-        f"{name} does not name its {network.num_outputs:,} outputs: they are taken to be in the "
+        f"{name} does not name its {network.num_outputs:,} outputs: they are assumed to be in the "
         "data set's order of classes."
     )

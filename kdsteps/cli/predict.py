@@ -25,20 +25,26 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="classify images with an exported student",
-        description="Classify images with an exported student: a line per image with its path, "
-        "the most probable class and its probability, and tabs between them. Images that cannot "
-        "be read are reported, and the status is 2 at the end. Needs onnxruntime, numpy and "
-        "Pillow, but not torch.",
+        description="Classify images with an exported student. Prints a line per image: its path, "
+        "the most probable class and its probability, separated by tabs in a file or a pipe. "
+        "Images that cannot be read are reported, and the exit status is then 2. Needs "
+        "onnxruntime, numpy and Pillow, but not torch.",
     )
-    parser.add_argument("student", help="an exported folder, or an ONNX file in it")
+    parser.add_argument("student", help="a folder of results/export, or an ONNX file in it")
     parser.add_argument(
         "images", nargs="+", metavar="image", help="image files, and folders with image files"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per image")
     parser.add_argument(
-        "--top", type=_positive, default=1, metavar="K", help="classes per image (%(default)s)"
+        "--top",
+        type=_positive,
+        default=1,
+        metavar="K",
+        help="show the K most probable classes (%(default)s)",
     )
-    parser.add_argument("--int8", action="store_true", help="use the int8 file of the folder")
+    parser.add_argument(
+        "--int8", action="store_true", help="use the int8 file of the folder, if it was exported"
+    )
     parser.add_argument(
         "--batch-size",
         type=_positive,

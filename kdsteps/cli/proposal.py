@@ -42,6 +42,10 @@ prepare: {validation: 0.1}
 
 """,
 }
+_NO_SPLITS = {
+    True: "No folders or lists for training and testing: images are drawn at random for each.",
+    False: "No folder or list for validation: images are drawn at random for it.",
+}
 _BATCHES = 64, 32  # if an epoch has enough steps
 _SMALLEST = 16
 _STEPS = 8
@@ -56,9 +60,14 @@ def proposed_study(path: str, found: Overview, teacher: Network, student: Networ
         teacher, student: The networks.
 
     Raises:
-        KdstepsError: The images have no labels and the teacher has no weights, or the networks are
-            for images with different numbers of channels.
+        KdstepsError: The images have only one class, or no labels while the teacher has no weights,
+            or the networks are for images with different numbers of channels.
     """
+    if found.labeled and len(found.class_counts) < 2:
+        raise KdstepsError(
+            f"--images: {path!r} has only one class ({', '.join(found.class_counts)}); at least "
+            "two are needed: put the images of each class into a folder of its name"
+        )
     if not found.labeled and not teacher.has_weights:
         raise KdstepsError(
             f"--images: {path!r} has no labels, so the student learns the features of a trained "
@@ -111,7 +120,7 @@ def described(found: Overview) -> list[str]:
         ]
     else:
         lines = [f"{found.num_images:,} {kind} without labels. Height x width: {pixels}."]
-    lines.append(f"Splits: {splits}." if splits else "There are no splits.")
+    lines.append(f"Splits: {splits}." if splits else _NO_SPLITS[found.labeled])
     if found.broken:
         name, reason = next(iter(found.broken.items()))
         example = f"{_printable(name)} ({reason})"

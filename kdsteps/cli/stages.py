@@ -42,7 +42,16 @@ from kdsteps.study.loggers import from_text as loggers_from
 from kdsteps.study.resolving import parse
 from kdsteps.study.study import Study
 
-NAMES = ("dataset", "teacher", "views", "pair", "method", "trial", "seed", "student")
+NAMES = {
+    "dataset": "a name under `datasets`",
+    "teacher": "a name under `models`",
+    "views": "for the teacher's logits: how images are augmented, such as crop4_flip_batch64",
+    "pair": "a name under `pairs`",
+    "method": "a name under `methods`",
+    "trial": "the number of a trial, from 1",
+    "seed": "one of `seeds`",
+    "student": "`best`, or METHOD/SEED",
+}
 ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
 PROBES = {"evaluate": "evaluate_probe", "evaluate_teacher": "evaluate_probe_teacher"}
 """What is measured of a network instead of its predictions, if there are no labels."""
@@ -52,18 +61,18 @@ HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that c
 def add_stage(commands: Any, stage: str) -> None:
     """Add a stage's command; its help is the docstring of its module, read without importing it."""
     text = _docstring(f"kdsteps.stages.{stage}")
+    summary = text.splitlines()[0].rstrip(".")
     parser = commands.add_parser(
         stage,
-        help=text.splitlines()[0].rstrip("."),
+        help=summary[0].lower() + summary[1:],
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     by_name = parser.add_argument_group("by name, with settings and files from params.yaml")
     by_name.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     for name in NAMES:
-        by_name.add_argument(
-            f"--{name}", help=argparse.SUPPRESS if name not in _names(stage) else None
-        )
+        shown = NAMES[name] if name in _names(stage) else argparse.SUPPRESS
+        by_name.add_argument(f"--{name}", help=shown)
     by_file = parser.add_argument_group("by file, as Snakemake calls it")
     by_file.add_argument("--settings", metavar="JSON", help="the settings that the job depends on")
     by_file.add_argument(
@@ -83,8 +92,8 @@ def add_stage(commands: Any, stage: str) -> None:
         "--root",
         type=Path,
         metavar="DIR",
-        help="the folder that the files are in, with the same paths as in the study's folder; "
-        "images and checkpoints are found there, too (the current one)",
+        help="the folder of the files, which have the same paths in it as in the study's folder; "
+        "images and checkpoints are read from there too (the current folder)",
     )
     by_file.add_argument(
         "--code", metavar="DIGEST", help="digest of the job's code; without it, no job cache"
@@ -96,7 +105,7 @@ def add_stage(commands: Any, stage: str) -> None:
         "--gpus",
         type=count,
         metavar="N",
-        help="GPUs; 0: the CPU (if there is a GPU, `gpus` of params.yaml, else 0)",
+        help="number of GPUs, 0 for the CPU (if there is a GPU, `gpus` of params.yaml, else 0)",
     )
     parser.add_argument(
         "--jobs-per-gpu",
@@ -115,7 +124,9 @@ def add_stage(commands: Any, stage: str) -> None:
             help="seconds between two saves of the training state (params.yaml)",
         )
         by_file.add_argument(
-            "--loggers", metavar="JSON", help="where metrics go while the job runs; no result of it"
+            "--loggers",
+            metavar="JSON",
+            help="where metrics are logged while the job runs; results do not change",
         )
     parser.more_help = partial(section_help, stage)
     parser.set_defaults(run=_run_given)
@@ -126,7 +137,7 @@ def _add_caching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         choices=("auto", "always", "never"),
-        help="whether to cache the teacher's logits for training; auto: if that saves time",
+        help="whether to cache the teacher's logits for training; auto: if it saves time",
     )
     parser.add_argument(
         "--passes",

@@ -48,20 +48,21 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     of_run = "as of the run that uses this folder, else"
     parser.add_argument(
-        "--cores", type=count, metavar="N", help=f"as for snakemake ({of_run} {_DEFAULT_CORES})"
+        "--cores", type=count, metavar="N", help=f"cores of the run ({of_run} {_DEFAULT_CORES})"
     )
     parser.add_argument(
         "--gpus",
         type=count,
         metavar="N",
-        help=f"GPUs of all jobs together, `--resources gpu=N` of snakemake ({of_run} 1 if there is "
-        "one)",
+        help=f"GPUs of the run, as in `--resources gpu=N` ({of_run} 1 if there is one)",
     )
     parser.add_argument(
-        "--jobs-per-gpu", type=jobs_per_gpu, metavar="N", help=f"as for snakemake ({of_run} 1)"
+        "--jobs-per-gpu", type=jobs_per_gpu, metavar="N", help=f"jobs that share a GPU ({of_run} 1)"
     )
     parser.add_argument("--watch", action="store_true", help="refresh until all jobs are done")
-    parser.add_argument("--json", action="store_true", help="print JSON, with every student")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, with every job and every student"
+    )
     parser.set_defaults(run=show_status)
 
 
@@ -155,7 +156,9 @@ def _summary(found: Snapshot) -> Iterator[str]:
     listed = [f"{counts[state]} {state}" for state in ("running", "failed", "stopped", "waiting")]
     others = ", ".join(text for text in listed if not text.startswith("0 "))
     yield f"jobs      {counts['done']} of {len(found.states)} done" + (others and f", {others}")
-    if not found.over:
+    if found.over:
+        yield f"report    {graph.outputs('report', {})['page']}"
+    else:
         yield f"time left {_time(found.left, found.run)}"
 
 
@@ -181,8 +184,8 @@ def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
     if not left.seconds:
         return f"not known yet: `kdsteps check` makes a forecast{running}"
     return (
-        f"at least {duration(left.seconds)}: {left.unknown} jobs are of kinds of which none has "
-        f"ended{running}"
+        f"at least {duration(left.seconds)}: for {left.unknown} jobs, nothing is known before the "
+        f"first one of their kind has ended{running}"
     )
 
 

@@ -17,6 +17,7 @@ from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
 _HELP = {
+    "dataset": "only jobs of this data set (all)",
     "views": "only cached logits of these views (all)",
     "trial": "only trials with this number (all)",
     "student": "only exports of this student, such as kd/0 (all)",
@@ -34,7 +35,7 @@ def add_commands(commands: Any) -> None:
     stale.add_argument("--jobs", action="store_true", help="list every job")
     taking = commands.add_parser(
         "accept",
-        help="accept results that only other code made as up to date",
+        help="accept existing results although the code that made them has changed",
         description="Accept existing results as up to date where only the code changed. They are "
         "listed in results/accepted.json and in the report. Where settings or inputs changed, the "
         "job is rerun.",

@@ -159,7 +159,7 @@ class _Check:
         self.say(
             "ok",
             "device",
-            f"{device}; {_plural(cores, 'core')} given, {cores_there()} there; "
+            f"{device}; {_plural(cores, 'core')} requested, {cores_there()} available; "
             f"{_plural(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
         )
         busy, own = os.getloadavg()[0], cores_there()
@@ -274,7 +274,9 @@ class _Check:
         total = wall_seconds(study, nodes, seconds, sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
-            missing.append(f"{len(costs.guessed)} jobs without a trial count like others")
+            missing.append(
+                f"{len(costs.guessed)} jobs were not tried and count like others of their kind"
+            )
         found = Forecast(total, len(nodes), runs, stages, missing)
         if not nodes:
             self.say("ok", "time", "all results are up to date; there is nothing to do")
@@ -287,7 +289,7 @@ class _Check:
         )
         if costs is not None:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())
-            self.say("note", "time", f"the jobs of each stage, one after the other: {listed}")
+            self.say("note", "time", f"for all jobs of a stage, one after the other: {listed}")
         return found
 
 

@@ -48,7 +48,7 @@ def load_study(path: str | Path = "params.yaml") -> Study:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise KdstepsError(
-            f"{path}: not found; run kdsteps where params.yaml is, or copy one from recipes/"
+            f"{path}: not found; run this in a study's folder, or begin a study with `kdsteps init`"
         ) from error
     except OSError as error:
         raise KdstepsError(
