@@ -349,7 +349,7 @@ def test_the_time_left_is_that_of_jobs_of_the_same_kind(folder):
 
 def test_a_finished_study_says_where_the_report_is(folder):
     states = [JobState(each.node, "done", seconds=1.0) for each in _states()]
-    found = Snapshot(None, states, time_left(states, ONE, now=0.0), [])
+    found = Snapshot(None, states, TimeLeft(0.0, 0), [])
     assert lines(found) == ["jobs      24 of 24 done", "report    results/report/index.html"]
 
 
