@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from hashlib import blake2b
 
+from kdsteps.data.draws import DrawnSplit
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.jobs import code_identity
@@ -60,14 +61,15 @@ def _outputs(
     ]
     lives = [LiveTeacher(each, recipe.batch_size, precision=recipe.precision) for each in networks]
     how = Combining(settings.combination.combine, settings.combination.space)
-    views = recipe.views
-    if views is None:
+    shown = settings.numbered_views
+    if shown is None:
         return CombinedTeachers(lives, how)
+    fixed = split.draws if isinstance(split, DrawnSplit) else None
     return combined_outputs(
-        FOLDER / f"{_key(job, data, split, views, how)}.npy",
-        *(lives, how, split, Views(views.crop_padding, views.flip)),
+        FOLDER / f"{_key(job, data, split, shown, how)}.npy",
+        *(lives, how, split, fixed or Views(shown.crop_padding, shown.flip)),
         members=lambda: [
-            outputs_of(job, _name(number), each, data, split, views, passes=recipe.epochs)
+            outputs_of(job, _name(number), each, data, split, shown, passes=recipe.epochs)
             for number, each in enumerate(networks)
         ],
         keep=job.keep,
