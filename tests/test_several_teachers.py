@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from _commands import NET, STUDY
 from _prepared import with_noise_for_testing
+from _study import TINY
+from _study import Study as Folder
 
 from kdsteps.cli.stages import call_of, run_call
 from kdsteps.errors import KdstepsError
+from kdsteps.evaluation.trials import ranked, trials_of
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import read_table
-from kdsteps.files.text import read_json
+from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import code_identity, forecasts, graph, storage
 from kdsteps.jobs.inputs import input_paths
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.settings import AuditSettings
-from kdsteps.stages import distil, train, tune
+from kdsteps.rehearsal.costs import Costs
+from kdsteps.stages import distil, export, train, tune
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
 
@@ -281,6 +288,22 @@ def test_every_teacher_and_their_combination_is_cached_once(ran):
     assert len(list((folder / ".kdsteps/outputs").glob("*.npy"))) == 3 + 1 + 2 + 1
 
 
+def test_the_forecast_of_the_disk_counts_the_combined_logits(ran):
+    folder, found = ran
+    summary = read_json(folder / "results/prepare/digits/summary.json")
+    images = SimpleNamespace(counts=summary["images"], class_names=summary["class_names"])
+    rehearsed: Any = SimpleNamespace(
+        study=found,
+        images={"digits": images},
+        model=lambda *_: Path("no file"),
+        seconds_per_image=lambda *_, **__: 1.0,
+    )
+    rules = ("cache_outputs", "distil")
+    nodes = [graph.node(found, rule, names) for rule in rules for names in graph.jobs(found, rule)]
+    size = sum(path.stat().st_size for path in (folder / ".kdsteps/outputs").iterdir())
+    assert Costs(rehearsed, 0.0, {}).disk(nodes) == pytest.approx(size, rel=0.05)
+
+
 @pytest.mark.parametrize("pair", ["middle", "sure"])
 def test_a_student_is_the_same_with_cached_and_computed_logits(pair, inside, tmp_path):
     call = call_of(inside, "distil", {"pair": pair, "method": "lskd", "seed": "0"})
@@ -337,10 +360,8 @@ def test_students_are_trained_with_the_chosen_values(pair, ran):
     folder, _ = ran
     tuned = folder / f"results/tune/{pair}/lskd"
     tried = [read_json(tuned / f"{number}/100/trial.json") for number in (1, 2)]
-    best = max(
-        tried, key=lambda trial: (trial["validation_accuracy"][-1], -trial["validation_loss"][-1])
-    )
-    assert read_json(tuned / "choice.json") == {"values": best["values"]}
+    best = ranked(trials_of(tried))[0]
+    assert read_json(tuned / "choice.json") == {"values": best.values}
     header = read_checkpoint_header(folder / f"results/distil/{pair}/lskd/0/student.safetensors")
     assert {"distil.learning_rate": header["settings"]["distil"]["learning_rate"]} == best.values
 
@@ -361,6 +382,26 @@ def test_the_report_and_the_card_name_all_teachers_and_how_they_are_combined(ran
     assert all(f"{name} teacher" in quality for name in ("plain", "large", "deep"))
     card = (folder / "results/export/middle/lskd/0/model_card.md").read_text()
     assert "from the teacher `plain, large, deep (median of standardized logits)`" in card
+
+
+def test_the_card_repeats_what_the_checks_and_the_audit_found(inside, tmp_path):
+    names = {"pair": "middle", "student": "lskd/0"}
+    job = job_of(inside, "export", names, tmp_path)
+    found = {"check.json": job.lists["teacher_checks"][1], "audit.json": job.inputs["audit"]}
+    assert set(map(str, found.values())) <= graph.node(inside, "export", names).watched
+    check, audit = map(read_json, found.values())
+    audit["teachers"][2]["problems"] = ["its logits are odd"]
+    write_json(tmp_path / "check.json", check | {"warnings": ["its errors are confident"]})
+    write_json(tmp_path / "audit.json", audit)
+    checks = list(job.lists["teacher_checks"])
+    checks[1] = tmp_path / "check.json"
+    outputs = job.outputs | optional_outputs("export", job.outputs)
+    inputs = job.inputs | {"audit": tmp_path / "audit.json"}
+    lists = job.lists | {"teacher_checks": checks}
+    export.run(replace(job, inputs=inputs, lists=lists, outputs=outputs))
+    card = outputs["card"].read_text()
+    assert "The teacher large: its errors are confident." in card
+    assert "The teacher deep: its logits are odd." in card
 
 
 @pytest.fixture
@@ -390,3 +431,48 @@ def test_a_teacher_with_teacher_check_warn_is_only_reported(permuted, caplog):
     found = read_json(permuted.outputs["audit"])["teachers"]
     assert [bool(each["problems"]) for each in found] == [False, False, True]
     assert "the teacher deep: " in caplog.text
+
+
+# the real snakemake
+
+STORY = TINY | {
+    "models": {
+        "big": TINY["models"]["big"],
+        "other": TINY["models"]["big"] | {"train": {"seed": 1}},
+        "small": TINY["models"]["small"],
+    },
+    "pairs": {"both": SEVERAL},
+    "methods": {"kd": {"tune": {"temperature": [1]}}},
+    "distil": {"epochs": 2, "batch_size": 256},
+}
+
+
+@pytest.mark.slow
+def test_snakemake_trains_audits_tunes_heals_and_runs_what_depends_on_combine(tmp_path):
+    folder = Folder.new(tmp_path / "study", STORY)
+    folder.snakemake("distil_all")
+    first, student = folder.executed(), "distil/both/kd/0"
+    audit = "train/audits/both/audit"
+    assert {audit, "tune/both/kd/1/100", "tune/both/kd", student} <= first.keys()
+    (cached,) = set(re.findall(r"in (\.kdsteps/outputs/\w+\.npy)", "".join(first.values())))
+    made, later = folder.bytes_of("results/**/*.safetensors"), folder.planned()
+    assert not later.keys() & {"train", "train_audit", "tune", "tune_choose", "distil"}
+
+    content = (folder.path / cached).read_bytes()
+    (folder.path / cached).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for name in ("results/distil", ".jobcache"):
+        shutil.rmtree(folder.path / name)
+    folder.snakemake("distil_all")
+    assert f"{cached}: was changed since" in folder.executed()[student]
+    assert folder.bytes_of("results/**/*.safetensors") == made
+    assert (folder.path / cached).read_bytes() == content
+
+    file = folder.path / f"results/{audit}.json"
+    audited = file.read_bytes()
+    file.write_bytes(audited[:-9])
+    assert "audit.json: was damaged or changed" in folder.snakemake("train_all")
+    assert folder.executed().keys() == {audit}
+    assert file.read_bytes() == audited
+
+    folder.change(pairs={"both": SEVERAL | {"combine": "confidence"}})
+    assert folder.planned() - later == {"tune": 1, "tune_choose": 1, "distil": 1}
