@@ -378,10 +378,11 @@ def test_the_report_and_the_card_name_all_teachers_and_how_they_are_combined(ran
     page = page_of(folder)
     assert "middle learns from the median of standardized logits" in page
     assert "sure learns from the confidence-weighted mean of logits" in page
+    assert "middle lskd distil.learning_rate 0.05, 0.1" in page.split("How values were tuned")[1]
     quality = page.split("Quality of the predictions")[1]
     assert all(f"{name} teacher" in quality for name in ("plain", "large", "deep"))
     card = (folder / "results/export/middle/lskd/0/model_card.md").read_text()
-    assert "from the teacher `plain, large, deep (median of standardized logits)`" in card
+    assert "from the teachers `plain, large, deep (median of standardized logits)`" in card
 
 
 def test_the_card_repeats_what_the_checks_and_the_audit_found(inside, tmp_path):
