@@ -25,6 +25,8 @@ from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.processes import Processes, in_processes
 
+_CODE = ("kdsteps.teachers.combining:combined_logits", "kdsteps.data.draws:targets_of")
+
 
 def run(job: Job[DistilSettings]) -> None:
     """Train a student by one method and save its last epoch, as `_student.run` does."""
@@ -86,6 +88,6 @@ def _key(
     """A digest of everything that combined logits depend on; the name of their file."""
     members = [outputs_key(job, _name(n), data, views) for n in range(len(job.lists["teachers"]))]
     labels = split.labels.tolist() if how.combine == "confidence" else []
-    code = code_identity.digest(("kdsteps.teachers.combining:combined_logits",))
+    code = code_identity.digest(_CODE)
     known = json.dumps([members, how._asdict(), labels, code], sort_keys=True)
     return blake2b(known.encode(), digest_size=16).hexdigest()
