@@ -11,6 +11,8 @@ import torch
 from _training import RECIPE, images
 from torch import Tensor
 
+from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.draws import DrawnSplit, Draws, targets_of
 from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
 from kdsteps.methods.base import Task
@@ -154,7 +156,7 @@ def given(tmp_path_factory):
 def test_combined_logits_are_the_same_from_the_file_and_on_the_fly(chosen, given, tmp_path):
     part, views, teachers, members = given
     path = tmp_path / "combined.npy"
-    write_combined(path, [each.rows for each in members], chosen, part.labels)
+    write_combined(path, [each.rows for each in members], chosen, part)
     from_file = CachedCombination(path, teachers, chosen, part, views)
     live, mixed = (
         CombinedTeachers(some, chosen) for some in (teachers, [members[0], *teachers[1:]])
@@ -167,10 +169,31 @@ def test_combined_logits_are_the_same_from_the_file_and_on_the_fly(chosen, given
         assert torch.equal(mixed(drawn)[HEAD], expected)
 
 
+@pytest.mark.parametrize("chosen", ALL, ids=str)
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_combined_logits_of_fixed_draws_are_the_same_from_the_file(mixing, chosen, tmp_path):
+    """Also `confidence`, which needs the fractions of the classes in mixed images."""
+    part, draws, teachers = images(), Draws(1, True, Augmentation(5, **mixing), number=3), lives(2)
+    part.labels %= 5
+    split, terms = DrawnSplit(part, draws), Terms("always", 0, 100)
+    members = [
+        teacher_outputs(tmp_path / f"{number}.npy", each, split, draws, terms)
+        for number, each in enumerate(teachers)
+    ]
+    write_combined(tmp_path / "all.npy", [each.rows for each in members], chosen, split)
+    from_file = CachedCombination(tmp_path / "all.npy", teachers, chosen, split, draws)
+    live = CombinedTeachers(teachers, chosen)
+    for split.epoch in range(3):
+        orders = split.orders(RECIPE.batch_size, Views(), torch.Generator().manual_seed(0))
+        for drawn in split.batches(orders, Views()):
+            assert torch.equal(targets_of(split, drawn.index, drawn.view), drawn.targets)
+            assert torch.equal(live(drawn)[HEAD], from_file(drawn)[HEAD])
+
+
 def test_a_file_of_other_teachers_is_noticed(given, tmp_path):
     part, views, teachers, members = given
     path = tmp_path / "combined.npy"
-    write_combined(path, [each.rows for each in members], Combining(), part.labels)
+    write_combined(path, [each.rows for each in members], Combining(), part)
     with pytest.raises(KdstepsError, match=r"combined\.npy: differs from the teachers"):
         CachedCombination(path, [*teachers[:2], lives(5)[4]], Combining(), part, views)
 

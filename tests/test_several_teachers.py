@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from _commands import NET, STUDY
-from _training import same_bytes
+from _prepared import with_noise_for_testing
+from _study import TINY
+from _study import Study as Folder
 
 from kdsteps.cli.stages import call_of, run_call
 from kdsteps.errors import KdstepsError
-from kdsteps.files.checkpoints import read_checkpoint, write_checkpoint
-from kdsteps.files.text import read_json
+from kdsteps.evaluation.trials import ranked, trials_of
+from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
+from kdsteps.files.columns import HISTORY
+from kdsteps.files.tables import read_table
+from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import code_identity, forecasts, graph, storage
 from kdsteps.jobs.inputs import input_paths
 from kdsteps.jobs.job import Job
+from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.settings import AuditSettings
-from kdsteps.stages import distil, train
+from kdsteps.rehearsal.costs import Costs
+from kdsteps.stages import distil, export, train, tune
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
 
@@ -74,16 +84,6 @@ def test_a_method_that_needs_layers_is_refused_with_the_methods_that_do_not(meth
     study(methods={name: {} for name in offered})
 
 
-def test_values_are_not_tuned_with_several_teachers():
-    with pytest.raises(KdstepsError, match=r"pairs\.both\.teachers: methods\.kd has tune"):
-        study(methods={"kd": {"tune": {"temperature": [2, 4]}}})
-
-
-def test_fixed_draws_are_for_one_teacher():
-    with pytest.raises(KdstepsError, match=r"pairs\.both\.teachers: cache\.draws is 4"):
-        study(cache={"draws": 4})
-
-
 def test_confidence_needs_labels():
     bare = {"kind": "folder", "path": "birds", "labels": "none", "classes": ["wren", "robin"]}
     weights = {**NET, "checkpoint": "weights.pt", "train": {"epochs": 0}}
@@ -114,13 +114,14 @@ def identities(chosen: Study) -> dict[tuple[str, ...], tuple[Any, ...]]:
 
 
 def test_a_pair_with_several_teachers_reruns_no_job_of_the_others():
-    before = identities(parse_study(STUDY | {"models": MODELS, "methods": METHODS}))
-    after = identities(study())
+    methods = METHODS | {"dkd": {"tune": {"distil.learning_rate": [0.1, 0.2]}}}
+    before = identities(parse_study(STUDY | {"models": MODELS, "methods": methods}))
+    after = identities(study(methods=methods))
     assert {job: after[job] for job in before} == before
     added = {rule for rule, *_ in after.keys() - before.keys()}
     assert added == {
-        *("train", "train_check", "train_audit", "cache_outputs", "distil", "evaluate"),
-        *("evaluate_teacher", "evaluate_latency"),
+        *("train", "train_check", "train_audit", "cache_outputs", "tune", "tune_choose"),
+        *("distil", "evaluate", "evaluate_teacher", "evaluate_latency"),
     }
     assert sum(rule == "train" for rule, *_ in after) == 2
 
@@ -152,6 +153,31 @@ def test_a_student_reads_all_teachers_and_waits_for_their_checks_and_the_audit()
     ]
     hints = [graph.hints(found, "cache_outputs", each | shown)["passes"] for each in named]
     assert hints == [4, 2]  # of one epoch: two seeds of both pairs, and of one
+
+
+TUNED = {"labels": {}, "kd": {"tune": {"temperature": [1, 4]}}}
+
+
+def test_a_trial_has_what_a_student_of_several_teachers_reads_and_its_values():
+    found = study(methods=TUNED)
+    trial, run = {"pair": "both", "method": "kd", "trial": "1", "seed": "100"}, {"seed": "0"}
+    node = graph.node(found, "tune", trial)
+    student = graph.inputs(found, "distil", {"pair": "both", "method": "kd", **run})
+    assert node.inputs == {name: student[name] for name in student if name != "choice"}
+    assert student["choice"] == graph.outputs("tune_choose", trial)["choice"]
+    settings = json.loads(node.text)
+    assert (settings["options"]["temperature"], settings["values"]) == (1, {"temperature": 1})
+    assert settings["combination"] == {"combine": "mean", "space": "logits"}
+    roots = {
+        pair: set(code_identity.roots(found, "tune", trial | {"pair": pair}))
+        for pair in ("pair", "both")
+    }
+    assert {"kdsteps.stages.tune:_try", "kdsteps.stages._student:run"} <= roots["pair"]
+    assert {"kdsteps.stages.tune:_try", "kdsteps.stages._several:run"} <= roots["both"]
+    hints = [
+        graph.hints(found, "cache_outputs", names) for names in graph.jobs(found, "cache_outputs")
+    ]
+    assert [each["passes"] for each in hints] == [8, 4]  # 2 seeds and 2 trials of each pair
 
 
 def test_other_ways_to_combine_train_the_same_teachers():
@@ -210,8 +236,9 @@ RUN: dict[str, Any] = {
             "distil": {"mixup": 0.2},
         },
     },
-    "methods": {"labels": {}, "lskd": {}},
+    "methods": {"labels": {}, "lskd": {"tune": {"distil.learning_rate": [0.05, 0.1]}}},
     "seeds": [0],
+    "cache": {"draws": 2},  # of mixed images
     "train": {"epochs": 4, "batch_size": 64},
     "distil": {"epochs": 2, "batch_size": 128},
     "evaluate": {"latency_runs": 2},
@@ -247,22 +274,96 @@ def page_of(folder: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<main>")[1]))
 
 
-def test_a_student_is_the_same_with_cached_and_computed_logits(ran, tmp_path):
+@pytest.fixture
+def inside(ran, monkeypatch) -> Study:
+    """The study, in whose folder the test runs."""
     folder, found = ran
-    names = {"pair": "middle", "method": "lskd", "seed": "0"}
-    before = sorted((folder / ".kdsteps/outputs").glob("*.npy"))
-    assert len(before) == 3 + 1  # of each teacher, and of all together
-    distil.run(job_of(found, "distil", names, tmp_path, keep="never"))
-    model = graph.outputs("distil", names)["model"]
-    own, theirs = (read_checkpoint(path) for path in (tmp_path / Path(model).name, folder / model))
-    assert same_bytes(own[0], theirs[0])
+    monkeypatch.chdir(folder)
+    return found
 
 
-def test_a_student_of_mixed_images_learns_from_all_teachers(ran):
+def test_every_teacher_and_their_combination_is_cached_once(ran):
+    """Three teachers for plain images and two for the draws of mixed ones, and one file of each."""
+    folder, _ = ran
+    assert len(list((folder / ".kdsteps/outputs").glob("*.npy"))) == 3 + 1 + 2 + 1
+
+
+def test_the_forecast_of_the_disk_counts_the_combined_logits(ran):
+    folder, found = ran
+    summary = read_json(folder / "results/prepare/digits/summary.json")
+    images = SimpleNamespace(counts=summary["images"], class_names=summary["class_names"])
+    rehearsed: Any = SimpleNamespace(
+        study=found,
+        images={"digits": images},
+        model=lambda *_: Path("no file"),
+        seconds_per_image=lambda *_, **__: 1.0,
+    )
+    rules = ("cache_outputs", "distil")
+    nodes = [graph.node(found, rule, names) for rule in rules for names in graph.jobs(found, rule)]
+    size = sum(path.stat().st_size for path in (folder / ".kdsteps/outputs").iterdir())
+    assert Costs(rehearsed, 0.0, {}).disk(nodes) == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("pair", ["middle", "sure"])
+def test_a_student_is_the_same_with_cached_and_computed_logits(pair, inside, tmp_path):
+    call = call_of(inside, "distil", {"pair": pair, "method": "lskd", "seed": "0"})
+    outputs = {name: tmp_path / path.name for name, path in call.outputs.items()}
+    run_call(replace(call, outputs=outputs, code=None), threads=1, gpus=0, keep="never")
+    assert outputs["model"].read_bytes() == call.outputs["model"].read_bytes()
+
+
+def test_a_student_of_images_mixed_in_each_batch_learns_from_all_teachers(inside, tmp_path):
+    found = parse_study(RUN | {"cache": {}})
+    names = {"pair": "sure", "method": "lskd", "trial": "1", "seed": "100"}
+    job = job_of(found, "tune", names, tmp_path)
+    tune.run(job)
+    ours, theirs = (
+        read_json(job.outputs["trial"]),
+        read_json(call_of(inside, "tune", names).outputs["trial"]),
+    )
+    assert ours["diverged"] is None and ours["values"] == theirs["values"]
+    assert ours["validation_loss"] != theirs["validation_loss"]  # mixed in another way
+
+
+def test_metrics_of_a_student_do_not_name_one_of_the_teachers(ran):
     folder, _ = ran
     measured = read_json(folder / "results/evaluate/students/sure/lskd/0/measures.json")
     assert not measured["diverged"]
     assert measured["agreement"] is None  # there is no single teacher to agree with
+
+
+def test_a_trial_is_what_a_student_with_its_values_reaches_on_the_validation_images(
+    inside, tmp_path
+):
+    tried = {"pair": "middle", "method": "lskd", "trial": "2", "seed": "100"}
+    written = {"lskd": {"distil": {"learning_rate": 0.1}}}
+    found = parse_study(RUN | {"methods": written, "seeds": [100], "export": None})
+    job = job_of(found, "distil", {"pair": "middle", "method": "lskd", "seed": "100"}, tmp_path)
+    distil.run(job)
+    rows = read_table(job.outputs["history"], HISTORY).to_pylist()
+    trial = read_json(call_of(inside, "tune", tried).outputs["trial"])
+    for name in ("validation_accuracy", "validation_loss"):
+        assert trial[name] == [row["value"] for row in rows if row["name"] == name]
+
+
+def test_a_trial_reads_no_image_and_no_label_for_testing(inside, tmp_path):
+    names = {"pair": "middle", "method": "lskd", "trial": "2", "seed": "100"}
+    job = job_of(inside, "tune", names, tmp_path, keep="never")
+    noise = with_noise_for_testing(job.inputs["images"].parent, tmp_path)
+    tune.run(replace(job, inputs=job.inputs | noise))
+    made = call_of(inside, "tune", names).outputs["trial"]
+    assert job.outputs["trial"].read_bytes() == made.read_bytes()
+
+
+@pytest.mark.parametrize("pair", ["middle", "sure"])
+def test_students_are_trained_with_the_chosen_values(pair, ran):
+    folder, _ = ran
+    tuned = folder / f"results/tune/{pair}/lskd"
+    tried = [read_json(tuned / f"{number}/100/trial.json") for number in (1, 2)]
+    best = ranked(trials_of(tried))[0]
+    assert read_json(tuned / "choice.json") == {"values": best.values}
+    header = read_checkpoint_header(folder / f"results/distil/{pair}/lskd/0/student.safetensors")
+    assert {"distil.learning_rate": header["settings"]["distil"]["learning_rate"]} == best.values
 
 
 def test_the_audit_names_each_teacher(ran):
@@ -277,10 +378,31 @@ def test_the_report_and_the_card_name_all_teachers_and_how_they_are_combined(ran
     page = page_of(folder)
     assert "middle learns from the median of standardized logits" in page
     assert "sure learns from the confidence-weighted mean of logits" in page
+    assert "middle lskd distil.learning_rate 0.05, 0.1" in page.split("How values were tuned")[1]
     quality = page.split("Quality of the predictions")[1]
     assert all(f"{name} teacher" in quality for name in ("plain", "large", "deep"))
     card = (folder / "results/export/middle/lskd/0/model_card.md").read_text()
-    assert "from the teacher `plain, large, deep (median of standardized logits)`" in card
+    assert "from the teachers `plain, large, deep (median of standardized logits)`" in card
+
+
+def test_the_card_repeats_what_the_checks_and_the_audit_found(inside, tmp_path):
+    names = {"pair": "middle", "student": "lskd/0"}
+    job = job_of(inside, "export", names, tmp_path)
+    found = {"check.json": job.lists["teacher_checks"][1], "audit.json": job.inputs["audit"]}
+    assert set(map(str, found.values())) <= graph.node(inside, "export", names).watched
+    check, audit = map(read_json, found.values())
+    audit["teachers"][2]["problems"] = ["its logits are odd"]
+    write_json(tmp_path / "check.json", check | {"warnings": ["its errors are confident"]})
+    write_json(tmp_path / "audit.json", audit)
+    checks = list(job.lists["teacher_checks"])
+    checks[1] = tmp_path / "check.json"
+    outputs = job.outputs | optional_outputs("export", job.outputs)
+    inputs = job.inputs | {"audit": tmp_path / "audit.json"}
+    lists = job.lists | {"teacher_checks": checks}
+    export.run(replace(job, inputs=inputs, lists=lists, outputs=outputs))
+    card = outputs["card"].read_text()
+    assert "The teacher large: its errors are confident." in card
+    assert "The teacher deep: its logits are odd." in card
 
 
 @pytest.fixture
@@ -310,3 +432,48 @@ def test_a_teacher_with_teacher_check_warn_is_only_reported(permuted, caplog):
     found = read_json(permuted.outputs["audit"])["teachers"]
     assert [bool(each["problems"]) for each in found] == [False, False, True]
     assert "the teacher deep: " in caplog.text
+
+
+# the real snakemake
+
+STORY = TINY | {
+    "models": {
+        "big": TINY["models"]["big"],
+        "other": TINY["models"]["big"] | {"train": {"seed": 1}},
+        "small": TINY["models"]["small"],
+    },
+    "pairs": {"both": SEVERAL},
+    "methods": {"kd": {"tune": {"temperature": [1]}}},
+    "distil": {"epochs": 2, "batch_size": 256},
+}
+
+
+@pytest.mark.slow
+def test_snakemake_trains_audits_tunes_heals_and_runs_what_depends_on_combine(tmp_path):
+    folder = Folder.new(tmp_path / "study", STORY)
+    folder.snakemake("distil_all")
+    first, student = folder.executed(), "distil/both/kd/0"
+    audit = "train/audits/both/audit"
+    assert {audit, "tune/both/kd/1/100", "tune/both/kd", student} <= first.keys()
+    (cached,) = set(re.findall(r"in (\.kdsteps/outputs/\w+\.npy)", "".join(first.values())))
+    made, later = folder.bytes_of("results/**/*.safetensors"), folder.planned()
+    assert not later.keys() & {"train", "train_audit", "tune", "tune_choose", "distil"}
+
+    content = (folder.path / cached).read_bytes()
+    (folder.path / cached).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for name in ("results/distil", ".jobcache"):
+        shutil.rmtree(folder.path / name)
+    folder.snakemake("distil_all")
+    assert f"{cached}: was changed since" in folder.executed()[student]
+    assert folder.bytes_of("results/**/*.safetensors") == made
+    assert (folder.path / cached).read_bytes() == content
+
+    file = folder.path / f"results/{audit}.json"
+    audited = file.read_bytes()
+    file.write_bytes(audited[:-9])
+    assert "audit.json: was damaged or changed" in folder.snakemake("train_all")
+    assert folder.executed().keys() == {audit}
+    assert file.read_bytes() == audited
+
+    folder.change(pairs={"both": SEVERAL | {"combine": "confidence"}})
+    assert folder.planned() - later == {"tune": 1, "tune_choose": 1, "distil": 1}

@@ -39,6 +39,7 @@ def test_damage_and_mistakes_are_survived(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(file.read_text())["rows"]
     assert len(rows) > 35 and all(row["survived"] == row["tried"] > 0 for row in rows)
+    assert "damage: train_audit/audit.json" in {row["kind"] for row in rows}
 
 
 def test_every_way_to_fail_is_counted_and_makes_the_run_fail():

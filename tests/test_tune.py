@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from _commands import STUDY
+from _prepared import with_noise_for_testing
 from _results import make_results, make_study
 from _study import Study as Folder
 
@@ -333,18 +333,8 @@ def test_no_image_and_no_label_for_testing_is_read(folder: Path, tmp_path: Path)
     """With noise instead of the test images, and with other labels, a trial is the same bytes."""
     chosen = load_study()
     names = {"pair": "pair", "method": "kd", "trial": "2", "seed": "100"}
-    prepared = Path("results/prepare/digits")
-    table = pq.read_table(prepared / "index.parquet")
-    test = np.array(table["split"].to_pylist()) == "test"
-    images = np.load(prepared / "images.npy")
-    images[test] = np.random.default_rng(0).integers(0, 256, images[test].shape)
-    np.save(tmp_path / "images.npy", images)
-    labels = np.where(test, 9 - table["label"].to_numpy(), table["label"].to_numpy())
-    place = table.schema.get_field_index("label")
-    table = table.set_column(place, "label", pa.array(labels, table.schema.field(place).type))
-    pq.write_table(table, tmp_path / "index.parquet")
+    changed = with_noise_for_testing(Path("results/prepare/digits"), tmp_path)
     inputs = call_of(chosen, "tune", names).inputs
-    changed = {name: tmp_path / inputs[name].name for name in ("images", "index")}
     job = Job(
         settings=graph.settings(chosen, "tune", names),
         inputs=inputs | changed,

@@ -23,6 +23,7 @@ from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.images import ImageBatch, ImageSplit, Order
 from kdsteps.data.views import Views
 
+_AT_ONCE = 256  # images whose targets are made without reading them
 _LEVELS = 1 << 16  # values that the fraction of a mixed image can have, all equally likely
 _VIEW, _PIXELS, _PARTNER, _FRACTION, _CUT, _ROW, _COLUMN = range(7)  # what is drawn
 _STEP = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio of 2^64, as int64
@@ -217,6 +218,26 @@ class DrawnSplit(ImageSplit):
             return ImageBatch(images, labels, index, draw, labels)
         images, targets = self.draws.mixed(images, labels, index, draw)
         return ImageBatch(images, labels[: len(index)], index, draw, targets)
+
+
+def targets_of(split: ImageSplit, index: Tensor, view: Tensor) -> Tensor:
+    """The targets of images in views or draws, as their batches have them, without the images.
+
+    Args:
+        index, view: (n,) numbers of the images, and of their views or draws.
+
+    Returns:
+        Labels (n,), or fractions of the classes (n, K) if the draws are mixed.
+    """
+    if not isinstance(split, DrawnSplit) or not split.draws.augmentation.mixes:
+        return split.labels[index.to(split.labels.device)]
+    found = []
+    for own, draw in zip(index.split(_AT_ONCE), view.split(_AT_ONCE), strict=True):
+        both = torch.cat([own, split.draws.partners(own, draw, len(split))])
+        labels = split.labels[both.to(split.labels.device)].to(own.device)
+        blank = torch.zeros(len(both), 1, *split.image_shape[1:])
+        found.append(split.draws.mixed(blank, labels, own, draw)[1])
+    return torch.cat(found)
 
 
 @lru_cache(maxsize=64)

@@ -74,8 +74,13 @@ def _data(record: Record) -> ModelCardData:
     )
 
 
+def _teachers(record: Record) -> str:
+    """The noun in front of the text about its teacher, or about several."""
+    return "teachers" if record.settings.get("several") else "teacher"
+
+
 def _title(record: Record, warnings: Sequence[str]) -> str:
-    teacher = f" from the teacher {code(record.teacher)}" if record.teacher else ""
+    teacher = f" from the {_teachers(record)} {code(record.teacher)}" if record.teacher else ""
     channels, height, width = record.image_shape
     kind = "gray" if channels == 1 else "color"
     lines = [
@@ -174,7 +179,7 @@ def _data_and_training(record: Record) -> str:
         ("method", f"{code(record.algorithm)} {code(str(dict(record.options)))}"),
     ]
     if record.teacher is not None:
-        rows.append(("teacher", code(record.teacher)))
+        rows.append((_teachers(record), code(record.teacher)))
     return "\n\n".join(["## Data and training", table(("", ""), rows)])
 
 
@@ -229,9 +234,8 @@ def _limits(record: Record) -> str:
         "people.",
     ]
     if record.teacher is not None:
-        lines.append(
-            f"It learned from the teacher {code(record.teacher)} and may have learned its errors."
-        )
+        taught_by = f"the {_teachers(record)} {code(record.teacher)}"
+        lines.append(f"It learned from {taught_by} and may have learned the same errors.")
     if record.file("int8"):
         lines.append(
             "The int8 file rounds numbers to 8 bits, so its probabilities differ from those above."

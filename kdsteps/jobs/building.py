@@ -383,7 +383,8 @@ class Graph:
     def _add_export(self, name: str, run: str) -> None:
         """Add the export of one student, or of the one that is best on the validation images."""
         settings = export_settings(self.study, name, run)
-        read = _data(settings.dataset) | export_inputs(settings)
+        teachers = self.study.pairs[name].teacher_names
+        read = _data(settings.dataset) | export_inputs(settings, teachers)
         self._add("export", {"pair": name, "student": run}, read, settings)
 
     def _add_probes(self, probe: Probe, teachers: set[tuple[str, str]]) -> None:

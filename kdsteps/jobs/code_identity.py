@@ -34,7 +34,6 @@ _ENTRIES = {
     "train_audit": "_audit:audit",
     "cache": "cache:_cache_features",
     "cache_outputs": "cache:_cache_logits",
-    "distil": "_student:run",
     "tune": "tune:_try",
     "tune_choose": "tune:_choose",
     "evaluate": "evaluate:_evaluate",
@@ -109,7 +108,8 @@ def _code() -> Code:
 
 def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     """The definitions at which the code of a job begins."""
-    yield f"kdsteps.stages.{_entry(study, rule, names)}"
+    for function in _functions(study, rule, names):
+        yield f"kdsteps.stages.{function}"
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
     probes = rule.startswith("evaluate_probe")
@@ -148,11 +148,13 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         yield registry.target("models", study.models[model].family)
 
 
-def _entry(study: Study, rule: str, names: graph.Names) -> str:
-    """The function that runs a job."""
-    if rule == "distil" and "teachers" in graph.inputs(study, rule, names):
-        return "_several:run"
-    return _ENTRIES.get(rule, f"{rule}:run")
+def _functions(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
+    """The functions that run a job."""
+    if rule in ("distil", "tune"):
+        several = "teachers" in graph.inputs(study, rule, names)
+        yield "_several:run" if several else "_student:run"
+    if rule != "distil":
+        yield _ENTRIES.get(rule, f"{rule}:run")
 
 
 def _exported(study: Study, names: graph.Names) -> Iterator[str]:

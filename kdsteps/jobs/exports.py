@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from kdsteps.jobs.outputs import Names, outputs
@@ -39,10 +40,13 @@ def export_settings(study: Study, name: str, run: str) -> ExportSettings:
     )
 
 
-def export_inputs(settings: ExportSettings) -> dict[str, Any]:
-    """The files of students and teacher that an export reads.
+def export_inputs(settings: ExportSettings, teachers: Sequence[str]) -> dict[str, Any]:
+    """The files of students and teachers that an export reads.
 
     Which student is the best will be known when all are trained, so the job reads all of them.
+
+    Args:
+        teachers: The names of the pair's teachers.
     """
     names = [run_names(settings.pair, run) for run in settings.candidate_runs]
     students = [outputs("distil", each) for each in names]
@@ -59,6 +63,8 @@ def export_inputs(settings: ExportSettings) -> dict[str, Any]:
         read["histories"] = [files["history"] for files in students]
     if settings.several and settings.teacher is not None:
         read["audit"] = outputs("train_audit", {"pair": settings.pair})["audit"]
+        each = [{"dataset": settings.dataset, "teacher": name} for name in teachers]
+        read["teacher_checks"] = [outputs("train_check", names)["check"] for names in each]
     elif settings.teacher is not None:
         teacher = {"dataset": settings.dataset, "teacher": settings.teacher}
         read["teacher"] = outputs("evaluate_teacher", teacher)["measures"]

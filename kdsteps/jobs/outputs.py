@@ -134,10 +134,10 @@ def optional_outputs(rule: str, outputs: Mapping[str, str | Path]) -> dict[str, 
 
 def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
-    them; the checks of teachers only have to be there."""
+    them; for students, the checks of teachers only have to be there."""
     if rule == "report":
         return frozenset({"image_files", "indexes", "predictions", "teacher_predictions"})
-    known = {"check", "checks", "audit"} | ({"predictions"} if rule == "export" else set())
+    known = {"check", "checks"} | ({"predictions"} if rule == "export" else {"audit"})
     digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
     if "images" in digests:
         digests |= {"index", "summary"}

@@ -153,8 +153,7 @@ class Costs:
 
     def _caches_logits(self, node: graph.JobNode, views: ViewSettings) -> bool:
         pair = self.found.study.pairs[node.names["pair"]]
-        images = self.found.images[pair.dataset]
-        size = 2 * images.counts["train"] * num_views(views) * len(images.class_names) / 2**20
+        size = self._logit_bytes(pair.dataset, views) / 2**20
         for teacher in pair.teacher_names:
             names = {"dataset": pair.dataset, "teacher": teacher, "views": name_of(views)}
             hints = graph.hints(self.found.study, "cache_outputs", names)
@@ -246,7 +245,25 @@ class Costs:
 
     def disk(self, nodes: Iterable[graph.JobNode]) -> int:
         """Bytes of results and caches, with the copies in the job cache."""
-        return sum(self._written(node) * (1 if node.rule in NOT_CACHED else 2) for node in nodes)
+        left = list(nodes)
+        found = sum(self._written(node) * (1 if node.rule in NOT_CACHED else 2) for node in left)
+        return found + self._combined(node for node in left if node.rule == "distil")
+
+    def _combined(self, runs: Iterable[graph.JobNode]) -> int:
+        """Bytes of the combined logits of pairs with several teachers: a file for all seeds."""
+        sizes: dict[tuple[str, str], int] = {}
+        for node in runs:
+            pair = node.names["pair"]
+            views = self.found.study.views(pair, node.names["method"])
+            several = "teachers" in node.inputs and self._dataset(node) in self.found.images
+            if several and views is not None and self._caches_logits(node, views):
+                sizes[pair, name_of(views)] = self._logit_bytes(self._dataset(node), views)
+        return sum(sizes.values())
+
+    def _logit_bytes(self, dataset: str, views: ViewSettings) -> int:
+        """Bytes of a file with the logits of all training images."""
+        images = self.found.images[dataset]
+        return 2 * images.counts["train"] * num_views(views) * len(images.class_names)
 
     def _written(self, node: graph.JobNode) -> int:
         dataset = self._dataset(node)
@@ -265,7 +282,7 @@ class Costs:
             return images.counts["test"] * (4 * classes + _ROW)
         if node.rule == "cache_outputs" and self._logits(node, dataset):
             assert isinstance(node.settings, LogitSettings)
-            return 2 * images.counts["train"] * num_views(node.settings.views) * classes
+            return self._logit_bytes(dataset, node.settings.views)
         if node.rule == "cache" and (path := self._features_file(node)).exists():
             wanted = self.found.study.params.cache.images
             return round(path.stat().st_size * max(1.0, wanted / self.found.features(dataset)[-1]))

@@ -25,7 +25,7 @@ def audit(job: Job[AuditSettings]) -> None:
     """Write how each teacher compares with the others, on up to `AUDITED` training images.
 
     Raises:
-        KdstepsError: A teacher is far out, and its `teacher_check` is not `warn`.
+        KdstepsError: A teacher has a problem, and its `teacher_check` is not `warn`.
     """
     settings = job.settings
     data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from hashlib import blake2b
 
+from kdsteps.data.draws import DrawnSplit
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.jobs import code_identity
@@ -23,6 +24,8 @@ from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.processes import Processes, in_processes
+
+_CODE = ("kdsteps.teachers.combining:combined_logits", "kdsteps.data.draws:targets_of")
 
 
 def run(job: Job[DistilSettings]) -> None:
@@ -60,14 +63,15 @@ def _outputs(
     ]
     lives = [LiveTeacher(each, recipe.batch_size, precision=recipe.precision) for each in networks]
     how = Combining(settings.combination.combine, settings.combination.space)
-    views = recipe.views
-    if views is None:
+    shown = settings.numbered_views
+    if shown is None:
         return CombinedTeachers(lives, how)
+    fixed = split.draws if isinstance(split, DrawnSplit) else None
     return combined_outputs(
-        FOLDER / f"{_key(job, data, split, views, how)}.npy",
-        *(lives, how, split, Views(views.crop_padding, views.flip)),
+        FOLDER / f"{_key(job, data, split, shown, how)}.npy",
+        *(lives, how, split, fixed or Views(shown.crop_padding, shown.flip)),
         members=lambda: [
-            outputs_of(job, _name(number), each, data, split, views, passes=recipe.epochs)
+            outputs_of(job, _name(number), each, data, split, shown, passes=recipe.epochs)
             for number, each in enumerate(networks)
         ],
         keep=job.keep,
@@ -84,6 +88,6 @@ def _key(
     """A digest of everything that combined logits depend on; the name of their file."""
     members = [outputs_key(job, _name(n), data, views) for n in range(len(job.lists["teachers"]))]
     labels = split.labels.tolist() if how.combine == "confidence" else []
-    code = code_identity.digest(("kdsteps.teachers.combining:combined_logits",))
+    code = code_identity.digest(_CODE)
     known = json.dumps([members, how._asdict(), labels, code], sort_keys=True)
     return blake2b(known.encode(), digest_size=16).hexdigest()

@@ -11,9 +11,9 @@ reads   images, index, summary
         predictions   predictions.parquet of these runs
         measures      measures.json of every seed of their methods
         teacher       measures.json of the teacher, for methods with one
-        teacher_check, audit
-                      check.json of the teacher, or audit.json of several, whose problems and
-                      warnings the model card repeats
+        teacher_check check.json of the teacher, whose problems and warnings are in the model card
+        teacher_checks, audit
+                      instead, check.json of each of several teachers, and audit.json
 writes  record        export.json: the run, its metrics, and each file with its checks, or why it
                       was not written
 and, as far as params.yaml requests them and the student allows it,
@@ -290,11 +290,14 @@ def _study_numbers(
 
 
 def _warnings(job: Job[ExportSettings], teacher: str | None) -> list[str]:
-    """What the check of the teacher, or the audit of several, found if the student has teachers."""
+    """What the checks of its teachers and their audit found, if the student has teachers."""
     if teacher is None:
         return []
     if job.settings.several:
-        found = read_json(job.inputs["audit"])["teachers"]
+        audited = read_json(job.inputs["audit"])["teachers"]
+        checks = [read_json(path) for path in job.lists["teacher_checks"]]
+        named = zip(audited, checks, strict=True)
+        found = [*({"teacher": each["teacher"]} | check for each, check in named), *audited]
     else:
         found = [{"teacher": teacher} | read_json(job.inputs["teacher_check"])]
     return [

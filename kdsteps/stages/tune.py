@@ -2,7 +2,7 @@
 
 reads   images, index, summary
                    images.npy, index.parquet, summary.json of the stage prepare; no test image
-        teacher, plan, check, ticket
+        teacher, plan, check, ticket, or teachers, checks, tickets, audit
                    as the stage distil
         earlier    trial.json of every trial with the seeds before, if only the best go on
 writes  trial      trial.json: the values, and accuracy and loss on the validation images after
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,10 +37,11 @@ from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import ChooseSettings, TuneSettings
-from kdsteps.stages import _student
+from kdsteps.stages import _several, _student
 
 log = logging.getLogger("kdsteps")
 
+Trainer = Callable[[Job[Any]], None]
 SCRATCH = Path(".kdsteps")  # the student of a trial is needed only until it has been judged
 
 
@@ -47,12 +49,17 @@ def run(job: Job[Any]) -> None:
     """Train and judge one trial, or choose among all trials of a method."""
     if "choice" in job.outputs:
         _choose(job)
+    elif "teachers" in job.lists:
+        _try(job, _several.run)
     else:
-        _try(job)
+        _try(job, _student.run)
 
 
-def _try(job: Job[TuneSettings]) -> None:
-    """Train a student with the values of a trial, and write how well it does.
+def _try(job: Job[TuneSettings], train: Trainer) -> None:
+    """Train a student with the values of a trial, and write its validation metrics.
+
+    Args:
+        train: Trains it, by one teacher or several.
 
     Raises:
         KdstepsError: There are no validation images.
@@ -66,7 +73,7 @@ def _try(job: Job[TuneSettings]) -> None:
         )
     found: dict[str, Any] = {"values": settings.values, "seed": settings.seed}
     if trained := _goes_on(job):
-        found |= {"num_images": num_images, **_result_of_training(job)}
+        found |= {"num_images": num_images, **_result_of_training(job, train)}
     else:
         log.info("left out: not among the best %d with the seeds before", settings.survivors)
     content = {"trained": trained, **found, "settings": settings.as_json()}
@@ -82,7 +89,7 @@ def _goes_on(job: Job[TuneSettings]) -> bool:
     return settings.values in [trial.values for trial in before[: settings.survivors]]
 
 
-def _result_of_training(job: Job[TuneSettings]) -> dict[str, Any]:
+def _result_of_training(job: Job[TuneSettings], train: Trainer) -> dict[str, Any]:
     """Train as the stage distil does: where the training diverged, and metrics of every epoch."""
     SCRATCH.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix="trial-", dir=SCRATCH) as folder:
@@ -90,7 +97,7 @@ def _result_of_training(job: Job[TuneSettings]) -> dict[str, Any]:
             "model": Path(folder, "student.safetensors"),
             "history": Path(folder, "history.parquet"),
         }
-        _student.run(replace(job, outputs=files))
+        train(replace(job, outputs=files))
         diverged = read_checkpoint_header(files["model"]).get("diverged")
         rows = read_table(files["history"], HISTORY).to_pylist()
     found: dict[str, Any] = {"diverged": diverged}

@@ -38,21 +38,11 @@ def check_teachers(study: Study, pair: Pair, where: str) -> None:
     twice = [name for name, count in Counter(pair.teachers).items() if count > 1]
     if twice:
         raise KdstepsError(f"{where}.teachers has {twice[0]!r} twice; list each teacher once")
-    if study.params.cache.draws is not None:
-        raise KdstepsError(
-            f"{where}.teachers: cache.draws is {study.params.cache.draws}, which works with one "
-            "teacher; leave out cache.draws, or learn from one teacher"
-        )
     for name, entry in study.methods.items():
         if entry.wants not in ("nothing", "logits"):
             raise KdstepsError(
                 f"{where}.teachers: {name} needs the layers of one teacher; with several there are "
                 f"{', '.join(methods_for_several())}"
-            )
-        if study.params.methods[name].tune is not None:
-            raise KdstepsError(
-                f"{where}.teachers: methods.{name} has tune, which tries values with one teacher; "
-                "tune it in a study with one teacher for each pair, and set the chosen values here"
             )
     if pair.combine == "confidence" and study.datasets[pair.dataset].labels is not None:
         raise KdstepsError(

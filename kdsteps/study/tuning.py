@@ -68,7 +68,7 @@ def check_seeds(tune: Tune, seeds: Sequence[int], where: str) -> None:
 
 
 def num_tried(trials: int, place: int, halving: int | None) -> int:
-    """How many of the trials are trained with the seed at a place, 0 for the first."""
+    """How many of the trials are trained with a seed, by its place in the list of seeds."""
     return trials if halving is None else max(1, trials // halving**place)
 
 

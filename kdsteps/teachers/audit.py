@@ -34,7 +34,8 @@ class TeacherAudit:
         distance: 0 to 1: how far its mean probabilities of the images of a class are from the
             median of all teachers, averaged over the classes. Two teachers have the same distance.
         scale: Standard deviation of its logits over the classes, divided by the others' median.
-        variety: Likewise of standardized logits over the images of a class.
+        variety: Standard deviation of its standardized logits over the images of a class, divided
+            by the others' median.
         problems: Reasons not to learn from it, each one sentence.
         warnings: What the user should know, each one sentence.
     """

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdsteps.data.draws import targets_of
 from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD
@@ -58,7 +59,7 @@ class CombinedTeachers:
 
 
 class CachedCombination(CachedOutputs):
-    """Combined logits in a file (N images, V views, K classes), compared with all teachers."""
+    """Combined logits in a file (N images, V views or draws, K), compared with all teachers."""
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ def combined_outputs(
             cached = members()
             files = [each for each in cached if isinstance(each, CachedOutputs)]
             if len(files) == len(cached):
-                write_combined(path, [each.rows for each in files], how, part.labels)
+                write_combined(path, [each.rows for each in files], how, part)
                 return CachedCombination(path, lives, how, part, views)
         return CombinedTeachers(cached, how)
     log.info("computing teacher logits on the fly: cache.outputs is never")
@@ -138,13 +139,13 @@ def combined_outputs(
 
 
 def write_combined(
-    path: Path, members: Sequence[np.ndarray], how: Combining, labels: Tensor
+    path: Path, members: Sequence[np.ndarray], how: Combining, part: ImageSplit
 ) -> None:
     """Combine cached logits, shard by shard; a file with its final name is complete.
 
     Args:
         members: (N images, V views, K) float16 of each teacher.
-        labels: (N,).
+        part: The training images; `confidence` needs their targets.
 
     Raises:
         KdstepsError: The disk is full.
@@ -156,7 +157,11 @@ def write_combined(
         rows = reserved(draft, members[0].shape)
         for _, images in shards(count, images_each):
             logits = torch.stack([_rows(each[images]) for each in members])  # (M, n V, K)
-            targets = labels[images].cpu().repeat_interleave(num_views)
+            targets = None
+            if how.combine == "confidence":
+                index = torch.arange(images.start, images.stop).repeat_interleave(num_views)
+                view = torch.arange(num_views).repeat(images.stop - images.start)
+                targets = targets_of(part, index, view).cpu()
             found = combined_logits(logits, how, targets).half()
             rows[images] = found.view(-1, num_views, width).numpy()
             sums.append(checksum(rows[images]))

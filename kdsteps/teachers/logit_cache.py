@@ -78,7 +78,7 @@ class Forecast:
 def teacher_outputs(
     path: Path, live: LiveTeacher, part: ImageSplit, views: Views, terms: Terms
 ) -> CachedOutputs | LiveTeacher:
-    """The teacher's outputs: from the file if it exists or is worth writing, otherwise computed.
+    """The teacher's outputs: from the file if it exists or is worth writing, else computed.
 
     Args:
         path: Named after everything the outputs depend on.
@@ -178,7 +178,7 @@ def write_outputs(path: Path, live: LiveTeacher, part: ImageSplit, views: Views)
 
 @contextmanager
 def cannot_be_written(path: Path) -> Iterator[None]:
-    """Raise KdstepsError about a cache file where the disk is full, or fails otherwise."""
+    """Raise KdstepsError about a cache file if the disk is full, or fails in another way."""
     try:
         yield
     except OSError as error:
@@ -259,7 +259,7 @@ def _batch_size(live: LiveTeacher, part: ImageSplit) -> int:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no other job writes this file, and keep others from writing it meanwhile."""
+    """Wait until no other job writes this file, and let others wait until the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,10 +1,10 @@
 """A teacher's outputs for training images: computed on the fly, or read from a cache file.
 
-Both give the same numbers, because computed outputs are rounded to float16 like cached ones. So a
-cache file never changes a result and may be deleted at any time. On a CPU they are byte-identical:
-an output does not depend on the other images of a batch, but its rounding may depend on their
-number, so the teacher always runs on batches of one size. On a GPU it holds up to the rounding of
-the kernels, which the audit allows for.
+The numbers are the same in both cases, because computed outputs are rounded to float16 like cached
+ones. So a cache file never changes a result and may be deleted at any time. On a CPU they are
+byte-identical: an output does not depend on the other images of a batch, but its rounding may
+depend on their number, so the teacher always runs on batches of one size. On a GPU they are
+equal up to the rounding of the kernels, which the audit allows for.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TeacherOutputs(Protocol):
 
 
 class LiveTeacher:
-    """The teacher itself, which runs on every batch."""
+    """A teacher that runs on every batch."""
 
     waits = False
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import readers
 from outcomes import Failed, Outcomes
 from readers import SCRATCH, Read
-from studies import Folder, heal, problems
+from studies import SEVERAL, Folder, heal, problems, run_here
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import job_cache
@@ -48,12 +48,20 @@ def damage(
     copy = reference.copy(workplace / "damage")
     with inside(copy.path):
         kinds = list(_kinds(load_study()))
-        for kind in kinds:
-            for number in range(count + TRUNCATIONS):
-                cut = number - count if number >= count else None
-                _trial(kind, outcomes, rng, cut)
+        _trials(kinds, outcomes, rng, count)
+    (several := workplace / "several").mkdir()
+    with inside(several):
+        run_here(several, SEVERAL)
+        _trials(_kinds_of_several(load_study()), outcomes, rng, count)
     if count > TRUNCATIONS:
         _heal(reference, workplace, kinds, outcomes, rng)
+
+
+def _trials(kinds: Iterable[Kind], outcomes: Outcomes, rng: random.Random, count: int) -> None:
+    for kind in kinds:
+        for number in range(count + TRUNCATIONS):
+            cut = number - count if number >= count else None
+            _trial(kind, outcomes, rng, cut)
 
 
 def _trial(kind: Kind, outcomes: Outcomes, rng: random.Random, cut: int | None) -> None:
@@ -98,11 +106,28 @@ def _kinds(study: Study) -> Iterator[Kind]:
     cached = sorted(path for path in job_cache().rglob("*") if path.is_file())
     yield Kind("job cache", cached, readers.of_job_cache(study, every))
     yield Kind("parts.json", [part_cache.FILE], readers.of_parts())
-    outputs = sorted(Path(".kdsteps/outputs").glob("*.npy"))
-    outputs += [path.with_suffix(".json") for path in outputs]
-    yield Kind("teacher logits", outputs, readers.of_logits(study))
+    features = ("distil", {"pair": "pair", "method": "feature_only", "seed": "0"})
+    yield Kind("teacher logits", _cached_outputs(), readers.of_logits(study, features))
     states = [readers.saved_state()]
     yield Kind("training state", states, readers.of_states(states))
+
+
+def _kinds_of_several(study: Study) -> Iterator[Kind]:
+    """The kinds that only a study with several teachers and fixed draws has."""
+    every = [(rule, names) for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
+    audits = [
+        Path(graph.outputs(rule, names)["audit"]) for rule, names in every if rule == "train_audit"
+    ]
+    yield Kind("train_audit/audit.json", audits, readers.of_results(study, every))
+    student = ("distil", {"pair": "both", "method": "kd", "seed": "0"})
+    read = readers.of_logits(study, student)
+    yield Kind("logits of draws, and those of several teachers", _cached_outputs(), read)
+
+
+def _cached_outputs() -> list[Path]:
+    """The files of cached logits and features, and those that describe them."""
+    outputs = sorted(Path(".kdsteps/outputs").glob("*.npy"))
+    return outputs + [path.with_suffix(".json") for path in outputs]
 
 
 @contextmanager

@@ -183,15 +183,20 @@ def of_parts() -> Read:
     return read
 
 
-def of_logits(study: Study) -> Read:
-    """Cached logits and features are used as they were, or written again, which is said."""
-    job: Job = ("cache_outputs", graph.jobs(study, "cache_outputs")[0])
-    ticket = json.loads(Path(graph.outputs(*job)["ticket"]).read_text())
-    of_features: Job = ("distil", {"pair": "pair", "method": "feature_only", "seed": "0"})
+def of_logits(study: Study, other: Job) -> Read:
+    """Cached logits and features are used as they were, or written again, which is said.
+
+    Args:
+        other: The job that reads what the stage `cache` does not write.
+    """
+    jobs: list[Job] = [("cache_outputs", names) for names in graph.jobs(study, "cache_outputs")]
+    tickets = [Path(graph.outputs(*job)["ticket"]) for job in jobs]
+    keys = [json.loads(ticket.read_text())["key"] for ticket in tickets]
+    readers = dict(zip(keys, jobs, strict=True))
 
     def read(path: Path, content: bytes) -> None:
         with warnings() as said:
-            changed = _run(study, job if ticket["key"] == path.stem else of_features)
+            changed = _run(study, readers.get(path.stem, other))
         if said:
             _check_said(said)
         if changed:

@@ -12,17 +12,30 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]  # this copy of the package
 
 from _study import TINY, Study, clean_environment  # noqa: E402
 
+from kdsteps.cli.stages import call_of, run_call  # noqa: E402
+from kdsteps.jobs import graph  # noqa: E402
+from kdsteps.study.loading import load_study  # noqa: E402
+
 PARAMS: dict[str, Any] = {
     **TINY,
     "methods": {"labels": {}, "kd": {}, "block_kd": {}, "feature_only": {}},
     "seeds": [0, 1],
     "cache": {"images": 100, "outputs": "always"},
+}
+SEVERAL: dict[str, Any] = {
+    **TINY,
+    "models": TINY["models"] | {"other": TINY["models"]["big"] | {"depth": 14}},
+    "pairs": {"both": {"dataset": "digits", "teachers": ["big", "other"], "student": "small"}},
+    "methods": {"kd": {}},
+    "cache": {"draws": 2, "outputs": "always"},
+    "distil": {"epochs": 1, "batch_size": 256, "mixup": 0.2},
 }
 RUN = ("snakemake", "--cores", "2", "--resources", "gpu=1")
 # What differs between two runs of one study: times, and what depends on them.
@@ -59,6 +72,15 @@ class Folder(Study):
 def new_study(path: Path, params: Mapping[str, Any] = PARAMS) -> Folder:
     """A fresh clone of this repository with a small study."""
     return Folder(Study.new(path, dict(params)).path)
+
+
+def run_here(folder: Path, params: Mapping[str, Any]) -> None:
+    """Run all jobs of a study in this process, whose working directory is its folder."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(dict(params)))
+    study = load_study()
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            run_call(call_of(study, rule, names), threads=1)
 
 
 def heal(study: Folder, runs: int = 2) -> tuple[list[str], str]:
