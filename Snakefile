@@ -8,4 +8,4 @@ rule default:
     input:
         rules.all.input,
     message:
-        "all results are complete"
+        "complete the study; its report is results/report/index.html"

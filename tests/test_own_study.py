@@ -84,7 +84,7 @@ def home(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path
     )
     shell = Shell(installed, home / "study")
     shell.shorten()
-    shell.run(*RUN)
+    assert "its report is results/report/index.html" in shell.run(*RUN)
     return home
 
 

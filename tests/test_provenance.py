@@ -224,7 +224,7 @@ def _record_name(path: str) -> str:
 def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Study):
     assert verify(study, "distil") == 3
     write(study, "distil", KD, code="0123456789abcdef")
-    with pytest.raises(KdstepsError, match=r"student.safetensors: was made by other code"):
+    with pytest.raises(KdstepsError, match=r"student.safetensors: was made by different code"):
         verify(study, "distil")
     settings = json.loads(graph.settings_text(study, "distil", KD))
     settings["options"]["temperature"] = 2.0

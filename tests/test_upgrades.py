@@ -1,4 +1,4 @@
-"""Upgrades: which results are stale and why, and taking those over that only other code made."""
+"""Upgrades: which results are stale and why, and accepting those where only the code changed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_result(path: str, settings: str) -> None:
 
 
 def write_provenance(study: Study, rule: str, names: graph.Names, **changes: Any) -> None:
-    """What a job's files were made from: today's settings and other code, unless told otherwise."""
+    """What a job's files were made from: today's settings and other code, unless given."""
     node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
     made = provenance_of_job(rule, node.text, OLD, node.inputs, outputs, 1000, 1001)
     replace(made, **changes).write(outputs)
@@ -197,7 +197,7 @@ def test_missing_interrupted_and_unrecorded_results_are_told_apart(study: Study)
     found = reasons(study)
     assert found[KD] == "missing"
     assert "interrupted" in found["distil pair labels 0"]
-    assert "nothing says how" in found["build pair feature_only"]
+    assert "no record of how" in found["build pair feature_only"]
 
 
 def test_what_reads_stale_results_follows_them(study: Study):
@@ -373,7 +373,7 @@ def test_records_of_an_earlier_version_are_adopted(study: Study):
 def test_a_record_that_is_about_another_file_is_not_adopted(study: Study):
     only_records(study)
     write_result(HISTORY, json.dumps({"options": {"temperature": 9}}))
-    assert "nothing says how it was made" in reasons(study)[KD]
+    assert "no record of how it was made" in reasons(study)[KD]
 
 
 def test_an_input_that_changed_after_its_record_is_noticed(study: Study):

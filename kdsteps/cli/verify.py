@@ -39,10 +39,10 @@ def verify(study: Study, stage: str) -> int:
                 raise KdstepsError(f"{path}: not found; run snakemake first")
         known = read_provenance(provenance_file(graph.outputs(rule, names)))
         if known is None:
-            raise KdstepsError(f"{outputs[0]}: nothing says how it was made; run snakemake again")
+            raise KdstepsError(f"{outputs[0]}: no record of how it was made; run snakemake again")
         _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
         if known.code != code_identity.code(study, rule, names):
-            raise KdstepsError(f"{outputs[0]}: was made by other code; run snakemake again")
+            raise KdstepsError(f"{outputs[0]}: was made by different code; run snakemake again")
         outputs += lost_files(rule, graph.outputs(rule, names), known, thorough=True)
         for path in outputs:
             if not path.is_file() or not is_whole(path, known):

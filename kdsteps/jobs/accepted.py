@@ -1,4 +1,4 @@
-"""Results that were made by other code and accepted as they are: results/accepted.json.
+"""Results of earlier code that were accepted as they are: results/accepted.json.
 
 The file is in git together with the metrics. An entry is valid only for the file that was accepted:
 when a job is rerun, its new result does not count as accepted.

@@ -134,7 +134,7 @@ def optional_outputs(rule: str, outputs: Mapping[str, str | Path]) -> dict[str, 
 
 def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
-    them; for students, the checks of teachers only have to be there."""
+    them; for students, the content of the teachers' checks does not matter."""
     if rule == "report":
         return frozenset({"image_files", "indexes", "predictions", "teacher_predictions"})
     known = {"check", "checks"} | ({"predictions"} if rule == "export" else {"audit"})

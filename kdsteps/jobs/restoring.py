@@ -39,7 +39,7 @@ def restore_records(study: Study) -> list[str]:
         there = [path for path in outputs.values() if os.path.isfile(path)]
         if known is None:
             if len(there) == len(outputs):
-                said.append(f"{there[0]}: nothing says how it was made; its job will run again")
+                said.append(f"{there[0]}: no record of how it was made; its job will run again")
                 write_records(there, node.rule, [], [], {})
             continue
         damaged = [path for path in there if is_damaged(Path(path), known)]

@@ -28,12 +28,12 @@ _LONGEST = 255  # bytes of a file's name, where the file system does not say
 
 
 def check_records(results: str | Path = "results") -> None:
-    """Refuse results that nothing is known of, and make records safe to rewrite in place.
+    """Refuse results without any record, and make records safe to rewrite in place.
 
     The folder results/report is left out, since some of its files are in git.
 
     Raises:
-        KdstepsError: There are results, and nothing says how they were made.
+        KdstepsError: There are results, but no record of how they were made.
     """
     _own_files(RECORDS)
     if next(_files(RECORDS), None) or next(_files(_INCOMPLETE), None):

@@ -34,7 +34,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
 
     Raises:
         KdstepsError: The study has a mistake or belongs to another version of kdsteps, another run
-            is using this folder, nothing says how the results were made, or a job would fail.
+            is using this folder, there is no record of how the results were made, or a job fails.
     """
     begin_run(sharing)
     for finding in check_lock():

@@ -34,7 +34,7 @@ class Status:
     Attributes:
         node: The job.
         code: The digest of its code today.
-        known: What its result was made from; None if there is none, or nothing says so.
+        known: What its result was made from; None if there is no result or no record.
         reason: Why its result is stale, or "current".
         why: The reason in words.
         follows: Rules whose results it reads and that are stale.
@@ -96,7 +96,7 @@ def statuses(study: Study) -> list[Status]:
 
 
 def _is_watched(status: Status, path: str, makers: Mapping[str, Status]) -> bool:
-    """Whether a change of an input reruns the job: a covered one only has to exist."""
+    """Whether a change of an input reruns the job; the content of a covered one does not matter."""
     return path in makers and (path in status.node.watched or not Path(path).exists())
 
 
@@ -116,7 +116,7 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
             return "missing", "interrupted"
     known = status.known
     if known is None:
-        return "unknown", "nothing says how it was made"
+        return "unknown", "no record of how it was made"
     for path in status.written:
         if wrong_size(Path(path), known):
             return "missing", f"{path} was damaged or changed"
@@ -160,8 +160,8 @@ class Acceptance:
     Attributes:
         taken: Jobs whose results are accepted.
         refused: Jobs that are not, which are stale for another reason than code.
-        lacking: Jobs whose missing files only have to exist for other jobs, such as the check of a
-            teacher, which an earlier version did not write.
+        lacking: Jobs whose files are missing, but whose content other jobs do not use, such as the
+            check of a teacher, which an earlier version did not write.
     """
 
     taken: list[Status]
@@ -226,7 +226,7 @@ def _accept_for_today(status: Status) -> None:
 
 
 def _lacking(refused: list[Status], found: list[Status]) -> list[Status]:
-    """The jobs whose missing files only have to exist for other jobs.
+    """The jobs whose files are missing, but whose content other jobs do not use.
 
     Snakemake would run these other jobs as well if it made the files itself.
     """

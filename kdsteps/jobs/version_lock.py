@@ -1,4 +1,4 @@
-"""kdsteps.lock: the kdsteps that a study outside of a clone is computed with.
+"""kdsteps.lock: the version of kdsteps that a study outside of a clone uses.
 
 The study's dvc.yaml depends on this file, since the installed package is in another place on every
 machine. It is in git, so that colleagues use the same version until the study is moved to another.
@@ -16,7 +16,7 @@ from kdsteps.study.yaml_text import NotYaml, read_yaml
 
 LOCK = Path("kdsteps.lock")
 _PACKAGE = Path(__file__).parent.parent
-_HEAD = "# The kdsteps that this study is computed with; `kdsteps lock` writes the installed one.\n"
+_HEAD = "# The kdsteps version that this study uses; `kdsteps lock` sets it to the installed one.\n"
 
 
 def lock_text() -> str:
@@ -63,7 +63,7 @@ def check_lock() -> list[str]:
     installed = installed_version()
     if locked != installed:
         raise KdstepsError(
-            f"{LOCK}: this study is computed with kdsteps {locked}, and {installed} is installed; "
+            f"{LOCK}: this study uses kdsteps {locked}, but {installed} is installed; "
             f"install kdsteps=={locked}, or move the study to {installed} with `kdsteps lock` "
             "(`kdsteps stale` lists what would be rerun)"
         )

@@ -144,7 +144,7 @@ class _Check:
             self.say(
                 "problem",
                 "version",
-                f"{LOCK}: this study is computed with kdsteps {locked}, and {installed_version()} "
+                f"{LOCK}: this study uses kdsteps {locked}, but {installed_version()} "
                 "is installed; install that one, or run `kdsteps lock`",
             )
 

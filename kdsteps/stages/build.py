@@ -1,11 +1,11 @@
 """Plan how a student and a teacher are joined: stepping stones, or pairs of layers.
 
-reads   summary    summary.json of the stage prepare: the images' shape and the classes
-        scores     scores.parquet of the stage score, if layers are selected by their scores; on
-                   images without labels, they are the ends of the teacher's stages
+reads   summary    summary.json of the stage prepare: image shape and classes
+        scores     scores.parquet of the stage score, if layers are selected by their scores; for
+                   images without labels, the ends of the teacher's stages are selected instead
 writes  plan       plan.json: layers, shapes, connector or projector, parameters and MACs of each
-                   stone or pair, with the reason; checked by a forward pass. No weights are
-                   needed.
+                   stone or pair, and why it was chosen; checked by a forward pass. No weights
+                   are needed.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 reads   images, index, summary
                    images.npy, index.parquet, summary.json of the stage prepare
         model      teacher.safetensors
-        check      check.json of the stage train: only has to exist
+        check      check.json of the stage train; its content is not used
 writes  features   features.parquet: float16 features (D,) of a class-balanced sample of the
                    training images, unaugmented; one row group per layer, one row per image
-        digest     digest.json: the digest of that file
+        digest     digest.json: the digest of this file
 or, with --views,
 writes  ticket     outputs_<views>.json: the key and shape (N, V, K) of the teacher's logits for
-                   every view or draw of every training image, cached or not. They are cached in
-                   float16 if that saves time, in .kdsteps/outputs/<key>.npy. That file
-                   does not change any result and may be deleted at any time.
+                   every view or draw of every training image, whether cached or not. If it saves
+                   time, they are cached as float16 in .kdsteps/outputs/<key>.npy. This file does
+                   not affect any result and can be deleted at any time.
 """
 
 from __future__ import annotations

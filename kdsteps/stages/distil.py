@@ -4,16 +4,17 @@ reads   images, index, summary
                    images.npy, index.parquet, summary.json of the stage prepare
         teacher    teacher.safetensors, for methods that use a teacher
         plan       plan.json of the stage build, for methods that use one
-        check      check.json of the stage train: only has to exist
+        check      check.json of the stage train; its content is not used
         ticket     outputs_<views>.json of the stage cache, for methods that use logits: identifies
                    the teacher's logits, which may be cached
         teachers, checks, tickets
-                   instead of these three, those of several teachers
-        audit      audit.json of the stage train, about several teachers: only has to exist
+                   the same files of each teacher, for a pair with several
+        audit      audit.json of the stage train, for a pair with several teachers; its content is
+                   not used
 writes  model      student.safetensors: the deployed network after the last epoch; if the training
                    diverged, the header has `diverged`: term, epoch, step
-        history    history.parquet: every loss term and validation metric of every epoch; it ends
-                   with the epoch in which the training diverged, whose losses may be NaN
+        history    history.parquet: loss terms and validation metrics of every epoch; if the
+                   training diverged, it ends with that epoch, whose losses may be NaN
         digest     digest.json: digests of the other files
 """
 

@@ -1,15 +1,15 @@
-"""Evaluate one trained network on the test images, once, or time all networks of a pair.
+"""Evaluate one trained network on the test images, or measure the speed of all networks of a pair.
 
 reads   images, index, summary
                       images.npy, index.parquet, summary.json of the stage prepare
         model         student.safetensors or teacher.safetensors
-        teacher       predictions.parquet of the teacher, to compare with; missing for methods
-                      without a teacher and for the teacher itself
+        teacher       predictions.parquet of the teacher, to compare with; not for methods without a
+                      teacher, nor for the teacher itself
 writes  measures      measures.json: accuracy, NLL, ECE, parameters, MACs and all other metrics
-                      (null where one does not apply), accuracy per class, whether its training
-                      diverged, and where (`divergence`: term, epoch, step)
+                      (null if one does not apply), accuracy per class, whether and where its
+                      training diverged (`divergence`: term, epoch, step)
         predictions   predictions.parquet: one row per test image, with logits (K,)
-        digest        digest.json: digests of the other files (of a teacher)
+        digest        digest.json: digests of the other files (for a teacher only)
 or, with --pair alone,
 reads   students      student.safetensors of one student per method, in the order of the settings
         teacher       teacher.safetensors
@@ -18,7 +18,7 @@ or, for the frozen features of a network,
 reads   images, index, summary
                       as above, of the labeled data set of `probe`
         model         student.safetensors or teacher.safetensors
-        training      summary.json of the images that an untrained student would learn from
+        training      summary.json of the training images, for an untrained student
 writes  probe, teacher_probe or untrained_probe
                       probe.json: accuracy and purity of nearest neighbors, and accuracy of linear
                       classifiers with some and all labels

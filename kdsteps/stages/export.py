@@ -1,8 +1,7 @@
-"""Export one student as files for use elsewhere, each evaluated again on the test images.
+"""Export one student as files for use elsewhere, and evaluate each file on the test images.
 
-With `--student best`, it is the one of all runs of the pair with the highest accuracy on the
-validation images after the last epoch; of equal ones, the one with the lowest loss. Test images
-play no part in the choice.
+With `--student best`, it is the run of the pair with the highest accuracy on the validation images
+after the last epoch; ties are broken by the lower loss. Test images are not used for this choice.
 
 reads   images, index, summary
                       images.npy, index.parquet, summary.json of the stage prepare
@@ -11,15 +10,16 @@ reads   images, index, summary
         predictions   predictions.parquet of these runs
         measures      measures.json of every seed of their methods
         teacher       measures.json of the teacher, for methods with one
-        teacher_check check.json of the teacher, whose problems and warnings are in the model card
+        teacher_check check.json of the teacher, whose problems and warnings are copied to the model
+                      card
         teacher_checks, audit
                       instead, check.json of each of several teachers, and audit.json
 writes  record        export.json: the run, its metrics, and each file with its checks, or why it
                       was not written
-and, as far as params.yaml requests them and the student allows it,
+and, if params.yaml requests them and the student supports them,
         onnx, int8    model.onnx, model.int8.onnx: uint8 images (N, H, W, C) to logits (N, K), with
                       the normalization inside and a description in the metadata (key `kdsteps`)
-        safetensors   model.safetensors: weights by the names of the plain network
+        safetensors   model.safetensors: weights, named as in the plain network
         timm          config.json, with which timm loads the folder
         card          model_card.md
 """

@@ -4,13 +4,13 @@ Writes
   images   images.npy, (N, C, H, W) uint8: every image that could be read, all of one size
   index    index.parquet, one row per image: label (-1 if the data set has none), split, origin,
            hash of the pixels
-  summary  summary.json: class names, images of each split and class, splits that were drawn at
+  summary  summary.json: class names, number of images per split and class, which splits are
            random, shapes, mean and standard deviation of each channel of the training images
            (scale 0 to 1), duplicates, images that could not be read
   digest   digest.json: the digests of the other files
 
-Reads nothing from other stages. The same source and settings result in the same bytes, even after
-an interruption; images that were already stored are not decoded again.
+Reads nothing from other stages. The same source and settings produce the same bytes, even if the
+job was interrupted and resumed; images that are already stored are not decoded again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ reads   image_files, indexes, summaries, image_digests
                              of every teacher: history.parquet, measures.json, predictions.parquet
         teacher_checks       check.json of every teacher
         layer_scores         scores.parquet of every teacher whose layers were scored
-        audits               audit.json of every pair with several teachers, if there are any
+        audits               audit.json of every pair with several teachers
         plans                plan.json of every pair and method with a plan
         tunings              trials.json of every pair and method that is tuned
         histories, measures, predictions
@@ -14,7 +14,7 @@ reads   image_files, indexes, summaries, image_digests
         latencies            latency.json of every pair
         exports              export.json of every exported student
         probes, teacher_probes, untrained_probes
-                             probe.json of every network, with the section `probe`
+                             probe.json of every network, if there is a section `probe`
         accepted             accepted.json, if results of earlier code were accepted
 writes  page                 index.html, self-contained
         runs                 runs.parquet: one row per student, one column per metric

@@ -1,27 +1,27 @@
-"""Train one teacher on one data set with labels only; with 0 epochs, use it as it is.
+"""Train one teacher on one data set by cross-entropy; with 0 epochs, use its weights as they are.
 
 reads   images, index, summary
                    images.npy, index.parquet, summary.json of the stage prepare
 writes  model      teacher.safetensors: the weights of the last epoch, named as in the plain network
-        history    history.parquet: every loss term and validation metric of every epoch; with 0
-                   epochs, the validation metrics only, as epoch 0
+        history    history.parquet: loss terms and validation metrics of every epoch; with 0
+                   epochs, only the validation metrics, as epoch 0
         digest     digest.json: digests of the other files
 or, to check a trained teacher,
 reads   images, index, summary
                    as above
         model      teacher.safetensors
 writes  check      check.json: validation accuracy against chance and `expected_accuracy`, class
-                   order, calibration, problems, warnings. A teacher with a problem stops the study
-                   before any student learns from it, unless `teacher_check` is `warn`. So does a
-                   classifier that was not trained, where a method needs it.
-or, with --pair, to compare the teachers of a pair that has several,
+                   order, calibration, problems, warnings. If there is a problem, the study stops
+                   before any student learns from the teacher, unless `teacher_check` is `warn`.
+                   It also stops if a method needs a classifier that was not trained.
+or, with --pair, to compare the teachers of a pair with several,
 reads   images, index, summary
                    as above
         teachers   teacher.safetensors of each
-        checks     check.json of each: only has to exist
+        checks     check.json of each; its content is not used
 writes  audit      audit.json: for each teacher, accuracy on training images, agreement with the
-                   others, and how far its probabilities and its logits are from theirs. A teacher
-                   that is far out stops the study, as one that fails its check does.
+                   others, and how much its probabilities and logits differ from theirs. The study
+                   stops at an outlier as it does at a teacher that fails its check.
 """
 
 from __future__ import annotations

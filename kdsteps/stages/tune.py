@@ -4,19 +4,19 @@ reads   images, index, summary
                    images.npy, index.parquet, summary.json of the stage prepare; no test image
         teacher, plan, check, ticket, or teachers, checks, tickets, audit
                    as the stage distil
-        earlier    trial.json of every trial with the seeds before, if only the best go on
+        earlier    trial.json of every trial with the previous seeds, if only the best continue
 writes  trial      trial.json: the values, and accuracy and loss on the validation images after
-                   every epoch; whether and where the training diverged; or that it was left out
+                   every epoch; whether and where the training diverged; or that it was skipped
 or, without --trial,
 reads   results    trial.json of every trial and seed
 writes  choice     choice.json: the values of the best trial, with which the students are trained
-        trials     trials.json: every trial with its means over the seeds, which one is the best,
-                   and which of its values are the lowest or highest that were tried
+        trials     trials.json: every trial with its means over the seeds, which one is best, and
+                   which of its values are the lowest or highest tried
 
 A trial is trained as the stage distil trains a student, with other seeds. The best trial has the
-highest mean validation accuracy after the last epoch; of equal ones, the one with the lower mean
-loss, then the first. A trial that diverged is not chosen. The files are the same whenever they are
-made again; how long it took is in trial.provenance.json.
+highest mean validation accuracy after the last epoch; ties are broken by the lower mean loss, then
+by the order of trials. A trial that diverged is never chosen. Repeating a job produces the same
+files; how long it took is in trial.provenance.json.
 """
 
 from __future__ import annotations

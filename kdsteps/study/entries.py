@@ -53,10 +53,10 @@ class DatasetEntry(_Entry):
     kind: str
     """A kind of data, such as digits or folder."""
     labels: Literal["none"] | None = None
-    """`none`: images without labels, which any folder is; only methods that need no labels."""
+    """`none`: images without labels, such as any folder of images; for methods that need none."""
     classes: tuple[Text, ...] | None = None
-    """With `labels: none`, names of the classes that the images may be of, in the order of the
-    teacher's outputs; students then have a classifier, and learn from the teacher's logits too."""
+    """With `labels: none`, names of the classes that the images can have, in the order of the
+    teacher's outputs; students then have a classifier and can learn from the teacher's logits."""
 
 
 class ModelEntry(_Entry):
@@ -65,21 +65,22 @@ class ModelEntry(_Entry):
     family: str
     """A model family, such as cifar_resnet or timm."""
     checkpoint: str | None = None
-    """File of weights to start from."""
+    """File of initial weights."""
     checkpoint_key: str | None = None
-    """Key of the weights in the file, where several fit."""
+    """Key of the weights in the file, if several fit."""
     checkpoint_prefix: str | None = None
-    """Prefix of the names of the weights in the file, where several fit."""
+    """Prefix of the names of the weights in the file, if several fit."""
     expected_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
     """Accuracy on the validation images that a teacher should reach, 0 to 1."""
     normalize: Literal["dataset", "pretrained", "none"] | Normalization | None = None
-    """How images are normalized; by default `pretrained` if the weights are, else `dataset`."""
+    """How images are normalized; by default `pretrained` for pretrained weights, else `dataset`."""
     image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """Pixels that the network is built for, one number or [height, width]; others are resized."""
+    """Image size of the network, one number or [height, width]; other images are resized to it."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
-    """How images are resized; by default as published if `normalize` is, else bilinear."""
+    """How images are resized; by default as published if `normalize` is, or defaults to,
+    `pretrained`, else bilinear."""
     classes: tuple[Text, ...] | tuple[NonNegativeInt, ...] | None = None
-    """Names of the network's outputs in their order, or the number of the output of each class."""
+    """Names of the network's outputs in order, or the index of the output for each class."""
     train: Train | None = None
     """Values of the section `train` that differ for this model."""
 
@@ -109,11 +110,11 @@ class Range(Section):
     """A range of numbers for a random search."""
 
     low: int | float
-    """The lowest value."""
+    """Lowest value."""
     high: int | float
-    """The highest value; if both are whole numbers, only whole numbers are tried."""
+    """Highest value; if both are whole numbers, only whole numbers are tried."""
     log: bool = False
-    """Whether each order of magnitude is as likely as the next."""
+    """Whether values are drawn on a logarithmic scale."""
 
 
 def _kind_of(tried: Any) -> str:
@@ -146,12 +147,12 @@ class MethodEntry(_Entry):
     build: Build | None = None
     """Values of the section `build` that differ for this method."""
     tune: Annotated[dict[str, _Tried], BeforeValidator(_keys_in_one)] | None = None
-    """What the stage `tune` tries: for options of the method, and for keys of the section `distil`
-    as `distil.<key>`, a list of values, or {low, high, log} for a random search."""
+    """What the stage `tune` tries: for options of the method, and keys of the section `distil` as
+    `distil.<key>`, a list of values, or {low, high, log} for a random search."""
 
 
 class Pair(Combination):
-    """A teacher or several, a student, and the images that all of them see."""
+    """One or several teachers, a student, and the images for all of them."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": ["teacher"]}, {"required": ["teachers"]}]}
@@ -162,8 +163,7 @@ class Pair(Combination):
     teacher: Name | None = None
     """A name under `models`."""
     teachers: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
-    """Instead of `teacher`: two or more names under `models`, for methods that learn from logits
-    alone."""
+    """Instead of `teacher`: two or more names under `models`, for methods that use only logits."""
     student: Name
     """A name under `models`."""
     distil: Distil | None = None
@@ -171,7 +171,7 @@ class Pair(Combination):
     build: Build | None = None
     """Values of the section `build` that differ for this pair."""
     published: str | None = None
-    """The pair of networks whose published accuracies the report shows next to yours."""
+    """The published pair of networks whose accuracies the report shows next to yours."""
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -211,12 +211,12 @@ class LoggerEntry(_Entry):
 
 
 class Params(Section):
-    """The whole params.yaml as written; the docstring of a section's class describes it."""
+    """The whole params.yaml as written; each section is described by the docstring of its class."""
 
     datasets: Annotated[dict[Name, DatasetEntry], Field(min_length=1)]
     """Images, by a name of your choice."""
     models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
-    """Networks, teachers and students alike, by a name of your choice."""
+    """Networks, both teachers and students, by a name of your choice."""
     pairs: Annotated[dict[Name, Pair], Field(min_length=1)]
     """Which student learns from which teacher, on which images."""
     methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
@@ -234,7 +234,7 @@ class Params(Section):
     export: Export | None = None
     report: Report = Report()
     loggers: dict[Name, LoggerEntry] = Field({})
-    """Where the metrics of every training go while it runs: `tensorboard`, `dvclive`, `mlflow` or
-    your own, each with its options. No result depends on it."""
+    """Where metrics are logged during training: `tensorboard`, `dvclive`, `mlflow` or your own,
+    each with its options. Results do not depend on it."""
     probe: Probe | None = None
-    """The labeled images on which frozen backbones are measured; null: they are not."""
+    """How the features of frozen backbones are measured, on labeled images; null: they are not."""

@@ -54,17 +54,17 @@ class Section(BaseModel):
 
 
 class Prepare(Section):
-    """How a data set is split, as far as its source does not say."""
+    """How a data set is split where its source does not define the splits."""
 
     validation: Fraction = 0.1
-    """Fraction of the images that are not for testing."""
+    """Fraction of the images not used for testing that are used for validation."""
     test: Fraction = 0.2
-    """Fraction of all images."""
+    """Fraction of all images that are used for testing."""
     seed: Seed = 0
     """Seed of the random split."""
     broken: Literal["refuse", "skip"] = "refuse"
-    """What happens to images that cannot be read: `refuse` stops with a list of them, `skip` leaves
-    them out."""
+    """What to do with images that cannot be read: `refuse` stops and lists them, `skip` leaves them
+    out."""
 
 
 class ViewSettings(Section):
@@ -75,15 +75,15 @@ class ViewSettings(Section):
     """
 
     crop_padding: Annotated[int, Field(ge=0, le=MAX_PADDING)] = 0
-    """Pixels by which a random crop moves at most, in each direction; 0: no random crop."""
+    """Largest shift of a random crop, in pixels in each direction; 0: no random crop."""
     flip: bool = False
-    """Whether images are mirrored at random, left to right."""
+    """Whether images are randomly flipped, left to right."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Number format of the forward and backward pass; weights and losses are float32 in all. `tf32`
-    rounds the factors of products to 11 bits on a GPU from compute capability 8.0 and is float32
-    elsewhere; `bfloat16` and `float16` are autocast, the latter with gradient scaling."""
+    """Number format of the forward and backward pass; weights and losses are always float32. `tf32`
+    rounds the factors of products to 11 bits on GPUs with compute capability 8.0 or higher and is
+    float32 elsewhere; `bfloat16` and `float16` use autocast, `float16` with gradient scaling."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
-    """Images of one training step."""
+    """Images per training step."""
 
     @property
     def name(self) -> str:
@@ -186,34 +186,34 @@ class Training(AugmentationSettings):
     decay: PositiveFloat = 0.1
     """Factor of the learning rate at each milestone."""
     clip_grad_norm: PositiveFloat | None = None
-    """Largest norm of the gradient of all trained weights together, those of the student and of the
-    method's own modules; a larger one is scaled down to it; null: off."""
+    """Largest norm of the gradient of all trained weights, including those of the method's own
+    modules; larger gradients are scaled down to it; null: off."""
     accumulate: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 1
-    """Equal parts in which a batch is computed, one after the other, to save memory. The gradients
-    are averaged and the weights updated once per batch. Batch normalization uses the statistics of
-    each part and updates its running ones with every part, as for batches of `batch_size /
-    accumulate` images. Refused for methods that compare the images of a batch."""
+    """Number of equal micro-batches into which a batch is split to save memory. Gradients are
+    averaged and the weights updated once per batch. Batch normalization uses the statistics of each
+    micro-batch and updates its running statistics with each, as for batches of `batch_size /
+    accumulate` images. Not allowed for methods that compare the images of a batch."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.9995, updated after every
-    step; the average is what is validated, saved and deployed. The running statistics of batch
+    step; the averaged weights are validated, saved and deployed. The running statistics of batch
     normalization are averaged too. At step t the decay is at most (1 + t) / (10 + t), so that the
     initial weights are soon forgotten; null: off."""
     gpus: Annotated[int, Field(gt=0, le=MAX_GPUS)] = 1
-    """Processes of one training, each with a GPU and an equal part of every batch; on a machine
-    without a GPU they share the cores. The result is that of one process up to rounding, except for
-    what networks draw at random (dropout). Refused for methods that compare the images of a
-    batch."""
+    """Number of processes that train one network, each with a GPU and an equal part of every batch;
+    on a machine without a GPU they share the cores. The result is the same as with one process up
+    to rounding, except for random numbers drawn by the network (dropout). Not allowed for methods
+    that compare the images of a batch."""
     sync_batchnorm: bool = True
     """With `gpus`, whether batch normalization uses the statistics of the whole batch. If not, each
-    process uses those of its part, which is faster and another training; the running statistics are
-    those of the first process."""
+    process uses those of its part, which is faster but changes the result; the running statistics
+    are those of the first process."""
     head_learning_rate_factor: PositiveFloat = 1.0
-    """Factor of the learning rate for a classifier that starts with new weights in a network that
-    starts from a checkpoint or published weights."""
+    """Factor of the learning rate for a new classifier in a network that starts from a checkpoint
+    or published weights."""
     compile: bool = False
     """Whether the network is compiled with torch.compile."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=MAX_MINUTES)] = 10.0
-    """Minutes between two saved states from which an interrupted run resumes."""
+    """Minutes between saves of the training state, from which an interrupted run resumes."""
 
     @property
     def views(self) -> ViewSettings | None:
@@ -267,12 +267,12 @@ class Train(Training):
     """How every teacher is trained."""
 
     epochs: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 240
-    """Passes over the training images; 0: the network is used as its `checkpoint` or `pretrained`
-    weights make it."""
+    """Passes over the training images; 0: no training, the network keeps the weights of
+    `checkpoint` or `pretrained`."""
     seed: Seed = 0
-    """Seed of initial weights, order of images and augmentation."""
+    """Seed of the initial weights, the order of images and the augmentation."""
     teacher_check: Literal["stop", "warn"] = "stop"
-    """What happens if the trained teacher fails its check: the study stops, or logs a warning."""
+    """What to do if the trained teacher fails its check: stop the study, or log a warning."""
 
     def batch_problem(self, num_images: int) -> str | None:
         """As for any training; a network that is not trained has no batches."""
@@ -284,18 +284,18 @@ class Distil(Training):
 
 
 class Tune(Section):
-    """How values are tried for the methods that have `tune`: with the same budget for each."""
+    """How values are tried for methods with `tune`: the same budget for each."""
 
     trials: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 8
-    """Trials of each method; a grid may have fewer combinations, not more."""
+    """Trials of each method; a grid can have fewer combinations but not more."""
     search: Literal["grid", "random"] = "grid"
-    """Whether all combinations of the listed values are tried, or random ones."""
+    """Whether all combinations of the listed values or random ones are tried."""
     seed: Seed = 0
-    """Seed of the choice of random values."""
+    """Seed for choosing random values."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (100,)
-    """Every trial is trained once with each of these seeds, which the study itself must not use."""
+    """Every trial is trained once with each of these seeds, none of them in the study's `seeds`."""
     halving: Annotated[int, Field(gt=1, le=MAX_RUNS)] | None = None
-    """Successive halving: 2 means that after each seed only the better half of the trials goes on
+    """Successive halving: 2 means that after each seed only the better half of the trials continues
     to the next seed, 3 the best third, and so on; null: all trials are trained with all seeds."""
 
 
@@ -305,7 +305,7 @@ class FeatureSample(Section):
     images: Annotated[int, Field(gt=0, le=MAX_IMAGES)] = 5000
     """Training images whose features are cached for the scores, balanced over the classes."""
     seed: Seed = 0
-    """Seed of the choice of images, and of `draws`."""
+    """Seed for choosing the images, and for `draws`."""
 
 
 class Combination(Section):
@@ -316,7 +316,7 @@ class Combination(Section):
     `confidence`, their mean weighted by how well each one predicts the label of the image."""
     space: Literal["logits", "standardized"] = "logits"
     """What is combined: `logits`, or logits `standardized` for each image and teacher, so that a
-    teacher with larger logits does not count for more."""
+    teacher with larger logits does not have more weight."""
 
 
 class Cache(FeatureSample):
@@ -325,13 +325,13 @@ class Cache(FeatureSample):
     budget_gib: Annotated[float, Field(gt=0, le=MAX_GIB)] = 4.0
     """Largest size of a cache file, in GiB."""
     outputs: Literal["auto", "always", "never"] = "auto"
-    """Whether the teacher's logits for training are cached; `auto`: if that saves time."""
+    """Whether the teacher's logits for training are cached; `auto`: if it saves time."""
     draws: Annotated[
         int | None, Field(gt=0, le=MAX_EPOCHS, exclude_if=lambda draws: draws is None)
     ] = None
-    """Draws of the augmentation of each image that are fixed once for all students, which see one
-    of them in each epoch, in turn, so that logits can be cached for any augmentation; `seed`
-    decides them. Used where images have more views than this; null: off."""
+    """Number of random augmentations (draws) per image that are fixed for all students, so that
+    logits can be cached for any augmentation. Students see one of them in each epoch, in turn;
+    `seed` decides them. Used if images have more views than this; null: off."""
 
     @property
     def fixed_draws(self) -> FixedDraws | None:
@@ -343,37 +343,38 @@ class ScoreSection(Section):
     """How layers are scored and selected."""
 
     variant: Literal["intended", "as_coded"] = "intended"
-    """The formula of knowledge quality: as the paper intends it, or as its authors' code has it."""
+    """The formula of knowledge quality: as the paper intends it, or as its authors' code computes
+    it."""
     select: Score = "quality"
-    """The score by which layers are selected."""
+    """The score that selects layers."""
     num_layers: PositiveInt = 3
-    """Number of layers that are selected."""
+    """Number of layers to select."""
 
 
 class BuildStones(Section):
     """The keys of `build` that stepping stones use."""
 
     cuts: Literal["stages", "quality"] | tuple[tuple[str, str], ...] = "stages"
-    """Where the networks are cut: at the ends of their stages, where knowledge quality selects, or
-    a list of pairs [student layer, teacher layer]."""
+    """Where the networks are cut: at the ends of their stages, at the layers of highest knowledge
+    quality, or at a list of pairs [student layer, teacher layer]."""
     num_stones: PositiveInt | None = None
-    """Number of stepping stones; by default one for each stage."""
+    """Number of stepping stones; by default one per stage."""
     connector: Literal["conv_norm", "conv", "three_layer", "identity"] = "conv_norm"
-    """What joins a student's front to a teacher's tail."""
+    """What connects a student's front to a teacher's tail."""
 
 
 class BuildPairs(Section):
     """The keys of `build` that pairs of layers use."""
 
     select: Score | tuple[str, ...] | None = None
-    """The teacher's layers: a score that selects them, or their names; by default as the stage
-    `score` selected."""
+    """The teacher's layers: the score that selects them, or their names; by default those that the
+    stage `score` selected."""
     num_pairs: PositiveInt | None = None
-    """Number of pairs; by default one for each stage of the student."""
+    """Number of pairs; by default one per stage of the student."""
     student_layers: tuple[str, ...] | None = None
     """The student's layers; by default the ends of its stages."""
     projector: Literal["conv", "three_layer"] = "conv"
-    """What maps the student's features to the teacher's in training."""
+    """What maps the student's features to the teacher's during training."""
 
 
 class Build(BuildStones, BuildPairs):
@@ -390,7 +391,7 @@ class MetricSettings(Section):
     calibration_bins: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 15
     """Bins of the expected calibration error."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
-    """Images of one batch when predictions are made."""
+    """Images per batch for predictions."""
     metrics: tuple[str, ...] = ()
     """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
@@ -399,9 +400,9 @@ class TimingSettings(Section):
     """The keys of `evaluate` for measuring latency and throughput."""
 
     latency_runs: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 100
-    """Single images that are timed, after a warm-up."""
+    """Number of single images that are timed, after a warm-up."""
     throughput_batch: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
-    """Images of one batch when throughput is measured."""
+    """Images per batch for measuring throughput."""
     metrics: tuple[str, ...] = ()
 
 
@@ -417,14 +418,14 @@ class Export(Section):
 
     runs: Literal["best", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "best"
     """`best`: for each pair, the run with the highest accuracy on the validation images; `all`;
-    or a list of methods, of runs as `pair/method/seed`, and `best`."""
+    or a list of methods, runs as `pair/method/seed`, and `best`."""
     formats: Annotated[tuple[Literal["onnx", "safetensors", "timm"], ...], Field(min_length=1)] = (
         "onnx",
     )
     """`onnx`: the network with its normalization, for onnxruntime and `kdsteps predict`;
-    `safetensors`: its weights; `timm`: weights and a file with which timm loads the folder."""
+    `safetensors`: its weights; `timm`: a folder that timm can load."""
     int8: bool = False
-    """Whether an ONNX file in 8-bit integers is written as well, calibrated on training images."""
+    """Whether an 8-bit ONNX file, calibrated on training images, is written as well."""
 
 
 class Report(Section):
