@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -65,9 +66,18 @@ def missing() -> str | None:
         return f"{PLUGIN} is not installed"
     if os.geteuid() != 0:
         return "only root can start a Slurm"
-    if (CONF / "slurm.conf").exists():
+    if (CONF / "slurm.conf").exists() and not _left_by_a_killed_test(CONF / "slurm.conf"):
         return f"{CONF} has the configuration of another Slurm"
     return None
+
+
+def _left_by_a_killed_test(configuration: Path) -> bool:
+    text = configuration.read_text()
+    port = re.search(r"^SlurmctldPort=(\d+)$", text, re.MULTILINE)
+    if "\nClusterName=kdsteps\n" not in text or port is None:
+        return False
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", int(port[1]))) != 0
 
 
 @contextmanager
