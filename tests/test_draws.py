@@ -30,7 +30,7 @@ from scipy import stats
 from torch import Tensor
 
 from kdsteps.cli.stages import call_of, run_call
-from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
 from kdsteps.data.images import ImageSplit, Order, Views
 from kdsteps.data.streaming import StreamedSplit
@@ -54,6 +54,16 @@ STRONG = {
     "crop and flip": Augmentation(NUM_CLASSES),
 }
 each_kind = pytest.mark.parametrize("augmentation", STRONG.values(), ids=STRONG)
+
+AUGMENTED = {
+    "crop_padding": 1,
+    "flip": True,
+    "randaugment": 9,
+    "resized_crop": 0.5,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
+"""Keys of a recipe that `DrawnFit` turns off, since its images are augmented already."""
 
 
 def draws(augmentation: Augmentation = STRONG["everything"], seed: int = 0) -> Draws:
@@ -246,12 +256,19 @@ def fit(
     return DrawnFit(
         method,
         split,
-        RECIPE.model_copy(update={"epochs": epochs, "mixup": 0.4, "randaugment": 9}),
+        RECIPE.model_copy(update={"epochs": epochs, **AUGMENTED}),
         seed=0,
         validate=dict,
         teacher=outputs,
         resume=None if resume is None else Resume(resume, "", 0.0),
     )
+
+
+def test_images_in_draws_are_augmented_no_further():
+    known = vars(Views()).keys() | vars(NO_AUGMENTATION).keys()
+    assert AUGMENTED.keys() == known - {"num_classes"}, "every kind of augmentation"
+    run = fit("labels")
+    assert (run.views, run.augmentation.active) == (Views(), False)
 
 
 def watched(run: DrawnFit) -> Counter[tuple[int, int]]:
