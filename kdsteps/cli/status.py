@@ -178,14 +178,14 @@ def _students(found: Snapshot) -> Iterator[str]:
 
 
 def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
-    running = "" if run else "; no run is using this folder"
+    running = "; no run is using this folder" if run is None else ""
     if not left.unknown:
         return f"about {duration(left.seconds)}{running}"
     if not left.seconds:
         return f"not known yet: `kdsteps check` makes a forecast{running}"
     return (
-        f"at least {duration(left.seconds)}: for {left.unknown} jobs, nothing is known before the "
-        f"first one of their kind has ended{running}"
+        f"at least {duration(left.seconds)}: for {left.unknown} job{'s' * (left.unknown > 1)}, "
+        f"nothing is known before the first one of the same kind has ended{running}"
     )
 
 
