@@ -49,7 +49,7 @@ NAMES = {
     "pair": "a name under `pairs`",
     "method": "a name under `methods`",
     "trial": "the number of a trial, from 1",
-    "seed": "one of `seeds`",
+    "seed": "one of `seeds`; of a trial, one of `tune.seeds`",
     "student": "`best`, or METHOD/SEED",
 }
 ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
