@@ -384,7 +384,8 @@ def _by_name(given: argparse.Namespace) -> Call:
             raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     call = call_of(study, rule, names)
-    for name in {"ticket", "tickets", "check", "checks", "audit"} & call.read.keys():
+    only_there = {"check", "checks", "audit"} & graph.node(study, rule, names).covered
+    for name in ({"ticket", "tickets"} | only_there) & call.read.keys():
         if not all(path.is_file() for path in call.read[name]):
             del call.read[name]  # a job started by hand works without cached logits and checks
     return call
