@@ -120,6 +120,8 @@ def settings() -> str:
             "kdsteps train: --gpus: is '-1'",
             "a whole number",
         ),
+        (["check", "--cores", "0"], "kdsteps check: --cores: is '0'", "from 1"),
+        (["status", "--cores", "0"], "kdsteps status: --cores: is '0'", "from 1"),
         (["prepare", "--settings", "{"], "kdsteps prepare: --settings: is not JSON (", "quote it"),
         (
             ["prepare", "--settings", "[1]"],

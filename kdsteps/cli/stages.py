@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.cli.section_help import section_help
+from kdsteps.cli.whole_numbers import count
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
@@ -151,12 +152,6 @@ def _add_caching(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="largest size of a cache file (params.yaml)",
     )
-
-
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a whole number")
-    return int(text)
 
 
 def jobs_per_gpu(text: str) -> int:

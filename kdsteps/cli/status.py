@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdsteps.cli.stages import count, jobs_per_gpu
+from kdsteps.cli.stages import jobs_per_gpu
+from kdsteps.cli.whole_numbers import count, positive
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.standing import BEHIND, METRIC, Run, Standing, standing
 from kdsteps.jobs import graph
@@ -48,7 +49,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     of_run = "as of the run that uses this folder, else"
     parser.add_argument(
-        "--cores", type=count, metavar="N", help=f"cores of the run ({of_run} {_DEFAULT_CORES})"
+        "--cores", type=positive, metavar="N", help=f"cores of the run ({of_run} {_DEFAULT_CORES})"
     )
     parser.add_argument(
         "--gpus",
