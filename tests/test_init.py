@@ -218,6 +218,7 @@ def test_without_a_name_nothing_is_downloaded():
     ("name", "words"),
     [
         ("resnet181", ["timm has no 'resnet181'", "resnet18"]),
+        ("qqqq", ["timm has no 'qqqq'", "there are ", " more"]),
         ("timn:resnet18", ["'timn'", "did you mean 'timm'"]),
     ],
 )
