@@ -405,6 +405,17 @@ def test_positions_of_networks_of_timm_are_refused_likewise(tmp_path, options, s
     assert all(word in str(refused.value) for word in words), refused.value
 
 
+def test_windows_of_another_size_are_not_only_a_matter_of_images(tmp_path):
+    path, network = str(tmp_path / "weights.pt"), SWIN | {"embed_dim": 8, "num_classes": 3}
+    torch.save(build_model("timm", image_size=64, **network).plain().state_dict(), path)
+    with pytest.raises(KdstepsError, match=r"or use the network with windows of their size$"):
+        build_model("timm", image_size=64, checkpoint=path, window_size=4, **network)
+    with pytest.raises(KdstepsError, match="does not fit the network; of its keys"):
+        build_model(
+            "timm", image_size=64, checkpoint=path, **(network | {"num_heads": [2, 2, 2, 2]})
+        )
+
+
 def test_the_options_in_the_sentence_let_timm_resample_the_positions(tmp_path):
     timm = pytest.importorskip("timm")
     path, options = str(tmp_path / "weights.pt"), {"img_size": 160, "dynamic_img_size": True}

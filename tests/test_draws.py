@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from _commands import STUDY, outputs_of, write_study
 from _fake_cuda import Watch, fake_cuda, on_cuda
 from _networks import NUM_CLASSES
+from _prepared import costs_of
 from _training import (
     NUM_IMAGES,
     RECIPE,
@@ -30,13 +30,12 @@ from scipy import stats
 from torch import Tensor
 
 from kdsteps.cli.stages import call_of, run_call
-from kdsteps.data.augmentation import Augmentation
+from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
 from kdsteps.data.images import ImageSplit, Order, Views
 from kdsteps.data.streaming import StreamedSplit
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.rehearsal.costs import Costs
 from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.study import Study
 from kdsteps.teachers.logit_cache import Terms, forecast, teacher_outputs
@@ -54,6 +53,16 @@ STRONG = {
     "crop and flip": Augmentation(NUM_CLASSES),
 }
 each_kind = pytest.mark.parametrize("augmentation", STRONG.values(), ids=STRONG)
+
+AUGMENTED = {
+    "crop_padding": 1,
+    "flip": True,
+    "randaugment": 9,
+    "resized_crop": 0.5,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
+"""Keys of a recipe that `DrawnFit` turns off, since its images are augmented already."""
 
 
 def draws(augmentation: Augmentation = STRONG["everything"], seed: int = 0) -> Draws:
@@ -246,12 +255,19 @@ def fit(
     return DrawnFit(
         method,
         split,
-        RECIPE.model_copy(update={"epochs": epochs, "mixup": 0.4, "randaugment": 9}),
+        RECIPE.model_copy(update={"epochs": epochs, **AUGMENTED}),
         seed=0,
         validate=dict,
         teacher=outputs,
         resume=None if resume is None else Resume(resume, "", 0.0),
     )
+
+
+def test_images_in_draws_are_augmented_no_further():
+    known = vars(Views()).keys() | vars(NO_AUGMENTATION).keys()
+    assert AUGMENTED.keys() == known - {"num_classes"}, "every kind of augmentation"
+    run = fit("labels")
+    assert (run.views, run.augmentation.active) == (Views(), False)
 
 
 def watched(run: DrawnFit) -> Counter[tuple[int, int]]:
@@ -450,19 +466,12 @@ def test_the_stage_cache_writes_the_logits_of_all_draws(folder):
 
 
 def test_forecasts_of_the_disk_are_right_within_a_twentieth(inside):
-    study, summary = load_study(), json.loads(SUMMARY.read_text())
-    images = SimpleNamespace(counts=summary["images"], class_names=summary["class_names"])
-    found: Any = SimpleNamespace(
-        study=study,
-        images={"digits": images},
-        model=lambda *_: Path("no file"),
-        seconds_per_image=lambda *_, **__: 1.0,
-    )
-    node = graph.node(study, "cache_outputs", TICKET)
+    study = load_study()
+    costs, node = costs_of(study, SUMMARY), graph.node(study, "cache_outputs", TICKET)
     path = logits_file(inside)
     size = path.stat().st_size + path.with_suffix(".json").stat().st_size
-    assert Costs(found, 0.0, {}).disk([node]) == pytest.approx(size, rel=0.05)
-    assert Costs(found, 0.0, {}).seconds([node]) == [summary["images"]["train"] * 3]
+    assert costs.disk([node]) == pytest.approx(size, rel=0.05)
+    assert costs.seconds([node]) == [json.loads(SUMMARY.read_text())["images"]["train"] * 3]
 
 
 @pytest.mark.parametrize("method", ["kd", "embedding"])

@@ -328,6 +328,17 @@ def test_weights_for_another_image_size_are_named_while_planning(folder, who):
     assert said(models=models) == ""
 
 
+def test_a_checkpoint_in_the_home_folder_is_found_while_planning_and_by_jobs(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    weights_for(8)
+    models = {"big": VIT | {"checkpoint": "~/theirs.pt"}, "small": NET}
+    assert said(models=models) == ""
+    given = parse_study(STUDY | {"models": models}).models["big"]
+    build_model(given.family, num_classes=10, in_channels=1, image_size=8, **given.options)
+    weights_for(16)
+    assert "is for images of 16 pixels" in said(models=models)
+
+
 def test_finished_jobs_and_unreadable_files_have_no_problem_of_size(folder):
     weights_for(16)
     models = {"big": VIT | {"checkpoint": "theirs.pt"}, "small": NET}

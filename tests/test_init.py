@@ -218,6 +218,7 @@ def test_without_a_name_nothing_is_downloaded():
     ("name", "words"),
     [
         ("resnet181", ["timm has no 'resnet181'", "resnet18"]),
+        ("qqqq", ["timm has no 'qqqq'", "there are ", " more"]),
         ("timn:resnet18", ["'timn'", "did you mean 'timm'"]),
     ],
 )
@@ -401,10 +402,15 @@ def test_weights_of_another_network_than_the_named_one_are_refused(photos: Path,
 
 
 def test_images_of_one_class_are_refused(here: Path, capsys):
-    write_folder(here / "pets", {"cat": 8})
+    write_folder(here / "pets", {"big\ncat": 2})
     said = refused(capsys, "init", "study", "--images", "pets")
-    assert "'pets' has only one class (cat)" in said
-    assert "at least two" in said
+    assert "'pets' has only one class ('big\\ncat')" in said
+    assert "at least two are needed: put the images of each class into a folder" in said
+    assert said.count("\n") == 1
+    write_folder(here, {"photos": 2})
+    (here / "list.csv").write_text("path,label\nphotos/0.png,cat\nphotos/1.png,cat\n")
+    said = refused(capsys, "init", "study", "--images", "list.csv")
+    assert said.endswith("'list.csv' has only one class (cat); at least two are needed\n")
     assert not (here / "study").exists()
 
 

@@ -120,6 +120,8 @@ def settings() -> str:
             "kdsteps train: --gpus: is '-1'",
             "a whole number",
         ),
+        (["check", "--cores", "0"], "kdsteps check: --cores: is '0'", "from 1"),
+        (["status", "--cores", "0"], "kdsteps status: --cores: is '0'", "from 1"),
         (["prepare", "--settings", "{"], "kdsteps prepare: --settings: is not JSON (", "quote it"),
         (
             ["prepare", "--settings", "[1]"],
@@ -366,6 +368,14 @@ def test_the_help_of_stages_of_pairs_describes_every_key_of_a_pair(capsys, stage
     for name, info in Pair.model_fields.items():
         assert f" {name}: " in text
         assert " ".join((info.description or "nothing").split()) in text
+
+
+def test_the_help_says_where_the_names_of_a_job_come_from(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--trial TRIAL the number of a trial, from 1 " in text
+    assert "--seed SEED one of `seeds`; of a trial, one of `tune.seeds` " in text
 
 
 def test_the_help_lists_every_command(capsys):

@@ -155,7 +155,6 @@ WAITING = """
 import signal
 from _parallel import PARALLEL, wait
 from kdsteps.jobs.job import Job
-from kdsteps.jobs.progress import read_progress, reported
 from kdsteps.training.processes import in_processes
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
 in_processes(wait, Job(None, {}, {}), PARALLEL)

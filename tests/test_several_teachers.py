@@ -8,16 +8,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from _commands import NET, STUDY
-from _prepared import with_noise_for_testing
+from _commands import NET, STUDY, write_study
+from _prepared import costs_of, with_noise_for_testing
 from _study import TINY
 from _study import Study as Folder
 
+from kdsteps.cli.main import main
 from kdsteps.cli.stages import call_of, run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.trials import ranked, trials_of
@@ -30,7 +30,6 @@ from kdsteps.jobs.inputs import input_paths
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.settings import AuditSettings
-from kdsteps.rehearsal.costs import Costs
 from kdsteps.stages import distil, export, train, tune
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
@@ -180,6 +179,25 @@ def test_a_trial_has_what_a_student_of_several_teachers_reads_and_its_values():
     assert [each["passes"] for each in hints] == [8, 4]  # 2 seeds and 2 trials of each pair
 
 
+@pytest.mark.parametrize(
+    ("stage", "names", "read"),
+    [
+        ("distil", ("--method", "kd", "--seed", "0"), False),  # works without checks and audit
+        ("export", ("--student", "kd/0"), True),  # its model card repeats what they found
+    ],
+)
+def test_a_missing_audit_matters_to_a_job_by_hand_that_reads_it(
+    stage, names, read, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    several = {"models": MODELS, "pairs": {"both": SEVERAL}, "methods": METHODS}
+    write_study(tmp_path, **several, export={"runs": "all"})
+    calls: list[Any] = []
+    monkeypatch.setattr("kdsteps.cli.stages.run_call", lambda call, *_, **__: calls.append(call))
+    assert main([stage, "--pair", "both", *names]) == 0
+    assert ("audit" in calls[0].read) is read
+
+
 def test_other_ways_to_combine_train_the_same_teachers():
     several = {name: SEVERAL | {"combine": name} for name in ("mean", "median", "confidence")}
     found = study(pairs=several)
@@ -290,18 +308,11 @@ def test_every_teacher_and_their_combination_is_cached_once(ran):
 
 def test_the_forecast_of_the_disk_counts_the_combined_logits(ran):
     folder, found = ran
-    summary = read_json(folder / "results/prepare/digits/summary.json")
-    images = SimpleNamespace(counts=summary["images"], class_names=summary["class_names"])
-    rehearsed: Any = SimpleNamespace(
-        study=found,
-        images={"digits": images},
-        model=lambda *_: Path("no file"),
-        seconds_per_image=lambda *_, **__: 1.0,
-    )
     rules = ("cache_outputs", "distil")
     nodes = [graph.node(found, rule, names) for rule in rules for names in graph.jobs(found, rule)]
     size = sum(path.stat().st_size for path in (folder / ".kdsteps/outputs").iterdir())
-    assert Costs(rehearsed, 0.0, {}).disk(nodes) == pytest.approx(size, rel=0.05)
+    costs = costs_of(found, folder / "results/prepare/digits/summary.json")
+    assert costs.disk(nodes) == pytest.approx(size, rel=0.05)
 
 
 @pytest.mark.parametrize("pair", ["middle", "sure"])

@@ -353,6 +353,14 @@ def test_a_finished_study_says_where_the_report_is(folder):
     assert lines(found) == ["jobs      24 of 24 done", "report    results/report/index.html"]
 
 
+@pytest.mark.parametrize(("unknown", "jobs"), [(1, "for 1 job, "), (2, "for 2 jobs, ")])
+def test_a_run_whose_lock_is_not_written_yet_is_a_run(folder, unknown, jobs):
+    (last,) = lines(Snapshot({}, _states(), TimeLeft(120.0, unknown), []))[1:]
+    assert last.startswith(f"time left at least 2 min: {jobs}")
+    assert "no run" not in last
+    assert "no run" in lines(Snapshot(None, _states(), TimeLeft(120.0, unknown), []))[1]
+
+
 ONE = Sharing(cores=1, gpus=0, jobs_per_gpu=1)
 
 

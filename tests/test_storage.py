@@ -41,6 +41,7 @@ def study(path: str = "pets", **sections: Any) -> Study:
         ("train_check", TEACHER, []),
         ("score", TEACHER, []),
         ("distil", PAIR, ["weights/small.pth"]),
+        ("tune", PAIR | {"trial": "1", "seed": "100"}, ["weights/small.pth"]),
         ("evaluate", PAIR, []),
         ("report", {}, []),
     ],
@@ -48,7 +49,7 @@ def study(path: str = "pets", **sections: Any) -> Study:
 def test_images_and_checkpoints_are_declared_by_the_jobs_that_read_them(
     rule: str, names: dict[str, str], own: list[str]
 ):
-    given = study()
+    given = study(methods=TINY["methods"] | {"kd": {"tune": {"temperature": [1]}}})
     assert storage.declared(given, graph.node(given, rule, names))["own"] == own
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from kdsteps.cli.resolve import check_dependencies
-from kdsteps.cli.stages import count, jobs_per_gpu
+from kdsteps.cli.stages import jobs_per_gpu
+from kdsteps.cli.whole_numbers import count, positive
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.findings import Finding
 from kdsteps.jobs.inputs import input_paths
@@ -31,7 +32,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     parser.add_argument(
         "--cores",
-        type=count,
+        type=positive,
         default=4,
         metavar="N",
         help="cores of the run, as for snakemake (%(default)s)",

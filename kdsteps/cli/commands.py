@@ -8,8 +8,9 @@ from kdsteps.cli import check, init, job_cache, status, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
-from kdsteps.cli.stages import add_stage, count
+from kdsteps.cli.stages import add_stage
 from kdsteps.cli.verify import check_stages
+from kdsteps.cli.whole_numbers import count
 from kdsteps.jobs import graph
 
 COMMANDS = (

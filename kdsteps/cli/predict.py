@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdsteps.cli.whole_numbers import positive
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import unprintable
 from kdsteps.files.walk import Walk
@@ -37,7 +38,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object per image")
     parser.add_argument(
         "--top",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="K",
         help="show the K most probable classes (%(default)s)",
@@ -47,12 +48,12 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--batch-size",
-        type=_positive,
+        type=positive,
         default=32,
         metavar="N",
         help="images computed at a time (%(default)s)",
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU cores (all)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU cores (all)")
     parser.set_defaults(run=predict)
 
 
@@ -91,12 +92,6 @@ def shown(path: str) -> str:
         character if unprintable(character) is None else ascii(character)[1:-1]
         for character in path
     )
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a whole number from 1")
-    return int(text)
 
 
 def _files(argument: str) -> Iterator[str]:

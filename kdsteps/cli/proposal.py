@@ -64,9 +64,11 @@ def proposed_study(path: str, found: Overview, teacher: Network, student: Networ
             or the networks are for images with different numbers of channels.
     """
     if found.labeled and len(found.class_counts) < 2:
+        only = ", ".join(map(_printable, found.class_counts))
+        folders = ": put the images of each class into a folder of its name"
         raise KdstepsError(
-            f"--images: {path!r} has only one class ({', '.join(found.class_counts)}); at least "
-            "two are needed: put the images of each class into a folder of its name"
+            f"--images: {path!r} has only one class ({only}); at least two are needed"
+            f"{folders * (found.kind == 'folder')}"
         )
     if not found.labeled and not teacher.has_weights:
         raise KdstepsError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.cli.section_help import section_help
+from kdsteps.cli.whole_numbers import count
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
@@ -49,7 +50,7 @@ NAMES = {
     "pair": "a name under `pairs`",
     "method": "a name under `methods`",
     "trial": "the number of a trial, from 1",
-    "seed": "one of `seeds`",
+    "seed": "one of `seeds`; of a trial, one of `tune.seeds`",
     "student": "`best`, or METHOD/SEED",
 }
 ON_GPU = ("train", "cache", "tune", "distil", "evaluate")  # stages that use a GPU if there is one
@@ -151,12 +152,6 @@ def _add_caching(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="largest size of a cache file (params.yaml)",
     )
-
-
-def count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r}; it should be a whole number")
-    return int(text)
 
 
 def jobs_per_gpu(text: str) -> int:
@@ -384,7 +379,8 @@ def _by_name(given: argparse.Namespace) -> Call:
             raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     call = call_of(study, rule, names)
-    for name in {"ticket", "tickets", "check", "checks", "audit"} & call.read.keys():
+    only_there = {"check", "checks", "audit"} & graph.node(study, rule, names).covered
+    for name in ({"ticket", "tickets"} | only_there) & call.read.keys():
         if not all(path.is_file() for path in call.read[name]):
             del call.read[name]  # a job started by hand works without cached logits and checks
     return call

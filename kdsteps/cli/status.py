@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdsteps.cli.stages import count, jobs_per_gpu
+from kdsteps.cli.stages import jobs_per_gpu
+from kdsteps.cli.whole_numbers import count, positive
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.standing import BEHIND, METRIC, Run, Standing, standing
 from kdsteps.jobs import graph
@@ -48,7 +49,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     of_run = "as of the run that uses this folder, else"
     parser.add_argument(
-        "--cores", type=count, metavar="N", help=f"cores of the run ({of_run} {_DEFAULT_CORES})"
+        "--cores", type=positive, metavar="N", help=f"cores of the run ({of_run} {_DEFAULT_CORES})"
     )
     parser.add_argument(
         "--gpus",
@@ -178,14 +179,14 @@ def _students(found: Snapshot) -> Iterator[str]:
 
 
 def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
-    running = "" if run else "; no run is using this folder"
+    running = "; no run is using this folder" if run is None else ""
     if not left.unknown:
         return f"about {duration(left.seconds)}{running}"
     if not left.seconds:
         return f"not known yet: `kdsteps check` makes a forecast{running}"
     return (
-        f"at least {duration(left.seconds)}: for {left.unknown} jobs, nothing is known before the "
-        f"first one of their kind has ended{running}"
+        f"at least {duration(left.seconds)}: for {left.unknown} job{'s' * (left.unknown > 1)}, "
+        f"nothing is known before the first one of the same kind has ended{running}"
     )
 
 

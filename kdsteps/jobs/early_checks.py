@@ -96,7 +96,7 @@ def _image_problems(study: Study, dataset: str) -> Iterator[str]:
 def _checkpoint_problems(study: Study) -> Iterator[str]:
     for name, model in study.models.items():
         path = model.options.get("checkpoint")
-        if not path or not is_missing(Path(str(path)).expanduser()):
+        if not path or not is_missing(Path(str(path))):
             continue
         if any(not _is_done(node) for node in _that_start_from(study, name)):
             yield (
@@ -112,7 +112,7 @@ def _size_problems(study: Study, shapes: Mapping[str, ImageShape | None]) -> Ite
         for name in (*pair.teacher_names, pair.student):
             model = study.models[name]
             path, shape = model.options.get("checkpoint"), built_for(model, shapes[pair.dataset])
-            if path is None or shape is None or not Path(str(path)).expanduser().is_file():
+            if path is None or shape is None or not isfile(str(path)):
                 continue
             if all(map(_is_done, _that_start_from(study, name))):
                 continue

@@ -100,7 +100,7 @@ def _entries(study: Study, node: graph.JobNode) -> Iterator[str]:
     for teacher in [names["teacher"]] if "teacher" in names else pair.teacher_names if pair else ():
         models[teacher] = ("train",)
     if pair is not None:
-        models[pair.student] = ("distil", "evaluate_probe_untrained")
+        models[pair.student] = ("tune", "distil", "evaluate_probe_untrained")
     for model, start_from_it in models.items():
         # other jobs build the network of a `local-dir:` from the folder, and need no checkpoint
         if node.rule in start_from_it or "checkpoint" not in study.models[model].options:

@@ -11,7 +11,7 @@ from kdsteps.models.chain import Chain, TokenGrid
 from kdsteps.models.image_size import as_text, plain_size
 
 _LEARNED = ("pos_embed", "pos_embedding", "position_embedding", "positions.table")
-_RELATIVE = ("relative_position", "rel_pos")
+_RELATIVE = ("relative_position", "rel_pos_h", "rel_pos_w")
 _RIGHT = "set `image_size` to the size that the weights were trained for, and images are resized"
 
 
@@ -37,16 +37,21 @@ def other_size(
             return _learned(chain.plain(), name, weights[name], own[name], grid)
     name = wrong[0]
     shapes = f"{tuple(weights[name].shape)}, the network's {tuple(own[name].shape)}"
-    return f"has positions for images of another size ({name} {shapes}); {_RIGHT}"
+    return (
+        f"has positions for images or windows of another size ({name} {shapes}); {_RIGHT}, or use "
+        "the network with windows of their size"
+    )
 
 
 def _is_position(name: str, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
     """Whether weights of a name are positions that differ in number alone."""
     if name not in weights or name not in own:
         return False
-    if any(word in name for word in _RELATIVE):
-        return weights[name].ndim == own[name].ndim
     there, here = weights[name].shape, own[name].shape
+    if any(word in name for word in _RELATIVE):
+        heads = -1 if len(there) == 2 else 0  # (P, heads) or (heads, H, W)
+        is_index = not own[name].is_floating_point()
+        return len(there) == len(here) and (is_index or there[heads] == here[heads])
     learned = any(word in name for word in _LEARNED)
     return learned and len(there) == len(here) == 3 and (there[0], there[2]) == (here[0], here[2])
 

@@ -78,7 +78,7 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
         return f"is an unknown key{nearest(path[-1], keys(path[:-1]))}"
     if first["type"] == "value_error":  # of a check of ours, with its own sentence
         return str(first["ctx"]["error"])
-    if first["loc"][-1:] == ("[key]",):
+    if _is_about_a_name(first):
         return (
             f"has an entry {shown(first['input'])}; names become parts of paths and should be up "
             f"to {MAX_NAME} letters, digits, - and _"
@@ -117,7 +117,7 @@ def _joined(choices: Sequence[str]) -> str:
 def _path(problem: ErrorDetails, content: Any) -> tuple[str, ...]:
     """The keys and places in lists that lead to a setting, without pydantic's names of types."""
     loc, lacks = problem["loc"], problem["type"] == "missing"
-    if loc[-1:] == ("[key]",):
+    if _is_about_a_name(problem):
         return tuple(map(str, loc[:-2]))
     path: list[str] = []
     for part in loc:
@@ -130,10 +130,21 @@ def _path(problem: ErrorDetails, content: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
+def _is_about_a_name(problem: ErrorDetails) -> bool:
+    """Whether the name of an entry is wrong: pydantic adds `[key]`, which can also be a key."""
+    of_key = problem["loc"][-1:] == ("[key]",) and problem["loc"][-2:-1] == (problem["input"],)
+    return of_key and problem["type"] != "extra_forbidden"
+
+
 def _in_list(path: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Whether `path` leads to an item of the list at `other`."""
     rest = path[len(other) :]
-    return bool(rest) and path == (*other, *rest) and rest[0].startswith("[")
+    return bool(rest) and path == (*other, *rest) and _is_place(rest[0])
+
+
+def _is_place(key: str) -> bool:
+    """Whether a part of a path is a place in a list."""
+    return re.fullmatch(r"\[\d+\]", key) is not None
 
 
 def _value_at(content: Any, path: Sequence[str]) -> Any:
@@ -146,4 +157,5 @@ def _spot(where: str, path: Sequence[str]) -> str:
     if not path:
         return f"{where}:" if ": " not in where else where
     keys = [key if key.isprintable() and len(key) <= MAX_NAME else shown(key) for key in path]
-    return f"{where}{'.' if ': ' in where else ': '}{'.'.join(keys).replace('.[', '[')}"
+    spot = "".join(key if _is_place(key) else f".{key}" for key in keys)
+    return f"{where}{spot}" if ": " in where else f"{where}: {spot.removeprefix('.')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
@@ -34,6 +35,8 @@ def resolve_model(entry: ModelEntry, where: str) -> Model:
             raise KdstepsError(f"{where}.{name} follows from the data set; leave it out")
     _, options = part_of("models", entry.family, entry, where, "family")
     options |= {name: value for name in WEIGHTS if (value := getattr(entry, name)) is not None}
+    if entry.checkpoint is not None:
+        options["checkpoint"] = expanduser(entry.checkpoint)
     by_default = "pretrained" if options.get("pretrained") else None
     if problem := entry.problem():
         raise KdstepsError(f"{where}.{problem}")

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
+from kdsteps.data.augmentation import Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
-from kdsteps.data.views import Views
 from kdsteps.methods.base import Method
 from kdsteps.study.settings import DrawSettings, Training
 from kdsteps.training.loop import Fit
+
+_PLAIN = {
+    "crop_padding": 0,
+    "flip": False,
+    "randaugment": 0,
+    "resized_crop": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 
 
 def draws_of(settings: DrawSettings, num_classes: int = 0) -> Draws:
@@ -36,9 +44,7 @@ class DrawnFit(Fit):
         split: The training images, already augmented.
         options: As for `Fit`.
         """
-        off = {**vars(Views()), **vars(NO_AUGMENTATION)}
-        del off["num_classes"]  # all others are keys of a recipe
-        super().__init__(method, split, recipe.model_copy(update=off), **options)
+        super().__init__(method, split, recipe.model_copy(update=_PLAIN), **options)
 
     def _epoch(self, offset: float) -> None:
         self.split.epoch = self.epoch

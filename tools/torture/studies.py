@@ -169,9 +169,7 @@ def last_traceback(text: str) -> str:
     for part in text.split("Traceback (most recent call last):\n")[1:]:
         lines = part.splitlines()
         end = next((at for at, line in enumerate(lines) if not line.startswith(" ")), len(lines))
-        begun = any(
-            'Snakefile", line ' in line for line in lines[:end]
-        )  # a line of it in the stack
+        begun = any('Snakefile", line ' in line for line in lines[:end])  # on the stack
         if begun or not "".join(lines[end : end + 1]).startswith("KeyboardInterrupt"):
             found = " | ".join(line.strip() for line in lines[max(0, end - 6) : end + 1])
     return found
