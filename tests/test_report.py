@@ -168,7 +168,7 @@ def test_the_cost_is_that_of_the_network_that_a_method_deploys(tmp_path):
     costs = text_of(page.split('id="cost"')[1].split("</table>")[0])
     assert re.search(r"(kd and labels|labels and kd) 7\.9 k 1\.2 M", costs)
     assert re.search(r"simkd 12\.3 k 2 M", costs)
-    assert "resnet20 teacher 272 k 31 M" in costs
+    assert "resnet20, teacher 272 k 31 M" in costs
     assert "resnet8, simkd" in page or "simkd: " in page
     runs = read_table(job.outputs["runs"], run_columns()).to_pandas().groupby("method").first()
     assert runs["parameters"].to_dict() == {"kd": 7900, "labels": 7900, "simkd": 12300}

@@ -102,6 +102,8 @@ def test_a_confusion_matrix_has_fractions_of_each_class():
     )
     assert labels.fractions[0] == [0.5, 0.5, 0.0]
     assert teacher.who == "big, teacher"
+    *_, teacher = matrices(FOUND, ["kd"], "teacher", ["a", "b", "c"])  # as `kdsteps init` names it
+    assert teacher.who == "teacher"
     assert ours.rest == []
 
 

@@ -14,6 +14,11 @@ MISSING = "–"
 _MINUS = "−"
 
 
+def as_teacher(name: str) -> str:
+    """A teacher's name among students: `resnet20, teacher`; `kdsteps init` names one `teacher`."""
+    return name if name == "teacher" else f"{name}, teacher"
+
+
 def decimals(num_images: int) -> int:
     """Decimals of a percentage over N images, of which one is worth 100 / N points."""
     return 1 if num_images < 2000 else 2

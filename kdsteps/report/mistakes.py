@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kdsteps.report.formats import as_teacher
 from kdsteps.report.predicted import PairPredictions, Predicted
 
 MOST_CLASSES = 20  # of a whole confusion matrix
@@ -175,7 +176,7 @@ def matrices(
     shown = _shown_classes(_confusions(networks[methods[0]], found), found.num_classes)
     made = [_matrix(name, students, found, shown, names) for name, students in networks.items()]
     if found.teacher is not None:
-        title = f"{teacher_name}, teacher"
+        title = as_teacher(teacher_name)
         made.append(_matrix(title, [found.teacher], found, shown, names))
     return made
 

@@ -131,7 +131,7 @@ def render(
         for name in ("percent", "points", "number", "signed", "p_value", "count", "duration")
     }
     environment.globals |= {"shape": formats.shape, "plural": formats.plural}
-    environment.globals["outcomes"] = OUTCOMES
+    environment.globals |= {"outcomes": OUTCOMES, "as_teacher": formats.as_teacher}
     environment.globals |= {"listed": formats.listed, "heading": formats.heading}
     environment.globals |= {"value_of": formats.value_of, "with_code": formats.with_code}
     much = figures.detail(tables)
@@ -323,7 +323,7 @@ def _weakest(results: Results, table: PairTable) -> list[tuple[str, list[tuple[s
     names = results.data[table.dataset]["class_names"]
     found: list[tuple[str, Any]] = []
     if table.teacher is not None and isinstance(table.teacher["accuracy_per_class"], list):
-        found.append((f"{table.teacher_name}, teacher", table.teacher["accuracy_per_class"]))
+        found.append((formats.as_teacher(table.teacher_name), table.teacher["accuracy_per_class"]))
     for row in table.rows:
         if (table.pair, row.method) in results.class_accuracy:
             found.append((row.method, results.class_accuracy[table.pair, row.method]))

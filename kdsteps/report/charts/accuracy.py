@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 from kdsteps.report.charts.theme import LIGHT, Chart
-from kdsteps.report.formats import decimals, percent, points, with_sign
+from kdsteps.report.formats import as_teacher, decimals, percent, points, with_sign
 from kdsteps.report.tables import MethodRow, PairTable
 
 ROW, TALL_ROW = 30, 46  # pixels per method: its name at the side, or above its marks
@@ -168,7 +168,7 @@ def _teacher(table: PairTable, width: int) -> list[Chart]:
     if table.teacher is None:
         return []
     value = table.teacher["accuracy"]
-    text = f"teacher {table.teacher_name}: {percent(value, decimals(table.num_images))}"
+    text = f"{as_teacher(table.teacher_name)}: {percent(value, decimals(table.num_images))}"
     data = alt.Chart(pd.DataFrame([{"accuracy": 100 * value, "text": text}]))
     x = alt.X("accuracy:Q", scale=_domain(table))
     fits = 6 * len(text) < width
