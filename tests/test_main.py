@@ -20,9 +20,10 @@ from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
 from kdsteps.cli.commands import COMMANDS
 from kdsteps.cli.main import main
+from kdsteps.cli.stages import call_of
 from kdsteps.jobs import graph
 from kdsteps.study.entries import Pair, Params
-from kdsteps.study.loading import parse_study
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.settings import Export
 
 Said = Callable[..., str]
@@ -475,3 +476,11 @@ def test_results_made_before_are_taken_from_the_job_cache(folder, monkeypatch):
     monkeypatch.setattr("kdsteps.stages.train.run", lambda job: pytest.fail("it trained again"))
     assert main(["train", *TEACHER]) == 0
     assert results_in(folder) == first
+
+
+def test_a_report_by_hand_lists_methods_as_one_by_snakemake_does(folder):
+    """Their order decides which of two methods with equal accuracy comes first."""
+    by_hand = call_of(load_study(), "report", {})
+    settings = json.loads(by_hand.settings.as_text())["study"]  # as in the option --settings
+    by_snakemake = graph.inputs(parse_study(settings), "report", {})
+    assert [str(path) for path in by_hand.lists["measures"]] == by_snakemake["measures"]

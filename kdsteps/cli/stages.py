@@ -324,12 +324,17 @@ def _by_file(given: argparse.Namespace) -> Call:
         raise KdstepsError(f"--settings: is not JSON ({error}); quote it for the shell") from error
     expected = _named(given.expect, "--expect")
     if isinstance(settings, ReportSettings) and not inputs:
-        study = parse_study(settings.study)
+        study = _reported(settings)
         node = graph.node(study, "report", {})
         node = node if given.root is None else with_stored_files(node)
         inputs, expected = _inputs(node, given.root), code_identity.identities(study, node)
     loggers = _loggers(getattr(given, "loggers", None))
     return Call(rule, settings, inputs, outputs, given.code, {}, expected, given.root, loggers)
+
+
+def _reported(settings: ReportSettings) -> Study:
+    """The study of a report. Its keys are sorted, as in `--settings`: their order decides ties."""
+    return parse_study(json.loads(json.dumps(settings.study, sort_keys=True)))
 
 
 def _loggers(text: str | None) -> tuple[LoggerSettings, ...]:
@@ -389,6 +394,9 @@ def _by_name(given: argparse.Namespace) -> Call:
 def call_of(study: Study, rule: str, names: graph.Names) -> Call:
     """A job of a study, as Snakemake calls it."""
     node = graph.node(study, rule, names)
+    if isinstance(node.settings, ReportSettings):
+        study = _reported(node.settings)
+        node = graph.node(study, rule, names)
     return Call(
         rule=rule,
         settings=node.settings,
