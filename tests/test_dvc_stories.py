@@ -147,10 +147,13 @@ def test_every_command_of_the_page_on_experiments_does_what_it_says(tmp_path: Pa
         status, text = study.attempt(command)
         assert status == 0, f"{' '.join(command)}: {text}"
         said[" ".join(command[:3])] = text
+        if "--temp" in command:
+            assert "temperature: 3" in (study.path / "params.yaml").read_text(), "as it was"
         if command[:3] == ["dvc", "exp", "show"]:
             table = study.dvc(*command[1:], "--csv").splitlines()
             temperatures = [row.rpartition(",")[2] for row in table[1:]]
-            assert sorted(temperatures) == ["2", "3", "3", "4", "6"], "folder, main and experiments"
+            found = "folder, main and experiments"
+            assert sorted(temperatures) == ["2", "3", "3", "4", "5", "6"], found
             assert len(table[0].split(",")) == 5, "short enough for a terminal"
         if command[:3] == ["dvc", "plots", "diff"]:
             drawn = (study.path / "dvc_plots/index.html").read_text()
