@@ -391,7 +391,7 @@ def test_the_report_and_the_card_name_all_teachers_and_how_they_are_combined(ran
     assert "sure learns from the confidence-weighted mean of logits" in page
     assert "middle lskd distil.learning_rate 0.05, 0.1" in page.split("How values were tuned")[1]
     quality = page.split("Quality of the predictions")[1]
-    assert all(f"{name} teacher" in quality for name in ("plain", "large", "deep"))
+    assert all(f"{name}, teacher" in quality for name in ("plain", "large", "deep"))
     card = (folder / "results/export/middle/lskd/0/model_card.md").read_text()
     assert "from the teachers `plain, large, deep (median of standardized logits)`" in card
 
