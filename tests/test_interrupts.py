@@ -5,10 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from _machines import REPOSITORY
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+from kdsteps.jobs.interrupts import end_at_every_sigterm
 
 INTERRUPT = "import os, signal; os.kill({process}, signal.SIGINT)"
 WORKFLOW = """
@@ -58,3 +63,18 @@ def test_the_workflow_begins_with_it():
     lines = Path(REPOSITORY, "workflow/Snakefile").read_text().splitlines()
     calls = [line for line in lines if line.endswith(")") and "import" not in line]
     assert calls[0] == "end_at_interrupt()"
+
+
+def test_a_sigterm_does_not_wait_for_the_lock_that_its_own_thread_holds(monkeypatch):
+    monkeypatch.setattr(JobScheduler, "exit_gracefully", JobScheduler.exit_gracefully)
+    end_at_every_sigterm()
+    scheduler = SimpleNamespace(_lock=threading.Lock(), _open_jobs=threading.Semaphore(0))
+    with scheduler._lock:  # as in the main thread, when the signal comes
+        handler = threading.Thread(
+            target=JobScheduler.exit_gracefully, args=(scheduler, signal.SIGTERM), daemon=True
+        )
+        handler.start()
+        handler.join(timeout=10)
+        assert not handler.is_alive()
+    assert scheduler._open_jobs.acquire(timeout=10), "the scheduler goes on"
+    assert scheduler._user_kill == "graceful"

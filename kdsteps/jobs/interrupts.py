@@ -1,4 +1,4 @@
-"""An interrupt (Ctrl-C, SIGINT) ends Snakemake without a traceback, also while it plans."""
+"""Signals end Snakemake: an interrupt (Ctrl-C) without a traceback, and SIGTERM in every moment."""
 
 from __future__ import annotations
 
@@ -23,3 +23,19 @@ def end_at_interrupt() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(STATUS)
+
+
+def end_at_every_sigterm() -> None:
+    """From now on, Snakemake's scheduler handles SIGTERM in a thread.
+
+    Its handler takes a lock that the main thread may hold, also in the handler of an earlier
+    signal; in the main thread, it would wait for itself (Snakemake 9.20 and later).
+    """
+    from snakemake.scheduling.job_scheduler import JobScheduler  # type: ignore[import-untyped]
+
+    handle = JobScheduler.exit_gracefully
+
+    def in_a_thread(scheduler: object, *given: object) -> None:
+        threading.Thread(target=handle, args=(scheduler, *given), daemon=True).start()
+
+    JobScheduler.exit_gracefully = in_a_thread
