@@ -67,7 +67,7 @@ def test_the_workflow_begins_with_it():
 
 def test_a_sigterm_does_not_wait_for_the_lock_that_its_own_thread_holds(monkeypatch):
     monkeypatch.setattr(JobScheduler, "exit_gracefully", JobScheduler.exit_gracefully)
-    end_at_every_sigterm()
+    end_at_every_sigterm(JobScheduler)
     scheduler = SimpleNamespace(_lock=threading.Lock(), _open_jobs=threading.Semaphore(0))
     with scheduler._lock:  # as in the main thread, when the signal comes
         handler = threading.Thread(

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 STATUS = 128 + signal.SIGINT  # as a shell reports it
 
@@ -25,17 +26,18 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(STATUS)
 
 
-def end_at_every_sigterm() -> None:
+def end_at_every_sigterm(scheduler_class: Any) -> None:
     """From now on, Snakemake's scheduler handles SIGTERM in a thread.
 
     Its handler takes a lock that the main thread may hold, also in the handler of an earlier
     signal; in the main thread, it would wait for itself (Snakemake 9.20 and later).
-    """
-    from snakemake.scheduling.job_scheduler import JobScheduler  # type: ignore[import-untyped]
 
-    handle = JobScheduler.exit_gracefully
+    Args:
+        scheduler_class: Snakemake's `JobScheduler`.
+    """
+    handle = scheduler_class.exit_gracefully
 
     def in_a_thread(scheduler: object, *given: object) -> None:
         threading.Thread(target=handle, args=(scheduler, *given), daemon=True).start()
 
-    JobScheduler.exit_gracefully = in_a_thread
+    scheduler_class.exit_gracefully = in_a_thread
