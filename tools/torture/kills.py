@@ -1,6 +1,7 @@
 """Kills at random moments of a run: all of it, its main process alone, or one of its jobs.
 
 A study is run from nothing and killed again and again, each time after a random number of seconds.
+Half of the signals that can be handled are sent twice, as by somebody who presses Ctrl-C again.
 Then at most two runs have to finish it with the results of the reference. A kill has failed if the
 killed run does not end, or if a run prints a traceback or ends with an unexpected status.
 """
@@ -16,7 +17,6 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 from outcomes import Failed, NotTried, Outcomes
@@ -25,6 +25,7 @@ from studies import RUN, Folder, heal, last_line, last_traceback, problems
 VICTIMS = ("whole group", "main process", "one job")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGEST = 60.0  # seconds from the start of a run to the kill
+LONGEST_PAUSE = 1.0  # seconds from a signal to the second one
 A_STUDY = 10  # kills, before it may finish
 
 
@@ -33,9 +34,11 @@ class Kill:
     victim: str
     signal: signal.Signals
     after: float  # seconds
+    again: float | None  # seconds from the signal to a second one
 
     def __str__(self) -> str:
-        return f"{self.signal.name} to {self.victim} after {self.after:.1f} s"
+        again = "" if self.again is None else f" and {self.again:.2f} s later"
+        return f"{self.signal.name} to {self.victim} after {self.after:.1f} s{again}"
 
 
 def kills(
@@ -68,11 +71,22 @@ def kills(
 
 
 def _planned(rng: random.Random, count: int) -> list[Kill]:
-    """Every victim with every signal, in turn, at random moments."""
-    every = list(product(VICTIMS, SIGNALS))
+    """Every victim with every signal, sent once and twice in turn, at random moments."""
+    every = [
+        (victim, number, twice)
+        for victim in VICTIMS
+        for number in SIGNALS
+        for twice in ((False,) if number == signal.SIGKILL else (False, True))
+    ]
     kinds = [every[number % len(every)] for number in range(count)]
     rng.shuffle(kinds)
-    return [Kill(*kind, rng.uniform(1, LONGEST)) for kind in kinds]
+    planned = []
+    for victim, number, twice in kinds:
+        after = rng.uniform(1, LONGEST)
+        planned.append(
+            Kill(victim, number, after, rng.uniform(0, LONGEST_PAUSE) if twice else None)
+        )
+    return planned
 
 
 def _run_and_kill(study: Folder, kill: Kill) -> bool:
@@ -92,6 +106,9 @@ def _run_and_kill(study: Folder, kill: Kill) -> bool:
         with suppress(ProcessLookupError):
             send = os.killpg if kill.victim == "whole group" else os.kill
             send(victim, kill.signal)
+            if kill.again is not None:
+                time.sleep(kill.again)
+                send(victim, kill.signal)
         _wait(run, log)
         _check(log, (0, 1) if kill.victim == "one job" else (), run.returncode)
         return True
