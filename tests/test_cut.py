@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.cost import activations, multiply_adds, num_parameters
@@ -373,3 +378,29 @@ def test_multiply_adds_of_attention_are_counted_in_any_form():
     expected = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 16
     assert multiply_adds(attention.train(), torch.rand(1, tokens, width)) == expected
     assert attention.training
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"]
+)
+def test_multiply_adds_are_those_that_torch_counts(name):
+    network, image = timm.create_model(name), torch.zeros(1, 3, 224, 224)
+    ours = multiply_adds(network, image)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        spelled_out = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), spelled_out, FlopCounterMode(display=False) as counter:
+            network.eval()(image)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert ours == counter.get_total_flops() // 2
+
+
+def test_counting_does_not_import_the_compiler():
+    """It takes about as long as importing torch, for every job."""
+    code = (
+        "import sys, torch; from kdsteps.models.cost import multiply_adds; "
+        "assert multiply_adds(torch.nn.Linear(3, 4), torch.zeros(1, 3)) == 12; "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

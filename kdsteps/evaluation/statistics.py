@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 ROUNDING = 1e-12  # fractions that differ by less are equal, computed in another order
 
@@ -94,7 +94,7 @@ def paired(
         return Difference(found.count, found.mean, 0.0, None, None, None, None)
     half = _half_width(spread, found.count, confidence)
     low, high, effect = found.mean - half, found.mean + half, found.mean / spread
-    p = 2 * float(stats.t.sf(abs(effect) * math.sqrt(found.count), found.count - 1))
+    p = 2 * float(special.stdtr(found.count - 1, -abs(effect) * math.sqrt(found.count)))
     return Difference(found.count, found.mean, spread, low, high, p, effect)
 
 
@@ -123,11 +123,10 @@ def typical_spread(spreads: Sequence[float | None]) -> float | None:
 def power(gain: float, spread: float, count: int, alpha: float = 0.05) -> float:
     """Probability that a two-sided paired t-test detects a true mean difference of `gain`."""
     freedom = count - 1
-    edge = stats.t.ppf(1 - alpha / 2, freedom)
+    edge = _quantile(1 - alpha / 2, freedom)
     shift = gain / spread * math.sqrt(count)
-    upper = stats.nct.sf(edge, freedom, shift)
-    lower = stats.nct.cdf(-edge, freedom, shift)
-    return float(np.nan_to_num(upper)) + float(np.nan_to_num(lower))
+    tails = [special.nctdtr(freedom, side * shift, -edge) for side in (-1, 1)]
+    return float(np.nan_to_num(tails).sum())
 
 
 def detectable(
@@ -174,12 +173,19 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | 
     """Spearman's rank correlation, -1 to 1; None for under three points or constant values."""
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
+    from scipy import stats  # half a second, which only layer sweeps need
+
     return float(stats.spearmanr(ours, theirs).statistic)
 
 
 def _half_width(spread: float, count: int, confidence: float) -> float:
     """Half the width of the t interval of a mean."""
-    return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * spread / math.sqrt(count)
+    return _quantile((1 + confidence) / 2, count - 1) * spread / math.sqrt(count)
+
+
+def _quantile(probability: float, freedom: int) -> float:
+    """Of Student's t distribution."""
+    return float(special.stdtrit(freedom, probability))
 
 
 def _spread(values: Sequence[float]) -> float:
