@@ -274,9 +274,8 @@ class _Check:
         total = wall_seconds(study, nodes, seconds, sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
-            missing.append(
-                f"{len(costs.guessed)} jobs were not tried and count like others of their kind"
-            )
+            untried = _plural(len(costs.guessed), "job")
+            missing.append(f"{untried} not tried: like others of that kind")
         found = Forecast(total, len(nodes), runs, stages, missing)
         if not nodes:
             self.say("ok", "time", "all results are up to date; there is nothing to do")
