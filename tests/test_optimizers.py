@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
 from kdsteps.study.loading import parse_study
 from kdsteps.training.loop import Fit, Resume
-from kdsteps.training.optimizers import make_optimizer
+from kdsteps.training.optimizers import SGD, AdamW, make_optimizer
 
 RUN = {"pair": "pair", "method": "kd", "seed": "0"}
 TEACHER = {"dataset": "digits", "teacher": "big"}
@@ -147,3 +149,37 @@ def test_an_option_that_is_off_leaves_what_a_job_is_made_with_as_it_was(option, 
     assert settings(off) == settings("unset")
     assert all(option not in text for text in settings(off))
     assert all(option in text for text in settings(on))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (SGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (AdamW, torch.optim.AdamW, {}),
+    ],
+)
+def test_steps_and_states_are_those_of_torch(ours, theirs, options):
+    weights = [torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    ended = []
+    for first, second in ((ours, ours), (theirs, theirs), (theirs, ours)):
+        parameter = torch.nn.Parameter(weights[0].clone())
+        optimizer = first([parameter], lr=0.1, weight_decay=0.01, **options)
+        for step in range(6):
+            if step == 3:
+                state = optimizer.state_dict()
+                optimizer = second([parameter], lr=0.5, **options)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            (parameter - weights[1]).square().sum().backward()
+            optimizer.step()
+        ended.append(parameter.detach())
+    assert torch.equal(ended[0], ended[1]) and torch.equal(ended[2], ended[1])
+
+
+def test_training_does_not_import_the_compiler():
+    """It takes about as long as importing torch, for every job."""
+    code = (
+        "import sys; from _training import fit_of; fit_of('kd').run(); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

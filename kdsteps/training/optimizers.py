@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -13,6 +14,22 @@ from kdsteps.methods.base import Method
 from kdsteps.study.settings import Training
 
 log = logging.getLogger("kdsteps")
+
+
+def _outside_compiled_code(kind: type[torch.optim.Optimizer]) -> Any:
+    """An optimizer class without the decorators that keep torch's compiler out of its methods.
+
+    The first call of each imports all of the compiler, which takes about as long as importing
+    torch. The optimizers here run outside compiled code, so there is nothing to keep out.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), plain | {"step": step})
+
+
+SGD = _outside_compiled_code(torch.optim.SGD)
+AdamW = _outside_compiled_code(torch.optim.AdamW)
 
 
 def make_optimizer(method: Method, recipe: Training) -> torch.optim.Optimizer:
@@ -27,11 +44,13 @@ def make_optimizer(method: Method, recipe: Training) -> torch.optim.Optimizer:
     fused = all(parameter.is_cuda for parameter in trained)
     groups = _groups(method, trained, recipe)
     given: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **given, fused=fused)
-    return torch.optim.SGD(
-        groups, **given, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
-    )
+        optimizer = AdamW(groups, **given, fused=fused)
+    else:
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+        optimizer = SGD(groups, **given, **momentum, fused=fused)
+    return optimizer
 
 
 def _groups(
