@@ -20,34 +20,65 @@ WORKFLOW = """
 from kdsteps.jobs.interrupts import end_at_interrupt
 
 end_at_interrupt()
-if config:
+if config["interrupts"] == "while planning":
     %s
 
 rule result:
     output: "result.txt"
-    shell: "touch result.txt; kill -INT $(cat main.txt); sleep 1"
+    shell: "touch result.txt; for each in {config[interrupts]}; do "
+        "kill -INT $(cat main.txt); sleep 1; done"
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["while planning", "during a job"])
-def test_an_interrupt_ends_snakemake_without_a_traceback(tmp_path: Path, moment: str):
+@pytest.mark.parametrize("interrupts", ["while planning", "1", "1 2"])
+def test_an_interrupt_ends_snakemake_without_a_traceback(tmp_path: Path, interrupts: str):
     workflow = WORKFLOW % INTERRUPT.format(process="os.getpid()")
     Path(tmp_path, "Snakefile").write_text(workflow)
-    config = ["--config", "now=1"] if moment == "while planning" else []
+    config = ["--config", f"interrupts={interrupts}"]
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *config]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
     ) as run:
         Path(tmp_path, "main.txt").write_text(str(run.pid))
         _, said = run.communicate(timeout=60)
-    assert run.returncode == (130 if moment == "while planning" else 1)
+    assert run.returncode == (130 if interrupts == "while planning" else 1)
     assert "Traceback" not in said
 
 
 def interruptible() -> None:
     """Undo that the tests themselves may run where interrupts are ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_an_interrupt_long_after_the_first_ends_at_once():
+    interrupt = INTERRUPT.format(process="os.getpid()")
+    program = (
+        "import contextlib, time; from kdsteps.jobs import interrupts\n"
+        "interrupts.PATIENCE = 1; interrupts.end_at_interrupt()\n"
+        f"with contextlib.suppress(SystemExit): {interrupt}; time.sleep(9)\n"
+        f"{interrupt}; print('goes on'); time.sleep(1.1)\n"
+        f"{interrupt}; print('still there')"
+    )
+    command = [sys.executable, "-uc", program]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
+    assert (done.returncode, done.stdout) == (130, "goes on\n")
+
+
+def test_an_interrupt_while_python_waits_for_threads_is_no_traceback():
+    program = (
+        "import os, signal, threading, time\n"
+        "from kdsteps.jobs.interrupts import end_at_interrupt; end_at_interrupt()\n"
+        "def late(): time.sleep(0.5); os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n"
+        "threading.Thread(target=late).start()"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 def test_ignored_interrupts_stay_ignored():

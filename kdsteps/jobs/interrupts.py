@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 STATUS = 128 + signal.SIGINT  # as a shell reports it
+PATIENCE = 10  # seconds after the first interrupt in which others have no effect
+
+_first: float | None = None  # when the first interrupt came
 
 
 def end_at_interrupt() -> None:
@@ -23,7 +28,19 @@ def end_at_interrupt() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(STATUS)
+    """End; a second interrupt changes nothing for a while, and then ends at once.
+
+    After the first one, Snakemake waits for its jobs, which end as well. If that wait is
+    interrupted, it closes what other threads still use, which ends in tracebacks.
+    """
+    global _first
+    now = time.monotonic()
+    ended = not threading.main_thread().is_alive()  # Python waits for other threads
+    if ended or (_first is not None and now - _first > PATIENCE):
+        os._exit(STATUS)  # jobs that still run notice that, and end
+    if _first is None:
+        _first = now
+        sys.exit(STATUS)
 
 
 def end_at_every_sigterm(scheduler_class: Any) -> None:
