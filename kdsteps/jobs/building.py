@@ -38,18 +38,15 @@ from kdsteps.jobs.settings import (
 )
 from kdsteps.study.entries import Pair
 from kdsteps.study.probe_settings import Probe, ProbeSettings
-from kdsteps.study.settings import (
-    BuildPairs,
+from kdsteps.study.settings import BuildPairs, FeatureSample, MetricSettings, TimingSettings
+from kdsteps.study.study import Study
+from kdsteps.study.training_settings import (
     DrawSettings,
-    FeatureSample,
     FixedDraws,
-    MetricSettings,
-    TimingSettings,
     Training,
     ViewSettings,
     name_of,
 )
-from kdsteps.study.study import Study
 from kdsteps.study.tuning import num_tried
 
 _REPORTED = {

@@ -23,7 +23,8 @@ from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.outputs import Names, outputs
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
-from kdsteps.study.settings import (
+from kdsteps.study.study import Study
+from kdsteps.study.training_settings import (
     AugmentationSettings,
     Distil,
     DrawSettings,
@@ -31,7 +32,6 @@ from kdsteps.study.settings import (
     ViewSettings,
     num_views,
 )
-from kdsteps.study.study import Study
 
 START_SECONDS = 600.0  # libraries from a slow shared disk, checks, compilation, writing results
 GPU_RATE, CORE_RATE = 1e12, 8e9  # multiply-adds per second

@@ -14,7 +14,7 @@ from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
-from kdsteps.study.settings import Training, ViewSettings, name_of, num_views
+from kdsteps.study.training_settings import Training, ViewSettings, name_of, num_views
 from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits
