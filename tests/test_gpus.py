@@ -283,8 +283,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]
     for stage in ("prepare", "train"):
         monkeypatch.setattr(f"kdsteps.stages.{stage}.run", run)
     for check in ("_check_inputs", "_check_provenance"):
-        monkeypatch.setattr(f"kdsteps.cli.stages.{check}", lambda call: None)
-    monkeypatch.setattr("kdsteps.cli.stages.remembered", lambda *job: nullcontext(False))
+        monkeypatch.setattr(f"kdsteps.cli.running.{check}", lambda call: None)
+    monkeypatch.setattr("kdsteps.cli.running.remembered", lambda *job: nullcontext(False))
     yield seen
     logging.captureWarnings(False)
 

@@ -17,8 +17,9 @@ from _prepared import costs_of, with_noise_for_testing
 from _study import TINY
 from _study import Study as Folder
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.trials import ranked, trials_of
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
