@@ -9,7 +9,7 @@ from statistics import median
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
-from kdsteps.jobs.forecasts import RESIDENT_MB
+from kdsteps.jobs.needs import RESIDENT_MB
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
