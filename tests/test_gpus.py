@@ -308,9 +308,9 @@ def test_a_job_takes_its_gpu_before_torch_is_imported(machine, tmp_path):
     write_study(tmp_path)
     code = (
         "import sys\n"
-        "from kdsteps.cli import main, stages\n"
+        "from kdsteps.cli import main, running\n"
         "def given(*arguments): sys.exit('too late' if 'torch' in sys.modules else 'in time')\n"
-        "stages.given_gpus = given\n"
+        "running.given_gpus = given\n"
         f"main.main(['prepare', *{DATA!r}])"
     )
     done = subprocess.run(
