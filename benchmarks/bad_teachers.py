@@ -33,7 +33,8 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
 from kdsteps.models.chain import HEAD
 from kdsteps.stages import prepare
-from kdsteps.study.settings import Distil, Prepare
+from kdsteps.study.settings import Prepare
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.audit import audit_teachers
 from kdsteps.teachers.combining import Combining, combined_logits
 from kdsteps.training.loop import Fit

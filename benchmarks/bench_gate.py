@@ -25,7 +25,8 @@ from kdsteps.stages import prepare, train
 from kdsteps.stages._shared import prepared, trained_model
 from kdsteps.study.entries import ModelEntry
 from kdsteps.study.resolving import resolve_model
-from kdsteps.study.settings import Prepare, Train
+from kdsteps.study.settings import Prepare
+from kdsteps.study.training_settings import Train
 
 _IMAGES = {"train": 2000, "validation": 5000, "test": 100}
 _CLASSES, _SIZE, _BATCH = 10, 32, 250

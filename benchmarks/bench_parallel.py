@@ -20,7 +20,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.methods.base import Task
 from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import ALONE, Processes, in_processes
 

@@ -27,7 +27,7 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain, build_model
 from kdsteps.plans.stones import plan_stones
 from kdsteps.study.joints import pair_stages
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs

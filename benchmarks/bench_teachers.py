@@ -19,7 +19,7 @@ from kdsteps.data.images import ImageBatch, ImageSplit, Views
 from kdsteps.methods.base import Task
 from kdsteps.methods.kd import KD
 from kdsteps.models import Chain, build_model
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.combined_cache import CombinedTeachers, combined_outputs
 from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen

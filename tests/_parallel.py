@@ -27,7 +27,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
 from kdsteps.methods.base import Batch, Task
 from kdsteps.methods.labels import Labels
-from kdsteps.study.settings import Distil, DrawSettings, FixedDraws
+from kdsteps.study.training_settings import Distil, DrawSettings, FixedDraws
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.drawn import DrawnFit, draws_of

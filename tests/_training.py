@@ -13,7 +13,7 @@ from torch import Tensor
 from kdsteps.data.images import ImageSplit
 from kdsteps.methods.base import Method, Task
 from kdsteps.models.chain import Chain
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.loop import Fit, Resume

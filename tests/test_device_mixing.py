@@ -19,7 +19,7 @@ from kdsteps.methods.base import Batch, Method
 from kdsteps.methods.kd import KD
 from kdsteps.models.precision import autocast
 from kdsteps.study import registry
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
 from kdsteps.training.optimizers import make_optimizer
 from kdsteps.training.precision import gradient_scaler

@@ -13,7 +13,8 @@ import torch
 from _commands import TEACHER, command, outputs_of, run_of, write_study
 from _training import fit_of, weights
 
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import HISTORY

@@ -29,7 +29,8 @@ from _training import (
 from scipy import stats
 from torch import Tensor
 
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
 from kdsteps.data.images import ImageSplit, Order, Views

@@ -12,8 +12,9 @@ import torch
 from _commands import NET, write_study
 from PIL import Image
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.running import run_call
 from kdsteps.export.record import read_record
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table

@@ -13,8 +13,9 @@ import pytest
 import torch
 from _commands import NET, write_study
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.running import run_call
 from kdsteps.cli.verify import verify
 from kdsteps.data.prepared import load_prepared
 from kdsteps.errors import KdstepsError

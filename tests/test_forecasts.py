@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from _commands import STUDY
 
-from kdsteps.jobs import forecasts, graph
+from kdsteps.jobs import forecasts, graph, needs
 from kdsteps.jobs.forecasts import Forecast, forecast
 from kdsteps.study.joints import Outline
 from kdsteps.study.loading import parse_study
@@ -43,7 +43,7 @@ def summary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("digits", "big"): Outline((), ("a", "b", "c"), 860_000, 125_000_000, 2_200_000),
         ("digits", "small"): Outline((), ("a", "b", "c"), 280_000, 41_000_000, 800_000),
     }
-    monkeypatch.setattr(forecasts, "network_outlines", lambda *_: known)
+    monkeypatch.setattr(needs, "network_outlines", lambda *_: known)
     return path
 
 
@@ -121,7 +121,7 @@ def test_before_images_are_prepared_many_are_assumed(summary: Path, content: str
 def test_a_network_that_is_not_known_counts_as_a_large_one(monkeypatch: pytest.MonkeyPatch):
     known = distil()
     nothing = {("digits", "big"): None, ("digits", "small"): Outline(("a",), ("a",))}
-    monkeypatch.setattr(forecasts, "network_outlines", lambda *_: nothing)
+    monkeypatch.setattr(needs, "network_outlines", lambda *_: nothing)
     unknown = distil()
     assert unknown.time > known.time and unknown.memory > known.memory
 

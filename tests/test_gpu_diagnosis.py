@@ -13,8 +13,8 @@ from _commands import DATA, TEACHER, command, run_of, write_study
 from _fake_cuda import number_of
 from _machines import CPU_ONLY, ROCM, Machine, fake_machine, use_build
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.gpu_diagnosis import OLDEST_DRIVERS, doubt, why_unusable

@@ -283,8 +283,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Any]]
     for stage in ("prepare", "train"):
         monkeypatch.setattr(f"kdsteps.stages.{stage}.run", run)
     for check in ("_check_inputs", "_check_provenance"):
-        monkeypatch.setattr(f"kdsteps.cli.stages.{check}", lambda call: None)
-    monkeypatch.setattr("kdsteps.cli.stages.remembered", lambda *job: nullcontext(False))
+        monkeypatch.setattr(f"kdsteps.cli.running.{check}", lambda call: None)
+    monkeypatch.setattr("kdsteps.cli.running.remembered", lambda *job: nullcontext(False))
     yield seen
     logging.captureWarnings(False)
 
@@ -308,9 +308,9 @@ def test_a_job_takes_its_gpu_before_torch_is_imported(machine, tmp_path):
     write_study(tmp_path)
     code = (
         "import sys\n"
-        "from kdsteps.cli import main, stages\n"
+        "from kdsteps.cli import main, running\n"
         "def given(*arguments): sys.exit('too late' if 'torch' in sys.modules else 'in time')\n"
-        "stages.given_gpus = given\n"
+        "running.given_gpus = given\n"
         f"main.main(['prepare', *{DATA!r}])"
     )
     done = subprocess.run(

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from _commands import DATA, STUDY, TEACHER, command, files_in, write_study
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.commands import COMMANDS
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of
 from kdsteps.jobs import graph
 from kdsteps.study.entries import Pair, Params
 from kdsteps.study.loading import load_study, parse_study

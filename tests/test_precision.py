@@ -21,7 +21,8 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, DistilSettings, LogitSettings, TrainSettings
 from kdsteps.models.precision import HALF, autocast
 from kdsteps.stages import _student, cache, train
-from kdsteps.study.settings import Distil, Model, Train, ViewSettings
+from kdsteps.study.settings import Model
+from kdsteps.study.training_settings import Distil, Train, ViewSettings
 from kdsteps.teachers.logits import TOLERANCE, LiveTeacher
 from kdsteps.training import loop
 from kdsteps.training.device import choose_device

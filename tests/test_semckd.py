@@ -15,7 +15,7 @@ from kdsteps.methods.base import Task
 from kdsteps.methods.semckd import scaled
 from kdsteps.models import build_model
 from kdsteps.models.chain import Chain
-from kdsteps.study.settings import Distil
+from kdsteps.study.training_settings import Distil
 from kdsteps.teachers.frozen import frozen
 from kdsteps.training.loop import Fit
 

@@ -15,7 +15,8 @@ from kdsteps.study import registry
 from kdsteps.study.entries import DatasetEntry, MethodEntry, ModelEntry, Pair, Params
 from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.messages import shown
-from kdsteps.study.settings import Distil, Section, Training
+from kdsteps.study.section import Section
+from kdsteps.study.training_settings import Distil, Training
 
 NAN = float("nan")
 RUN = {"pair": "pair", "method": "kd", "seed": "0"}

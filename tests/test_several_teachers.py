@@ -17,15 +17,16 @@ from _prepared import costs_of, with_noise_for_testing
 from _study import TINY
 from _study import Study as Folder
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.trials import ranked, trials_of
 from kdsteps.files.checkpoints import read_checkpoint, read_checkpoint_header, write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json, write_json
-from kdsteps.jobs import code_identity, forecasts, graph, storage
+from kdsteps.jobs import code_identity, forecasts, graph, job_needs, storage
 from kdsteps.jobs.inputs import input_paths
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.outputs import optional_outputs
@@ -220,8 +221,8 @@ def test_all_teachers_are_in_forecasts_and_in_what_is_stored(tmp_path, monkeypat
     assert storage.declared(found, node)["provenance"]
     for rule, names in (("train_audit", {"pair": "both"}), ("distil", run)):
         assert forecasts.forecast(found, rule, names, 1, gpu=False).memory > 0
-    single = forecasts._NEEDS["distil"](forecasts._Job(found, run | {"pair": "pair"}))
-    double = forecasts._NEEDS["distil"](forecasts._Job(found, run))
+    single = job_needs.NEEDS["distil"](job_needs.KnownJob(found, run | {"pair": "pair"}))
+    double = job_needs.NEEDS["distil"](job_needs.KnownJob(found, run))
     assert double.multiply_adds > single.multiply_adds
 
 

@@ -43,7 +43,8 @@ from kdsteps.stages.cache import run as run_cache
 from kdsteps.stages.distil import run as run_distil
 from kdsteps.stages.prepare import run as run_prepare
 from kdsteps.stages.train import run as run_train
-from kdsteps.study.settings import Distil, Model, Prepare, Train, ViewSettings
+from kdsteps.study.settings import Model, Prepare
+from kdsteps.study.training_settings import Distil, Train, ViewSettings
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import (
     Forecast,

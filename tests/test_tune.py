@@ -19,8 +19,9 @@ from _prepared import with_noise_for_testing
 from _results import make_results, make_study
 from _study import Study as Folder
 
+from kdsteps.cli.calls import call_of
 from kdsteps.cli.main import main
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.running import run_call
 from kdsteps.data.prepared import load_prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.trials import edges, ranked, trials_of

@@ -14,7 +14,8 @@ from _commands import command
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.evaluation.probes import by_neighbors, linear_accuracy, probe, some_of_each_class
 from kdsteps.files.checkpoints import read_checkpoint
 from kdsteps.files.text import read_json

@@ -24,7 +24,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kdsteps.cli.stages import call_of, run_call  # noqa: E402
+from kdsteps.cli.calls import call_of  # noqa: E402
+from kdsteps.cli.running import run_call  # noqa: E402
 from kdsteps.jobs import graph  # noqa: E402
 from kdsteps.study.loading import load_study  # noqa: E402
 

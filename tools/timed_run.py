@@ -40,7 +40,8 @@ GRACE = 20  # seconds between asking jobs to stop and killing them
 ALONE = {"evaluate_latency", "export"}  # measure time
 ONE_JOB = """
 import json, logging, sys
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.study.loading import load_study
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
 rule, names, threads, at_once = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])

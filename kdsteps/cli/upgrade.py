@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from kdsteps.cli.stages import NAMES, call_of, run_call
+from kdsteps.cli.calls import NAMES, call_of
+from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records

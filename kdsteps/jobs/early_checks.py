@@ -24,8 +24,8 @@ from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
 from kdsteps.study.part_cache import weights_problems
 from kdsteps.study.part_imports import shipped
-from kdsteps.study.settings import Training
 from kdsteps.study.study import Study
+from kdsteps.study.training_settings import Training
 
 _FOR_ONNX = ("onnx", "onnxruntime", "onnxscript")
 _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")

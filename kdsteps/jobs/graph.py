@@ -10,10 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.jobs.building import LISTS as LISTS
-from kdsteps.jobs.building import Graph
-from kdsteps.jobs.building import JobNode as JobNode
+from kdsteps.jobs.building import build
 from kdsteps.jobs.inputs import Input
+from kdsteps.jobs.nodes import Graph
+from kdsteps.jobs.nodes import JobNode as JobNode
 from kdsteps.jobs.outputs import OUTPUTS as OUTPUTS
 from kdsteps.jobs.outputs import STAGES as STAGES
 from kdsteps.jobs.outputs import Names as Names
@@ -21,6 +21,7 @@ from kdsteps.jobs.outputs import names_of as names_of
 from kdsteps.jobs.outputs import outputs as outputs
 from kdsteps.jobs.outputs import rules_of as rules_of
 from kdsteps.jobs.outputs import stage_of as stage_of
+from kdsteps.jobs.reads import LISTS as LISTS
 from kdsteps.jobs.settings import JobSettings
 from kdsteps.study.study import Study
 
@@ -98,4 +99,4 @@ def check_names(study: Study, rule: str, names: Names) -> None:
 
 @lru_cache(maxsize=8)
 def _graph(study: Study) -> Graph:
-    return Graph(study)
+    return build(study)

@@ -15,26 +15,22 @@ from kdsteps.jobs.counting import that_count
 from kdsteps.study.exports import BEST
 from kdsteps.study.probe_settings import ProbeSettings
 from kdsteps.study.resolving import parse
+from kdsteps.study.section import Section
 from kdsteps.study.settings import (
     BuildPairs,
     BuildStones,
     Combination,
     Dataset,
-    Distil,
-    DrawSettings,
     FeatureSample,
-    FixedDraws,
     MetricSettings,
     Model,
     Options,
     Prepare,
     ScoreSection,
-    Section,
     TimingSettings,
-    Train,
     Values,
-    ViewSettings,
 )
+from kdsteps.study.training_settings import Distil, DrawSettings, FixedDraws, Train, ViewSettings
 
 AUDITED = 5000  # training images on which several teachers are compared, at most
 

@@ -9,12 +9,12 @@ from statistics import median
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import NOT_CACHED
-from kdsteps.jobs.forecasts import RESIDENT_MB
+from kdsteps.jobs.needs import RESIDENT_MB
 from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import AUDITED, LogitSettings
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import Trial
-from kdsteps.study.settings import Training, ViewSettings, name_of, num_views
+from kdsteps.study.training_settings import Training, ViewSettings, name_of, num_views
 from kdsteps.study.tuning import num_tried
 
 _ROW = 60  # bytes of a prediction besides its logits

@@ -10,8 +10,8 @@ from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.schedule import claim
 from kdsteps.rehearsal.machine import IMPORTS, companions, start_seconds
 from kdsteps.rehearsal.rehearsal import Rehearsal
-from kdsteps.study.settings import Distil, Training
 from kdsteps.study.study import Study
+from kdsteps.study.training_settings import Distil, Training
 
 _WITH_NETWORKS = frozenset(
     {"train", "distil", "evaluate", "evaluate_teacher", "cache", "cache_outputs"}

@@ -25,8 +25,9 @@ from kdsteps.jobs.schedule import claim
 from kdsteps.jobs.settings import DistilSettings, FeatureSettings, TrainSettings
 from kdsteps.rehearsal.images import Images
 from kdsteps.rehearsal.trial import Trial, TrialError, attempt, timed
-from kdsteps.study.settings import FeatureSample, Model, Train, Training
+from kdsteps.study.settings import FeatureSample, Model
 from kdsteps.study.study import Study
+from kdsteps.study.training_settings import Train, Training
 
 EPOCH = 0.25  # seconds that an epoch of a trial should take
 MOST_STEPS = 24

@@ -18,7 +18,7 @@ from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import trained_model
 from kdsteps.stages._teacher_outputs import FOLDER, outputs_key, outputs_of
 from kdsteps.study import registry
-from kdsteps.study.settings import ViewSettings
+from kdsteps.study.training_settings import ViewSettings
 from kdsteps.teachers.combined_cache import CombinedTeachers, combined_outputs
 from kdsteps.teachers.combining import Combining
 from kdsteps.teachers.frozen import frozen

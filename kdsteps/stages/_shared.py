@@ -34,7 +34,8 @@ from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.wrapped import ClassChain
 from kdsteps.stages._headers import model_in, read_network
-from kdsteps.study.settings import Model, Normalization, ViewSettings
+from kdsteps.study.settings import Model, Normalization
+from kdsteps.study.training_settings import ViewSettings
 from kdsteps.training.device import keep_busy
 from kdsteps.training.divergence import Divergence
 from kdsteps.training.loop import Fit, Resume

@@ -37,7 +37,8 @@ from kdsteps.stages._shared import (
 )
 from kdsteps.stages._teacher_outputs import outputs_of
 from kdsteps.study import registry
-from kdsteps.study.settings import Distil, DrawSettings, Model, num_views
+from kdsteps.study.settings import Model
+from kdsteps.study.training_settings import Distil, DrawSettings, num_views
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import CachedOutputs, TeacherOutputs
 from kdsteps.training.device import choose_device

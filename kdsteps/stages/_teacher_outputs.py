@@ -17,7 +17,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
 from kdsteps.stages._headers import entry_of
 from kdsteps.study import registry
-from kdsteps.study.settings import DrawSettings, ViewSettings
+from kdsteps.study.training_settings import DrawSettings, ViewSettings
 from kdsteps.teachers.logit_cache import Terms, teacher_outputs
 from kdsteps.teachers.logits import CachedOutputs, LiveTeacher
 from kdsteps.training.drawn import draws_of

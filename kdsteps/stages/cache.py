@@ -28,7 +28,7 @@ from kdsteps.jobs.settings import FeatureSettings, LogitSettings
 from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.stages._shared import check_batch, prepared, trained_model
 from kdsteps.stages._teacher_outputs import outputs_key, outputs_of
-from kdsteps.study.settings import DrawSettings, num_views
+from kdsteps.study.training_settings import DrawSettings, num_views
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
 from kdsteps.teachers.frozen import frozen
 from kdsteps.training.device import choose_device

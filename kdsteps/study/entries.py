@@ -20,23 +20,21 @@ from pydantic import (
 from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.probe_settings import Probe
+from kdsteps.study.section import Section, Seed
 from kdsteps.study.settings import (
     Build,
     Cache,
     Combination,
-    Distil,
     Evaluate,
     Export,
     Normalization,
     Prepare,
     Report,
     ScoreSection,
-    Section,
-    Seed,
-    Train,
     Tune,
 )
 from kdsteps.study.texts import Name, Text
+from kdsteps.study.training_settings import Distil, Train
 
 
 class _Entry(BaseModel):

@@ -20,10 +20,8 @@ from kdsteps.study.resolving import (
     resolve_method,
     resolve_model,
 )
-from kdsteps.study.settings import (
-    MAX_SEED,
-    Dataset,
-)
+from kdsteps.study.section import MAX_SEED
+from kdsteps.study.settings import Dataset
 from kdsteps.study.study import Study
 from kdsteps.study.study_checks import check_export, check_options, check_pair, check_training
 from kdsteps.study.trials import with_trials

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 
 from kdsteps.errors import KdstepsError
 from kdsteps.study.part_imports import shipped
-from kdsteps.study.settings import Options, Section
+from kdsteps.study.section import Section
+from kdsteps.study.settings import Options
 
 
 class LoggerSettings(Section):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kdsteps.study.settings import MAX_BATCH, MAX_IMAGES, MAX_RUNS, Section, Seed
+from kdsteps.study.section import MAX_BATCH, MAX_IMAGES, MAX_RUNS, Section, Seed
 from kdsteps.study.texts import Name
 
 

@@ -16,10 +16,7 @@ from kdsteps.study.entries import LoggerEntry, MethodEntry, ModelEntry
 from kdsteps.study.loggers import LoggerSettings, check_installed
 from kdsteps.study.messages import sentence
 from kdsteps.study.part_options import FILLED_IN
-from kdsteps.study.settings import (
-    Model,
-    Options,
-)
+from kdsteps.study.settings import Model, Options
 from kdsteps.study.study import Method
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -9,17 +9,9 @@ from typing import Any
 from kdsteps.study.entries import Pair, Params
 from kdsteps.study.exports import exported_runs
 from kdsteps.study.loggers import LoggerSettings
-from kdsteps.study.settings import (
-    Build,
-    Dataset,
-    Distil,
-    Model,
-    Options,
-    Section,
-    Train,
-    Values,
-    ViewSettings,
-)
+from kdsteps.study.section import Section
+from kdsteps.study.settings import Build, Dataset, Model, Options, Values
+from kdsteps.study.training_settings import Distil, Train, ViewSettings
 from kdsteps.study.tuning import num_tried
 
 

@@ -9,13 +9,10 @@ from kdsteps.study import registry
 from kdsteps.study.entries import Pair
 from kdsteps.study.exports import export_problem
 from kdsteps.study.resolving import WEIGHTS
-from kdsteps.study.settings import (
-    Distil,
-    Options,
-    Training,
-)
+from kdsteps.study.settings import Options
 from kdsteps.study.study import Method, Study
 from kdsteps.study.teacher_checks import check_teachers
+from kdsteps.study.training_settings import Distil, Training
 
 
 def check_options(study: Study, where: str) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.study.entries import MethodEntry
 from kdsteps.study.resolving import parse, resolve_method
-from kdsteps.study.settings import (
-    Distil,
-    Values,
-)
+from kdsteps.study.settings import Values
 from kdsteps.study.study import Method, Study
 from kdsteps.study.study_checks import check_options, check_training
+from kdsteps.study.training_settings import Distil
 from kdsteps.study.tuning import as_text, candidates, check_seeds, unique
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from kdsteps.data.augmentation import Augmentation
 from kdsteps.data.draws import DrawnSplit, Draws
 from kdsteps.methods.base import Method
-from kdsteps.study.settings import DrawSettings, Training
+from kdsteps.study.training_settings import DrawSettings, Training
 from kdsteps.training.loop import Fit
 
 _PLAIN = {

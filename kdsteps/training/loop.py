@@ -26,7 +26,7 @@ from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
 from kdsteps.models.precision import autocast
-from kdsteps.study.settings import Training
+from kdsteps.study.training_settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
 from kdsteps.training.averaging import WeightAverage
 from kdsteps.training.compilation import compile_student

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 
 from kdsteps.methods.base import Method
-from kdsteps.study.settings import Training
+from kdsteps.study.training_settings import Training
 
 log = logging.getLogger("kdsteps")
 

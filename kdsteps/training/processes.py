@@ -31,7 +31,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.progress import handlers_of
 from kdsteps.methods.base import Batch, Method
-from kdsteps.study.settings import Training
+from kdsteps.study.training_settings import Training
 from kdsteps.training.batch_norm import synchronize
 from kdsteps.training.out_of_memory import out_of_memory
 from kdsteps.training.stopping import STATUS, sigterm_for_children

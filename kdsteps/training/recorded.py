@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdsteps.data.images import ImageSplit
 from kdsteps.methods.base import Batch, Method
-from kdsteps.study.settings import Training
+from kdsteps.study.training_settings import Training
 
 log = logging.getLogger("kdsteps")
 

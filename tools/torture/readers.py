@@ -14,7 +14,8 @@ from typing import Any
 from outcomes import Failed, SilentlyWrong
 from studies import same
 
-from kdsteps.cli.stages import call_of, run_call
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state

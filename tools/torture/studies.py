@@ -19,7 +19,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]  # this copy of the 
 
 from _study import TINY, Study, clean_environment  # noqa: E402
 
-from kdsteps.cli.stages import call_of, run_call  # noqa: E402
+from kdsteps.cli.calls import call_of  # noqa: E402
+from kdsteps.cli.running import run_call  # noqa: E402
 from kdsteps.jobs import graph  # noqa: E402
 from kdsteps.study.loading import load_study  # noqa: E402
 

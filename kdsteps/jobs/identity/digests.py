@@ -29,7 +29,10 @@ from kdsteps.jobs.identity.sources import (
     Sources,
 )
 
-SETTINGS = ("kdsteps.study.settings", "kdsteps.jobs.settings")
+SETTINGS = (
+    *("kdsteps.study.section", "kdsteps.study.training_settings", "kdsteps.study.settings"),
+    "kdsteps.jobs.settings",
+)
 _VALUES = ("abc", "contextlib", "dataclasses", "enum", "functools", "logging", "pydantic", "typing")
 _PURE = (*_VALUES, "torch")
 
