@@ -87,6 +87,16 @@ def test_16_bits_become_8():
     assert found.tolist() == [[[0, 1, 128, 255]]]
 
 
+def test_a_transparent_gray_of_16_bits_becomes_white():
+    image = gray(np.array([[0, 500, 501]], dtype=np.uint16))
+    assert pixels(as_bytes(image, transparency=500), GRAY).tolist() == [[[0, 255, 2]]]
+
+
+def test_lab_colors_become_gray_as_well():
+    image = as_bytes(Image.new("LAB", (1, 1), (255, 128, 128)), "TIFF")
+    assert pixels(image, GRAY).tolist() == [[[255]]]
+
+
 def test_floats_from_0_to_1_are_spread():
     found = pixels(as_bytes(gray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), "TIFF"), GRAY)
     assert found.tolist() == [[[0, 51, 255]]]

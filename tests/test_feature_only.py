@@ -23,7 +23,7 @@ def network(widths, seed):
     )
 
 
-def method(teacher_layers=("layer2.0", "layer3.0"), student_layers=None, **options):
+def method(teacher_layers=("layer2.0", "layer3.0"), student_layers=None, epochs=240, **options):
     teacher = network((4, 8, 12, 16), 0).requires_grad_(False).eval()
     student = network((2, 2, 4, 6), 1)
     pairs = plan_pairs(
@@ -35,7 +35,8 @@ def method(teacher_layers=("layer2.0", "layer3.0"), student_layers=None, **optio
         projector=options.pop("projector", "conv"),
     )
     torch.manual_seed(2)
-    task = Task(SHAPE, 3, torch.zeros(6, dtype=torch.long), {"pairs": pairs})
+    labels = torch.zeros(6, dtype=torch.long)
+    task = Task(SHAPE, 3, labels, {"pairs": pairs}, epochs=epochs)
     return FeatureOnly(teacher, student, task, **options)
 
 
@@ -155,3 +156,11 @@ def test_a_classifier_trained_afterwards_leaves_the_backbone_alone():
     touched = {name for name, p in tried.student.named_parameters() if p.grad is not None}
     assert touched
     assert all(name.startswith("fc") for name in touched)
+
+
+@pytest.mark.parametrize(("after", "epochs"), [(12, 12), (0.95, 12), (0.5, 1)])
+def test_a_classifier_that_would_never_be_trained_is_refused(after, epochs):
+    with pytest.raises(KdstepsError, match=rf"classifier_after is .*; use at most {epochs - 1}"):
+        method(classifier_after=after, epochs=epochs)
+    if epochs > 1:
+        method(classifier_after=epochs - 1, epochs=epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -513,6 +514,16 @@ def test_nothing_is_overwritten(here: Path, capsys):
     said = refused(capsys, "init", "study")
     assert "params.yaml, Snakefile" in said
     assert tree(here) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(here: Path, monkeypatch, capsys):
+    def refused(path: Path, *given: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert cli.main(["init", "study"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written (Permission denied); make . writable" in said
 
 
 def test_one_file_that_is_there_is_enough_to_write_none(here: Path, capsys):

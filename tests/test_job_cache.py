@@ -235,11 +235,22 @@ def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
     shown = capsys.readouterr().out
     assert "distil" in shown and "train" in shown and "2 results" in shown
     assert main(["jobcache", "--limit", "12 KiB"]) == 0
-    assert "deleted 1 results, 9.9 KiB" in capsys.readouterr().out
+    assert "deleted 1 result, 9.9 KiB" in capsys.readouterr().out
     assert len(cached_results()) == 1
     with pytest.raises(SystemExit, match="2"):
         main(["jobcache", "--limit", "much"])
     assert "5GiB" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_deleted_are_not_counted_as_deleted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run_job("x" * 5000)
+    monkeypatch.setattr(cache, "_remove", lambda folder: None)  # they belong to another user
+    assert main(["jobcache", "--limit", "1 KiB"]) == 2
+    shown = capsys.readouterr()
+    assert "deleted 0 results, 0 B" in shown.out and "1 result, 9.9 KiB" in shown.out
+    assert "has 9.9 KiB, more than --limit" in shown.err and "writable" in shown.err
 
 
 def test_two_processes_that_make_and_delete_the_same_result_do_not_disturb_each_other(folder: Path):

@@ -401,9 +401,10 @@ def test_layers_are_listed_with_shapes_and_costs(capsys):
     assert "2 x 2 x 2" in text  # 2 channels; the 8 x 8 pixels halved twice
 
 
-def test_a_reader_that_stops_early_is_no_error():
+@pytest.mark.parametrize("command", ["schema", "jobcache"])  # more than a pipe takes, and one line
+def test_a_reader_that_stops_early_is_no_error(command):
     root = Path(__file__).parents[1]
-    program = [sys.executable, "-m", "kdsteps", "schema"]
+    program = [sys.executable, "-m", "kdsteps", command]
     with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as it:
         assert it.stdout is not None and it.stderr is not None
         it.stdout.close()

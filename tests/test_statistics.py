@@ -160,3 +160,8 @@ def test_rank_correlation_knows_order_and_says_nothing_of_flat_numbers():
     assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)  # 1 - 6*4/(4*15)
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None
     assert rank_correlation([1, 2], [1, 2]) is None
+
+
+@pytest.mark.parametrize("alpha", [1e-7, 0.8, 0.95])
+def test_at_absurd_levels_nothing_is_said_about_what_can_be_detected(alpha):
+    assert detectable(0.01, 2, alpha) is None

@@ -276,6 +276,22 @@ def test_a_run_is_seen_from_another_terminal(folder):
     assert current_run() is None
 
 
+def test_a_run_is_seen_by_those_who_may_only_read_its_folder(folder, monkeypatch):
+    opened = os.open
+
+    def reading(path, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(path)
+        return opened(path, flags, *mode)
+
+    begin_run()
+    try:
+        monkeypatch.setattr(os, "open", reading)
+        assert current_run() is not None
+    finally:
+        end_run()
+
+
 def test_what_does_not_fit_on_the_screen_is_counted(folder):
     for names in graph.jobs(load_study(), "distil"):
         file = progress_file(Path(graph.outputs("distil", names)["model"]))

@@ -134,6 +134,7 @@ RANDOM = {"search": "random"}
         (GRID, {"seeds": [100, 1]}, ("tune.seeds has 1", "under seeds", "others")),
         (GRID, {"seeds": [100, 100]}, ("tune.seeds: 100 appears twice",)),
         (GRID, {"halving": 1}, ("tune.halving is 1", "above 1")),
+        (GRID, {"halving": 2, "seeds": [7]}, ("tune.halving is 2", "one seed", "two seeds")),
     ],
 )
 def test_what_cannot_be_tuned_is_said_while_planning(tune, section, said):

@@ -107,7 +107,6 @@ def init(given: argparse.Namespace) -> None:
     params, inputs = _study(folder, given)
     files |= {"params.yaml": params, "dvc.yaml": _pipeline(inputs, params)}
     for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / name, content.encode())
     if not in_git and shutil.which("git"):
         subprocess.run(["git", "init", "--quiet", str(folder)], check=True)

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.captureWarnings(True)
     try:
         given.run(given)
+        sys.stdout.flush()
     except KdstepsError as error:
         print(f"kdsteps {given.command}: {error}", file=sys.stderr)
         return 2

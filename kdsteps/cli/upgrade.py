@@ -14,6 +14,7 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.upgrades import Status, accept, statuses
+from kdsteps.jobs.words import counted
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -65,7 +66,7 @@ def show_stale(given: argparse.Namespace) -> None:
     count = sum(status.reason == "code" and status.rule != "report" for status in stale)
     if count:
         print(
-            f"`kdsteps accept` accepts {count} of them, where only code changed; snakemake "
+            f"`kdsteps accept` accepts {count} of the others, where only code changed; snakemake "
             "recomputes the rest."
         )
 
@@ -79,8 +80,8 @@ def accept_results(given: argparse.Namespace) -> None:
         print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:
         raise KdstepsError(
-            f"nothing is accepted: {len(done.refused)} results are stale for reasons other than "
-            "code; run snakemake to recompute them"
+            f"nothing is accepted: {counted(len(done.refused), 'result')} changed or missing for "
+            "reasons other than code; run snakemake"
         )
     counts = Counter(status.rule for status in done.taken)
     said = ", ".join(f"{count} {rule}" for rule, count in counts.items())

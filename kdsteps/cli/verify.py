@@ -21,6 +21,7 @@ from kdsteps.jobs.provenance import (
     read_provenance,
 )
 from kdsteps.jobs.settings import first_difference
+from kdsteps.jobs.words import counted
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -77,5 +78,6 @@ def check_stages(given: argparse.Namespace) -> None:
     study = load_study(given.params)
     for stage in given.stages:
         _check_unchanged(study, stage, given.params)
-        print(f"{stage}: {verify(study, stage)} jobs match params.yaml")
+        count = verify(study, stage)
+        print(f"{stage}: {counted(count, 'job')} match{'es' * (count == 1)} params.yaml")
         Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -124,11 +124,17 @@ def _orientation(image: Image.Image) -> int:
 def _plain(image: Image.Image, channels: int) -> Image.Image:
     """8 bits, without transparency, gray or RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return _plain(Image.fromarray(_eight_bits(np.asarray(image))), channels)
+        pixels = np.asarray(image)
+        gray = _eight_bits(pixels)
+        if (transparent := image.info.get("transparency")) is not None:
+            gray[pixels == transparent] = 255
+        return _plain(Image.fromarray(gray), channels)
     if image.has_transparency_data:
         color = image.convert("RGBA")
         white = Image.new("RGBA", color.size, "white")
         image = Image.alpha_composite(white, color).convert("RGB")
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow cannot convert it to gray
     mode = "L" if channels == 1 else "RGB"
     return image if image.mode == mode else image.convert(mode)  # which would copy it
 

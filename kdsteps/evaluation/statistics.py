@@ -14,6 +14,7 @@ import numpy as np
 from scipy import optimize, special
 
 ROUNDING = 1e-12  # fractions that differ by less are equal, computed in another order
+FARTHEST = 1e5  # t quantile from which on scipy's noncentral t takes minutes, and is wrong
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,10 @@ def detectable(
         count: Seeds.
 
     Returns:
-        In the unit of `spread`; None where there is no spread, or only one seed.
+        In the unit of `spread`; None where there is no spread, or only one seed, and for levels at
+        which almost everything or almost nothing counts as detected.
     """
-    if count < 2 or not spread:
+    if count < 2 or not spread or alpha >= wanted or _quantile(1 - alpha / 2, count - 1) > FARTHEST:
         return None
     most = 1.0
     while power(most, 1.0, count, alpha) < wanted:

@@ -144,4 +144,5 @@ def _disk_sentence(path: Path, error: OSError) -> str:
         return f"{path}: a file has the name of its folder {path.parent}; move it away"
     if error.errno == errno.EISDIR:
         return f"{path}: a folder has this name; move it away"
-    return f"{path}: cannot be written ({error.strerror}); make {path.parent} writable"
+    there = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    return f"{path}: cannot be written ({error.strerror}); make {there} writable"

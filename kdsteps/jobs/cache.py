@@ -161,8 +161,9 @@ def shrink(limit: int) -> list[Cached]:
         if total <= limit:
             break
         _remove(result.folder)
-        total -= result.size
-        removed.append(result)
+        if not result.folder.exists():  # otherwise it belongs to another user
+            total -= result.size
+            removed.append(result)
     return removed
 
 

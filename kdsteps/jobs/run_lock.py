@@ -87,7 +87,7 @@ def current_run() -> dict[str, Any] | None:
     `jobs_per_gpu`.
     """
     try:
-        handle = os.open(LOCK, os.O_RDWR)
+        handle = os.open(LOCK, os.O_RDONLY)  # whoever may read a folder may not write to it
     except OSError:
         return None
     try:

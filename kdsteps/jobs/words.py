@@ -1,8 +1,13 @@
-"""Sizes and times in readable form."""
+"""Numbers, sizes and times in readable form."""
 
 from __future__ import annotations
 
 _SIZES = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+
+
+def counted(number: int, word: str) -> str:
+    """`1 result`, `1,200 results`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def in_bytes(size: int) -> str:

@@ -84,7 +84,9 @@ def class_table(found: PairPredictions, table: PairTable, names: Sequence[str]) 
             teacher=None if teacher is None else float(teacher[k]),
             methods={method: float(values[k]) for method, values in means.items()},
             difference=difference,
-            verdict=verdict_of(difference, p, 1 - table.confidence) if difference else None,
+            verdict=verdict_of(difference, p, 1 - table.confidence, compared, table.diverged)
+            if difference and compared
+            else None,
         )
         for k, difference, p in zip(there.tolist(), differences, adjusted, strict=True)
     ]

@@ -107,6 +107,15 @@ class PairTable:
     def best(self) -> MethodRow:
         return self.rows[0]
 
+    @property
+    def num_seeds(self) -> int:
+        """Of the study, whether their runs diverged or not."""
+        finished = {row.method: len(row.values) for row in self.rows}
+        return max(
+            finished.get(method, 0) + len(self.diverged.get(method, ()))
+            for method in finished.keys() | self.diverged.keys()
+        )
+
     def row(self, method: str) -> MethodRow:
         return next(row for row in self.rows if row.method == method)
 
@@ -205,24 +214,32 @@ def _versus(
     adjusted = holm([difference.p for difference in differences.values()])
     found = {}
     for (method, difference), p in zip(differences.items(), adjusted, strict=True):
-        verdict = verdict_of(difference, p, 1 - confidence)
-        ahead = {"better": method, "worse": reference}.get(verdict)
-        found[method] = Comparison(difference, p, "undecided" if ahead in diverged else verdict)
+        verdict = verdict_of(difference, p, 1 - confidence, (method, reference), diverged)
+        found[method] = Comparison(difference, p, verdict)
     return found
 
 
-def verdict_of(difference: Difference, p: float | None, alpha: float) -> Verdict:
+def verdict_of(
+    difference: Difference,
+    p: float | None,
+    alpha: float,
+    methods: tuple[str, str],
+    diverged: Collection[str],
+) -> Verdict:
     """What a paired difference shows.
 
     Args:
         p: After correction; None where there is no test.
         alpha: The level below which p decides.
+        methods: Of the difference.
+        diverged: Methods with diverged runs, none of which is called the better one.
     """
     if difference.count == 1:
         return "single"
     if difference.spread == 0 and p is not None:
         return "equal"
-    if p is None or p >= alpha:
+    ahead = methods[0] if difference.mean > 0 else methods[1]
+    if p is None or p >= alpha or ahead in diverged:
         return "undecided"
     return "better" if difference.mean > 0 else "worse"
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kdsteps.evaluation.statistics import ROUNDING, Difference, holm, paired
 from kdsteps.report.formats import decimals, listed, p_value, percent, plural, points, with_sign
-from kdsteps.report.tables import Comparison, MethodRow, PairTable
+from kdsteps.report.tables import Comparison, MethodRow, PairTable, verdict_of
 
 Mood = Literal["better", "worse", "undecided"]
 
@@ -55,36 +55,41 @@ OUTCOMES = {
 
 
 def beats_all(table: PairTable) -> bool:
-    """Whether the best method is better than every other one, each by more than noise.
+    """Whether the best method is better than every other one, each by more than noise."""
+    return len(table.rows) > 1 and not _rivals(table)
+
+
+def _rivals(table: PairTable) -> list[MethodRow]:
+    """The methods that the best one is not better than by more than noise, the best first.
 
     The best method was picked by its results, so Holm's correction is over all pairs of methods.
     A method that diverged for some seeds does not win: its other runs are a selection.
     """
-    if len(table.rows) < 2 or table.best.method in table.diverged:
-        return False
+    best, alpha = table.best, 1 - table.confidence
     pairs = list(combinations(table.rows, 2))
     found = [
         paired(one.values, other.values, table.confidence, 1 / table.num_images)
         for one, other in pairs
     ]
     adjusted = holm([difference.p if difference else None for difference in found])
-    return all(
-        p is not None
-        and p < 1 - table.confidence
+    beaten = [
+        other.method
+        for (one, other), difference, p in zip(pairs, found, adjusted, strict=True)
+        if one is best
         and difference is not None
-        and difference.mean > 0
-        for (one, _), difference, p in zip(pairs, found, adjusted, strict=True)
-        if one is table.best
-    )
+        and verdict_of(difference, p, alpha, (one.method, other.method), table.diverged) == "better"
+    ]
+    return [row for row in table.rows[1:] if row.method not in beaten]
 
 
 def _headline(table: PairTable) -> str:
     best = table.best
     if len(table.rows) == 1:
         return f"{_reached(best, table, 'reached')}"
-    if best.accuracy.count == 1:
+    if table.num_seeds == 1:
         return f"One run each: {_reached(best, table, 'reached')}, {_reached(table.rows[1], table)}"
-    tied = [row for row in table.rows if abs(best.accuracy.mean - row.accuracy.mean) < ROUNDING]
+    whole = [row for row in table.rows if row.method not in table.diverged]
+    tied = [row for row in whole if abs(best.accuracy.mean - row.accuracy.mean) < ROUNDING]
     if len(tied) > 1:
         names = listed([row.method for row in tied])
         return f"{names} tie at {with_sign(best.accuracy.mean, decimals(table.num_images))}"
@@ -105,10 +110,10 @@ def _headline(table: PairTable) -> str:
 
 
 def _without_reference(table: PairTable) -> str:
-    best, second = table.rows[:2]
     if beats_all(table):
-        return f"{best.method} won: {_at(best, table)}"
-    return f"{_reached(best, table)} and {_reached(second, table)} cannot be told apart"
+        return f"{table.best.method} won: {_at(table.best, table)}"
+    rival = _rivals(table)[0]
+    return f"{_reached(table.best, table)} and {_reached(rival, table)} cannot be told apart"
 
 
 def _reached(row: MethodRow, table: PairTable, verb: str = "") -> str:
@@ -122,7 +127,7 @@ def _at(row: MethodRow, table: PairTable) -> str:
 
 def _answer(table: PairTable) -> tuple[str, Mood]:
     best = table.best
-    if best.accuracy.count == 1:
+    if table.num_seeds == 1:
         return "One seed: a single run cannot be told from noise", "undecided"
     if not best.versus:
         if beats_all(table):
@@ -213,13 +218,13 @@ def _certainty(comparison: Comparison) -> str:
 
 def _power(table: PairTable) -> list[str]:
     digits = decimals(table.num_images)
-    if len(table.rows) > 1 and table.best.accuracy.count == 1:
+    if len(table.rows) > 1 and table.num_seeds == 1:
         return ["With one seed no gain can be told from noise; start with three seeds."]
     for word, found in table.power.items():
-        smallest = percent(found.gain, digits)
         sentence = (
-            f"With {plural(found.seeds, 'seed')} a gain under {smallest} points over "
-            f"{table.references[word]} cannot be told from noise here"
+            f"With {plural(found.seeds, 'seed')}, a single comparison detects a true gain of "
+            f"{percent(found.gain, digits)} points over {table.references[word]} four times in "
+            "five, and a smaller one less often"
         )
         if found.gain <= 0.01:
             return [f"{sentence}."]

@@ -56,7 +56,7 @@ def candidates(search: Search, tune: Tune, method: str, where: str) -> list[Valu
 
 
 def check_seeds(tune: Tune, seeds: Sequence[int], where: str) -> None:
-    """Raise KdstepsError if trials have a seed of the study, or the same seed twice."""
+    """Raise KdstepsError if trials have a seed of the study or one twice, or too few to halve."""
     for seed, count in Counter(tune.seeds).items():
         if count > 1:
             raise KdstepsError(f"{where}: tune.seeds: {seed} appears twice; delete one of them")
@@ -65,6 +65,11 @@ def check_seeds(tune: Tune, seeds: Sequence[int], where: str) -> None:
                 f"{where}: tune.seeds has {seed}, which is also under seeds; a method would be "
                 "judged by runs that its values were chosen for, so use others, such as 100"
             )
+    if tune.halving is not None and len(tune.seeds) == 1:
+        raise KdstepsError(
+            f"{where}: tune.halving is {tune.halving} and tune.seeds has one seed, after which no "
+            "trial goes on; list two seeds or more, or leave out halving"
+        )
 
 
 def num_tried(trials: int, place: int, halving: int | None) -> int:
