@@ -21,7 +21,7 @@ from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
-from kdsteps.report.formats import count, duration, p_value, percent, points
+from kdsteps.report.formats import count, duration, number, p_value, percent, points, signed
 from kdsteps.report.published import TABLE, published_rows
 from kdsteps.report.results import (
     Results,
@@ -316,6 +316,8 @@ def test_what_was_not_measured_is_a_dash_and_what_is_written_is_escaped(tmp_path
     job = make_results(tmp_path, study)
     for path in job.lists["measures"]:
         write_json(path, read_json(path) | {"top5_accuracy": None, "size_mib": None})
+    for path in job.lists["teacher_measures"]:  # its logits are not finite
+        write_json(path, read_json(path) | {"accuracy": None, "accuracy_per_class": None})
     for path in job.lists["histories"]:
         rows = read_table(path, HISTORY).to_pandas()
         rows = rows[~rows["name"].str.startswith("validation")]
@@ -571,6 +573,7 @@ def test_numbers_are_written_as_a_reader_expects():
     assert percent(0.97222, 1) == "97.2"
     assert percent(None) == percent(float("nan")) == "–"
     assert [points(value) for value in (0.031, -0.002, 0.0001)] == ["+3.1", "−0.2", "0.0"]
+    assert (points(-0.0001), signed(-0.01), number(-0.0001)) == ("0.0", "0.0", "0.000")
     assert [p_value(value) for value in (0.0004, 0.0123, 0.34, None)] == [
         "< 0.001",
         "0.012",
@@ -578,6 +581,7 @@ def test_numbers_are_written_as_a_reader_expects():
         "–",
     ]
     assert [count(value) for value in (950, 7_900, 31_000_000)] == ["950", "7.9 k", "31 M"]
+    assert [count(value) for value in (999.7, 999_999, 2.5e12)] == ["1 k", "1 M", "2.5 T"]
     assert [duration(value) for value in (42, 600, 9000)] == ["42 s", "10 min", "2.5 h"]
 
 

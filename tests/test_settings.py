@@ -258,6 +258,55 @@ def test_milestones_are_fractions_of_the_run_or_epochs():
     parse_study(STUDY | {"distil": LATE | {"schedule": "cosine"}})  # which has no milestones
 
 
+@pytest.mark.parametrize(
+    ("sections", "said_of"),
+    [
+        ({"models": {"big": NET, "small": NET | {"train": {"epochs": 2}}}}, "models.small.train"),
+        (
+            {"models": {"big": NET, "small": NET | {"expected_accuracy": 0.9}}},
+            "models.small.expected_accuracy",
+        ),
+        (kd(build={"cuts": "quality"}), "methods.kd.build.cuts"),
+        (
+            {"methods": {"block_kd": {"build": {"num_pairs": 2}}}},
+            "methods.block_kd.build.num_pairs",
+        ),
+        (
+            {"methods": {"feature_only": {"build": {"cuts": "stages"}}}},
+            "methods.feature_only.build",
+        ),
+    ],
+)
+def test_what_an_entry_sets_without_effect_is_refused(sections, said_of):
+    found = said(**sections)
+    assert found.startswith(f"params.yaml: {said_of}")
+    assert "leave it out" in found
+
+
+@pytest.mark.parametrize(
+    ("method", "build"),
+    [("block_kd", {"cuts": []}), ("feature_only", {"select": [], "student_layers": []})],
+)
+def test_a_plan_that_joins_nothing_is_refused(method, build):
+    assert "is empty for" in said(build=build, methods={method: {}})
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "most"),
+    [
+        ({"dkd": {"warmup": 20}}, 10, 10),
+        ({"sld": {"self_after": 11}}, 10, 10),
+        ({"feature_only": {"classifier_after": 10}}, 10, 9),
+        ({"feature_only": {"classifier_after": 0.95}}, 10, 9),
+    ],
+)
+def test_a_length_beyond_the_run_is_refused_before_the_first_job(options, epochs, most):
+    found = said(methods=options, distil={"epochs": epochs})
+    ((name, (key,)),) = options.items()
+    assert found.startswith(f"params.yaml: methods.{name}.{key} is ")
+    assert f"distil.epochs is {epochs}; it should be at most {most}" in found
+
+
 def test_a_missing_section_is_named():
     with pytest.raises(KdstepsError, match=r"^params.yaml: seeds is missing; .* \[0, 1, 2\]"):
         parse_study({key: value for key, value in STUDY.items() if key != "seeds"})
@@ -313,12 +362,12 @@ def test_a_value_of_a_method_wins_over_that_of_a_pair_and_both_over_the_section(
     sections = {
         "distil": {"epochs": 1, "batch_size": 8, "flip": True, "crop_padding": 1},
         **pair(distil={"epochs": 2, "batch_size": 16}, build={"num_stones": 2, "num_pairs": 1}),
-        **kd(distil={"epochs": 3}, build={"num_stones": 3}),
+        "methods": {"block_kd": {"distil": {"epochs": 3}, "build": {"num_stones": 3}}},
     }
     study = parse_study(STUDY | sections)
-    found = study.distil("pair", "kd")
+    found = study.distil("pair", "block_kd")
     assert (found.epochs, found.batch_size, found.flip, found.crop_padding) == (3, 16, True, 1)
-    built = study.build("pair", "kd")
+    built = study.build("pair", "block_kd")
     assert (built.num_stones, built.num_pairs) == (3, 1)
 
 

@@ -52,18 +52,15 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 def points(difference: float | None, digits: int = 1) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    if not _known(difference):
-        return MISSING
-    text = f"{100 * difference:+.{digits}f}"
-    return text.removeprefix("+") if float(text) == 0 else text.replace("-", _MINUS)
+    return signed(None if difference is None else 100 * difference, digits)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
+    return _printed(f"{value:,.{digits}f}") if _known(value) else MISSING
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    return f"{value:+.{digits}f}".replace("-", _MINUS) if _known(value) else MISSING
+    return _printed(f"{value:+.{digits}f}") if _known(value) else MISSING
 
 
 def p_value(p: float | None) -> str:
@@ -73,13 +70,14 @@ def p_value(p: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A large number with three digits and k, M or G."""
+    """A large number with three digits and k, M, G or T."""
     if not _known(value):
         return MISSING
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+    rounded = float(f"{value:.3g}")
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{unit}"
+    return f"{rounded:.3g}"
 
 
 def duration(seconds: float | None) -> str:
@@ -112,6 +110,11 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _printed(number: str) -> str:
+    """A number with a true minus sign; zero has no sign."""
+    return number.replace("-", _MINUS) if number.strip("+-0.") else number.lstrip("+-")
 
 
 def _known(value: float | None) -> TypeGuard[float]:

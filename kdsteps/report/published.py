@@ -66,6 +66,6 @@ def _ours(
 
 
 def _teacher(table: PairTable) -> dict[str, Sample]:
-    if table.teacher is None:
+    if table.teacher_accuracy is None:
         return {}
-    return {table.teacher_name: Sample(1, float(table.teacher["accuracy"]), None, None, None)}
+    return {table.teacher_name: Sample(1, table.teacher_accuracy, None, None, None)}

@@ -108,6 +108,12 @@ class PairTable:
         return self.rows[0]
 
     @property
+    def teacher_accuracy(self) -> float | None:
+        """On the test images; None without a teacher, and for one whose logits are not finite."""
+        found = None if self.teacher is None else self.teacher.get("accuracy")
+        return None if pd.isna(found) else float(found)
+
+    @property
     def num_seeds(self) -> int:
         """Of the study, whether their runs diverged or not."""
         finished = {row.method: len(row.values) for row in self.rows}

@@ -23,7 +23,14 @@ from kdsteps.study.resolving import (
 from kdsteps.study.section import MAX_SEED
 from kdsteps.study.settings import Dataset
 from kdsteps.study.study import Study
-from kdsteps.study.study_checks import check_export, check_options, check_pair, check_training
+from kdsteps.study.study_checks import (
+    check_effects,
+    check_export,
+    check_lengths,
+    check_options,
+    check_pair,
+    check_training,
+)
 from kdsteps.study.trials import with_trials
 from kdsteps.study.yaml_text import NotYaml, read_yaml
 
@@ -117,6 +124,8 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     for name, pair in study.pairs.items():
         check_pair(study, pair, f"{where}: pairs.{name}")
     check_labels(study, where)
+    check_effects(study, where)
+    check_lengths(study, where)
     check_export(study, f"{where}: export")
     return with_trials(study, where)
 

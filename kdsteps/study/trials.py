@@ -10,7 +10,7 @@ from kdsteps.study.entries import MethodEntry
 from kdsteps.study.resolving import parse, resolve_method
 from kdsteps.study.settings import Values
 from kdsteps.study.study import Method, Study
-from kdsteps.study.study_checks import check_options, check_training
+from kdsteps.study.study_checks import check_lengths, check_options, check_training
 from kdsteps.study.training_settings import Distil
 from kdsteps.study.tuning import as_text, candidates, check_seeds, unique
 
@@ -34,6 +34,7 @@ def with_trials(study: Study, where: str) -> Study:
     trials = replace(study, methods=tried, _distil={}, _build={})
     check_options(trials, where)
     check_training(trials, where)
+    check_lengths(trials, where)
     return replace(study, methods=methods, _distil={}, _build={})
 
 

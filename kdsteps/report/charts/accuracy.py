@@ -158,16 +158,16 @@ def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
 
 def _domain(table: PairTable) -> alt.Scale:
     values = [100 * value for row in table.rows for value in row.values.values()]
-    if table.teacher is not None:
-        values.append(100 * table.teacher["accuracy"])
+    if table.teacher_accuracy is not None:
+        values.append(100 * table.teacher_accuracy)
     room = max(0.4, 0.06 * (max(values) - min(values)))
     return alt.Scale(domain=[min(values) - room, min(100.0, max(values) + room)], nice=False)
 
 
 def _teacher(table: PairTable, width: int) -> list[Chart]:
-    if table.teacher is None:
+    value = table.teacher_accuracy
+    if value is None:
         return []
-    value = table.teacher["accuracy"]
     text = f"{as_teacher(table.teacher_name)}: {percent(value, decimals(table.num_images))}"
     data = alt.Chart(pd.DataFrame([{"accuracy": 100 * value, "text": text}]))
     x = alt.X("accuracy:Q", scale=_domain(table))

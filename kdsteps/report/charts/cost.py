@@ -97,16 +97,16 @@ def _named(data: pd.DataFrame, low: float, high: float, *, far: bool, width: int
 
 def _rows(table: PairTable, metric: Metric) -> list[dict[str, Any]]:
     found = [_student(table, row, metric) for row in table.rows if metric.name in row.metrics]
-    if table.teacher is not None and pd.notna(table.teacher.get(metric.name)):
-        accuracy, cost = table.teacher["accuracy"], float(table.teacher[metric.name])
+    accuracy, cost = table.teacher_accuracy, (table.teacher or {}).get(metric.name)
+    if accuracy is not None and pd.notna(cost):
         found.append(
             {
                 "pair": "",
                 "name": table.teacher_name,
                 "role": "teacher",
-                "cost": cost,
+                "cost": float(cost),
                 "accuracy": 100 * accuracy,
-                "label": f"teacher {table.teacher_name}: {_words(accuracy, metric, cost)}",
+                "label": f"teacher {table.teacher_name}: {_words(accuracy, metric, float(cost))}",
             }
         )
     return found
