@@ -20,7 +20,7 @@ import damage  # noqa: E402
 import readers  # noqa: E402
 from mutations import mutations  # noqa: E402
 from outcomes import Failed, Outcomes, SilentlyWrong  # noqa: E402
-from studies import same  # noqa: E402
+from studies import last_traceback, same  # noqa: E402
 
 
 @pytest.mark.slow
@@ -95,3 +95,20 @@ def test_a_seed_makes_the_same_mistakes_again_and_another_seed_others():
     first, again, other = (list(mutations(TINY, random.Random(s), 64)) for s in (1, 1, 2))
     assert first == again != other
     assert len({content for _, content in first}) > 50
+
+
+@pytest.mark.parametrize(
+    ("file", "error", "counts"),
+    [
+        ("kdsteps/__init__.py", "KeyboardInterrupt", False),
+        ("kdsteps/__init__.py", "ImportError", True),
+        ("kdsteps/__main__.py", "KeyboardInterrupt", True),
+        ("workflow/Snakefile", "KeyboardInterrupt", True),
+    ],
+)
+def test_an_interrupt_before_anything_begins_is_no_failure(file: str, error: str, counts: bool):
+    said = (
+        "Traceback (most recent call last):\n"
+        f'  File "/study/{file}", line 5, in <module>\n    import typing\n\n{error}\nlater lines\n'
+    )
+    assert bool(last_traceback(said)) == counts

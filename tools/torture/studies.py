@@ -160,17 +160,21 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else "(nothing was printed)"
 
 
+_FIRST = ('Snakefile", line ', 'kdsteps/__main__.py", line ')  # what Snakemake and jobs run first
+
+
 def last_traceback(text: str) -> str:
     """The last lines of code of the last traceback, and the error; nothing if there is none.
 
-    An interrupt before Snakemake runs the first line of the workflow is left out: Python prints its
+    An interrupt before the first line of the workflow or of a job is left out: Python prints its
     traceback, and nothing has begun then.
     """
     found = ""
     for part in text.split("Traceback (most recent call last):\n")[1:]:
         lines = part.splitlines()
-        end = next((at for at, line in enumerate(lines) if not line.startswith(" ")), len(lines))
-        begun = any('Snakefile", line ' in line for line in lines[:end])  # on the stack
+        ends = (at for at, line in enumerate(lines) if line.strip() and not line.startswith(" "))
+        end = next(ends, len(lines))
+        begun = any(file in line for line in lines[:end] for file in _FIRST)  # on the stack
         if begun or not "".join(lines[end : end + 1]).startswith("KeyboardInterrupt"):
             found = " | ".join(line.strip() for line in lines[max(0, end - 6) : end + 1])
     return found
