@@ -216,7 +216,7 @@ SOMETHING = [
     ),
     Edit(
         "the optimizer",
-        replaced("training/optimizers.py", "optim.SGD(", "optim.Adagrad("),
+        replaced("training/optimizers.py", "torch.optim.SGD)", "torch.optim.Adagrad)"),
         ("train .*", "distil .*"),
     ),
     Edit(

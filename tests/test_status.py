@@ -8,6 +8,7 @@ import math
 import os
 import pty
 import re
+import signal
 import struct
 import sys
 import termios
@@ -319,6 +320,7 @@ def test_a_terminal_is_drawn_on_and_left_as_it_was(folder):
     process, terminal = pty.fork()
     if process == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell ignore it
         own = {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "1"}
         # not os.execv: readline has put another size into the environment of this process
         environment = {"PATH": os.environ["PATH"]} | own
