@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from _study import TINY
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import run_lock
 from kdsteps.jobs.run_lock import LOCK, RUN, begin_run, during_job, end_run
+from kdsteps.jobs.starting import start_run
 
 RUNS = "from kdsteps.jobs.run_lock import begin_run; begin_run()"
 JOB = """
@@ -158,3 +161,16 @@ def test_a_job_on_a_machine_that_does_not_see_the_lock_goes_on(monkeypatch: pyte
     monkeypatch.setattr(run_lock, "gethostname", lambda: "another")
     with during_job(Path("a")) as check:
         check()
+
+
+def test_a_run_removes_temporary_files_of_processes_that_are_gone():
+    """Also those beside files that no job writes, such as the provenance of a job's files."""
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    drafts = [Path(f"results/a/.b.provenance.json.{n}.part") for n in (gone.pid, os.getpid())]
+    drafts[0].parent.mkdir(parents=True)
+    for draft in drafts:
+        draft.touch()
+    start_run("params.yaml")
+    assert [draft.exists() for draft in drafts] == [False, True]

@@ -54,7 +54,7 @@ def all_or_none(
     """
     drafts = {name: _draft(path) for name, path in outputs.items()}
     for path in outputs.values():
-        _remove_stale_drafts(path)
+        remove_stale_drafts(path.parent, path.name)
     try:
         yield drafts
         lacking = {name for name in optional if not drafts[name].exists()}
@@ -84,9 +84,14 @@ def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
-def _remove_stale_drafts(path: Path) -> None:
-    """Remove the temporary files of `path` whose processes no longer exist."""
-    for draft in path.parent.glob(f".*{path.name}.*.part"):
+def remove_stale_drafts(folder: Path, name: str = "", *, below: bool = False) -> None:
+    """Remove temporary files in a folder whose processes no longer exist on this machine.
+
+    Args:
+        name: Of the file to which they belong; by default any.
+        below: Whether the folders below are searched as well.
+    """
+    for draft in (folder.rglob if below else folder.glob)(f".*{name}.*.part"):
         process = re.search(r"\.(\d+)\.part$", draft.name)
         if process and not _alive(int(process[1])):
             _remove(draft)

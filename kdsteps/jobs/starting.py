@@ -6,7 +6,9 @@ import atexit
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
+from kdsteps.files.atomic import remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
@@ -45,6 +47,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
         os.environ[GIVEN] = as_text(graph.own_inputs(study))
         _check(study)
         return study
+    remove_stale_drafts(Path("results"), below=True)
     check_records()
     study = load_study(path)
     to_pull = advice(study)
