@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import random
 import signal
+import socket
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kdsteps")
 
 _STOPPED = ""  # instead of the sentence of an error: the run was stopped
+_PORTS = range(20_000, 32_768)  # no system hands these out by itself
 LONGEST_WAIT = timedelta(days=2)  # of processes for the first one, which may write a logit cache
 
 Terms = Callable[[Batch], dict[str, Tensor]]
@@ -178,6 +181,7 @@ def in_processes(
     own = replace(job, gpus=min(job.gpus, 1), threads=max(1, job.threads // count))
     # no warnings that all parameters were used, which may change from epoch to epoch
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
     sentences = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
         with sigterm_for_children():
@@ -214,6 +218,18 @@ def _fabric(count: int, accelerator: Literal["cpu", "cuda"]) -> Fabric:
     return Fabric(
         accelerator=accelerator, strategy=strategy, devices=count, plugins=[LightningEnvironment()]
     )
+
+
+def _free_port() -> int:
+    """A free port, at which the processes will meet some seconds later.
+
+    It is none that the system hands out, which it could give to another program in these seconds.
+    """
+    for port in random.SystemRandom().sample(_PORTS, 100):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            return port
+    raise KdstepsError("gpus: no port of this machine is free for the processes; use gpus: 1")
 
 
 def _run_one(
