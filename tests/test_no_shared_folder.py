@@ -91,8 +91,9 @@ def test_all_stages_run_with_their_files_in_storage_and_the_results_count_at_hom
 def test_jobs_on_machines_that_share_nothing_find_all_that_they_read(tmp_path: Path):
     storage, machines = tmp_path / "storage", tmp_path / "machines"
     models = STUDY["models"]
+    student = {key: value for key, value in models["given"].items() if key != "train"}
     params = PHOTOS | {
-        "models": models | {"small": models["given"]},
+        "models": models | {"small": student},
         "methods": {"labels": {}},
         "distil": TINY["distil"] | {"batch_size": 16},
     }
