@@ -51,6 +51,20 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def ended(program: str) -> tuple[int, str]:
+    """The status of a program that an interrupt ends, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-uc", program],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        preexec_fn=interruptible,
+    )
+    return done.returncode, done.stdout
+
+
 def test_an_interrupt_long_after_the_first_ends_at_once():
     interrupt = INTERRUPT.format(process="os.getpid()")
     program = (
@@ -60,11 +74,7 @@ def test_an_interrupt_long_after_the_first_ends_at_once():
         f"{interrupt}; print('goes on'); time.sleep(1.1)\n"
         f"{interrupt}; print('still there')"
     )
-    command = [sys.executable, "-uc", program]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, preexec_fn=interruptible
-    )
-    assert (done.returncode, done.stdout) == (130, "goes on\n")
+    assert ended(program) == (130, "goes on\n")
 
 
 def test_an_interrupt_while_python_waits_for_threads_is_no_traceback():
@@ -74,11 +84,7 @@ def test_an_interrupt_while_python_waits_for_threads_is_no_traceback():
         "def late(): time.sleep(0.5); os.kill(os.getpid(), signal.SIGINT); time.sleep(0.5)\n"
         "threading.Thread(target=late).start()"
     )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
-    )
-    assert (done.returncode, done.stderr) == (130, "")
+    assert ended(program) == (130, "")
 
 
 def test_ignored_interrupts_stay_ignored():
