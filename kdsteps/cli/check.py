@@ -14,6 +14,7 @@ from kdsteps.cli.whole_numbers import count, positive
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs.findings import Finding
 from kdsteps.jobs.inputs import input_paths
+from kdsteps.jobs.words import plural
 from kdsteps.study.loading import load_study
 
 _MARKS = {"ok": "ok", "problem": "PROBLEM", "note": "note"}
@@ -89,9 +90,7 @@ def check(given: argparse.Namespace) -> None:
         print()
     problems = sum(finding.status == "problem" for finding in found.findings)
     if problems:
-        raise KdstepsError(
-            f"{problems} problem{'s' if problems > 1 else ''} would stop jobs of this study"
-        )
+        raise KdstepsError(f"{plural(problems, 'problem')} would stop jobs of this study")
 
 
 def _dvc_problem(params: str) -> Finding | None:

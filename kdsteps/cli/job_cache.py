@@ -9,7 +9,7 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import cache
-from kdsteps.jobs.words import counted, in_bytes
+from kdsteps.jobs.words import in_bytes, plural
 
 _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
@@ -38,15 +38,15 @@ def show_job_cache(given: argparse.Namespace) -> None:
     if given.limit is not None:
         removed = cache.shrink(given.limit)
         freed = sum(result.size for result in removed)
-        print(f"deleted {counted(len(removed), 'result')}, {in_bytes(freed)}")
+        print(f"deleted {plural(len(removed), 'result')}, {in_bytes(freed)}")
     results = cache.cached_results()
     stages: dict[str, list[int]] = defaultdict(list)
     for result in results:
         stages[result.stage].append(result.size)
     for stage, sizes in sorted(stages.items()):
-        print(f"{stage:10} {counted(len(sizes), 'result'):>14} {in_bytes(sum(sizes)):>10}")
+        print(f"{stage:10} {plural(len(sizes), 'result'):>14} {in_bytes(sum(sizes)):>10}")
     total = sum(result.size for result in results)
-    print(f"{cache.job_cache()}: {counted(len(results), 'result')}, {in_bytes(total)}")
+    print(f"{cache.job_cache()}: {plural(len(results), 'result')}, {in_bytes(total)}")
     if given.limit is not None and total > given.limit:
         raise KdstepsError(
             f"{cache.job_cache()}: has {in_bytes(total)}, more than --limit, since some results "

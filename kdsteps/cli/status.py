@@ -25,7 +25,7 @@ from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job_states import JobState, TimeLeft, job_states, time_left
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.run_lock import current_run
-from kdsteps.jobs.words import duration
+from kdsteps.jobs.words import duration, plural
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -185,7 +185,7 @@ def _time(left: TimeLeft, run: Mapping[str, Any] | None) -> str:
     if not left.seconds:
         return f"not known yet: `kdsteps check` makes a forecast{running}"
     return (
-        f"at least {duration(left.seconds)}: for {left.unknown} job{'s' * (left.unknown > 1)}, "
+        f"at least {duration(left.seconds)}: for {plural(left.unknown, 'job')}, "
         f"nothing is known before the first one of the same kind has ended{running}"
     )
 
@@ -203,7 +203,7 @@ def _of_group(group: Group) -> str:
     found = group.found
     accuracy = "     -" if found.accuracy is None else f"{100 * found.accuracy:5.1f}%"
     gap = "      " if found.difference is None else f"{100 * found.difference:+6.1f}"
-    seeds = f"{len(group.runs)} seed{'s' * (len(group.runs) != 1)}"
+    seeds = plural(len(group.runs), "seed")
     curve = _curve(group.runs)
     return f"epoch {found.epoch:4}  {seeds:8} {curve:{_WIDTH}}  {accuracy} {gap}  {found.word}"
 

@@ -14,7 +14,7 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.upgrades import Status, accept, statuses
-from kdsteps.jobs.words import counted
+from kdsteps.jobs.words import plural
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -80,7 +80,7 @@ def accept_results(given: argparse.Namespace) -> None:
         print(f"not accepted: {_label(status)}: {status.why}")
     if done.refused and not done.taken:
         raise KdstepsError(
-            f"nothing is accepted: {counted(len(done.refused), 'result')} changed or missing for "
+            f"nothing is accepted: {plural(len(done.refused), 'result')} changed or missing for "
             "reasons other than code; run snakemake"
         )
     counts = Counter(status.rule for status in done.taken)

@@ -21,7 +21,7 @@ from kdsteps.jobs.provenance import (
     read_provenance,
 )
 from kdsteps.jobs.settings import first_difference
-from kdsteps.jobs.words import counted
+from kdsteps.jobs.words import plural
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -79,5 +79,5 @@ def check_stages(given: argparse.Namespace) -> None:
     for stage in given.stages:
         _check_unchanged(study, stage, given.params)
         count = verify(study, stage)
-        print(f"{stage}: {counted(count, 'job')} match{'es' * (count == 1)} params.yaml")
+        print(f"{stage}: {plural(count, 'job')} match{'es' * (count == 1)} params.yaml")
         Path("results", stage).mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 _SIZES = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
-def counted(number: int, word: str) -> str:
-    """`1 result`, `1,200 results`."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+def plural(number: int, word: str, words: str | None = None) -> str:
+    """`1 seed`, `1,200 seeds`; `words` where more than one is not the word with an s."""
+    return f"{number:,} {word if number == 1 else words or word + 's'}"
 
 
 def in_bytes(size: int) -> str:

@@ -28,6 +28,7 @@ def multiply_adds(network: nn.Module, images: Tensor) -> int:
         network: Any module of one input.
         images: (N, ...): the count is for all N together, so pass one image for a network's cost.
     """
+    counter = _FlopCounter()
     fast = torch.backends.mha.get_fastpath_enabled()
     # fused attention is one opaque operation; spelled out, its products are counted
     torch.backends.mha.set_fastpath_enabled(False)
@@ -35,13 +36,12 @@ def multiply_adds(network: nn.Module, images: Tensor) -> int:
         with (
             evaluating(network),
             sdpa_kernel(SDPBackend.MATH),
-            _FlopCounter() as counter,
+            counter,
         ):
             network(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    flops: int = counter.flops
-    return flops // 2
+    return counter.flops // 2
 
 
 def activations(network: nn.Module, images: Tensor) -> int:

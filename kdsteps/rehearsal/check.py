@@ -21,7 +21,7 @@ from kdsteps.jobs.resources import Sharing, cores_there
 from kdsteps.jobs.run_lock import current_run
 from kdsteps.jobs.schedule import wall_seconds
 from kdsteps.jobs.version_lock import LOCK, locked_version
-from kdsteps.jobs.words import counted, duration, in_bytes
+from kdsteps.jobs.words import duration, in_bytes, plural
 from kdsteps.places import installed_version
 from kdsteps.rehearsal.costs import Costs
 from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
@@ -129,9 +129,9 @@ class _Check:
         self.say(
             "ok",
             "settings",
-            f"{counted(len(study.pairs), 'pair')}, {counted(len(study.methods), 'method')}, "
-            f"{counted(len(study.seeds), 'seed')}: {counted(total, 'job')}{done}{cached}; "
-            f"{counted(runs, 'student')} to train",
+            f"{plural(len(study.pairs), 'pair')}, {plural(len(study.methods), 'method')}, "
+            f"{plural(len(study.seeds), 'seed')}: {plural(total, 'job')}{done}{cached}; "
+            f"{plural(runs, 'student')} to train",
         )
 
     def _version(self) -> None:
@@ -159,8 +159,8 @@ class _Check:
         self.say(
             "ok",
             "device",
-            f"{device}; {counted(cores, 'core')} requested, {cores_there()} available; "
-            f"{counted(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
+            f"{device}; {plural(cores, 'core')} requested, {cores_there()} available; "
+            f"{plural(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
         )
         busy, own = os.getloadavg()[0], cores_there()
         if current_run() is not None or busy > _BUSY * own:
@@ -249,12 +249,12 @@ class _Check:
         ]
         need, jobs = max(needs, default=(0, 0))
         if need and (free := free_memory()):
-            text = f"{in_bytes(need)} for {counted(jobs, 'job')} at a time, {in_bytes(free)} free"
+            text = f"{in_bytes(need)} for {plural(jobs, 'job')} at a time, {in_bytes(free)} free"
             self.say("problem" if need > free else "ok", "memory", text)
         jobs = costs.found.sharing.jobs_per_gpu
         on_gpu = jobs * max((costs.gpu_memory(node) for node in training), default=0)
         if on_gpu and (room := gpu_room()):
-            text = f"{in_bytes(on_gpu)} for {counted(jobs, 'job')}, {in_bytes(room)} free"
+            text = f"{in_bytes(on_gpu)} for {plural(jobs, 'job')}, {in_bytes(room)} free"
             self.say("problem" if on_gpu > room else "ok", "GPU memory", text)
         disk, free = costs.disk(left.left), shutil.disk_usage(os.getcwd()).free
         text = f"about {in_bytes(disk)} for results and caches, {in_bytes(free)} free"
@@ -274,7 +274,7 @@ class _Check:
         total = wall_seconds(study, nodes, seconds, sharing)
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
-            untried = counted(len(costs.guessed), "job")
+            untried = plural(len(costs.guessed), "job")
             missing.append(f"{untried} not tried: like others of that kind")
         found = Forecast(total, len(nodes), runs, stages, missing)
         if not nodes:
@@ -283,8 +283,8 @@ class _Check:
         self.say(
             "ok",
             "time",
-            f"{counted(runs, 'run')}, {counted(len(nodes), 'job')}, about {duration(total)} on "
-            f"this machine (not counted: {'; '.join(missing)})",
+            f"{plural(runs, 'run')}, {plural(len(nodes), 'job')}, about {duration(total)} on "
+            f"this machine (not plural: {'; '.join(missing)})",
         )
         if costs is not None:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdsteps.export.record import ExportedFile, Record
-from kdsteps.report.formats import decimals, listed, plural
+from kdsteps.jobs.words import plural
+from kdsteps.report.formats import decimals, listed
 
 _LABELS = {
     "onnx": "ONNX, float32",

@@ -11,9 +11,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from kdsteps.evaluation.metrics import Metric
+from kdsteps.jobs.words import plural
 from kdsteps.report.charts import accuracy, cost, curves, layers, sweep
 from kdsteps.report.charts.theme import SMALL, WIDE, Chart, note, picture, png
-from kdsteps.report.formats import decimals, plural, with_sign
+from kdsteps.report.formats import decimals, with_sign
 from kdsteps.report.results import Results
 from kdsteps.report.sweep import Sweep
 from kdsteps.report.tables import PairTable

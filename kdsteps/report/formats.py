@@ -92,11 +92,6 @@ def shape(sizes: Sequence[int]) -> str:
     return " × ".join(str(size) for size in sizes)
 
 
-def plural(number: int, word: str, words: str | None = None) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number:,} {word if number == 1 else words or word + 's'}"
-
-
 def with_code(sentence: str) -> Markup:
     """A sentence as HTML, with `what is in backquotes` as code."""
     parts = enumerate(sentence.split("`"))

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from kdsteps.evaluation.metrics import Metric
+from kdsteps.jobs.words import plural
 from kdsteps.report import figures, formats
 from kdsteps.report.charts.curves import MOST_LINES
 from kdsteps.report.charts.layers import SCORES
@@ -130,7 +131,7 @@ def render(
         name: getattr(formats, name)
         for name in ("percent", "points", "number", "signed", "p_value", "count", "duration")
     }
-    environment.globals |= {"shape": formats.shape, "plural": formats.plural}
+    environment.globals |= {"shape": formats.shape, "plural": plural}
     environment.globals |= {"outcomes": OUTCOMES, "as_teacher": formats.as_teacher}
     environment.globals |= {"listed": formats.listed, "heading": formats.heading}
     environment.globals |= {"value_of": formats.value_of, "with_code": formats.with_code}
@@ -228,7 +229,7 @@ def _validation_scale(summary: Mapping[str, Any]) -> str:
     if not count:
         return ""
     chance = formats.with_sign(chance_level(summary, "validation"))
-    return f"{formats.plural(count, 'validation image')}, chance {chance}."
+    return f"{plural(count, 'validation image')}, chance {chance}."
 
 
 def _leaks(data: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -309,12 +310,12 @@ def _timing(speed: Mapping[str, Any]) -> str:
         return ""
     device = speed["provenance"].get("device") or "an unknown device"
     text = f"Timed on {device}: latency for single images, throughput for batches of "
-    text += formats.plural(speed["batch_size"], "image")
+    text += plural(speed["batch_size"], "image")
     timed = [*speed["students"].values(), *filter(None, [speed["teacher"]])]
     if not device.startswith("cpu"):
         return f"{text}."
     low, high = (choose(found["threads"] for found in timed) for choose in (min, max))
-    threads = formats.plural(high, "thread") if low == high else f"{low} to {high} threads"
+    threads = plural(high, "thread") if low == high else f"{low} to {high} threads"
     return f"{text} on {threads}."
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdsteps.report.formats import plural
+from kdsteps.jobs.words import plural
 from kdsteps.study.entries import Range
 from kdsteps.study.messages import shown
 from kdsteps.study.study import Study

@@ -7,7 +7,8 @@ from itertools import combinations
 from typing import Literal
 
 from kdsteps.evaluation.statistics import ROUNDING, Difference, holm, paired
-from kdsteps.report.formats import decimals, listed, p_value, percent, plural, points, with_sign
+from kdsteps.jobs.words import plural
+from kdsteps.report.formats import decimals, listed, p_value, percent, points, with_sign
 from kdsteps.report.tables import Comparison, MethodRow, PairTable, verdict_of
 
 Mood = Literal["better", "worse", "undecided"]
@@ -110,10 +111,10 @@ def _headline(table: PairTable) -> str:
 
 
 def _without_reference(table: PairTable) -> str:
-    if beats_all(table):
+    rivals = _rivals(table)
+    if not rivals:
         return f"{table.best.method} won: {_at(table.best, table)}"
-    rival = _rivals(table)[0]
-    return f"{_reached(table.best, table)} and {_reached(rival, table)} cannot be told apart"
+    return f"{_reached(table.best, table)} and {_reached(rivals[0], table)} cannot be told apart"
 
 
 def _reached(row: MethodRow, table: PairTable, verb: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from kdsteps.study.training_settings import Training
 log = logging.getLogger("kdsteps")
 
 
-def _outside_compiled_code(kind: type[torch.optim.Optimizer]) -> Any:
+def _outside_compiled_code(
+    kind: type[torch.optim.Optimizer],
+) -> Callable[..., torch.optim.Optimizer]:
     """An optimizer class without the decorators that keep torch's compiler out of its methods.
 
     The first call of each imports all of the compiler, which takes about as long as importing
@@ -44,13 +47,9 @@ def make_optimizer(method: Method, recipe: Training) -> torch.optim.Optimizer:
     fused = all(parameter.is_cuda for parameter in trained)
     groups = _groups(method, trained, recipe)
     given: dict[str, Any] = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
-        optimizer = AdamW(groups, **given, fused=fused)
-    else:
-        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-        optimizer = SGD(groups, **given, **momentum, fused=fused)
-    return optimizer
+        return AdamW(groups, **given, fused=fused)
+    return SGD(groups, **given, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
 
 
 def _groups(
