@@ -143,7 +143,7 @@ TYPO = {"dataset": "digits", "teacher": "bigg", "student": "small"}
         ({"pairs": {"pair": TYPO}}, "pairs.pair.teacher", "'bigg'", "'big'"),
         ({"methods": {"kdd": {}}}, "methods.kdd", "'kdd'", "'kd'"),
         ({"seeds": []}, "seeds", "[]", "[0, 1, 2]"),
-        ({"seeds": [0, 1, 0]}, "seeds", "0 appears twice", "delete one"),
+        ({"seeds": [0, 1, 0]}, "seeds", "0 twice", "each one once"),
     ],
 )
 def test_a_wrong_value_is_said_with_what_would_be_right(

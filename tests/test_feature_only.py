@@ -160,7 +160,9 @@ def test_a_classifier_trained_afterwards_leaves_the_backbone_alone():
 
 @pytest.mark.parametrize(("after", "epochs"), [(12, 12), (0.95, 12), (0.5, 1)])
 def test_a_classifier_that_would_never_be_trained_is_refused(after, epochs):
-    with pytest.raises(KdstepsError, match=rf"classifier_after is .*; use at most {epochs - 1}"):
+    with pytest.raises(
+        KdstepsError, match=rf"classifier_after of .* should be at most {epochs - 1}"
+    ):
         method(classifier_after=after, epochs=epochs)
     if epochs > 1:
         method(classifier_after=epochs - 1, epochs=epochs)

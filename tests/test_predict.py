@@ -151,6 +151,12 @@ def test_image_files_are_decided_as_the_images_that_prepare_stored(
     assert (found.argmax(axis=1) == expected.argmax(axis=1)).all()
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_cores_that_cannot_be_are_refused(folder: Path, threads: int):
+    with pytest.raises(KdstepsError, match=f"threads is {threads}; it should be 1 or more"):
+        kdsteps.load(folder, threads=threads)
+
+
 def test_paths_images_and_arrays_can_be_mixed(folder: Path, tmp_path: Path):
     image = color(1, 30, 40)
     image.save(tmp_path / "a.png")

@@ -299,6 +299,8 @@ def test_such_an_option_with_a_default_only_matters_once_it_is_set(folder):
             "./wants.py:MyKD",
             "wants is 'logit'; it should be one of nothing, logits, blocks, layers",
         ),
+        ("./spans.py:MyKD", "lengths is {'begin': 'half'}; it should be {option: number of epochs"),
+        ("./spans.py:Other", "lengths has 'begin', which is not one of its options; delete it"),
     ],
 )
 def test_code_that_cannot_be_used_is_refused_in_a_sentence(folder, reference, said):
@@ -309,6 +311,9 @@ def test_code_that_cannot_be_used_is_refused_in_a_sentence(folder, reference, sa
     write("lacking.py", "import no_such_library\n")
     write("ending.py", "raise SystemExit(3)")
     write("wants.py", METHOD.replace("Mine", "MyKD").replace('"logits"', '"logit"'))
+    spans = "from kdsteps.methods.kd import KD\n\n\nclass {}(KD):\n    lengths = {}\n"
+    both = (("MyKD", {"begin": "half"}), ("Other", {"begin": 0}))
+    write("spans.py", "\n\n".join(spans.format(name, lengths) for name, lengths in both))
     found = problem("methods", reference, "params.yaml: methods.mine.method")
     assert found.startswith("params.yaml: methods.mine.method: ")
     assert said in found

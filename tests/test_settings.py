@@ -172,7 +172,26 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         ({"methods": {"mine": {"method": "kdd"}}}, "methods.mine.method: there is no", "'kd'?"),
         (big(family="cifar_resnt"), "models.big.family: there is no model family", "'cifar_resnet"),
         (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "set a checkpoint"),
-        ({"seeds": [0, 0]}, "seeds: 0 appears twice", "delete one"),
+        ({"seeds": [0, 0]}, "seeds has 0 twice", "once"),
+        ({"evaluate": {"metrics": ["./a.py:b"] * 2}}, "evaluate.metrics has", "once"),
+        (
+            {"export": {"formats": ["timm", "onnx", "timm"]}},
+            "export.formats has 'timm' twice",
+            "once",
+        ),
+        ({"export": {"runs": ["best", "best"]}}, "export.runs has 'best' twice", "once"),
+        (
+            {"probe": {"dataset": "digits", "fractions": [0.1, 0.1]}},
+            "probe.fractions has 0.1 twice",
+            "once",
+        ),
+        ({"build": {"cuts": []}}, "build.cuts is []", "at least 1 item"),
+        ({"build": {"select": []}}, "build.select is []", "at least 1 item"),
+        (
+            kd(build={"student_layers": []}),
+            "methods.kd.build.student_layers is []",
+            "at least 1 item",
+        ),
         ({"report": {"title": "a\x1b"}}, "report.title has the character '\\x1b'", "delete it"),
         ({"report": {"title": "a\u2028"}}, "report.title has the character '\\u2028'", "delete it"),
         (big(classes=["a", "b\u202e"]), "models.big.classes[1] has the character", "delete it"),
@@ -275,6 +294,12 @@ def test_milestones_are_fractions_of_the_run_or_epochs():
             {"methods": {"feature_only": {"build": {"cuts": "stages"}}}},
             "methods.feature_only.build",
         ),
+        ({"build": {"select": ["stage1"], "num_pairs": 1}}, "build.num_pairs"),
+        (
+            {"methods": {"block_kd": {"build": {"cuts": [["stage1"] * 2], "num_stones": 3}}}},
+            "methods.block_kd.build.num_stones",
+        ),
+        (pair(build={"cuts": [["stage1"] * 2], "num_stones": 1}), "pairs.pair.build.num_stones"),
     ],
 )
 def test_what_an_entry_sets_without_effect_is_refused(sections, said_of):
@@ -283,12 +308,9 @@ def test_what_an_entry_sets_without_effect_is_refused(sections, said_of):
     assert "leave it out" in found
 
 
-@pytest.mark.parametrize(
-    ("method", "build"),
-    [("block_kd", {"cuts": []}), ("feature_only", {"select": [], "student_layers": []})],
-)
-def test_a_plan_that_joins_nothing_is_refused(method, build):
-    assert "is empty for" in said(build=build, methods={method: {}})
+def test_a_list_in_one_place_overrides_a_number_in_another():
+    listed = {"build": {"cuts": [["stage1", "stage1"]]}}
+    parse_study(STUDY | {"build": {"num_stones": 2}, "methods": {"block_kd": listed}})
 
 
 @pytest.mark.parametrize(
@@ -305,6 +327,25 @@ def test_a_length_beyond_the_run_is_refused_before_the_first_job(options, epochs
     ((name, (key,)),) = options.items()
     assert found.startswith(f"params.yaml: methods.{name}.{key} is ")
     assert f"distil.epochs is {epochs}; it should be at most {most}" in found
+
+
+@pytest.mark.parametrize(("begin", "refused"), [(0.5, False), (None, False), (11, True)])
+def test_lengths_of_a_method_of_the_user_are_checked_likewise(
+    tmp_path, monkeypatch, begin, refused
+):
+    (tmp_path / "mine.py").write_text(
+        "from kdsteps.methods.kd import KD\n\n\nclass Mine(KD):\n    lengths = {'begin': 2}\n\n"
+        "    def __init__(self, *given, begin: float | None = None, **options):\n"
+        "        super().__init__(*given, **options)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    entry = {"method": "./mine.py:Mine", "begin": begin}
+    content = STUDY | {"methods": {"mine": entry}, "distil": {"epochs": 12}}
+    if refused:
+        with pytest.raises(KdstepsError, match=r"mine\.begin is 11 and .* is 12; .* at most 10"):
+            parse_study(content)
+    else:
+        parse_study(content)
 
 
 def test_a_missing_section_is_named():

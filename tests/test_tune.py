@@ -132,7 +132,7 @@ RANDOM = {"search": "random"}
         ({"temperature": {"low": 2, "high": 1}}, RANDOM, ("low is 2 and high is 1",)),
         ({"temperature": {"low": 0, "high": 1, "log": True}}, RANDOM, ("low is 0", "above 0")),
         (GRID, {"seeds": [100, 1]}, ("tune.seeds has 1", "under seeds", "others")),
-        (GRID, {"seeds": [100, 100]}, ("tune.seeds: 100 appears twice",)),
+        (GRID, {"seeds": [100, 100]}, ("tune.seeds has 100 twice",)),
         (GRID, {"halving": 1}, ("tune.halving is 1", "above 1")),
         (GRID, {"halving": 2, "seeds": [7]}, ("tune.halving is 2", "one seed", "two seeds")),
     ],

@@ -200,8 +200,8 @@ def test_what_needs_labels_is_refused_while_planning(sections, where, what):
     ("entry", "message"),
     [
         ({"kind": "digits", "classes": ["x", "y"]}, "classes follow from its labels.*labels: none"),
-        (BARE | {"classes": ["x"]}, "at least two classes"),
-        (BARE | {"classes": ["x", "x"]}, "each once"),
+        (BARE | {"classes": ["x"]}, "at least 2 items"),
+        (BARE | {"classes": ["x", "x"]}, "'x' twice; list each one once"),
     ],
 )
 def test_classes_are_for_images_without_labels_and_differ(entry, message):

@@ -159,9 +159,11 @@ def load_student(
         threads: Cores to compute on; by default all.
 
     Raises:
-        KdstepsError: There is no such file, it is damaged or from elsewhere, or onnxruntime is not
-            installed.
+        KdstepsError: There is no such file, it is damaged or from elsewhere, onnxruntime is not
+            installed, or `threads` is not a number from 1.
     """
+    if threads is not None and threads < 1:
+        raise KdstepsError(f"threads is {threads}; it should be 1 or more, or None for all cores")
     file = _file(Path(path), int8)
     content = _content(file)
     try:

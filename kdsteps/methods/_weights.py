@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import NonNegativeFloat
 from torch import Tensor
@@ -46,6 +47,8 @@ class WarmUp(Weighted):
     `warmup` is a fraction of the run, or from 1 on a number of epochs. The default is 20 of the 240
     epochs of the CIFAR-100 benchmark.
     """
+
+    lengths: ClassVar[Mapping[str, int]] = {"warmup": 0}
 
     def __init__(self, *given: Any, warmup: NonNegativeFloat = 1 / 12, **options: Any) -> None:
         """Args:

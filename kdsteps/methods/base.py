@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.memory_format import batch_format
-from kdsteps.study.run_length import in_epochs
+from kdsteps.study.run_length import in_epochs, length_problem
 
 Wants = Literal["nothing", "logits", "blocks", "layers"]
 """What a method needs from the teacher: nothing; its logits (cached or not); logits, and its blocks
@@ -114,6 +114,8 @@ class Method(nn.Module, ABC):
         needs_labels: Whether it needs labels; {option: value} if it does unless each of these
             options has its value. On images without labels (`Task.labeled`) its terms must not read
             them, nor a classifier, which networks may not have (`Task.num_classes`). Not inherited.
+        lengths: Its options that are lengths of the run (`epochs_of`), and how many epochs have to
+            follow, so that a length that is too long is refused before the first job.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
             nothing else of the teacher; their outputs can be cached.
     """
@@ -123,6 +125,7 @@ class Method(nn.Module, ABC):
     one_class: ClassVar[bool | Mapping[str, Any]] = False
     compares_images: ClassVar[bool | Mapping[str, Any]] = True
     needs_labels: ClassVar[bool | Mapping[str, Any]] = True
+    lengths: ClassVar[Mapping[str, int]] = {}
     capturable: bool = False
     teacher: Chain | None
     feature_layers: tuple[str, ...] = ()
@@ -148,16 +151,15 @@ class Method(nn.Module, ABC):
     def epochs_of(self, option: str, length: float) -> float:
         """The epochs that an option means: below 1 it is a fraction of the run.
 
+        Args:
+            option: One of `lengths`.
+
         Raises:
-            KdstepsError: They are more than the epochs of the run.
+            KdstepsError: They are too many for the run.
         """
-        epochs = in_epochs(length, self.task.epochs)
-        if epochs > self.task.epochs:
-            raise KdstepsError(
-                f"methods: {option} of {self.name} is {length:g} epochs and the run has "
-                f"{self.task.epochs}; use fewer, or a fraction of the run such as 0.1"
-            )
-        return epochs
+        if problem := length_problem(length, self.task.epochs, self.lengths[option]):
+            raise KdstepsError(f"methods: {option} of {self.name} {problem}")
+        return in_epochs(length, self.task.epochs)
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:

@@ -44,6 +44,7 @@ class FeatureOnly(Method):
         "mapping": "attention",
     }
     needs_labels: ClassVar[Mapping[str, int]] = {"classifier_after": 0}
+    lengths: ClassVar[Mapping[str, int]] = {"classifier_after": 1}
 
     def __init__(
         self,
@@ -80,12 +81,6 @@ class FeatureOnly(Method):
             )
         self.weight, self.distance = weight, distance
         self.classifier_after = self.epochs_of("classifier_after", classifier_after)
-        if self.classifier_after > task.epochs - 1:
-            raise KdstepsError(
-                f"methods.feature_only: classifier_after is {self.classifier_after:g} epochs and "
-                f"the run has {task.epochs}, which leaves no whole epoch for the layers after the "
-                f"detach point; use at most {task.epochs - 1}, or a smaller fraction"
-            )
         self.student_layers = [pair["student_layer"] for pair in pairs]
         self.teacher_layers = [pair["teacher_layer"] for pair in pairs]
         self.feature_layers = tuple(dict.fromkeys(self.teacher_layers))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
@@ -84,6 +84,7 @@ class SLD(LogitMethod):
     capturable = True
     compares_images = False
     one_class = True
+    lengths: ClassVar[Mapping[str, int]] = {"self_after": 0}
 
     def __init__(
         self,

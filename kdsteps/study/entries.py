@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,10 +16,9 @@ from pydantic import (
     Tag,
 )
 
-from kdsteps.study.messages import shown
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.probe_settings import Probe
-from kdsteps.study.section import Section, Seed
+from kdsteps.study.section import EachOnce, Section, Seed
 from kdsteps.study.settings import (
     Build,
     Cache,
@@ -52,7 +50,7 @@ class DatasetEntry(_Entry):
     """A kind of data, such as digits or folder."""
     labels: Literal["none"] | None = None
     """`none`: images without labels, such as any folder of images; for methods that need none."""
-    classes: tuple[Text, ...] | None = None
+    classes: Annotated[EachOnce[tuple[Text, ...]], Field(min_length=2)] | None = None
     """With `labels: none`, names of the classes that the images can have, in the order of the
     teacher's outputs; students then have a classifier and can learn from the teacher's logits."""
 
@@ -77,7 +75,7 @@ class ModelEntry(_Entry):
     interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
     """How images are resized; by default as published if `normalize` is, or defaults to,
     `pretrained`, else bilinear."""
-    classes: tuple[Text, ...] | tuple[NonNegativeInt, ...] | None = None
+    classes: EachOnce[tuple[Text, ...] | tuple[NonNegativeInt, ...]] | None = None
     """Names of the network's outputs in order, or the index of the output for each class."""
     train: Train | None = None
     """Values of the section `train` that differ for this model."""
@@ -91,9 +89,6 @@ class ModelEntry(_Entry):
             )
         if self.classes is None:
             return None
-        twice = [name for name, count in Counter(self.classes).items() if count > 1]
-        if twice:
-            return f"classes has {shown(twice[0])} twice; list each output once"
         by_number = any(isinstance(name, int) for name in self.classes)
         has_weights = self.checkpoint or (self.model_extra or {}).get("pretrained")
         if by_number and not has_weights and self.family in shipped("models"):
@@ -160,7 +155,7 @@ class Pair(Combination):
     """A name under `datasets`."""
     teacher: Name | None = None
     """A name under `models`."""
-    teachers: Annotated[tuple[Name, ...], Field(min_length=2)] | None = None
+    teachers: Annotated[EachOnce[tuple[Name, ...]], Field(min_length=2)] | None = None
     """Instead of `teacher`: two or more names under `models`, for methods that use only logits."""
     student: Name
     """A name under `models`."""
@@ -219,7 +214,7 @@ class Params(Section):
     """Which student learns from which teacher, on which images."""
     methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
     """How students learn: a method with its options, or several variants under other names."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    seeds: Annotated[EachOnce[tuple[Seed, ...]], Field(min_length=1)]
     """Every student is trained once with each seed."""
     prepare: Prepare = Prepare()
     train: Train = Train()

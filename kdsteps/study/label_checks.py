@@ -20,11 +20,6 @@ def check_labels(study: Study, where: str) -> None:
                 f"{where}: datasets.{name}.classes: the classes follow from its labels; leave it "
                 "out, or set `labels: none`"
             )
-        if dataset.classes is not None and len(set(dataset.classes)) < max(2, len(dataset.classes)):
-            raise KdstepsError(
-                f"{where}: datasets.{name}.classes is {list(dataset.classes)}; it should list at "
-                "least two classes, each once"
-            )
     for name in study.pairs:
         if not study.has_labels(name):
             _check_pair(study, name, where)

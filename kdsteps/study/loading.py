@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
+from kdsteps.study.effects import check_effects
 from kdsteps.study.entries import Params
 from kdsteps.study.label_checks import check_labels
 from kdsteps.study.messages import shown
@@ -24,7 +24,6 @@ from kdsteps.study.section import MAX_SEED
 from kdsteps.study.settings import Dataset
 from kdsteps.study.study import Study
 from kdsteps.study.study_checks import (
-    check_effects,
     check_export,
     check_lengths,
     check_options,
@@ -87,9 +86,6 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
             found = "missing" if name not in content else shown(content[name])
             raise KdstepsError(f"{where}: {name} is {found}; it should be {example}")
     params = parse(Params, _filled(content), where)
-    twice = [seed for seed, count in Counter(params.seeds).items() if count > 1]
-    if twice:
-        raise KdstepsError(f"{where}: seeds: {twice[0]} appears twice; delete one of them")
     study = Study(
         params,
         datasets={

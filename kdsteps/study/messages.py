@@ -76,8 +76,9 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
     first = problems[0]
     if first["type"] == "extra_forbidden":
         return f"is an unknown key{nearest(path[-1], keys(path[:-1]))}"
-    if first["type"] == "value_error":  # of a check of ours, with its own sentence
-        return str(first["ctx"]["error"])
+    for problem in problems:
+        if problem["type"] == "value_error":  # of a check of ours, with its own sentence
+            return str(problem["ctx"]["error"])
     if _is_about_a_name(first):
         return (
             f"has an entry {shown(first['input'])}; names become parts of paths and should be up "

@@ -35,6 +35,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
 from kdsteps.study.docstrings import arguments, summary
+from kdsteps.study.method_traits import method_traits
 from kdsteps.study.part_checks import CUTTING, checker, options_problem
 from kdsteps.study.part_imports import Kind, is_users, load, location, shipped, source_of
 
@@ -45,12 +46,6 @@ FILLED_IN: dict[Kind, tuple[str, ...]] = {
 """Parameters that the pipeline fills in by name."""
 _POSITIONS: dict[Kind, int] = {"methods": 3, "metrics": 2, "loggers": 1}
 """How many it fills in by position: teacher, student, task; logits, labels; the training."""
-
-_TRAITS = {
-    "wants": ("nothing", "logits", "blocks", "layers"),
-    "plan": (None, "stones", "pairs"),
-}
-_BY_OPTION = ("one_class", "compares_images", "needs_labels")  # of a method, by its options
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,8 @@ class Description(BaseModel):
         compares_images: Of a method, likewise: whether a batch cannot be computed in parts.
         needs_labels: Of a method: whether it needs labels; {option: value} if it does unless each
             of these options has its value.
+        lengths: Of a method: its options that are lengths of the run, and how many epochs have to
+            follow.
         core_schema: The options as pydantic's validator takes them.
         wanted: The description of each option, where it has one.
         refused: Options that params.yaml cannot express, and what to write instead.
@@ -119,6 +116,7 @@ class Description(BaseModel):
     one_class: bool | dict[str, JsonValue] = False
     compares_images: bool | dict[str, JsonValue] = True
     needs_labels: bool | dict[str, JsonValue] = True
+    lengths: dict[str, int] = {}
     core_schema: dict[str, Any]
     wanted: dict[str, str | None]
     refused: dict[str, str]
@@ -157,11 +155,7 @@ def describe(kind: Kind, reference: str) -> Description:
         default = ... if parameter.required else parameter.default
         fields[name] = (hint, Field(default, description=told.get(name)))
     model = _model(fields, summary(_documented(part)), is_open=signature.is_open)
-    traits: dict[str, Any] = (
-        {name: _trait(reference, part, name) for name in _TRAITS} if kind == "methods" else {}
-    )
-    if kind == "methods":
-        traits |= {name: _by_option(reference, part, name) for name in _BY_OPTION}
+    traits = method_traits(reference, part, fields) if kind == "methods" else {}
     place = location(kind, reference)
     return Description(
         **traits,
@@ -341,20 +335,3 @@ def _model(fields: dict[str, Any], text: str, *, is_open: bool) -> type[BaseMode
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an option may have the name of a method of BaseModel
         return create_model("Options", __config__=config, __doc__=text or None, **fields)
-
-
-def _trait(reference: str, part: type, name: str) -> Any:
-    value, choices = getattr(part, name), _TRAITS[name]
-    if value not in choices:
-        right = ", ".join(map(str, choices))
-        raise KdstepsError(f"{reference!r}: {name} is {value!r}; it should be one of {right}")
-    return value
-
-
-def _by_option(reference: str, part: type, name: str) -> bool | dict[str, JsonValue]:
-    value = getattr(part, name)
-    if not isinstance(value, bool | dict):
-        raise KdstepsError(
-            f"{reference!r}: {name} is {value!r}; it should be True, False or {{option: value}}"
-        )
-    return value

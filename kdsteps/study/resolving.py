@@ -58,6 +58,7 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
         *(method, options, part.wants, part.plan),
         *(part.needs_one_class(options), part.compares_images(options)),
         *(part.needs_classifier(options), part.needs_labels(options)),
+        part.described.lengths,
         *(entry.distil, entry.build),
     )
 

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from kdsteps.study.messages import shown
+
+Items = TypeVar("Items", bound=Iterable[Hashable])
+
+
+def _each_once(items: Items) -> Items:
+    for item, count in Counter(items).items():
+        if count > 1:
+            raise ValueError(f"has {shown(item)} twice; list each one once")
+    return items
+
+
+EachOnce = Annotated[
+    Items, AfterValidator(_each_once), Field(json_schema_extra={"uniqueItems": True})
+]
+"""A list without repetitions."""
 
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

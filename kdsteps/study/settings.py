@@ -16,6 +16,7 @@ from kdsteps.study.section import (
     MAX_GIB,
     MAX_IMAGES,
     MAX_RUNS,
+    EachOnce,
     Fraction,
     Section,
     Seed,
@@ -53,7 +54,7 @@ class Tune(Section):
     """Whether all combinations of the listed values or random ones are tried."""
     seed: Seed = 0
     """Seed for choosing random values."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (100,)
+    seeds: Annotated[EachOnce[tuple[Seed, ...]], Field(min_length=1)] = (100,)
     """Every trial is trained once with each of these seeds, none of them in the study's `seeds`."""
     halving: Annotated[int, Field(gt=1, le=MAX_RUNS)] | None = None
     """Successive halving: 2 means that after each seed only the better half of the trials continues
@@ -115,7 +116,9 @@ class ScoreSection(Section):
 class BuildStones(Section):
     """The keys of `build` that stepping stones use."""
 
-    cuts: Literal["stages", "quality"] | tuple[tuple[str, str], ...] = "stages"
+    cuts: (
+        Literal["stages", "quality"] | Annotated[tuple[tuple[str, str], ...], Field(min_length=1)]
+    ) = "stages"
     """Where the networks are cut: at the ends of their stages, at the layers of highest knowledge
     quality, or at a list of pairs [student layer, teacher layer]."""
     num_stones: PositiveInt | None = None
@@ -127,12 +130,12 @@ class BuildStones(Section):
 class BuildPairs(Section):
     """The keys of `build` that pairs of layers use."""
 
-    select: Score | tuple[str, ...] | None = None
+    select: Score | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The teacher's layers: the score that selects them, or their names; by default those that the
     stage `score` selected."""
     num_pairs: PositiveInt | None = None
     """Number of pairs; by default one per stage of the student."""
-    student_layers: tuple[str, ...] | None = None
+    student_layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The student's layers; by default the ends of its stages."""
     projector: Literal["conv", "three_layer"] = "conv"
     """What maps the student's features to the teacher's during training."""
@@ -153,7 +156,7 @@ class MetricSettings(Section):
     """Bins of the expected calibration error."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 256
     """Images per batch for predictions."""
-    metrics: tuple[str, ...] = ()
+    metrics: EachOnce[tuple[str, ...]] = ()
     """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
 
@@ -170,19 +173,21 @@ class TimingSettings(Section):
 class Evaluate(TimingSettings, MetricSettings):
     """How trained networks are evaluated."""
 
-    metrics: tuple[str, ...] = ()
+    metrics: EachOnce[tuple[str, ...]] = ()
     """Your own metrics: `./file.py:name`, `package.module:name` or the name of an entry point."""
 
 
 class Export(Section):
     """Which trained students are exported for use elsewhere; without this section, none."""
 
-    runs: Literal["best", "all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "best"
+    runs: Literal["best", "all"] | Annotated[EachOnce[tuple[str, ...]], Field(min_length=1)] = (
+        "best"
+    )
     """`best`: for each pair, the run with the highest accuracy on the validation images; `all`;
     or a list of methods, runs as `pair/method/seed`, and `best`."""
-    formats: Annotated[tuple[Literal["onnx", "safetensors", "timm"], ...], Field(min_length=1)] = (
-        "onnx",
-    )
+    formats: Annotated[
+        EachOnce[tuple[Literal["onnx", "safetensors", "timm"], ...]], Field(min_length=1)
+    ] = ("onnx",)
     """`onnx`: the network with its normalization, for onnxruntime and `kdsteps predict`;
     `safetensors`: its weights; `timm`: a folder that timm can load."""
     int8: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ class Method:
         compares_images: Whether it cannot compute a batch in parts.
         needs_classifier: Whether it needs the teacher's classifier, as for its logits.
         needs_labels: Whether it cannot be used on images without labels.
+        lengths: Its options that are lengths of the run, and how many epochs have to follow.
         distil, build: The values that differ for this method.
         trials: The values that the stage `tune` tries; none: the method is not tuned.
     """
@@ -40,6 +42,7 @@ class Method:
     compares_images: bool
     needs_classifier: bool
     needs_labels: bool
+    lengths: Mapping[str, int]
     distil: Distil | None
     build: Build | None
     trials: tuple[Values, ...] = ()

@@ -8,19 +8,12 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
 from kdsteps.study.entries import Pair
 from kdsteps.study.exports import export_problem
-from kdsteps.study.part_imports import shipped
 from kdsteps.study.resolving import WEIGHTS
-from kdsteps.study.run_length import in_epochs
-from kdsteps.study.section import Section
-from kdsteps.study.settings import BuildPairs, BuildStones, Options
+from kdsteps.study.run_length import length_problem
+from kdsteps.study.settings import Options
 from kdsteps.study.study import Method, Study
 from kdsteps.study.teacher_checks import check_teachers
 from kdsteps.study.training_settings import Distil, Training
-
-_OF_TEACHERS = ("train", "expected_accuracy")  # keys of a model
-_LENGTHS = {"warmup": 0, "self_after": 0, "classifier_after": 1}
-"""Options of methods that are lengths of the run, and the epochs that have to follow."""
-_BUILD_OF_PLAN: Mapping[str, type[Section]] = {"stones": BuildStones, "pairs": BuildPairs}
 
 
 def check_options(study: Study, where: str) -> None:
@@ -56,48 +49,16 @@ def check_training(study: Study, where: str) -> None:
             _check_parts(recipe, entry, spots, f"{where}: methods.{method}")
 
 
-def check_effects(study: Study, where: str) -> None:
-    """Check that entries set nothing that has no effect, and list nothing that is empty."""
-    teachers = {name for pair in study.pairs.values() for name in pair.teacher_names}
-    for name in dict.fromkeys(pair.student for pair in study.pairs.values()):
-        for key in _OF_TEACHERS if name not in teachers else ():
-            if getattr(study.params.models[name], key) is not None:
-                raise KdstepsError(
-                    f"{where}: models.{name}.{key} is for teachers, and {name} is a student only; "
-                    "leave it out (students are trained as `distil` says)"
-                )
-    for name, entry in study.methods.items():
-        used = list(_BUILD_OF_PLAN[entry.plan].model_fields) if entry.plan else []
-        set_here = sorted(entry.build.model_fields_set) if entry.build is not None else ()
-        for key in (key for key in set_here if key not in used):
-            known = f"uses {', '.join(used)}" if used else "joins no layers"
-            raise KdstepsError(
-                f"{where}: methods.{name}.build.{key} has no effect, since {entry.method} {known}; "
-                "leave it out"
-            )
-        for pair in study.pairs if entry.plan else ():
-            section = study.build(pair, name)
-            for key in used:
-                if getattr(section, key) == ():
-                    raise KdstepsError(
-                        f"{where}: build.{key} is empty for {name}; list at least one, or leave "
-                        "it out"
-                    )
-
-
 def check_lengths(study: Study, where: str) -> None:
     """Check that no option of a method goes beyond the run."""
     for name, entry in study.methods.items():
-        lengths = entry.options if entry.method in shipped("methods") else {}
-        for pair in study.pairs:
-            epochs = study.distil(pair, name).epochs
-            for key, after in _LENGTHS.items():
-                value, most = lengths.get(key), epochs - after
-                if isinstance(value, int | float) and in_epochs(value, epochs) > most:
-                    raise KdstepsError(
-                        f"{where}: methods.{name}.{key} is {value:g} and distil.epochs is "
-                        f"{epochs}; it should be at most {most}, or a smaller fraction of the run"
-                    )
+        for key, after in entry.lengths.items():
+            for pair in study.pairs:
+                length, epochs = entry.options[key], study.distil(pair, name).epochs
+                if not isinstance(length, int | float):
+                    continue  # such as None, whose meaning only the method knows
+                if problem := length_problem(length, epochs, after):
+                    raise KdstepsError(f"{where}: methods.{name}.{key} {problem}")
 
 
 def check_pair(study: Study, pair: Pair, where: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
 from kdsteps.study.entries import Pair
@@ -35,9 +33,6 @@ def check_teachers(study: Study, pair: Pair, where: str) -> None:
                     "out, or list several in `teachers`"
                 )
         return
-    twice = [name for name, count in Counter(pair.teachers).items() if count > 1]
-    if twice:
-        raise KdstepsError(f"{where}.teachers has {twice[0]!r} twice; list each teacher once")
     for name, entry in study.methods.items():
         if entry.wants not in ("nothing", "logits"):
             raise KdstepsError(
