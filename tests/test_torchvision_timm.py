@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from _published import FEW, MANY, Published, build, pictures, stir
+from safetensors.torch import save_file
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.families._download import reachable
+from kdsteps.models.input import Normalize
+from kdsteps.teachers.variants import IMAGENET
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -257,6 +261,48 @@ def test_published_weights_of_other_classes_get_a_new_classifier_only_to_be_trai
     )
     assert torch.equal(chain.plain().fc.weight, published.fc.weight)
     assert not chain.notes
+
+
+def test_published_files_with_older_names_leave_no_weight_new(monkeypatch, tmp_path):
+    published = torchvision.models.densenet121()
+    older = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): weight
+        for name, weight in published.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    file = tmp_path / "checkpoints" / "densenet121-a639ec97.pth"
+    file.parent.mkdir()
+    torch.save(older, file)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    named = {"name": "densenet121", "num_classes": 1000, "image_size": 32}
+    by_name = build_model("torchvision", pretrained=True, **named)
+    by_file = build_model("torchvision", checkpoint=str(file), **named)
+    for chain in (by_name, by_file):
+        assert not chain.new_weights
+        for name, weight in chain.plain().named_parameters():
+            assert torch.equal(weight, published.get_parameter(name)), name
+
+
+def test_weights_of_a_network_that_asks_for_a_version_load(tmp_path):
+    torch.manual_seed(0)
+    named = {"name": "mnasnet0_5", "num_classes": 5, "image_size": 32}
+    network = build_model("torchvision", **named).plain()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    for file in ("weights.pth", "weights.safetensors"):
+        again = build_model("torchvision", checkpoint=str(tmp_path / file), **named).plain()
+        assert torch.equal(again.classifier[1].weight, network.classifier[1].weight)
+
+
+def test_the_normalization_of_inception_is_the_one_that_torchvision_computes_inside():
+    options = {"name": "googlenet", "num_classes": 5, "image_size": 32}
+    published = build_model("torchvision", **options).published.input
+    transforming = build_model("torchvision", transform_input=True, **options)
+    assert transforming.published.input.mean == IMAGENET.mean
+    pixels = torch.rand(2, 3, 8, 8) * 255
+    inside = transforming.plain()._transform_input(Normalize(IMAGENET.mean, IMAGENET.std)(pixels))
+    assert torch.allclose(Normalize(published.mean, published.std)(pixels), inside, atol=1e-5)
 
 
 def _state(network: torch.nn.Module) -> dict[str, torch.Tensor]:

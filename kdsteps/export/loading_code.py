@@ -118,11 +118,12 @@ def _safetensors(record: Record) -> str:
         "import torch",
         "from safetensors.torch import load_file",
         "from kdsteps.models import build_model",
+        "from kdsteps.models.checkpoints import load_weights",
         "",
         f"options = {dict(record.network_options)!r}",
         f"network = build_model({record.family!r}, num_classes={len(record.class_names)},",
         f"    in_channels={channels}, image_size=({height}, {width}), **options).plain().eval()",
-        f'network.load_state_dict(load_file("{FILES["safetensors"]}"))',
+        f'load_weights(network, load_file("{FILES["safetensors"]}"), where="the file")',
         f"mean, std = torch.tensor({_numbers(record, 'mean')}), "
         f"torch.tensor({_numbers(record, 'std')})",
         f"pixels = torch.zeros(1, {height}, {width}, {channels}, dtype=torch.uint8)  # one image",

@@ -18,6 +18,7 @@ from kdsteps.export.record import ExportedFile, Format, FormatError
 from kdsteps.export.runners import OnnxRunner, TorchRunner
 from kdsteps.files.text import write_bytes, write_text
 from kdsteps.models.chain import Chain
+from kdsteps.models.checkpoints import load_weights
 from kdsteps.models.input import InputChain, Normalize, Resize
 from kdsteps.models.wrapped import ClassChain
 
@@ -132,7 +133,8 @@ def _weights(student: Student, places: Mapping[str, Path], checks: Checks) -> Ex
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     write_bytes(places["safetensors"], save(tensors, metadata={"format": "pt"}))
     again = student.rebuild()
-    again.plain().load_state_dict(load_file(places["safetensors"]))
+    file = places["safetensors"]
+    load_weights(again.plain(), load_file(file), where=str(file), finite=False)
     runner = TorchRunner(student.from_pixels(again.eval()))
     return checks.file("safetensors", places["safetensors"], runner)
 

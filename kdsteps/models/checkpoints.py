@@ -65,7 +65,7 @@ def load_checkpoint(
         name: tensor for name, tensor in chosen.weights.items() if tensor.shape == own[name].shape
     }
     _check_finite(weights, own, where)
-    network.load_state_dict({**own, **weights})
+    put_weights(network, weights)
     chain.new_weights = tuple(
         name for name in own if name not in weights and own[name].is_floating_point()
     )
@@ -92,7 +92,18 @@ def load_weights(
         raise KdstepsError(f"{where}: does not fit the network; {_misfit(found, own)}")
     if finite:
         _check_finite(weights, own, where)
-    module.load_state_dict({**own, **weights})
+    put_weights(module, weights)
+
+
+def put_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put some of its weights, by their names today, into the module; the others stay.
+
+    The versions of its modules, which decide how names are read, are those of the module itself:
+    files of safetensors have none, and torchvision's MNASNet does not load without one.
+    """
+    state = module.state_dict()
+    state.update(weights)
+    module.load_state_dict(state)
 
 
 def size_problem(

@@ -12,6 +12,12 @@ from torch import Tensor
 _MAX_DEPTH = 4  # of dictionaries in dictionaries
 # of torch.compile, FSDP and activation checkpointing: anywhere in a name
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# of torchvision's DenseNet and ViT in the files that it publishes, and today
+_RENAMED = (
+    (re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"(\bencoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"(\bencoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?:$|[._])", re.IGNORECASE)
 
 
@@ -58,7 +64,8 @@ def find(content: Any, own: Mapping[str, Tensor]) -> list[Found]:
     """
     found = [
         match(tensors, own, key=key, prefix=prefix)
-        for key, tensors in _dictionaries(content, "", _MAX_DEPTH)
+        for key, named in _dictionaries(content, "", _MAX_DEPTH)
+        for tensors in [_by_names_today(named, own)]
         for prefix in _prefixes(tensors, own)
     ]
     most = max((len(candidate.weights) for candidate in found), default=0)
@@ -97,6 +104,17 @@ def _dictionaries(content: Any, key: str, depth: int) -> Iterator[tuple[str, dic
         yield key, tensors
     for name, value in content.items():
         yield from _dictionaries(value, f"{key}.{name}" if key else str(name), depth - 1)
+
+
+def _by_names_today(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of today, where the network does not have the older ones."""
+    renamed = [pair for pair in _RENAMED if not any(map(pair[0].search, own))]
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, today in renamed:
+            name = pattern.sub(today, name)
+        found[name] = tensor
+    return found
 
 
 def _prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

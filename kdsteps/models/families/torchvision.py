@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
+from kdsteps.models.checkpoints import put_weights
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.families._download import no_weights, reachable
 from kdsteps.models.families._options import unknown_name, unknown_option
@@ -70,7 +71,7 @@ def build(
     if small_stem:
         shrink_stem(network, f"torchvision's {name}")
     chain = CutChain(network, image_shape=(in_channels, *size), prefix_tokens=prefix_tokens)
-    chain.published = _published(name)
+    chain.published = _published(name, transforms=bool(options.get("transform_input")))
     if new:
         chain.new_weights = new
         chain.notes.append(
@@ -154,33 +155,46 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
             f"({', '.join(inner[:3])} differ); set `image_size: {_MADE_FOR}`, and images are "
             "resized"
         )
-    network.load_state_dict(fitting, strict=False)
+    put_weights(network, fitting)
     return missing
 
 
 def _published_state(name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights
+    """The published weights, by the names that torchvision gives them as it loads them.
+
+    Those in the files of DenseNet and ViT are older.
+    """
+    from torchvision.models import get_model, get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.exists() and not reachable(weights.url):
         raise KdstepsError(no_weights(f"torchvision's {name}", f"no connection to {weights.url}"))
+    with_heads = {"aux_logits": True} if name in _WITH_AUXILIARY_HEADS else {}
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # no connection; not the right file
+        with torch.random.fork_rng(devices=[]):
+            network = get_model(name, weights=weights, progress=False, **with_heads)
+    except (OSError, RuntimeError) as error:  # no connection; not the right file
         raise KdstepsError(no_weights(f"torchvision's {name}", error)) from error
-    return state
+    return dict(network.state_dict())
 
 
-def _published(name: str) -> Published:
-    """What torchvision states about its default weights of a network."""
+def _published(name: str, *, transforms: bool) -> Published:
+    """What torchvision states about its default weights of a network.
+
+    Those of GoogLeNet and Inception are for pixels from -1 to 1, and torchvision lets the networks
+    compute these from images that are normalized as for its other networks.
+
+    Args:
+        transforms: Whether the network was built to do so.
+    """
     from torchvision.models import get_model_weights
 
     weights: Any = get_model_weights(name).DEFAULT
     preset = weights.transforms()
     how = known_interpolation(preset.interpolation.value)
-    contract = InputContract(tuple(preset.mean), tuple(preset.std), None, how)
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    if name in _WITH_AUXILIARY_HEADS and not transforms:
+        mean = std = (0.5, 0.5, 0.5)
+    contract = InputContract(mean, std, None, how)
     return Published(contract, len(weights.meta["categories"]))
