@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,27 @@ def test_named_folders_replace_the_usual_ones(tmp_path):
     assert source.names[2] == "val/a/0.png"
 
 
+def test_two_folders_for_one_split_are_refused_and_others_are_told_of(tmp_path, caplog):
+    for start, name in enumerate(("train", "val", "extra")):
+        write_folder(tmp_path / name, {"a": 1, "b": 1}, start=10 * start)
+    with caplog.at_level("INFO", "kdsteps"):
+        assert len(folder.load(path=str(tmp_path)).labels) == 4
+    assert "skipped 1 folders that are not those of splits" in caplog.text
+    write_folder(tmp_path / "dev", {"a": 1, "b": 1})
+    with pytest.raises(KdstepsError, match="several folders for validation, dev and val; name"):
+        folder.load(path=str(tmp_path))
+
+
+def test_an_image_counts_once_or_is_refused(tmp_path):
+    for start, name in enumerate(("train", "val")):
+        write_folder(tmp_path / name, {"a": 1, "b": 1}, start=10 * start)
+    with pytest.raises(KdstepsError, match=r"val/a/0\.png is in validation and in test"):
+        folder.load(path=str(tmp_path), validation="val", test="val")
+    (tmp_path / "link").symlink_to("train")
+    with pytest.raises(KdstepsError, match=r"link/a/0\.png is named twice"):
+        folder.load(path=(f"{tmp_path}/train", f"{tmp_path}/link"))
+
+
 def test_a_class_may_be_called_train(tmp_path):
     source = folder.load(path=str(write_folder(tmp_path, {"car": 1, "plane": 1, "train": 1})))
     assert source.class_names == ("car", "plane", "train")
@@ -150,6 +172,16 @@ def test_a_folder_or_a_list_of_files_will_do_as_well(tmp_path):
     assert (
         parquet.load(train=str(tmp_path)).names == parquet.load(train=[str(one), str(other)]).names
     )
+
+
+def test_a_file_of_two_splits_is_refused(tmp_path):
+    write_parquet(tmp_path / "test.parquet", [0, 1])
+    write_parquet(tmp_path / "train.parquet", [0, 1])
+    every, test = f"{tmp_path}/*.parquet", f"{tmp_path}/test.parquet"
+    with pytest.raises(KdstepsError, match=r"test\.parquet is in train and in test; name files"):
+        parquet.load(train=every, test=test)
+    with pytest.raises(KdstepsError, match=r"test\.parquet is named twice"):
+        parquet.load(train=(every, test))
 
 
 def test_hugging_faces_struct_and_class_names_are_read(tmp_path):
@@ -281,6 +313,28 @@ def test_a_data_set_in_torchvisions_own_format_is_read(tmp_path):
     assert source.split.tolist() == ["train", "train", "test", "test"]
     for seed, image in enumerate(pixels(source)):
         assert np.array_equal(image, of_seed(seed))
+
+
+def test_qmnists_first_label_is_the_class(tmp_path):
+    """Its labels are eight numbers an image, from the class to the sheet of paper."""
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "test"):
+        sizes = struct.pack(">3I", 2, 28, 28)
+        images = b"\0\0\x08\x03" + sizes + bytes(2 * 28 * 28)
+        (raw / f"qmnist-{part}-images-idx3-ubyte").write_bytes(images)
+        labels = np.array([[7] + [99] * 7, [3] + [99] * 7], dtype=">i4")
+        content = b"\0\0\x0c\x02" + struct.pack(">2I", 2, 8) + labels.tobytes()
+        (raw / f"qmnist-{part}-labels-idx2-int").write_bytes(content)
+    source = torchvision.load(name="QMNIST", root=str(tmp_path))
+    assert source.labels.tolist() == [7, 3, 7, 3]
+    assert len(pixels(source)) == 4
+
+
+def test_a_class_with_synonyms_has_the_name_that_comes_first():
+    """As in Imagenette."""
+    dataset = SimpleNamespace(classes=[("tench", "Tinca tinca"), ("church", "church building")])
+    assert torchvision._class_names(dataset, 2) == ("tench", "church")
 
 
 def test_files_that_are_not_there_and_may_not_be_fetched_are_asked_for(tmp_path):

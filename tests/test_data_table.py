@@ -95,6 +95,7 @@ def test_a_list_is_prepared_as_the_folder_that_it_lists(tmp_path):
         (ROWS, {"split": "fold"}, "no column 'fold' for the option `split`"),
         (ROWS, {"test": "test"}, "test needs `split`"),
         (ROWS, {"split": "split", "test": "exam"}, "no row has the split 'exam'"),
+        (ROWS, {"split": "split", "test": "train"}, "train and test are both 'train'; an image is"),
         ([*ROWS, ("a/0.png", "cat", "dev set")], {"split": "split"}, "row 3 has the split 'dev"),
         ([*ROWS, ("", "cat", "train")], {}, "row 3 has no 'path'"),
         ([*ROWS, ("a/0.png", "", "train")], {}, "row 3 has no 'label'"),

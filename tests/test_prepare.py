@@ -169,6 +169,15 @@ def test_copies_of_an_image_never_end_up_in_two_parts(seed):
     assert all(len(set(parts[start : start + 6])) == 1 for start in range(0, 60, 6))
 
 
+def test_copies_of_several_classes_stay_in_training():
+    shared = [f"both {number}" for number in range(10)]
+    hashes = [*map(str, range(40)), *shared, *(f"odd {number}" for number in range(4)), *shared]
+    parts = split_of(64, hashes=hashes, labels=np.array([0] * 50 + [1] * 14))
+    assert set(parts[40:50]) == set(parts[54:]) == {"train"}
+    assert set(parts[:40]) == {"train", "validation", "test"}
+    assert set(parts[50:54]) >= {"validation", "test"}
+
+
 def test_parts_of_the_source_stay_and_the_missing_one_is_taken_from_train():
     given = ["train"] * 40 + ["test"] * 20
     parts = split_of(60, source_split=given)

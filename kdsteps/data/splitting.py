@@ -27,7 +27,8 @@ def complete_split(
     A split of the source is used as it is; a missing one is taken from its training images. Images
     without labels are one class, and none of them are taken for testing.
     Within a class, images are ordered by a hash of seed and pixels, so the result does not depend
-    on the order of the images, and copies of one image stay together.
+    on the order of the images, and copies of one image stay together: those that are of several
+    classes are training images.
 
     Args:
         split: (N,) "train", "validation", "test", or "" throughout.
@@ -88,6 +89,7 @@ def _take(
     seed: int,
 ) -> None:
     """Move a fraction of every class from train to the split `name`, in place."""
+    ambiguous = _of_several_classes(labels, hashes)
     of_class = [(f"class {shown!r}", labels == label) for label, shown in enumerate(class_names)]
     for what, belongs in of_class or [("the data set", np.ones(len(labels), dtype=bool))]:
         rows = np.flatnonzero((split == "train") & belongs)
@@ -106,8 +108,16 @@ def _take(
         for digest in ordered[:-1]:  # the last one stays for training
             if len(taken) >= wanted:
                 break
-            taken += groups[digest]
+            if digest not in ambiguous:
+                taken += groups[digest]
         split[taken] = name
+
+
+def _of_several_classes(labels: np.ndarray, hashes: Sequence[str]) -> set[str]:
+    """The hashes of images that have copies of another class."""
+    first: dict[str, int] = {}
+    pairs = zip(hashes, labels.tolist(), strict=True)
+    return {digest for digest, label in pairs if first.setdefault(digest, label) != label}
 
 
 def _key(seed: int, digest: str) -> bytes:

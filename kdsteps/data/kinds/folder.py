@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 
 from kdsteps.data.decoding import SUFFIXES, Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_lists import splits_by_list
 from kdsteps.data.split_names import SPELLINGS
@@ -64,8 +65,8 @@ def load(
         labeled: Whether folders are classes.
 
     Raises:
-        KdstepsError: A folder does not exist, has no images or links to elsewhere, or a split
-            has a class that train does not have.
+        KdstepsError: A folder does not exist, has no images or links to elsewhere, an image is in
+            two of the folders, or a split has a class that train does not have.
     """
     roots = [_root(text) for text in ([path] if isinstance(path, str) else path)]
     given = {
@@ -74,6 +75,8 @@ def load(
         if value is not None
     }
     rows = [row for root in roots for row in _rows(root, given, roots, follow_links, labeled)]
+    if len(roots) > 1 or given:
+        check_once((split, file) for split, file, _ in rows)
     class_names = _class_names(rows)
     number = {name: place for place, name in enumerate(class_names)}
     labels = np.array([number[name] for _, _, name in rows], dtype=np.int64)
@@ -152,16 +155,26 @@ def _split_folders(root: Path, given: Mapping[str, Sequence[str]]) -> dict[str, 
                         f"within {root}, or a text file with one image per line"
                     )
         return {split: [_within(root, name) for name in names] for split, names in wanted.items()}
-    inside = {entry.name.lower(): entry for entry in _folders_in(root)}
-    found = {
-        split: [inside[name]]
+    inside = _folders_in(root)
+    named = {
+        split: [entry for entry in inside if entry.name.lower() in spellings]
         for split, spellings in SPELLINGS.items()
-        for name in reversed(spellings)
-        if name in inside
     }
+    found = {split: folders for split, folders in named.items() if folders}
+    others = len(inside) - sum(map(len, found.values()))
     # a single `train` among other folders is a class, next to cars and planes
-    divided = "train" in found and (len(found) > 1 or len(inside) == 1)
-    return found if divided else {"": [root]}
+    if "train" not in found or (len(found) == 1 and others):
+        return {"": [root]}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            names = " and ".join(entry.name for entry in folders)
+            raise KdstepsError(
+                f"datasets: {root} has several folders for {split}, {names}; name the folders of "
+                "every split, such as `train: train` and `test: test`"
+            )
+    if others:
+        log.info("%s: skipped %d folders that are not those of splits", root, others)
+    return found
 
 
 def _folders_in(folder: Path) -> list[Path]:

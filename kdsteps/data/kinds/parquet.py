@@ -21,6 +21,7 @@ from pydantic import PositiveInt
 from kdsteps.data.class_labels import classes_of, label_column, numbered
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.subset import matching, thinned
 from kdsteps.errors import KdstepsError, nearest
@@ -59,7 +60,8 @@ def load(
         labeled: Whether the column with labels is read.
 
     Raises:
-        KdstepsError: A file or column is missing, or a column has another type.
+        KdstepsError: A file or column is missing, a file is named twice, or a column has another
+            type.
     """
     given = dict(zip(SPLITS, (train, validation, test), strict=True))
     files = [
@@ -68,6 +70,7 @@ def load(
         if patterns is not None
         for path in matching(patterns, ".parquet", f"datasets: {name}")
     ]
+    check_once((file.split, file.path) for file in files)
     unlabeled = np.full(sum(map(len, files)), "")
     labels, class_names = _labels(files, label) if labeled else classes_of(unlabeled)
     splits = [file.split if validation or test else "" for file in files]

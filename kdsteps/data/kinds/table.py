@@ -65,7 +65,7 @@ def load(
 
     Raises:
         KdstepsError: The list cannot be read, lacks a column or a value, or names a split that
-            does not exist.
+            does not exist; or two splits have one name.
     """
     file = Path(path).expanduser()
     columns = {"image": image} | ({"label": label} if labeled else {})
@@ -187,7 +187,14 @@ def _splits(
         return np.full(len(table), "", dtype="<U10")
     values = _texts(table, column, file)
     if named:
-        meaning = {value: split for split, value in ({"train": "train"} | dict(named)).items()}
+        meaning: dict[str, str] = {}
+        for name, value in ({"train": "train"} | dict(named)).items():
+            if value in meaning:
+                raise KdstepsError(
+                    f"datasets: {meaning[value]} and {name} are both {value!r}; an image is in one "
+                    "split, so name a value of its own for each"
+                )
+            meaning[value] = name
     else:
         meaning = {spelling: split for split in SPLITS for spelling in SPELLINGS[split]}
         unknown = next(

@@ -180,14 +180,18 @@ def _labels(dataset: Any) -> np.ndarray:
     """(N,), without opening the images where the data set has its labels in memory."""
     for attribute in ("targets", "labels", "_labels", "y"):
         if hasattr(dataset, attribute):
-            return np.asarray(getattr(dataset, attribute), dtype=np.int64).reshape(-1)
+            found = np.asarray(getattr(dataset, attribute), dtype=np.int64)
+            return found.reshape(len(dataset), -1)[:, 0]  # QMNIST has more than classes
     pairs = dataset._samples if hasattr(dataset, "_samples") else dataset
     return np.array([label for _, label in pairs], dtype=np.int64)
 
 
 def _class_names(dataset: Any, count: int) -> tuple[str, ...]:
     for attribute in ("classes", "categories"):
-        names = tuple(map(str, getattr(dataset, attribute, ())))
+        names = tuple(
+            name if isinstance(name, str) else str(name[0])  # Imagenette has synonyms
+            for name in getattr(dataset, attribute, ())
+        )
         if len(names) >= count:
             return names
     return tuple(map(str, range(count)))
