@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 from _methods import BATCH_SIZE, batch_of, class_of, fingerprint, make, step
-from _networks import ENTRIES, IMAGE_SHAPE, network
+from _networks import IMAGE_SHAPE, network
+from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._checks import class_count, layer_pairs
+from kdsteps.methods._checks import layer_pairs, same_classes
 from kdsteps.methods._draws import Sampler
 from kdsteps.methods.base import Task
 from kdsteps.methods.ofd import OFD
 from kdsteps.models import build_model
+from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.feature_shapes import feature_shapes
 
 
@@ -51,9 +53,25 @@ def test_layers_are_paired_evenly_and_the_last_meets_the_last():
         layer_pairs(student, teacher, None, [], "at")
 
 
-@pytest.mark.parametrize("kind", ENTRIES)
-def test_the_number_of_classes_is_read_off_the_head(kind):
-    assert class_count(network(kind, num_classes=11)) == 11
+class Gated(nn.Module):
+    """Its classifier is not its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(8, 4)
+        self.stem = nn.Sequential(nn.Conv2d(IMAGE_SHAPE[0], 8, 3), nn.ReLU())
+        self.gate = nn.Linear(8, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images).mean(dim=(2, 3))
+        return self.classifier(features) * self.gate(features).sigmoid()
+
+
+def test_a_teacher_has_as_many_classes_as_it_returns_logits():
+    teacher = CutChain(Gated(), image_shape=IMAGE_SHAPE)
+    same_classes(teacher, Task(IMAGE_SHAPE, 4, torch.arange(4)), "kd")
+    with pytest.raises(KdstepsError, match="the teacher has 4 classes and the study has 3"):
+        same_classes(teacher, Task(IMAGE_SHAPE, 3, torch.arange(3)), "kd")
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,12 @@ def test_tied_weights_stay_tied():
         assert network[0].weight is network[1].weight
         assert not torch.equal(first.weight, torch.ones(2, 2))
     assert torch.equal(first.weight, torch.ones(2, 2))
+
+
+def test_a_mask_with_infinity_stays_as_it_is():
+    network = nn.Linear(2, 2)
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = WeightAverage(network, 0.9)
+    average.update()
+    average.swap()
+    assert network.mask.tolist() == [0.0, -torch.inf]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from _networks import network
@@ -19,6 +21,7 @@ from kdsteps.models import build_model
 from kdsteps.models.memory_format import batch_format
 from kdsteps.training.loop import Fit
 from kdsteps.training.optimizers import keep_to_layout, make_schedule
+from kdsteps.training.random_states import seed_all
 
 STEPS = 3  # of an epoch
 BYTEWISE = ["labels", "kd", "block_kd", "feature_only", "crd"]
@@ -67,6 +70,26 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_bytes(tmp_path, option
         resumed = trained("kd", state=state, **options)
         assert same_bytes(weights(resumed), weights(alone)), stop
         assert resumed.history == alone.history
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random], ids=["python", "numpy"])
+def test_what_a_network_draws_outside_of_torch_goes_on_as_well(tmp_path, draw):
+    def run(state: Path | None = None, stop: int | None = None) -> Fit:
+        fit = fit_of("labels", state=state)
+        seed_all(0)
+        hook = lambda module, inputs, logits: logits * draw()  # noqa: E731
+        fit.method.student.register_forward_hook(hook)
+        if stop is None:
+            fit.run()
+            return fit
+        with pytest.raises(Stopped):
+            stopped_after(stop, fit).run()
+        return fit
+
+    alone, again, state = run(), run(), tmp_path / "state.pt"
+    assert same_bytes(weights(alone), weights(again))
+    run(state, stop=4)
+    assert same_bytes(weights(run(state)), weights(alone))
 
 
 KILLED = """

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.methods.base import Batch, Task
-from kdsteps.models.chain import HEAD, Chain
+from kdsteps.models.chain import Chain
+from kdsteps.models.evaluating import evaluating
 from kdsteps.study.joints import thinned
 
 
@@ -16,10 +18,12 @@ def same_classes(teacher: Chain | None, task: Task, method: str) -> None:
     """Raise KdstepsError for a teacher with other classes if logits are compared class by class.
 
     Raises:
-        KdstepsError: The width of the teacher's last layer differs from the study's classes.
+        KdstepsError: The teacher has not as many outputs as the study has classes.
     """
-    count = None if teacher is None else class_count(teacher)
-    if count is not None and count != task.num_classes:
+    if teacher is None:
+        return
+    count = num_outputs(teacher, task.image_shape)
+    if count != task.num_classes:
         raise KdstepsError(
             f"methods.{method}: the teacher has {count} classes and the study has "
             f"{task.num_classes}; among the methods that learn from logits, only uld accepts this"
@@ -40,14 +44,13 @@ def single_labels(batch: Batch, method: str) -> Tensor:
     return batch.labels
 
 
-def class_count(chain: Chain) -> int | None:
-    """The number of logits, read from a network's head; None where that is not possible."""
-    last = chain.layers[-1] if chain.layers else None
-    widths = [
-        getattr(module, "out_features", getattr(module, "out_channels", None))
-        for module in chain.span(last, HEAD).modules()
-    ]
-    return next((width for width in reversed(widths) if isinstance(width, int)), None)
+@torch.no_grad()
+def num_outputs(chain: Chain, image_shape: tuple[int, int, int]) -> int:
+    """The width of a network's output."""
+    weight = next(chain.parameters(), torch.zeros(()))
+    images = torch.zeros(2, *image_shape, device=weight.device, dtype=weight.dtype)
+    with evaluating(chain):
+        return int(chain(images).shape[1])
 
 
 def layer_of(chain: Chain, name: str | None, default: str, who: str, method: str) -> str:

@@ -14,12 +14,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
-from kdsteps.methods._checks import layer_of
+from kdsteps.methods._checks import layer_of, num_outputs
 from kdsteps.methods._features import as_map, features, pooled_layer
 from kdsteps.methods._tensors import cross_entropy, full_precision, kl_divergence, same_shape, unit
 from kdsteps.methods.base import Batch, Method, Task
 from kdsteps.models.chain import HEAD, Chain
-from kdsteps.models.evaluating import evaluating
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 
 SMALLEST_QUEUE, LARGEST_QUEUE = 16, 8192
@@ -192,15 +191,6 @@ def default_queue(num_images: int) -> int:
     """The number of embeddings in the queue for a number of training images."""
     largest_power = 1 << (max(num_images // 2, 1).bit_length() - 1)
     return min(max(largest_power, SMALLEST_QUEUE), LARGEST_QUEUE)
-
-
-@torch.no_grad()
-def num_outputs(chain: Chain, image_shape: tuple[int, int, int]) -> int:
-    """The width of a network's output."""
-    weight = next(chain.parameters())
-    images = torch.zeros(2, *image_shape, device=weight.device, dtype=weight.dtype)
-    with evaluating(chain):
-        return int(chain(images).shape[1])
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -86,7 +86,6 @@ class SelectClasses(nn.Module):
         """
         super().__init__()
         self.register_buffer("columns", torch.tensor(list(columns)), persistent=False)
-        self.out_features = len(columns)
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits[:, self.columns]

@@ -26,6 +26,7 @@ from kdsteps.models.feature_shapes import pooled
 from kdsteps.stages._shared import fresh_model, prepared, provenance, share_cores, trained_model
 from kdsteps.teachers.features import balanced_sample
 from kdsteps.training.device import choose_device
+from kdsteps.training.random_states import seed_all
 
 log = logging.getLogger("kdsteps")
 
@@ -81,7 +82,7 @@ def _network(job: Job[Any], data: Prepared) -> tuple[Chain, Prepared]:
         return trained_model(job.inputs["model"], data, even_diverged=True), data
     assert isinstance(settings, UntrainedProbeSettings)
     data = _as_trained_on(data, read_json(job.inputs["training"]))
-    torch.manual_seed(settings.seed)
+    seed_all(settings.seed)
     return fresh_model(settings.student, data).requires_grad_(False).eval(), data
 
 

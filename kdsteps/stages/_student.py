@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from kdsteps.data.draws import DrawnSplit
 from kdsteps.data.images import ImageSplit
 from kdsteps.data.prepared import Prepared
@@ -45,6 +43,7 @@ from kdsteps.training.device import choose_device
 from kdsteps.training.drawn import DrawnFit, draws_of
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
+from kdsteps.training.random_states import seed_all
 
 log = logging.getLogger("kdsteps")
 
@@ -81,7 +80,7 @@ def train(
     device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
     teacher = teacher_of(job, data)
-    torch.manual_seed(settings.seed)
+    seed_all(settings.seed)
     student = fresh_model(settings.student, data)
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)

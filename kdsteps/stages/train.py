@@ -67,6 +67,7 @@ from kdsteps.teachers.variants import Correct, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
+from kdsteps.training.random_states import seed_all
 
 log = logging.getLogger("kdsteps")
 
@@ -90,7 +91,7 @@ def _train(job: Job[TrainSettings], processes: Processes) -> None:
     entry, recipe = job.settings.model, job.settings.train
     device = choose_device(job.gpus, job.threads, job.jobs_per_gpu, recipe.precision)
     data = prepared(job, device)
-    torch.manual_seed(recipe.seed)
+    seed_all(recipe.seed)
     network = fresh_model(entry, data).to(device)
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)

@@ -14,7 +14,8 @@ class WeightAverage:
 
     After step t it becomes d average + (1 - d) network with d = min(decay, (1 + t) / (10 + t)), so
     that it soon forgets the initial weights. Running statistics of batch normalization are averaged
-    like weights; integers, such as the number of batches, are not. All of it stays on the device.
+    like weights; integers, such as the number of batches, and masks with infinity are not. All of
+    it stays on the device.
 
     Source: Polyak and Juditsky 1992; buffers as in timm's `ModelEmaV3`, the rising decay as in
     TensorFlow's `ExponentialMovingAverage`.
@@ -26,7 +27,8 @@ class WeightAverage:
         decay: 0 to 1, the limit of d.
         """
         values = network.state_dict().values()
-        self._live = [value for value in values if value.is_floating_point()]
+        floats = [value for value in values if value.is_floating_point()]
+        self._live = [value for value in floats if bool(value.isfinite().all())]
         self._average = [value.clone() for value in self._live]
         self._decay, self._steps = decay, 0
 

@@ -11,6 +11,7 @@ import torch
 
 from kdsteps.methods.base import Method
 from kdsteps.models.chain import BlockChain
+from kdsteps.training.random_states import random_states, restore_random_states
 
 log = logging.getLogger("kdsteps")
 
@@ -36,8 +37,7 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
         log.warning("compile: skipped, because inner layers of this network are read by hooks")
         return
     before = copy.deepcopy(method.state_dict())
-    random = torch.get_rng_state()
-    device_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    random = random_states()
     try:
         plain = _fastest(trial, method)
         started = time.perf_counter()
@@ -55,9 +55,7 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
     finally:
         method.load_state_dict(before)
         method.zero_grad(set_to_none=True)
-        torch.set_rng_state(random)
-        if device_random:
-            torch.cuda.set_rng_state_all(device_random)
+        restore_random_states(random)
 
 
 def _fastest(trial: Callable[[], None], method: Method) -> float:

@@ -35,6 +35,7 @@ from kdsteps.training.history import History, milestones
 from kdsteps.training.optimizers import keep_to_layout, make_optimizer, make_schedule
 from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.processes import ALONE, Processes, Terms
+from kdsteps.training.random_states import random_states, restore_random_states
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 
@@ -331,8 +332,7 @@ class Fit:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "rng": torch.get_rng_state(),
-            "device_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": random_states(),
             "epoch_rng": self._epoch_rng,
             "history": self.history.rows(),
             "losses": torch.stack(self.losses),
@@ -356,9 +356,7 @@ class Fit:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"])
-        if state["device_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["device_rng"])
+        restore_random_states(state["random"])
         self.generator.set_state(state["epoch_rng"])
         self.history = History(**state["history"])
         self.losses = list(state["losses"].to(self.split.device).unbind())

@@ -36,6 +36,7 @@ from kdsteps.methods.base import Batch, Method
 from kdsteps.study.training_settings import Training
 from kdsteps.training.batch_norm import synchronize
 from kdsteps.training.out_of_memory import out_of_memory
+from kdsteps.training.random_states import seed_all
 from kdsteps.training.stopping import STATUS, sigterm_for_children
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Processes:
         """Let what networks draw in a step depend on step and process, also after a resume."""
         if self.count > 1:
             entropy = np.random.SeedSequence([seed, step, self.rank])
-            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            seed_all(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 ALONE = Processes()
