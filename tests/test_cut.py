@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -239,6 +241,33 @@ def test_spans_run_in_the_mode_of_the_chain():
     assert not torch.equal(tail(features), tail(features))  # dropout, which is a function
     chain.eval()
     assert torch.equal(tail(features), tail(features))
+
+
+class Skipping(nn.Module):
+    """A block that is skipped at random in training, decided in Python."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.draw = draw
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and self.draw() < 0.5:
+            return images
+        return images + self.conv2(self.conv1(images))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: random.random(), lambda: np.random.random(), lambda: torch.rand(()).item()],
+    ids=["python", "numpy", "torch"],
+)
+def test_a_span_does_not_repeat_what_a_network_drew_once(draw):
+    chain = cut(nn.Sequential(Skipping(draw), nn.Flatten(), nn.Linear(192, 5)))
+    tail = chain.tail(chain.layers[0])
+    chain.train()
+    with pytest.raises(KdstepsError, match="its forward pass draws random numbers outside of"):
+        tail(images())
 
 
 def test_a_span_trains_the_weights_of_its_own_part_alone():

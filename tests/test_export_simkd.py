@@ -83,7 +83,7 @@ def test_predict_classifies_its_test_images_as_the_evaluation_did(tmp_path: Path
 
 def test_its_card_has_code_that_loads_its_weights(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (PLACE / "model_card.md").read_text(), re.DOTALL)
-    (code,) = [block for block in blocks if "load_state_dict" in block]
+    (code,) = [block for block in blocks if "load_weights" in block]
     monkeypatch.chdir(PLACE)
     exec(code, names := {})
     assert any(isinstance(value, torch.nn.Module) for value in names.values())

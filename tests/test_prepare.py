@@ -360,6 +360,8 @@ def test_a_source_that_does_not_fit_together_is_refused():
     )
     with pytest.raises(KdstepsError, match="class name ' ' is empty"):
         check_source(source(images, class_names=(" ", "b")))
+    with pytest.raises(KdstepsError, match="classes 'a' and 'a ' differ in spaces alone; write"):
+        check_source(source(np.zeros((4, 1, 2, 2)), class_names=("a", "a ")))
     with pytest.raises(KdstepsError, match="two classes are called 'a'"):
         check_source(source(images, class_names=("a", "a")))
     with pytest.raises(ValueError, match="differ in length"):

@@ -100,9 +100,34 @@ def test_a_check_is_one_pass_and_a_glance_at_other_forms(shapes, tmp_path, monke
             checked = teachers.check_trained(capsys, name)
         assert 0.3 < checked.found["accuracy"]["value"] < 0.98
         seen[name] = calls
-    batches = [256, COUNTS["validation"] - 256]
-    assert seen["own"] == batches
-    assert seen["outside"] == [*batches, *[32] * 4]
+    batches, again = [256, COUNTS["validation"] - 256], [16]
+    assert seen["own"] == [*batches, *again]
+    assert seen["outside"] == [*batches, *[32] * 4, *again]
+
+
+FORGETFUL = """
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(F.dropout(self.stem(images).mean(dim=(2, 3))))  # in evaluation as well
+"""
+
+
+def test_a_teacher_that_draws_in_evaluation_is_refused(shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(FORGETFUL)
+    teachers = Teachers(shapes, train=RECIPE | {"epochs": 1})
+    checked = teachers.check(capsys, "forgetful", family="./nets.py:Net")
+    assert checked.status == 2
+    assert "differ from one pass to the next, as with dropout" in checked.said
 
 
 def test_without_validation_images_the_check_says_that_there_was_none(

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.families._download import reachable
+from kdsteps.models.families.torchvision import _published_size
 from kdsteps.models.input import Normalize
 from kdsteps.teachers.variants import IMAGENET
 
@@ -282,6 +283,11 @@ def test_published_files_with_older_names_leave_no_weight_new(monkeypatch, tmp_p
         assert not chain.new_weights
         for name, weight in chain.plain().named_parameters():
             assert torch.equal(weight, published.get_parameter(name)), name
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 224), ("vit_h_14", 518)])
+def test_the_size_of_published_weights_is_that_of_the_network(name, size):
+    assert _published_size(name) == size
 
 
 def test_weights_of_a_network_that_asks_for_a_version_load(tmp_path):

@@ -53,6 +53,13 @@ def _check_classes(source: Source) -> None:
                 f"the class name {name!r} has the character {character!r}, which cannot be "
                 "printed; rename the class"
             )
+    known: dict[str, str] = {}
+    for name in source.class_names:
+        if (other := known.setdefault(name.strip(), name)) != name:
+            raise KdstepsError(
+                f"the classes {other!r} and {name!r} differ in spaces alone; write one name "
+                "without them, or use different names"
+            )
     twice = {name for name in source.class_names if source.class_names.count(name) > 1}
     if twice:
         raise KdstepsError(f"two classes are called {min(twice)!r}; use different names")

@@ -71,6 +71,13 @@ from kdsteps.training.random_states import seed_all
 
 log = logging.getLogger("kdsteps")
 
+_AGAIN = 16  # images that are predicted twice
+_ROUNDING = 0.01  # of the largest output
+_VARIES = (
+    "its {} for the same images differ from one pass to the next, as with dropout that stays on in "
+    "evaluation; let it depend on the network's mode (`training=self.training`)"
+)
+
 
 def run(job: Job[Any]) -> None:
     """Train a teacher, check a trained one, or compare the teachers of a pair."""
@@ -185,13 +192,16 @@ def _for_features(path: Path, num_classes: int, settings: CheckSettings) -> Teac
 def _unlabeled(network: Chain, data: Prepared, settings: CheckSettings) -> TeacherCheck:
     """The check of a network on images without labels: whether its features can be used at all."""
     images = data.part("validation" if len(data.rows("validation")) else "train")
-    features = network(next(images.in_order(settings.batch_size)).images)
+    shown = next(images.in_order(settings.batch_size)).images
+    features = network(shown)
     if not bool(features.isfinite().all()):
         problem = "its features contain NaN or infinity; check its weights and its normalization"
         return TeacherCheck(problems=(problem,))
     if bool((features == features[0]).all()) and len(features) > 1:
         problem = "its features are the same for all images; check its weights and normalization"
         return TeacherCheck(problems=(problem,))
+    if _varies(network, features, shown):
+        return TeacherCheck(problems=(_VARIES.format("features"),))
     return TeacherCheck(
         warnings=("the images have no labels, so only its features were checked, not its accuracy",)
     )
@@ -220,7 +230,17 @@ def _judged(
     if found.accuracy is None:
         return found, None
     log.info("validation accuracy %s, chance %.1f%%", found.accuracy, 100 * (found.chance or 0))
+    if _varies(network, logits, next(images.in_order(_AGAIN)).images):
+        found = replace(found, problems=(_VARIES.format("logits"), *found.problems))
     return found, ece(logits, labels)
+
+
+@torch.inference_mode()
+def _varies(network: Chain, outputs: Tensor, images: Tensor) -> bool:
+    """Whether a network's outputs for the first images change in another pass, beyond rounding."""
+    again = network(images[:_AGAIN]).float().cpu()
+    before = outputs[: len(again)].float().cpu()
+    return bool((again - before).abs().max() > _ROUNDING * before.abs().max())
 
 
 def _is_from_elsewhere(entry: Mapping[str, Any]) -> bool:

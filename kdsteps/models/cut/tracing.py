@@ -12,11 +12,13 @@ import builtins
 import copy
 import inspect
 import math
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -73,10 +75,12 @@ def trace_network(
         output: Where its logits are.
 
     Raises:
-        KdstepsError: Its forward pass branches on what it computes.
+        KdstepsError: Its forward pass branches on what it computes, or draws numbers that would be
+            the same in each run of the graph.
     """
     twin = _twin(network)
     tracer = _Tracer(rules, network, image_shape)
+    before = _random_states()
     try:
         graph = tracer.trace(twin, concrete_args=_defaults(network))
     # third-party code may raise anything on a proxy: TraceError, TypeError, ...
@@ -86,6 +90,11 @@ def trace_network(
             f"models: {type(network).__name__} cannot be cut, because its forward pass has no "
             f"fixed graph ({reason}); methods that use logits alone can use it"
         ) from error
+    if _random_states() != before:  # operations of the graph draw when it runs
+        raise KdstepsError(
+            f"models: {type(network).__name__} cannot be cut, because its forward pass draws "
+            "random numbers outside of tensor operations; methods that use logits alone can use it"
+        )
     _select_logits(graph, output)
     outputs = {path: node for path, node in tracer.outputs.items() if tracer.calls[path] == 1}
     return Traced(graph, outputs, tracer.firsts, tracer.constants)
@@ -265,6 +274,13 @@ class _Weight(fx.Proxy):
 
     def __len__(self) -> int:
         return self._shape[0]
+
+
+def _random_states() -> tuple[Any, ...]:
+    """The states of all global generators on the CPU, as values that can be compared."""
+    _, words, position, *_ = np.random.get_state(legacy=True)
+    own = torch.get_rng_state().numpy().tobytes()
+    return own, random.getstate(), np.asarray(words).tobytes(), position
 
 
 def _twin(network: nn.Module) -> nn.Module:

@@ -152,11 +152,20 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
     if inner:
         raise KdstepsError(
             f"models: the pretrained weights of torchvision's {name} are for another image size "
-            f"({', '.join(inner[:3])} differ); set `image_size: {_MADE_FOR}`, and images are "
-            "resized"
+            f"({', '.join(inner[:3])} differ); set `image_size: {_published_size(name)}`, and "
+            "images are resized"
         )
     put_weights(network, fitting)
     return missing
+
+
+def _published_size(name: str) -> int:
+    """Height and width in pixels that torchvision's weights of a ViT or MaxViT are for."""
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(name).DEFAULT
+    side: int = weights.meta["min_size"][0]
+    return side
 
 
 def _published_state(name: str) -> dict[str, Tensor]:
