@@ -199,6 +199,33 @@ def test_variables_that_are_read_by_name_keep_their_names(folder: Path):
     assert written(mine=text) != written(mine=text.replace("one", "two"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def Mine(n):\n    mode = 'old'\n    return locals()\n",
+        "def Mine(n):\n    mode = 'old'\n    return eval('mode')\n",
+        "def Mine(n):\n    set_mode()\n    return mode\n"
+        "def set_mode():\n    global mode\n    mode = 'old'\n"
+        "mode = ''\n",
+        "def Mine(n):\n    mode = ''\n"
+        "    def set_mode():\n        nonlocal mode\n        mode = 'old'\n"
+        "    set_mode()\n    return mode\n",
+    ],
+    ids=["locals", "eval", "global", "nonlocal"],
+)
+def test_a_text_counts_where_a_function_does_not_mention_its_variable_again(
+    folder: Path, text: str
+):
+    assert written(mine=text) != written(mine=text.replace("old", "new"))
+
+
+def test_what_a_module_does_unless_it_is_a_script_counts(folder: Path):
+    text = "import os\nif __name__ != '__main__':\n    os.nice(1)\ndef Mine(n):\n    return n\n"
+    assert written(mine=text) != written(mine=text.replace("nice(1)", "nice(2)"))
+    script = text.replace("!=", "==")
+    assert written(mine=script) == written(mine=script.replace("nice(1)", "nice(2)"))
+
+
 CIRCLE = """
 def Mine(n):
     return n and other(n - 1)
