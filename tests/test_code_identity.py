@@ -331,6 +331,19 @@ def test_a_metric_does_not_count_for_a_method_in_the_same_file(folder: Path):
     assert written(mine=text) == written(mine=text.replace("2", "3"))
 
 
+def test_a_users_method_counts_wherever_the_networks_that_it_deploys_are_built(folder: Path):
+    Path("mine.py").write_text("from kdsteps.methods.kd import KD\n\nclass Mine(KD):\n    pass\n")
+    mine = {"mine": {"method": "./mine.py:Mine"}}
+    study = parse_study({**STUDY, "methods": mine, "export": {"formats": ["safetensors"]}})
+    using = {
+        rule
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(study, rule)
+        if "./mine.py:Mine" in code_identity.roots(study, rule, names)
+    }
+    assert using == {"distil", "evaluate", "evaluate_latency", "export"}
+
+
 def test_a_field_of_a_class_counts_by_name_default_and_order_and_not_by_type(folder: Path):
     text = "class Mine:\n    a: int = 1\n    b: float = 2\n"
     first = written(mine=text)

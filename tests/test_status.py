@@ -226,6 +226,19 @@ def test_done_running_and_failed_jobs_are_told_apart(begun, monkeypatch, capsys)
     assert [student["method"] for student in found["students"]] == ["labels", "kd"]
 
 
+def test_students_of_other_settings_are_not_shown(begun, monkeypatch, capsys):
+    monkeypatch.chdir(begun)
+    assert "pair labels" in status(capsys)
+    before = Path("params.yaml").read_text()
+    try:
+        write_study(begun, distil={"epochs": 3, "batch_size": 256})
+        said = status(capsys)
+    finally:
+        Path("params.yaml").write_text(before)
+    assert "1 of 24 done, 23 waiting" in said
+    assert "pair labels" not in said
+
+
 def test_a_job_that_was_killed_is_stopped_and_not_failed(folder, capsys):
     progress_file(TARGET).parent.mkdir(parents=True)
     progress_file(TARGET).write_text('{"started": 1.0}\n')

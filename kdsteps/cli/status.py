@@ -239,9 +239,14 @@ def _groups(study: Study, states: list[JobState]) -> Iterator[Group]:
 
 
 def _run(each: JobState) -> Run:
-    """The epochs of a student so far: from its results, or from what it writes while it trains."""
+    """The epochs of a student so far: from its results, or from what it writes while it trains.
+
+    Empty if its results are stale: these are of other settings, code or inputs.
+    """
     if each.progress is not None:
         return each.progress.history
+    if each.state != "done":
+        return {}
     path = Path(graph.outputs("distil", each.node.names)["history"])
     try:
         return _history(path, path.stat().st_mtime_ns)

@@ -121,8 +121,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         pair = study.pairs[names["pair"]]
         models = [pair.student, *pair.teacher_names]
         for method in sorted({entry.method for entry in study.methods.values()}):
-            if method in registry.names("models"):
-                yield registry.target("models", method)
+            yield from _deploying(method)
     elif rule == "export":
         yield from _exported(study, names)
     elif rule == "train_audit":
@@ -163,11 +162,16 @@ def _exported(study: Study, names: graph.Names) -> Iterator[str]:
     models = [pair.student]
     for method in study.methods if run == BEST else [run.rpartition("/")[0]]:
         name = study.methods[method].method
-        target = registry.target("methods", name)
+        yield from _deploying(name)
         if name in registry.names("models"):
-            yield registry.target("models", name)
             models += pair.teacher_names
-        if not target.startswith("kdsteps."):
-            yield target
     for model in dict.fromkeys(models):
         yield registry.target("models", study.models[model].family)
+
+
+def _deploying(method: str) -> Iterator[str]:
+    """What builds the networks of a method's students, where these are not students alone."""
+    if method in registry.names("models"):
+        yield registry.target("models", method)
+    if not (target := registry.target("methods", method)).startswith("kdsteps."):
+        yield target  # a user's method may deploy its own network
