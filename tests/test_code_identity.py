@@ -11,9 +11,13 @@ import pytest
 from _edits import METHODS, NOTHING, PACKAGE, SOMETHING, STUDY, Edit, changed_jobs, expected_jobs
 from _edits import job_digests as digests
 
+from kdsteps.cli.calls import Call
+from kdsteps.cli.running import _check_own_code
+from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.identity.sources import NEUTRAL
+from kdsteps.jobs.settings import JobSettings
 from kdsteps.study.loading import parse_study
 
 
@@ -342,6 +346,33 @@ def test_a_users_method_counts_wherever_the_networks_that_it_deploys_are_built(f
         if "./mine.py:Mine" in code_identity.roots(study, rule, names)
     }
     assert using == {"distil", "evaluate", "evaluate_latency", "export"}
+    student = {"pair": "pair", "method": "mine", "seed": "0"}
+    expected = code_identity.identities(study, graph.node(study, "distil", student))
+    assert expected["./mine.py:Mine"] == [code_identity.digest(("./mine.py:Mine",))]
+
+
+@pytest.mark.parametrize("changed", ["class Mine:\n    weight = 2\n", "class Mine(\n", None])
+def test_a_job_refuses_code_of_the_user_that_changed_since_it_was_planned(
+    folder: Path, changed: str | None
+):
+    mine = Path("mine.py")
+    mine.write_text("class Mine:\n    weight = 1\n")
+    planned = {"./mine.py:Mine": [digest()], "ticket": ["an input"]}
+    call = Call("distil", JobSettings(), {}, {}, None, {}, planned)
+    _check_own_code(call)
+    mine.write_text("class Mine:\n    weight = 1  # as planned\n")
+    _in_a_new_process()
+    _check_own_code(call)
+    mine.unlink() if changed is None else mine.write_text(changed)
+    _in_a_new_process()
+    with pytest.raises(KdstepsError, match=r"\./mine\.py:Mine: was changed after this run began"):
+        _check_own_code(call)
+
+
+def _in_a_new_process() -> None:
+    """Forget the digests that this process has found."""
+    for found in (code_identity.digest, code_identity._code):
+        found.cache_clear()
 
 
 def test_a_field_of_a_class_counts_by_name_default_and_order_and_not_by_type(folder: Path):

@@ -55,22 +55,32 @@ def code(study: Study, rule: str, names: graph.Names) -> str:
 
 
 def read_code(study: Study) -> None:
-    """Find the digests of all jobs, and free the memory of the parsed code."""
+    """Find the digests of all jobs as the code is now, and free the memory of the parsed code."""
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             code(study, rule, names)
+            _own_code(study, rule, names)
     _code.cache_clear()
 
 
 def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
-    """Digests of the settings and the code of the jobs that write a job's inputs, by name.
+    """What a job has to find: who wrote its inputs, and the user's code that it runs.
 
-    They are in the order of the files; "" for a file that no job of the study writes.
+    Returns:
+        By name of an input, digests of the settings and the code of the jobs that write its files,
+        in their order; "" for a file that no job of the study writes. By root of the user's code,
+        such as `./mine.py:Mine`, its digest.
     """
-    return {
+    inputs = {
         name: [_identity(study, graph.maker(study, path)) for path in flat(given)]
         for name, given in node.inputs.items()
     }
+    return inputs | _own_code(study, node.rule, node.names)
+
+
+def _own_code(study: Study, rule: str, names: graph.Names) -> dict[str, list[str]]:
+    used = dict.fromkeys(roots(study, rule, names))
+    return {root: [digest((root,))] for root in used if not root.startswith("kdsteps.")}
 
 
 def _identity(study: Study, node: graph.JobNode | None) -> str:
