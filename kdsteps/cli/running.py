@@ -121,8 +121,8 @@ def _check_own_code(call: Call) -> None:
             continue
         try:
             now = code_identity.digest((root,))
-        except (ValueError, SyntaxError):  # it is gone, or half written
-            now = ""
+        except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
+            continue
         if [now] != planned:
             raise KdstepsError(
                 f"{root}: was changed after this run began; run snakemake again, which uses the "
