@@ -176,8 +176,12 @@ def test_one_seed_is_not_judged():
     assert standing({0: run(0.9)}, {0: run(0.1)}).word == "not judged: one seed"
 
 
-def test_without_labels_there_is_no_comparison():
-    assert standing({0: run(0.9)}, {}).difference is None
+def test_without_labels_there_is_no_comparison(folder, capsys):
+    assert standing({0: run(0.9)}, {}).word == "the baseline has not come this far"
+    write_study(folder, methods={"kd": {}})
+    with reported(TARGET):
+        epoch_of(1, 2, validation_accuracy=0.3, total=1.0)
+        assert re.search(r"pair kd +epoch +1 .*no method `labels` to compare with", status(capsys))
 
 
 def test_one_bad_epoch_is_no_divergence():

@@ -235,7 +235,8 @@ def _groups(study: Study, states: list[JobState]) -> Iterator[Group]:
     baseline = next((name for name, of in study.method_names.items() if of == "labels"), None)
     for (pair, method), own in runs.items():
         others = None if method == baseline else runs.get((pair, str(baseline)), {})
-        yield Group(pair, method, own, standing(own, others))
+        found = standing(own, others, there_is_one=baseline is not None)
+        yield Group(pair, method, own, found)
 
 
 def _run(each: JobState) -> Run:
