@@ -11,9 +11,13 @@ import pytest
 from _edits import METHODS, NOTHING, PACKAGE, SOMETHING, STUDY, Edit, changed_jobs, expected_jobs
 from _edits import job_digests as digests
 
+from kdsteps.cli.calls import Call
+from kdsteps.cli.running import _check_own_code
+from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.identity.sources import NEUTRAL
+from kdsteps.jobs.settings import JobSettings
 from kdsteps.study.loading import parse_study
 
 
@@ -199,6 +203,33 @@ def test_variables_that_are_read_by_name_keep_their_names(folder: Path):
     assert written(mine=text) != written(mine=text.replace("one", "two"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def Mine(n):\n    mode = 'old'\n    return locals()\n",
+        "def Mine(n):\n    mode = 'old'\n    return eval('mode')\n",
+        "def Mine(n):\n    set_mode()\n    return mode\n"
+        "def set_mode():\n    global mode\n    mode = 'old'\n"
+        "mode = ''\n",
+        "def Mine(n):\n    mode = ''\n"
+        "    def set_mode():\n        nonlocal mode\n        mode = 'old'\n"
+        "    set_mode()\n    return mode\n",
+    ],
+    ids=["locals", "eval", "global", "nonlocal"],
+)
+def test_a_text_counts_where_a_function_does_not_mention_its_variable_again(
+    folder: Path, text: str
+):
+    assert written(mine=text) != written(mine=text.replace("old", "new"))
+
+
+def test_what_a_module_does_unless_it_is_a_script_counts(folder: Path):
+    text = "import os\nif __name__ != '__main__':\n    os.nice(1)\ndef Mine(n):\n    return n\n"
+    assert written(mine=text) != written(mine=text.replace("nice(1)", "nice(2)"))
+    script = text.replace("!=", "==")
+    assert written(mine=script) == written(mine=script.replace("nice(1)", "nice(2)"))
+
+
 CIRCLE = """
 def Mine(n):
     return n and other(n - 1)
@@ -302,6 +333,43 @@ def test_a_metric_does_not_count_for_a_method_in_the_same_file(folder: Path):
     text = "from kdsteps.evaluation.metrics import metric\n\n@metric(better='lower')\n"
     text += "def brier(logits, labels):\n    return 2\n\ndef Mine():\n    return 1\n"
     assert written(mine=text) == written(mine=text.replace("2", "3"))
+
+
+def test_a_users_method_counts_wherever_the_networks_that_it_deploys_are_built(folder: Path):
+    Path("mine.py").write_text("from kdsteps.methods.kd import KD\n\nclass Mine(KD):\n    pass\n")
+    mine = {"mine": {"method": "./mine.py:Mine"}}
+    study = parse_study({**STUDY, "methods": mine, "export": {"formats": ["safetensors"]}})
+    using = {
+        rule
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(study, rule)
+        if "./mine.py:Mine" in code_identity.roots(study, rule, names)
+    }
+    assert using == {"distil", "evaluate", "evaluate_latency", "export"}
+    student = {"pair": "pair", "method": "mine", "seed": "0"}
+    expected = code_identity.identities(study, graph.node(study, "distil", student))
+    assert expected["./mine.py:Mine"] == [code_identity.digest(("./mine.py:Mine",))]
+
+
+def test_a_job_refuses_code_of_the_user_that_changed_since_it_was_planned(folder: Path):
+    mine = Path("mine.py")
+    mine.write_text("class Mine:\n    weight = 1\n")
+    planned = {"./mine.py:Mine": [digest()], "ticket": ["an input"]}
+    call = Call("distil", JobSettings(), {}, {}, None, {}, planned)
+    for text in ("class Mine:\n    weight = 1  # as planned\n", "class Mine(\n"):
+        mine.write_text(text)  # Python says what is wrong with the second
+        _in_a_new_process()
+        _check_own_code(call)
+    mine.write_text("class Mine:\n    weight = 2\n")
+    _in_a_new_process()
+    with pytest.raises(KdstepsError, match=r"\./mine\.py:Mine: was changed after this run began"):
+        _check_own_code(call)
+
+
+def _in_a_new_process() -> None:
+    """Forget the digests that this process has found."""
+    for found in (code_identity.digest, code_identity._code):
+        found.cache_clear()
 
 
 def test_a_field_of_a_class_counts_by_name_default_and_order_and_not_by_type(folder: Path):

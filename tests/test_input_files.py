@@ -14,13 +14,13 @@ from PIL import Image
 
 from kdsteps.cli.main import main
 from kdsteps.jobs import graph
-from kdsteps.jobs.inputs import checkpoint_digest
+from kdsteps.jobs.inputs import checkpoint_digest, input_paths
 from kdsteps.jobs.provenance import Provenance
 from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import Model
 
 TEACHER = {"dataset": "pets", "teacher": "big"}
-RULES = ("prepare", "train", "distil", "evaluate")
+RULES = ("prepare", "train", "tune", "distil", "evaluate")
 
 
 @pytest.fixture(autouse=True)
@@ -33,16 +33,20 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pets"
 
 
-def jobs(**big: Any) -> dict[str, str]:
-    """The settings of every job by its name."""
-    pair = {"dataset": "pets", "teacher": "big", "student": "small"}
-    sections = {
+def sections(**others: Any) -> dict[str, Any]:
+    """A study of the images, with some sections replaced."""
+    own: dict[str, Any] = {
         "datasets": {"pets": {"kind": "folder", "path": "pets"}},
-        "models": {"big": NET | big, "small": NET},
-        "pairs": {"pair": pair},
+        "models": {"big": NET, "small": NET},
+        "pairs": {"pair": {"dataset": "pets", "teacher": "big", "student": "small"}},
         "methods": {"labels": {}, "kd": {}},
     }
-    study = parse_study(STUDY | sections)
+    return STUDY | own | others
+
+
+def jobs(**others: Any) -> dict[str, str]:
+    """The settings of every job by its name."""
+    study = parse_study(sections(**others))
     return {
         " ".join([rule, *names.values()]): graph.settings_text(study, rule, names)
         for rule in RULES
@@ -68,10 +72,60 @@ def test_a_changed_added_or_removed_image_changes_the_job_that_prepares_it(pets)
 
 
 def test_a_changed_checkpoint_changes_the_job_that_reads_it():
-    start = {"checkpoint": "big.pth"}
-    before = jobs(**start)
+    models = {"big": NET | {"checkpoint": "big.pth"}, "small": NET}
+    before = jobs(models=models)
     Path("big.pth").write_bytes(b"other weights")
-    assert changed(before, jobs(**start)) == {"train pets big"}
+    assert changed(before, jobs(models=models)) == {"train pets big"}
+
+
+MINE = """
+from torch import nn
+from kdsteps.methods.kd import KD
+
+class Mine(KD):
+    def __init__(self, *given, prototypes: str, others: list[str] = [], **options):
+        super().__init__(*given, **options)
+
+def build(num_classes: int, in_channels: int, image_size, start: str):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+"""
+
+
+def test_a_changed_file_that_an_option_of_the_users_code_names_changes_its_jobs():
+    Path("mine.py").write_text(MINE)
+    for name in ("prototypes.pt", "more.csv", "start.pt"):
+        Path(name).write_text("old")
+    mine = {"method": "./mine.py:Mine", "prototypes": "prototypes.pt", "others": ["more.csv"]}
+    methods = {"labels": {}, "mine": mine, "tuned": mine | {"tune": {"temperature": [2.0]}}}
+    start = {"family": "./mine.py:build", "start": "./start.pt"}
+    students = {f"distil pair {name} {seed}" for name in ("mine", "tuned") for seed in (0, 1)}
+
+    own = {"models": {"big": start, "small": NET}, "methods": methods}
+
+    def now() -> dict[str, str]:
+        return jobs(**own)
+
+    before = now()
+    Path("more.csv").write_text("new")
+    after = now()
+    assert changed(before, after) == students | {"tune pair tuned 1 100"}
+    Path("more.csv").write_text("old")
+    Path("start.pt").write_text("new")
+    assert changed(before, now()) == {"train pets big"}
+    study = parse_study(sections(**own))
+    (wanted, *_) = graph.jobs(study, "distil")
+    assert {"prototypes.pt", "more.csv"} <= set(map(str, input_paths(study)))
+    assert '"files"' not in graph.settings_text(study, "distil", wanted | {"method": "labels"})
+
+
+def test_a_text_that_names_no_file_is_no_input():
+    Path("mine.py").write_text(MINE)
+    Path("folder").mkdir()
+    odd = ["folder", "", "x" * 5000, "relu"]
+    study = parse_study(
+        sections(methods={"mine": {"method": "./mine.py:Mine", "prototypes": "no", "others": odd}})
+    )
+    assert graph.own_inputs(study)["methods.mine"] == (None, [])
 
 
 @pytest.mark.parametrize("prefix", ["local-dir:", "local_dir:"])

@@ -39,6 +39,7 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.resources import WORK_OF_A_CORE
 from kdsteps.report.results import run_columns
 from kdsteps.study.loading import load_study
+from kdsteps.study.part_cache import description
 from kdsteps.training.device import keep_busy
 
 OPTIONS = {"calibration_bins": 15}
@@ -180,6 +181,30 @@ def test_a_wrong_reference_to_a_metric_is_one_sentence(reference, words, tmp_pat
     Path("mine.py").write_text(BRIER)
     with pytest.raises(KdstepsError, match=words):
         all_metrics([reference])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ("name='seconds'", r"results have something else under the name 'seconds'; rename yours"),
+        ("name='diverged'", r"results have something else under the name 'diverged'"),
+        ("name='nll'", r"there is already a metric 'nll'; rename yours"),
+        ("name='a b'", r"the name 'a b' cannot be a column"),
+        ("titel='x'", r"a metric has no 'titel'"),
+        ("lable='x'", r"a metric has no 'lable'; did you mean 'label'"),
+        ("source='prediction'", r"source is 'prediction'; it should be 'predictions', 'teacher'"),
+        ("better='up'", r"better is 'up'; it should be None, 'higher', 'lower'"),
+        ("source='speed', options=('batch_size',)", r"it should be latency_runs or throughput"),
+        ("options=('bins',)", r"options has 'bins'; it should be calibration_bins or batch_size"),
+    ],
+)
+def test_a_metric_with_wrong_keywords_is_told_before_anything_runs(
+    keywords, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER.replace('better="lower"', keywords))
+    with pytest.raises(KdstepsError, match=rf"^\./mine\.py:brier: .*{words}"):
+        description("metrics", "./mine.py:brier")
 
 
 def test_predictions_are_made_in_order_and_in_eval_mode():

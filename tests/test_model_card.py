@@ -25,6 +25,8 @@ from kdsteps.export.card import model_card
 from kdsteps.export.markdown import code, code_block, prose, table
 from kdsteps.export.record import FILES, ExportedFile, Record
 from kdsteps.models import build_model
+from kdsteps.models.input import InputChain, InputContract
+from kdsteps.models.wrapped import ClassChain
 
 HOSTILE = (
     "](javascript:alert(1)) ![x](http://evil.example/x.png)",
@@ -326,6 +328,29 @@ def test_the_code_for_weights_loads_them(here: Path):
     exec(block, found)
     with torch.no_grad():
         expected = network.eval()(torch.full((1, 3, 16, 12), -2.0))  # (0 - 0.5) / 0.25
+    assert torch.allclose(found["logits"], expected, atol=1e-5)
+
+
+def test_the_code_for_weights_resizes_images_and_selects_classes_as_the_student_does(here: Path):
+    options, outputs = {"depth": 8, "widths": [4, 4, 4, 8]}, ("other", *reversed(CLASSES))
+    torch.manual_seed(1)
+    inner = build_model(
+        "cifar_resnet", num_classes=6, in_channels=3, image_size=(24, 20), **options
+    )
+    save_file(inner.plain().state_dict(), here / FILES["safetensors"])
+    card = model_card(record(network_size=[24, 20], interpolation="bicubic", outputs=list(outputs)))
+    some = "torch.zeros(1, 16, 12, 3, dtype=torch.uint8)"
+    block = python_of(card, "safetensors")
+    assert some in block
+    found: dict[str, Any] = {}
+    exec(block.replace(some, "torch.arange(576).byte().reshape(1, 16, 12, 3)"), found)
+    student = InputChain(
+        ClassChain(inner, outputs, CLASSES),
+        InputContract((0.5,) * 3, (0.25,) * 3, (24, 20), "bicubic"),
+    ).eval()
+    pixels = torch.arange(576).byte().reshape(1, 16, 12, 3)
+    with torch.no_grad():
+        expected = student(pixels.permute(0, 3, 1, 2))
     assert torch.allclose(found["logits"], expected, atol=1e-5)
 
 

@@ -176,8 +176,12 @@ def test_one_seed_is_not_judged():
     assert standing({0: run(0.9)}, {0: run(0.1)}).word == "not judged: one seed"
 
 
-def test_without_labels_there_is_no_comparison():
-    assert standing({0: run(0.9)}, {}).difference is None
+def test_without_labels_there_is_no_comparison(folder, capsys):
+    assert standing({0: run(0.9)}, {}).word == "the baseline has not come this far"
+    write_study(folder, methods={"kd": {}})
+    with reported(TARGET):
+        epoch_of(1, 2, validation_accuracy=0.3, total=1.0)
+        assert re.search(r"pair kd +epoch +1 .*no method `labels` to compare with", status(capsys))
 
 
 def test_one_bad_epoch_is_no_divergence():
@@ -224,6 +228,19 @@ def test_done_running_and_failed_jobs_are_told_apart(begun, monkeypatch, capsys)
     assert states["distil", "labels", "0"]["seconds"] > 0
     assert states["distil", "kd", "0"]["epochs"] == 2
     assert [student["method"] for student in found["students"]] == ["labels", "kd"]
+
+
+def test_students_of_other_settings_are_not_shown(begun, monkeypatch, capsys):
+    monkeypatch.chdir(begun)
+    assert "pair labels" in status(capsys)
+    before = Path("params.yaml").read_text()
+    try:
+        write_study(begun, distil={"epochs": 3, "batch_size": 256})
+        said = status(capsys)
+    finally:
+        Path("params.yaml").write_text(before)
+    assert "1 of 24 done, 23 waiting" in said
+    assert "pair labels" not in said
 
 
 def test_a_job_that_was_killed_is_stopped_and_not_failed(folder, capsys):

@@ -219,6 +219,20 @@ def test_a_job_that_reads_other_files_than_before_can_be_accepted(study: Study):
     assert known(HISTORY.replace("kd", "labels")).inputs == {digest: file_digest(Path(digest))}
 
 
+@pytest.mark.parametrize("key", ["teacher", "dataset"])
+def test_students_of_another_teacher_or_of_other_images_are_refused(study: Study, key: str):
+    first = TINY["pairs"]["pair"]
+    studies = {
+        "models": TINY["models"] | {"other": TINY["models"]["big"]},
+        "datasets": TINY["datasets"] | {"other": {"kind": "digits", "size": 16}},
+    }
+    study = changed_params(**studies, pairs={"pair": first | {key: "other"}, "before": first})
+    assert reasons(study)[KD].startswith("was made from results/")
+    done = accept(study, everything, run_here)
+    assert ("distil", "kd") in {(each.rule, each.names.get("method")) for each in done.refused}
+    assert HISTORY not in read_accepted()
+
+
 def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study):
     accept(study, everything, run_here)
     assert HISTORY in read_accepted()

@@ -43,8 +43,9 @@ class Call:
     Attributes:
         read: The files it reads, by name of an input.
         hints: Options that change no result.
-        expected: By name of an input, what `provenance.identity` is in the study for the job that
-            wrote it; "" where that is not known.
+        expected: As `code_identity.identities` returns it: by name of an input, what
+            `provenance.identity` is in the study for the job that wrote it, "" where that is not
+            known; by root of the user's code, its digest.
         root: The folder in which its files have the paths that they have in the study's folder;
             None: they are in that folder.
         loggers: Where metrics go while the job runs.

@@ -17,7 +17,7 @@ from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
 from kdsteps.files.digests import write_digests
 from kdsteps.files.text import read_json
-from kdsteps.jobs import graph
+from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.gpu_slots import given_gpus
 from kdsteps.jobs.gpus import gpus_there
@@ -65,6 +65,7 @@ def run_call(
         settings = call.settings.as_json()
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
+                _check_own_code(call)
                 job = Job(
                     settings=_settings(call),
                     inputs=Files(call.inputs, "--inputs"),
@@ -107,6 +108,26 @@ def _check_provenance(call: Call) -> None:
         expected = call.expected.get(name) or [""] * len(given)
         for path, identity in zip(given, expected, strict=True):
             check_input(path, identity or None)
+
+
+def _check_own_code(call: Call) -> None:
+    """Refuse code of the user that changed after the job was planned.
+
+    The result would be recorded as one of the planned code, and be up to date if the change were
+    undone.
+    """
+    for root, planned in call.expected.items():
+        if ":" not in root:  # the name of an input
+            continue
+        try:
+            now = code_identity.digest((root,))
+        except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
+            continue
+        if [now] != planned:
+            raise KdstepsError(
+                f"{root}: was changed after this run began; run snakemake again, which uses the "
+                "changed code"
+            )
 
 
 def _settings(call: Call) -> JobSettings:

@@ -48,7 +48,8 @@ def add_stage(commands: Any, stage: str) -> None:
         nargs="*",
         metavar="NAME=DIGEST",
         default=[],
-        help="digest of the settings and the code of the job that wrote an input",
+        help="digest of the settings and the code of the job that wrote an input, or of your own "
+        "code such as ./mine.py:Mine",
     )
     by_file.add_argument(
         "--root",

@@ -235,13 +235,19 @@ def _groups(study: Study, states: list[JobState]) -> Iterator[Group]:
     baseline = next((name for name, of in study.method_names.items() if of == "labels"), None)
     for (pair, method), own in runs.items():
         others = None if method == baseline else runs.get((pair, str(baseline)), {})
-        yield Group(pair, method, own, standing(own, others))
+        found = standing(own, others, there_is_one=baseline is not None)
+        yield Group(pair, method, own, found)
 
 
 def _run(each: JobState) -> Run:
-    """The epochs of a student so far: from its results, or from what it writes while it trains."""
+    """The epochs of a student so far: from its results, or from what it writes while it trains.
+
+    Empty if its results are stale: these are of other settings, code or inputs.
+    """
     if each.progress is not None:
         return each.progress.history
+    if each.state != "done":
+        return {}
     path = Path(graph.outputs("distil", each.node.names)["history"])
     try:
         return _history(path, path.stat().st_mtime_ns)

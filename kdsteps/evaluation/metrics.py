@@ -15,11 +15,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, nearest
 from kdsteps.evaluation import predictions, size, speed
+from kdsteps.files.columns import RUNS
 from kdsteps.study import registry
 
 Function = Callable[..., float | None]
@@ -28,6 +29,13 @@ Direction = Literal["higher", "lower"]
 
 
 _FIELDS = "kdsteps_metric"  # attribute of a decorated function
+_TAKEN = frozenset(
+    {*RUNS, "divergence", "accuracy_per_class", "settings", "provenance", "threads", "predictions"}
+)
+"""What the files with metrics also hold under a name."""
+_OPTIONS = ("calibration_bins", "batch_size")
+_OPTIONS_OF_SPEED = ("latency_runs", "throughput_batch")
+"""Keys of the section `evaluate` that functions can take."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +225,28 @@ def all_metrics(references: Sequence[str] = ()) -> tuple[Metric, ...]:
     """
     found = list(METRICS)
     for reference in references:
-        own = _as_metric(registry.load("metrics", reference), reference)
-        if own.name in {there.name for there in found}:
-            raise KdstepsError(
-                f"evaluate.metrics: {reference}: there is already a metric {own.name!r}; "
-                "rename yours"
-            )
-        found.append(own)
+        found.append(as_metric(registry.load("metrics", reference), reference, found))
     return tuple(found)
+
+
+def as_metric(function: Any, reference: str, others: Sequence[Metric] = METRICS) -> Metric:
+    """The metric of a function, described by its decorator, its name and its docstring.
+
+    Args:
+        reference: As params.yaml names it.
+        others: Metrics whose names are taken.
+
+    Raises:
+        KdstepsError: The description is wrong, or the name is taken.
+    """
+    given = dict(getattr(function, _FIELDS, {}))
+    given.setdefault("name", getattr(function, "__name__", reference.rpartition(":")[2]))
+    given["name"] = str(given["name"])
+    if problem := _problem(given, others):
+        raise KdstepsError(f"{reference}: {problem}")
+    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+    words = {"label": given["name"].replace("_", " "), "explanation": summary}
+    return Metric(**{"function": function} | words | given)
 
 
 def metric(**fields: Any) -> Callable[[Function], Function]:
@@ -261,15 +283,22 @@ def compute(
     }
 
 
-def _as_metric(function: Any, reference: str) -> Metric:
-    """The metric of a function, described by its decorator, its name and its docstring."""
-    fields = dict(getattr(function, _FIELDS, {}))
-    name = str(fields.pop("name", getattr(function, "__name__", reference.rpartition(":")[2])))
+def _problem(given: Mapping[str, Any], others: Sequence[Metric]) -> str | None:
+    """What is wrong with the keywords of a metric, or None."""
+    name, known = given["name"], {field.name for field in fields(Metric)} - {"function"}
     if not name.isidentifier():
-        raise KdstepsError(
-            f"evaluate.metrics: {reference}: the name {name!r} cannot be a column; use letters, "
-            "digits and underscores"
-        )
-    summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-    words: dict[str, Any] = {"label": name.replace("_", " "), "explanation": summary}
-    return Metric(name, function, **words | fields)
+        return f"the name {name!r} cannot be a column; use letters, digits and underscores"
+    if name in {other.name for other in others}:
+        return f"there is already a metric {name!r}; rename yours"
+    if name in _TAKEN:
+        return f"results have something else under the name {name!r}; rename yours"
+    if unknown := sorted(given.keys() - known):
+        return f"a metric has no {unknown[0]!r}{nearest(unknown[0], sorted(known))}"
+    for field, choices in (("source", get_args(Source)), ("better", (None, *get_args(Direction)))):
+        if (value := given.get(field, choices[0])) not in choices:
+            return f"{field} is {value!r}; it should be {', '.join(map(repr, choices))}"
+    keys = _OPTIONS_OF_SPEED if given.get("source") == "speed" else _OPTIONS
+    for option in given.get("options", ()):
+        if option not in keys:
+            return f"options has {option!r}; it should be {' or '.join(keys)}"
+    return None

@@ -13,6 +13,7 @@ Run = Mapping[int, Mapping[str, float]]
 METRIC = "validation_accuracy"
 _COLLAPSED = 0.5  # of the best accuracy so far
 BEHIND = "behind by more than seeds differ"
+NO_BASELINE = "no method `labels` to compare with"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,15 @@ class Standing:
     word: str
 
 
-def standing(runs: Mapping[int, Run], baseline: Mapping[int, Run] | None) -> Standing:
+def standing(
+    runs: Mapping[int, Run], baseline: Mapping[int, Run] | None, *, there_is_one: bool = True
+) -> Standing:
     """Compare the runs of a method with those of the baseline.
 
     Args:
         runs: By seed.
         baseline: By seed; None: the method is the baseline.
+        there_is_one: Whether the study has a baseline.
     """
     epoch = max((max(run, default=0) for run in runs.values()), default=0)
     last = [value for run in runs.values() if (value := _value(run, _last(run))) is not None]
@@ -64,7 +68,8 @@ def standing(runs: Mapping[int, Run], baseline: Mapping[int, Run] | None) -> Sta
             gaps.append(ours - theirs)
             spreads.append(stdev(known) if len(known) > 1 else None)
     if not gaps:
-        return Standing(epoch, accuracy, None, None, "the baseline has not come this far")
+        why = "the baseline has not come this far" if there_is_one else NO_BASELINE
+        return Standing(epoch, accuracy, None, None, why)
     own = stdev(gaps) if len(gaps) > 1 else None
     measured = [spread for spread in [*spreads, own] if spread is not None]
     difference, spread = mean(gaps), max(measured, default=None)

@@ -114,6 +114,8 @@ def _timm() -> str:
 
 def _safetensors(record: Record) -> str:
     channels, height, width = record.image_shape
+    size = tuple(record.network_size or (height, width))
+    num_outputs = len(record.outputs or record.class_names)
     lines = [
         "import torch",
         "from safetensors.torch import load_file",
@@ -121,14 +123,23 @@ def _safetensors(record: Record) -> str:
         "from kdsteps.models.checkpoints import load_weights",
         "",
         f"options = {dict(record.network_options)!r}",
-        f"network = build_model({record.family!r}, num_classes={len(record.class_names)},",
-        f"    in_channels={channels}, image_size=({height}, {width}), **options).plain().eval()",
+        f"network = build_model({record.family!r}, num_classes={num_outputs},",
+        f"    in_channels={channels}, image_size={size}, **options).plain().eval()",
         f'load_weights(network, load_file("{FILES["safetensors"]}"), where="the file")',
         f"mean, std = torch.tensor({_numbers(record, 'mean')}), "
         f"torch.tensor({_numbers(record, 'std')})",
         f"pixels = torch.zeros(1, {height}, {width}, {channels}, dtype=torch.uint8)  # one image",
-        "logits = network(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))",
     ]
+    if record.network_size:
+        lines += [
+            "from kdsteps.models.input import Resize",
+            f"resize = Resize({size}, {record.interpolation!r})",
+            "pixels = resize(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)",
+        ]
+    lines.append("logits = network(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))")
+    if record.outputs:
+        columns = [list(record.outputs).index(name) for name in record.class_names]
+        lines.append(f"logits = logits[:, {columns}]  # the classes, of {num_outputs} outputs")
     return "\n\n".join(
         [
             f"**The weights in torch**, by the names of the plain network, which is of the family "

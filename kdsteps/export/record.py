@@ -97,6 +97,9 @@ class Record:
         image_shape: (C, H, W) of the images that the network takes.
         student, teacher: Names in params.yaml; no teacher for methods without one.
         family: Of the deployed network, such as `timm`, with its `network_options`.
+        network_size: (H, W) of the images that its blocks take, if it resizes images itself, with
+            the `interpolation`; else None.
+        outputs: Names of its outputs, if it has others than the classes or in another order.
         teacher_accuracy: On the test images.
         algorithm: The distillation method behind the name `method`, with its `options`.
         metrics: Metrics of the exported run on the test images, by the names of
@@ -149,6 +152,9 @@ class Record:
     files: Sequence[ExportedFile]
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    network_size: Sequence[int] | None = None
+    interpolation: str | None = None
+    outputs: Sequence[str] = ()
     format: int = FORMAT
 
     @property
@@ -178,7 +184,8 @@ def read_record(path: str | Path) -> Record:
             "version that wrote it"
         )
     try:
-        given = {each.name: content[each.name] for each in fields(Record)}
+        names = {each.name for each in fields(Record)}
+        given = {name: value for name, value in content.items() if name in names}
         given["files"] = [ExportedFile(**entry) for entry in given["files"]]
         given["candidates"] = [Candidate(**entry) for entry in given["candidates"]]
         return Record(**given)

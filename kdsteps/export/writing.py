@@ -47,6 +47,17 @@ class Student:
     description: Description
     samples: np.ndarray
 
+    @property
+    def resize(self) -> Resize | None:
+        """The step that resizes its images; None if it has none."""
+        return self.chain.resize if isinstance(self.chain, InputChain) else None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of its network's outputs, if these are not the classes in their order."""
+        inner = self.chain.chain if isinstance(self.chain, InputChain) else self.chain
+        return inner.outputs if isinstance(inner, ClassChain) else ()
+
     def from_pixels(self, chain: Chain | None = None) -> nn.Module:
         """The student, or a copy of it, as it takes images as they are stored."""
         return FromPixels(chain or self.chain, self.mean, self.std).eval()
@@ -146,10 +157,8 @@ def _timm(student: Student, places: Mapping[str, Path], checks: Checks) -> Expor
 
     if student.family != "timm":
         raise FormatError(f"the student is of the family {student.family}, not a network of timm")
-    chain = student.chain
-    resize = chain.resize if isinstance(chain, InputChain) else None
-    inner = chain.chain if isinstance(chain, InputChain) else chain
-    if isinstance(inner, ClassChain):
+    resize = student.resize
+    if student.outputs:
         raise FormatError(
             "the network has other outputs than the classes of the data set, which are selected "
             "after it; timm would return all of them"
@@ -159,7 +168,7 @@ def _timm(student: Student, places: Mapping[str, Path], checks: Checks) -> Expor
     take = nn.Sequential(*steps)
     some = torch.from_numpy(student.samples[:_TRIED]).permute(0, 3, 1, 2).contiguous()
     text = timm_config(
-        chain.plain().eval(),
+        student.chain.plain().eval(),
         places["safetensors"],
         take(some),
         options=student.options,

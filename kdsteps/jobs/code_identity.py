@@ -55,22 +55,32 @@ def code(study: Study, rule: str, names: graph.Names) -> str:
 
 
 def read_code(study: Study) -> None:
-    """Find the digests of all jobs, and free the memory of the parsed code."""
+    """Find the digests of all jobs as the code is now, and free the memory of the parsed code."""
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             code(study, rule, names)
+            _own_code(study, rule, names)
     _code.cache_clear()
 
 
 def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
-    """Digests of the settings and the code of the jobs that write a job's inputs, by name.
+    """What a job has to find: who wrote its inputs, and the user's code that it runs.
 
-    They are in the order of the files; "" for a file that no job of the study writes.
+    Returns:
+        By name of an input, digests of the settings and the code of the jobs that write its files,
+        in their order; "" for a file that no job of the study writes. By root of the user's code,
+        such as `./mine.py:Mine`, its digest.
     """
-    return {
+    inputs = {
         name: [_identity(study, graph.maker(study, path)) for path in flat(given)]
         for name, given in node.inputs.items()
     }
+    return inputs | _own_code(study, node.rule, node.names)
+
+
+def _own_code(study: Study, rule: str, names: graph.Names) -> dict[str, list[str]]:
+    used = dict.fromkeys(roots(study, rule, names))
+    return {root: [digest((root,))] for root in used if not root.startswith("kdsteps.")}
 
 
 def _identity(study: Study, node: graph.JobNode | None) -> str:
@@ -121,8 +131,7 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         pair = study.pairs[names["pair"]]
         models = [pair.student, *pair.teacher_names]
         for method in sorted({entry.method for entry in study.methods.values()}):
-            if method in registry.names("models"):
-                yield registry.target("models", method)
+            yield from _deploying(method)
     elif rule == "export":
         yield from _exported(study, names)
     elif rule == "train_audit":
@@ -163,11 +172,16 @@ def _exported(study: Study, names: graph.Names) -> Iterator[str]:
     models = [pair.student]
     for method in study.methods if run == BEST else [run.rpartition("/")[0]]:
         name = study.methods[method].method
-        target = registry.target("methods", name)
+        yield from _deploying(name)
         if name in registry.names("models"):
-            yield registry.target("models", name)
             models += pair.teacher_names
-        if not target.startswith("kdsteps."):
-            yield target
     for model in dict.fromkeys(models):
         yield registry.target("models", study.models[model].family)
+
+
+def _deploying(method: str) -> Iterator[str]:
+    """What builds the networks of a method's students, where these are not students alone."""
+    if method in registry.names("models"):
+        yield registry.target("models", method)
+    if not (target := registry.target("methods", method)).startswith("kdsteps."):
+        yield target  # a user's method may deploy its own network

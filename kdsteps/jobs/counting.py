@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-INPUTS = ("source", "weights")
+INPUTS = ("source", "weights", "files")
 """Digests of files that params.yaml names; left out where there are none."""
 _WITHOUT_EFFECT = ("checkpoint_minutes", "teacher_check")  # on the network that is trained
 _OFF = {

@@ -1,6 +1,7 @@
-"""The files that params.yaml names by path, images and checkpoints, and their digests.
+"""The files that params.yaml names by path, and their digests.
 
-A changed file under the same name reruns its jobs. Where a file is missing, as for a colleague who
+These are images, checkpoints, and files that options of the user's own methods and networks name. A
+changed file under the same name reruns its jobs. Where a file is missing, as for a colleague who
 pulled the results without the images, what the result was made from counts. Jobs on machines that
 have none of these files receive what the main process found, in an environment variable.
 """
@@ -10,18 +11,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kdsteps.files.input_digests import file_digest, folder_digest
+from kdsteps.files.input_digests import combined, file_digest, folder_digest
 from kdsteps.files.manifest import source_digest, source_paths
 from kdsteps.jobs.outputs import outputs
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.study import registry
-from kdsteps.study.part_imports import is_users
+from kdsteps.study.part_imports import Kind, is_users, shipped
 from kdsteps.study.settings import Dataset, Model
-from kdsteps.study.study import Study
+from kdsteps.study.study import Method, Study
 
 GIVEN = "KDSTEPS_INPUTS"  # environment variable: the inputs as `as_text` writes them
 
@@ -40,7 +41,7 @@ class Input(NamedTuple):
 
 
 def inputs_by_entry(study: Study) -> dict[str, Input]:
-    """The images and checkpoints of a study, by entries such as `datasets.pets` and `models.large`.
+    """The files of a study, by entries such as `datasets.pets`, `models.large` and `methods.kd`.
 
     Raises:
         KdstepsError: A file cannot be read.
@@ -55,8 +56,10 @@ def inputs_by_entry(study: Study) -> dict[str, Input]:
         found[f"datasets.{name}"] = Input(images_digest(dataset, prepared), paths)
     for name in set(_networks(study)):
         model = study.models[name]
-        paths = [] if (weights := _weights(model)) is None else [str(weights)]
-        found[f"models.{name}"] = Input(checkpoint_digest(model), paths)
+        found[f"models.{name}"] = Input(checkpoint_digest(model), list(map(str, _files(model))))
+    for name, method in study.methods.items():
+        files = _files_of_method(method)
+        found[f"methods.{name}"] = Input(_digest(files), list(map(str, files)))
     return found
 
 
@@ -68,8 +71,8 @@ def as_text(inputs: Mapping[str, Input]) -> str:
 def input_paths(study: Study) -> list[Path]:
     """The files and folders of the user that a study's jobs read, whether or not they exist.
 
-    These are images, checkpoints, and code such as `./mine.py:Mine` with the files of the study's
-    folder that it imports.
+    These are images, checkpoints, files that options name, and code such as `./mine.py:Mine` with
+    the files of the study's folder that it imports.
 
     Raises:
         KdstepsError: A list of images cannot be read.
@@ -83,9 +86,10 @@ def _input_paths(study: Study) -> Iterator[Path]:
     for dataset in datasets:
         yield from source_paths(dataset.kind, dataset.options)
     for model in models:
-        if weights := _weights(model):
-            yield weights
-    parts: list[tuple[registry.Kind, str]] = [
+        yield from _files(model)
+    for method in study.methods.values():
+        yield from _files_of_method(method)
+    parts: list[tuple[Kind, str]] = [
         *(("data", dataset.kind) for dataset in datasets),
         *(("models", model.family) for model in models),
         *(("methods", entry.method) for entry in study.methods.values()),
@@ -118,25 +122,56 @@ def images_digest(dataset: Dataset, outputs: Mapping[str, str]) -> str:
 
 
 def checkpoint_digest(model: Model) -> str | None:
-    """The digest of the file or folder of weights that a network starts from; None: there is none.
+    """The digest of the weights that a network starts from and of files that its options name.
 
     Returns:
-        "" if it is missing and nothing tracks it.
+        "" if the weights are missing and nothing tracks them; None: there are no files.
 
     Raises:
         KdstepsError: A file cannot be read.
     """
-    path = _weights(model)
-    if path is None:
+    return _digest(_files(model))
+
+
+def _digest(paths: Sequence[Path]) -> str | None:
+    found = [folder_digest(path) if path.is_dir() else file_digest(path) for path in paths]
+    if not found:
         return None
-    return folder_digest(path) if path.is_dir() else file_digest(path)
+    return combined(found) if all(found) else ""
 
 
-def _weights(model: Model) -> Path | None:
-    """The file or folder of weights that a network's entry names by path."""
+def _files(model: Model) -> list[Path]:
+    """The weights that a network's entry names, and files that options of the user's code name."""
     name = str(model.options.get("name"))
     given = model.options.get("checkpoint") or re.sub("^local[-_]dir:", "", name)
-    return Path(str(given)).expanduser() if given != name else None
+    weights = [Path(str(given)).expanduser()] if given != name else []
+    return list(dict.fromkeys([*weights, *_named_files("models", model.family, [model.options])]))
+
+
+def _files_of_method(method: Method) -> list[Path]:
+    return _named_files("methods", method.method, [method.options, *method.trials])
+
+
+def _named_files(kind: Kind, reference: str, options: Any) -> list[Path]:
+    """The files that options of a part name, if it is not one that ships with kdsteps.
+
+    A text is a path if there is such a file, or one that DVC tracks.
+    """
+    if reference in shipped(kind):
+        return []
+    return [
+        Path(text)
+        for text in dict.fromkeys(_texts(options))
+        if os.path.isfile(text) or os.path.isfile(f"{text}.dvc")
+    ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def weights_digest(checkpoint: str | None, outputs: Mapping[str, str]) -> str:
@@ -147,6 +182,19 @@ def weights_digest(checkpoint: str | None, outputs: Mapping[str, str]) -> str:
         outputs: Of the job, whose provenance counts where the checkpoint is missing.
     """
     return "" if checkpoint is None else checkpoint or _recorded(outputs, "weights")
+
+
+def files_digest(method: Input, reference: str, outputs: Mapping[str, str]) -> str:
+    """What a job has as the digest of the files that options of its method name; "" without any.
+
+    Args:
+        method: The files.
+        reference: The method, as params.yaml names it.
+        outputs: Of the job, whose provenance counts where no file is there.
+    """
+    if reference in shipped("methods"):
+        return ""
+    return method.digest or _recorded(outputs, "files")
 
 
 def _recorded(outputs: Mapping[str, str], name: str) -> str:

@@ -126,6 +126,7 @@ class DistilSettings(JobSettings):
     """One run: a student, a method, a recipe and a seed; `weights` as for a teacher.
 
     Attributes:
+        files: The digest of files that options of a user's method name, if any.
         combination: How the logits of several teachers are combined; not written for one teacher,
             so that results of before there were several stay up to date.
         tuned: Keys whose values the job reads from choice.json of the stage `tune`; not written
@@ -139,6 +140,7 @@ class DistilSettings(JobSettings):
     distil: Distil
     seed: NonNegativeInt
     weights: str = ""
+    files: str = ""
     combination: Annotated[Combination | None, Field(exclude_if=lambda how: how is None)] = None
     tuned: Annotated[tuple[str, ...], Field(exclude_if=lambda keys: not keys)] = ()
     cache: Annotated[FixedDraws | None, Field(exclude_if=lambda fixed: fixed is None)] = None

@@ -96,6 +96,8 @@ def _entries(study: Study, node: graph.JobNode) -> Iterator[str]:
     if node.rule == "prepare":
         yield f"datasets.{names['dataset']}"
     pair = study.pairs.get(names.get("pair", ""))
+    if node.rule in ("tune", "distil"):
+        yield f"methods.{names['method']}"
     models: dict[str, tuple[str, ...]] = {}
     for teacher in [names["teacher"]] if "teacher" in names else pair.teacher_names if pair else ():
         models[teacher] = ("train",)

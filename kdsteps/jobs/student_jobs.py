@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdsteps.jobs.hints import budget, caching, saving
-from kdsteps.jobs.inputs import weights_digest
+from kdsteps.jobs.inputs import files_digest, weights_digest
 from kdsteps.jobs.nodes import Graph
 from kdsteps.jobs.outputs import Names, outputs
 from kdsteps.jobs.reads import as_teacher, prepared_images, trained_teacher, trained_teachers
@@ -104,6 +104,7 @@ def _add_runs(graph: Graph, name: str, method: str, views: ViewSettings | None) 
     hints = caching(study) | saving(recipe)
     student = study.models[pair.student]
     checkpoint = graph.own_inputs[f"models.{pair.student}"].digest
+    own_files = graph.own_inputs[f"methods.{method}"]
     fixed = _fixed_draws(study, name, method)
 
     def settings_of(rule: str, names: Names) -> DistilSettings:
@@ -114,6 +115,7 @@ def _add_runs(graph: Graph, name: str, method: str, views: ViewSettings | None) 
             distil=recipe,
             seed=int(names["seed"]),
             weights=weights_digest(checkpoint, outputs(rule, names)),
+            files=files_digest(own_files, entry.method, outputs(rule, names)),
             combination=pair.combination if several else None,
             tuned=tuple(entry.trials[0]) if entry.trials else (),
             cache=fixed,

@@ -126,7 +126,24 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
         return "settings", f"settings changed: {difference}"
     for path in sorted(changed_inputs(status.node, known, found)):
         return "inputs", f"an input changed: {path}"
+    if other := _of_other_jobs(status.node, known):
+        return "inputs", f"was made from {other[0]}, which it no longer reads"
     return _code_reason(status, known)
+
+
+def _of_other_jobs(node: graph.JobNode, known: Provenance) -> list[str]:
+    """Inputs of a result in whose place its job now reads files of another job of the same stage.
+
+    This is so if a pair has another teacher or data set than before. Whether there is such an input
+    at all depends on the code.
+    """
+    folders = {os.path.dirname(path) for path in node.read}
+    stages = {Path(path).parts[:2] for path in node.read}
+    return [
+        path
+        for path in sorted(known.inputs)
+        if os.path.dirname(path) not in folders and Path(path).parts[:2] in stages
+    ]
 
 
 def _code_reason(status: Status, known: Provenance) -> tuple[Reason, str]:

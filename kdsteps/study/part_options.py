@@ -132,6 +132,8 @@ def describe(kind: Kind, reference: str) -> Description:
         KdstepsError: It cannot be imported, or needs an option that params.yaml cannot express.
     """
     part = load(kind, reference)
+    if kind == "metrics":
+        importlib.import_module("kdsteps.evaluation.metrics").as_metric(part, reference)
     signature, told = signature_of(kind, part), _described_arguments(part)
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}

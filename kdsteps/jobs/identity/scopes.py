@@ -65,8 +65,9 @@ def function_scope(
         scope.names[argument.arg] = f" p:{argument.arg}"
     for name in found.globals | found.nonlocals:
         scope.names.pop(name, None)
-    if found.texts and not isinstance(node, ast.Lambda):
-        scope.words = found.texts - _read_outside_messages(node.body)
+    elsewhere = found.globals | found.nonlocals  # where other functions read them
+    if found.texts and not found.read_by_name and not isinstance(node, ast.Lambda):
+        scope.words = found.texts - elsewhere - _read_outside_messages(node.body)
     return scope
 
 

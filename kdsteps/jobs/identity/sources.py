@@ -267,7 +267,7 @@ def _for_types_or_scripts(statement: ast.stmt) -> bool:
         return False
     test = statement.test
     if isinstance(test, ast.Compare):
-        return isinstance(test.left, ast.Name) and test.left.id == "__name__"
+        return ast.unparse(test) == "__name__ == '__main__'"
     name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
     return name == "TYPE_CHECKING"
 
