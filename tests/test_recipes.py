@@ -15,7 +15,7 @@ from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import plan_stones
 from kdsteps.study import registry
 from kdsteps.study.joints import pair_stages
-from kdsteps.study.loading import load_study
+from kdsteps.study.loading import load_study, parse_study
 from kdsteps.study.study import Study
 from kdsteps.teachers.features import forecast_bytes
 
@@ -41,6 +41,15 @@ def recipe(name: str) -> Study:
     return load_study(RECIPES[name])
 
 
+def settings_of_jobs(study: Study) -> dict[str, dict[str, Any]]:
+    """The settings of every job, by its rule and names."""
+    return {
+        f"{rule} {sorted(names.items())}": graph.settings(study, rule, names).as_json()
+        for rule in graph.OUTPUTS
+        for names in graph.jobs(study, rule)
+    }
+
+
 def without_what_differs(study: Study, *sections: str) -> dict[str, Any]:
     """The study without some sections and without its title."""
     left = {name: value for name, value in study.described.items() if name not in sections}
@@ -54,6 +63,13 @@ def network(study: Study, name: str, image_size: int) -> Chain:
     return build_model(
         model.family, num_classes=10, in_channels=3, image_size=image_size, **options
     )
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_order_of_keys_has_no_effect_on_jobs(name):
+    study = recipe(name)
+    again = parse_study(json.loads(json.dumps(study.described, sort_keys=True)))
+    assert settings_of_jobs(again) == settings_of_jobs(study)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

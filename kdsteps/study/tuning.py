@@ -26,7 +26,7 @@ Search = Mapping[str, Sequence[Any] | Range]
 
 
 def candidates(search: Search, tune: Tune, method: str, where: str) -> list[Values]:
-    """The values of every trial of a method, as they are written.
+    """The values of every trial of a method, whatever the order of the keys.
 
     Args:
         search: Lists of values, or ranges, by key.
@@ -44,7 +44,7 @@ def candidates(search: Search, tune: Tune, method: str, where: str) -> list[Valu
         raise KdstepsError(f"{where} is empty; list values for an option, or leave it out")
     if tune.search == "random":
         return list(islice(unique(_drawn(search, tune, method)), tune.trials))
-    lists = {key: tried for key, tried in search.items() if not isinstance(tried, Range)}
+    lists = {key: tried for key, tried in sorted(search.items()) if not isinstance(tried, Range)}
     count = math.prod(len(tried) for tried in lists.values())
     if count > tune.trials:
         raise KdstepsError(
