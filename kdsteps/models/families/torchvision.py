@@ -161,11 +161,15 @@ def _load_published(network: nn.Module, name: str, num_classes: int) -> tuple[st
 
 def _published_size(name: str) -> int:
     """Height and width in pixels that torchvision's weights of a ViT or MaxViT are for."""
+    side: int = _default_weights(name).meta["min_size"][0]
+    return side
+
+
+def _default_weights(name: str) -> Any:
+    """What torchvision knows about the weights that it recommends for a network."""
     from torchvision.models import get_model_weights
 
-    weights: Any = get_model_weights(name).DEFAULT
-    side: int = weights.meta["min_size"][0]
-    return side
+    return get_model_weights(name).DEFAULT
 
 
 def _published_state(name: str) -> dict[str, Tensor]:
@@ -173,9 +177,9 @@ def _published_state(name: str) -> dict[str, Tensor]:
 
     Those in the files of DenseNet and ViT are older.
     """
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model
 
-    weights: Any = get_model_weights(name).DEFAULT
+    weights = _default_weights(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     if not cached.exists() and not reachable(weights.url):
         raise KdstepsError(no_weights(f"torchvision's {name}", f"no connection to {weights.url}"))
@@ -197,9 +201,7 @@ def _published(name: str, *, transforms: bool) -> Published:
     Args:
         transforms: Whether the network was built to do so.
     """
-    from torchvision.models import get_model_weights
-
-    weights: Any = get_model_weights(name).DEFAULT
+    weights = _default_weights(name)
     preset = weights.transforms()
     how = known_interpolation(preset.interpolation.value)
     mean, std = tuple(preset.mean), tuple(preset.std)
