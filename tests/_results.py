@@ -19,7 +19,7 @@ from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.report.page import render
 from kdsteps.report.results import load_results
-from kdsteps.report.tables import find_references, pair_tables
+from kdsteps.report.tables import pair_tables
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
 
@@ -152,7 +152,7 @@ def render_page(job: Job) -> str:
     """The page of a report job, without its other files."""
     study = parse_study(job.settings.study)
     results = load_results(job.lists, study)
-    tables = pair_tables(results, find_references(study.method_names), 0.95)
+    tables = pair_tables(results, study.references, 0.95)
     return render(results, tables, study)
 
 

@@ -113,10 +113,10 @@ def test_cached_logits_stand_in_for_the_teacher_without_running_a_block_of_it(na
     batch = batch_of()
     cached = replace(batch, teacher_logits=teacher(batch.images).to(torch.float16))
     live = step(make(name, teacher=teacher), batch)
+    with_logits, without = make(name, teacher=teacher), make(name, teacher=teacher)
     calls = count_calls(teacher)
-    assert same(step(make(name, teacher=teacher), cached), live)
+    assert same(step(with_logits, cached), live)
     assert not calls
-    without = make(name, teacher=teacher)
     without.__dict__["teacher"] = None
     assert same(step(without, cached), live)
 

@@ -13,7 +13,7 @@ from kdsteps.study.loading import parse_study
 from kdsteps.study.schema import study_schema
 from kdsteps.study.study import Study
 
-NAMED = {"select": ["layer1.0", "layer2.0"], "num_pairs": 2}
+NAMED = {"select": ["layer1.0", "layer2.0"], "student_layers": ["layer2.0", "layer3.0"]}
 PAIR = STUDY["pairs"]["pair"]
 
 
@@ -38,7 +38,7 @@ def test_a_pair_may_build_otherwise_than_the_others():
 def test_what_a_method_says_goes_before_what_its_pair_says():
     chosen = study(NAMED, picked={"method": "feature_only", "build": {"select": "efficiency"}})
     assert build_of(chosen, "own", "picked").select == "efficiency"
-    assert build_of(chosen, "own", "picked").num_pairs == 2
+    assert build_of(chosen, "own", "picked").student_layers == ("layer2.0", "layer3.0")
 
 
 def test_a_pair_with_named_layers_waits_for_no_scores():

@@ -22,6 +22,7 @@ from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.report.formats import count, duration, number, p_value, percent, points, signed
+from kdsteps.report.page import render
 from kdsteps.report.published import TABLE, published_rows
 from kdsteps.report.results import (
     Results,
@@ -35,7 +36,7 @@ from kdsteps.report.results import (
 )
 from kdsteps.report.stones import drawing
 from kdsteps.report.sweep import find_sweep
-from kdsteps.report.tables import PairTable, find_references, pair_tables
+from kdsteps.report.tables import PairTable, pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.stages import report
 from kdsteps.study.loading import parse_study
@@ -87,7 +88,7 @@ def table_of(accuracies: dict[str, dict[int, float | None]], num_images: int = 1
         data={"d": {"class_names": ["a", "b"]}},
         origins=nothing,
     )
-    return pair_tables(results, find_references({name: name for name in accuracies}), 0.95)[0]
+    return pair_tables(results, {"labels": "labels", "kd": "kd"}, 0.95)[0]
 
 
 def text_of(page: str) -> str:
@@ -478,10 +479,28 @@ def test_methods_are_compared_over_the_seeds_they_share():
     assert found.verdict == "single"
 
 
-def test_references_are_found_behind_other_names():
-    methods = {"plain": "labels", "hot": "kd", "kd": "kd", "dkd": "dkd"}
-    assert find_references(methods) == {"labels": "plain", "kd": "kd"}
-    assert find_references({"dkd": "dkd"}) == {}
+def test_references_are_found_behind_other_names_or_are_those_that_the_study_lists():
+    methods = {"plain": {"method": "labels"}, "hot": {"method": "kd"}, "kd": {}, "dkd": {}}
+    assert make_study(1, methods).references == {"labels": "plain", "kd": "kd"}
+    assert make_study(1, {"dkd": {}}).references == {}
+    listed = {"references": ["dkd", "hot"]}
+    assert make_study(1, methods, report=listed).references == {"dkd": "dkd", "hot": "hot"}
+
+
+def test_variants_are_compared_with_the_one_that_the_study_lists(tmp_path):
+    methods = {"base": {"method": "kd"}, "cold": {"method": "kd", "temperature": 1}, "labels": {}}
+    study = make_study(3, methods, report={"references": ["base"]})
+    job = make_results(tmp_path, study, {"cold": 0.03})
+    results = load_results(job.lists, study)
+    tables = pair_tables(results, study.references, 0.95)
+    assert {row.method: list(row.versus) for row in tables[0].rows} == {
+        "base": [],
+        "cold": ["base"],
+        "labels": ["base"],
+    }
+    page = " ".join(text_of(render(results, tables, study)).split())
+    assert "cold won" in page and "difference to base" in page
+    assert "difference to labels" not in page
 
 
 def test_a_stone_starts_as_the_student_and_ends_as_the_teacher(finished):

@@ -28,7 +28,7 @@ from kdsteps.report.mistakes import confused_pairs, groups, matrices
 from kdsteps.report.page import render
 from kdsteps.report.predicted import PairPredictions, Predicted, pair_predictions
 from kdsteps.report.results import Results, load_results
-from kdsteps.report.tables import PairTable, find_references, pair_tables
+from kdsteps.report.tables import PairTable, pair_tables
 from kdsteps.report.thumbnails import SIDE, thumbnails
 from kdsteps.study.loading import parse_study
 
@@ -123,7 +123,7 @@ def compared(job: Job) -> tuple[Results, list[PairTable]]:
     """The results that a report job reads, and its comparison of methods."""
     study = parse_study(job.settings.study)
     results = load_results(job.lists, study)
-    return results, pair_tables(results, find_references(study.method_names), 0.95)
+    return results, pair_tables(results, study.references, 0.95)
 
 
 @pytest.fixture(scope="module")

@@ -180,6 +180,9 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
             "once",
         ),
         ({"export": {"runs": ["best", "best"]}}, "export.runs has 'best' twice", "once"),
+        ({"report": {"references": ["kdd"]}}, "report.references has 'kdd'", "did you mean 'kd'"),
+        ({"report": {"references": ["kd", "kd"]}}, "report.references has 'kd' twice", "once"),
+        ({"report": {"references": []}}, "report.references", "at least 1"),
         (
             {"probe": {"dataset": "digits", "fractions": [0.1, 0.1]}},
             "probe.fractions has 0.1 twice",

@@ -176,12 +176,19 @@ def test_one_seed_is_not_judged():
     assert standing({0: run(0.9)}, {0: run(0.1)}).word == "not judged: one seed"
 
 
-def test_without_labels_there_is_no_comparison(folder, capsys):
+def test_without_a_baseline_there_is_no_comparison(folder, capsys):
     assert standing({0: run(0.9)}, {}).word == "the baseline has not come this far"
-    write_study(folder, methods={"kd": {}})
-    with reported(TARGET):
+    variants = {"dkd": {}, "mild": {"method": "dkd", "temperature": 2}}
+    write_study(folder, methods=variants)
+    with reported(Path("results/distil/pair/dkd/0/student.safetensors")):
         epoch_of(1, 2, validation_accuracy=0.3, total=1.0)
-        assert re.search(r"pair kd +epoch +1 .*no method `labels` to compare with", status(capsys))
+        said = status(capsys)
+        assert "\nvalidation accuracy\n" in said
+        assert re.search(r"pair dkd +epoch +1 .*nothing to compare with", said)
+        write_study(folder, methods=variants, report={"references": ["dkd"]})
+        said = status(capsys)
+        assert "\nvalidation accuracy, and the difference from `dkd` at the same epoch\n" in said
+        assert re.search(r"pair dkd +epoch +1 .*the baseline", said)
 
 
 def test_one_bad_epoch_is_no_divergence():
@@ -384,16 +391,16 @@ def test_the_time_left_is_that_of_jobs_of_the_same_kind(folder):
 
 def test_a_finished_study_says_where_the_report_is(folder):
     states = [JobState(each.node, "done", seconds=1.0) for each in _states()]
-    found = Snapshot(None, states, TimeLeft(0.0, 0), [])
+    found = Snapshot(None, states, TimeLeft(0.0, 0), [], None)
     assert lines(found) == ["jobs      24 of 24 done", "report    results/report/index.html"]
 
 
 @pytest.mark.parametrize(("unknown", "jobs"), [(1, "for 1 job, "), (2, "for 2 jobs, ")])
 def test_a_run_whose_lock_is_not_written_yet_is_a_run(folder, unknown, jobs):
-    (last,) = lines(Snapshot({}, _states(), TimeLeft(120.0, unknown), []))[1:]
+    (last,) = lines(Snapshot({}, _states(), TimeLeft(120.0, unknown), [], None))[1:]
     assert last.startswith(f"time left at least 2 min: {jobs}")
     assert "no run" not in last
-    assert "no run" in lines(Snapshot(None, _states(), TimeLeft(120.0, unknown), []))[1]
+    assert "no run" in lines(Snapshot(None, _states(), TimeLeft(120.0, unknown), [], None))[1]
 
 
 ONE = Sharing(cores=1, gpus=0, jobs_per_gpu=1)

@@ -171,9 +171,10 @@ def test_a_student_taught_by_kept_features_is_the_one_taught_live(name, views, p
 def test_with_kept_logits_the_teacher_is_not_run(path):
     teacher = frozen_teacher()
     looked_up = kept(path, live_of(teacher))
+    fit = fit_of("kd", teacher=teacher, outputs=looked_up)
     calls: list[int] = []
     teacher.register_forward_hook(lambda *_: calls.append(1))
-    fit_of("kd", teacher=teacher, outputs=looked_up).run()
+    fit.run()
     assert not calls
 
 

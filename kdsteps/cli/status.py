@@ -33,7 +33,6 @@ _DEFAULT_CORES = 4  # as in profiles/default
 _EVERY = 2.0  # seconds between two looks with --watch
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 12  # of a drawn curve
-_TITLE = "validation accuracy, and the difference from `labels` at the same epoch"
 _STYLES = {"ahead": "green", BEHIND: "yellow", "diverging": "bold red"}
 
 
@@ -43,8 +42,9 @@ def add_command(commands: Any) -> None:
         "status",
         help="show jobs done, running and failed, the time left, and how each method is doing",
         description="Show what a study has done so far: jobs done, running and failed, the time "
-        "left, and the validation accuracy of each method against the method `labels` at the same "
-        "epoch. Works while snakemake runs and after it ended. Changes nothing.",
+        "left, and the validation accuracy of each method against the first of `report."
+        "references`, by default `labels`, at the same epoch. Works while snakemake runs and after "
+        "it ended. Changes nothing.",
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     of_run = "as of the run that uses this folder, else"
@@ -79,12 +79,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment."""
+    """A study at one moment; `baseline` is the entry of `methods` that others are compared with."""
 
     run: dict[str, Any] | None
     states: list[JobState]
     left: TimeLeft
     groups: list[Group]
+    baseline: str | None
 
     @property
     def over(self) -> bool:
@@ -120,7 +121,8 @@ def look(study: Study, **resources: int | None) -> Snapshot:
     """
     states, run = job_states(study), current_run()
     left = time_left(study, states, _sharing(resources, run or {}), time.time())
-    return Snapshot(run, states, left, list(_groups(study, states)))
+    baseline = next(iter(study.references.values()), None)
+    return Snapshot(run, states, left, list(_groups(states, baseline)), baseline)
 
 
 def _sharing(given: Mapping[str, int | None], run: Mapping[str, Any]) -> Sharing:
@@ -136,12 +138,17 @@ def lines(found: Snapshot, height: int | None = None) -> list[str]:
         height: Of the screen; jobs and students that do not fit are counted instead of listed.
     """
     head, jobs, students = list(_summary(found)), list(_jobs(found)), list(_students(found))
-    title = ["", _TITLE] if students else []
+    title = ["", _title(found.baseline)] if students else []
     if height is not None:
         height -= len(head) + len(title)
         jobs = _shortened(jobs, height - len(students), "jobs that run or failed")
         students = _shortened(students, height - len(jobs), "rows")
     return [*head, *jobs, *title, *students]
+
+
+def _title(baseline: str | None) -> str:
+    against = f", and the difference from `{baseline}` at the same epoch" if baseline else ""
+    return f"validation accuracy{against}"
 
 
 def _shortened(rows: list[str], count: int, what: str) -> list[str]:
@@ -225,14 +232,13 @@ def _curve(runs: Mapping[int, Run]) -> str:
     return "".join(_BARS[round(steps * (v - low) / (high - low or 1))] for v in chosen)
 
 
-def _groups(study: Study, states: list[JobState]) -> Iterator[Group]:
-    """The students that have begun, by pair and method, against those trained with labels."""
+def _groups(states: list[JobState], baseline: str | None) -> Iterator[Group]:
+    """The students that have begun, by pair and method, against those of the baseline."""
     runs: dict[tuple[str, str], dict[int, Run]] = {}
     for each in states:
         if each.node.rule == "distil" and (run := _run(each)):
             names = each.node.names
             runs.setdefault((names["pair"], names["method"]), {})[int(names["seed"])] = run
-    baseline = next((name for name, of in study.method_names.items() if of == "labels"), None)
     for (pair, method), own in runs.items():
         others = None if method == baseline else runs.get((pair, str(baseline)), {})
         found = standing(own, others, there_is_one=baseline is not None)

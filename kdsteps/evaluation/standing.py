@@ -13,7 +13,7 @@ Run = Mapping[int, Mapping[str, float]]
 METRIC = "validation_accuracy"
 _COLLAPSED = 0.5  # of the best accuracy so far
 BEHIND = "behind by more than seeds differ"
-NO_BASELINE = "no method `labels` to compare with"
+NO_BASELINE = "nothing to compare with"
 
 
 @dataclass(frozen=True)

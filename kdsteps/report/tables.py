@@ -20,8 +20,6 @@ from kdsteps.evaluation.statistics import (
 )
 from kdsteps.report.results import Results, chance_level
 
-REFERENCES = ("labels", "kd")  # the methods that all others are compared with
-
 Verdict = Literal["better", "worse", "undecided", "equal", "single"]
 
 
@@ -82,7 +80,7 @@ class PairTable:
     Attributes:
         rows: Of methods with at least one run that did not diverge.
         diverged: {method: seeds whose runs diverged}.
-        references: {word of `REFERENCES`: the method of this study that it means}.
+        references: Methods that the others are compared with, as `Study.references`.
         power: By reference; only where differences have a spread.
         teacher: The teacher's row of `Results.teachers` with its speed in this pair's
             measurement; None where no method has a teacher.
@@ -124,20 +122,6 @@ class PairTable:
 
     def row(self, method: str) -> MethodRow:
         return next(row for row in self.rows if row.method == method)
-
-
-def find_references(methods: Mapping[str, str]) -> dict[str, str]:
-    """The entry of the section `methods` that each reference means.
-
-    Args:
-        methods: The method of each entry.
-    """
-    found = {}
-    for word in REFERENCES:
-        behind = [name for name, method in methods.items() if method == word]
-        if behind:
-            found[word] = word if word in behind else behind[0]
-    return found
 
 
 def pair_tables(

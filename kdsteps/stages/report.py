@@ -39,7 +39,7 @@ from kdsteps.report.page import render
 from kdsteps.report.probes import pair_probes, probe_metrics
 from kdsteps.report.results import load_results, run_columns, run_rows
 from kdsteps.report.several import several_teachers
-from kdsteps.report.tables import find_references, pair_tables
+from kdsteps.report.tables import pair_tables
 from kdsteps.report.verdict import verdict
 from kdsteps.study.loading import parse_study
 
@@ -50,9 +50,8 @@ def run(job: Job[ReportSettings]) -> None:
     """Compare the methods and write the report."""
     study = parse_study(job.settings.study)
     results = load_results(job.lists, study)
-    references = find_references(study.method_names)
     confidence = study.params.report.confidence
-    tables = pair_tables(results, references, confidence)
+    tables = pair_tables(results, study.references, confidence)
     columns = run_columns(results.metrics)
     write_table(job.outputs["runs"], run_rows(results), columns, job.settings.as_json())
     probes = pair_probes(job.lists, results, study)

@@ -50,7 +50,7 @@ class DatasetEntry(_Entry):
     """A kind of data, such as digits or folder."""
     labels: Literal["none"] | None = None
     """`none`: images without labels, such as any folder of images; for methods that need none."""
-    classes: Annotated[EachOnce[tuple[Text, ...]], Field(min_length=2)] | None = None
+    classes: EachOnce[Annotated[tuple[Text, ...], Field(min_length=2)]] | None = None
     """With `labels: none`, names of the classes that the images can have, in the order of the
     teacher's outputs; students then have a classifier and can learn from the teacher's logits."""
 
@@ -155,7 +155,7 @@ class Pair(Combination):
     """A name under `datasets`."""
     teacher: Name | None = None
     """A name under `models`."""
-    teachers: Annotated[EachOnce[tuple[Name, ...]], Field(min_length=2)] | None = None
+    teachers: EachOnce[Annotated[tuple[Name, ...], Field(min_length=2)]] | None = None
     """Instead of `teacher`: two or more names under `models`, for methods that use only logits."""
     student: Name
     """A name under `models`."""
@@ -214,7 +214,7 @@ class Params(Section):
     """Which student learns from which teacher, on which images."""
     methods: Annotated[dict[Name, MethodEntry], Field(min_length=1)]
     """How students learn: a method with its options, or several variants under other names."""
-    seeds: Annotated[EachOnce[tuple[Seed, ...]], Field(min_length=1)]
+    seeds: EachOnce[Annotated[tuple[Seed, ...], Field(min_length=1)]]
     """Every student is trained once with each seed."""
     prepare: Prepare = Prepare()
     train: Train = Train()

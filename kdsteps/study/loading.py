@@ -28,6 +28,7 @@ from kdsteps.study.study_checks import (
     check_lengths,
     check_options,
     check_pair,
+    check_references,
     check_training,
 )
 from kdsteps.study.trials import with_trials
@@ -123,6 +124,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
     check_effects(study, where)
     check_lengths(study, where)
     check_export(study, f"{where}: export")
+    check_references(study, f"{where}: report.references")
     return with_trials(study, where)
 
 

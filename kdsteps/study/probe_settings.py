@@ -17,8 +17,8 @@ class ProbeSettings(Section):
     """Largest number of training images whose labels are used, balanced over the classes."""
     neighbors: Annotated[int, Field(gt=0, le=MAX_RUNS)] = 10
     """Number of nearest neighbors, by the cosine similarity of features."""
-    fractions: Annotated[
-        EachOnce[tuple[Annotated[float, Field(gt=0, le=1)], ...]], Field(min_length=1)
+    fractions: EachOnce[
+        Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
     ] = (0.01, 0.1, 1.0)
     """Fractions of the labels with which linear classifiers are trained, with at least one image of
     each class."""

@@ -23,7 +23,7 @@ def _each_once(items: Items) -> Items:
 EachOnce = Annotated[
     Items, AfterValidator(_each_once), Field(json_schema_extra={"uniqueItems": True})
 ]
-"""A list without repetitions."""
+"""A list without repetitions; its other limits belong inside, where the JSON schema has them."""
 
 MAX_SEED = 2**32 - 1  # the largest that every generator takes
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]

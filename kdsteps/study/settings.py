@@ -21,7 +21,7 @@ from kdsteps.study.section import (
     Section,
     Seed,
 )
-from kdsteps.study.texts import Title
+from kdsteps.study.texts import Name, Title
 from kdsteps.study.training_settings import FixedDraws
 
 Options = dict[str, JsonValue]
@@ -54,7 +54,7 @@ class Tune(Section):
     """Whether all combinations of the listed values or random ones are tried."""
     seed: Seed = 0
     """Seed for choosing random values."""
-    seeds: Annotated[EachOnce[tuple[Seed, ...]], Field(min_length=1)] = (100,)
+    seeds: EachOnce[Annotated[tuple[Seed, ...], Field(min_length=1)]] = (100,)
     """Every trial is trained once with each of these seeds, none of them in the study's `seeds`."""
     halving: Annotated[int, Field(gt=1, le=MAX_RUNS)] | None = None
     """Successive halving: 2 means that after each seed only the better half of the trials continues
@@ -180,13 +180,13 @@ class Evaluate(TimingSettings, MetricSettings):
 class Export(Section):
     """Which trained students are exported for use elsewhere; without this section, none."""
 
-    runs: Literal["best", "all"] | Annotated[EachOnce[tuple[str, ...]], Field(min_length=1)] = (
+    runs: Literal["best", "all"] | EachOnce[Annotated[tuple[str, ...], Field(min_length=1)]] = (
         "best"
     )
     """`best`: for each pair, the run with the highest accuracy on the validation images; `all`;
     or a list of methods, runs as `pair/method/seed`, and `best`."""
-    formats: Annotated[
-        EachOnce[tuple[Literal["onnx", "safetensors", "timm"], ...]], Field(min_length=1)
+    formats: EachOnce[
+        Annotated[tuple[Literal["onnx", "safetensors", "timm"], ...], Field(min_length=1)]
     ] = ("onnx",)
     """`onnx`: the network with its normalization, for onnxruntime and `kdsteps predict`;
     `safetensors`: its weights; `timm`: a folder that timm can load."""
@@ -201,6 +201,11 @@ class Report(Section):
     """Title of the report."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the intervals."""
+    references: EachOnce[Annotated[tuple[Name, ...], Field(min_length=1, max_length=2)]] | None = (
+        None
+    )
+    """One or two entries of `methods` that all others are compared with, such as the first of
+    several variants of a method; by default the entries of the methods `labels` and `kd`."""
 
 
 class Normalization(Section):

@@ -15,6 +15,8 @@ from kdsteps.study.settings import Build, Dataset, Model, Options, Values
 from kdsteps.study.training_settings import Distil, Train, ViewSettings
 from kdsteps.study.tuning import num_tried
 
+DEFAULT_REFERENCES = ("labels", "kd")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -80,6 +82,22 @@ class Study:
     def method_names(self) -> dict[str, str]:
         """The method of each entry of `methods`."""
         return {name: entry.method for name, entry in self.methods.items()}
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The entries of `methods` that others are compared with, by what the results call them.
+
+        Those that `report.references` lists, under their own names; otherwise one of the method
+        `labels` and one of `kd`, under these words.
+        """
+        if self.params.report.references is not None:
+            return {name: name for name in self.params.report.references}
+        found = {}
+        for word in DEFAULT_REFERENCES:
+            behind = [name for name, method in self.method_names.items() if method == word]
+            if behind:
+                found[word] = word if word in behind else behind[0]
+        return found
 
     @property
     def used_datasets(self) -> tuple[str, ...]:

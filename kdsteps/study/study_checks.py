@@ -98,6 +98,14 @@ def check_export(study: Study, where: str) -> None:
         raise KdstepsError(f"{where}.{problem}")
 
 
+def check_references(study: Study, where: str) -> None:
+    """Raise KdstepsError if methods are to be compared with one that is not there."""
+    for name in study.params.report.references or ():
+        if name not in study.methods:
+            hint = nearest(name, study.methods)
+            raise KdstepsError(f"{where} has {name!r}, which is not an entry of methods{hint}")
+
+
 def _check_section(section: Training, spots: Mapping[str, Training | None], where: str) -> None:
     """Raise KdstepsError if the values of a section contradict each other.
 
