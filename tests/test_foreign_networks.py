@@ -66,6 +66,18 @@ class Tokens(nn.Module):
         tokens = torch.cat([self.extra.expand(len(images), -1, -1), tokens], dim=1)
         return self.head(self.blocks(tokens).mean(dim=1))
 
+class PartlyScripted(Net):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first = torch.jit.script(self.first)
+
+def scripted(num_classes):
+    return torch.jit.script(Net(num_classes))
+
+class Weightless(nn.Module):
+    def forward(self, images):
+        return images.mean(dim=(2, 3))[:, [0, 0, 1, 1, 2]]
+
 def named(num_classes, output: str):
     assert output == "mine"
     return Net(num_classes)
@@ -101,6 +113,27 @@ def test_a_module_is_cut_by_its_graph_and_gets_what_its_signature_names(name, wi
     assert type(chain.plain()).__name__ == name
 
 
+def test_a_part_that_torchscript_compiled_is_no_layer_and_belongs_to_the_block_after_it():
+    chain = build("PartlyScripted").train()
+    assert "first" not in chain.layers and "second" in chain.layers
+    front, images = chain.front("second"), torch.randn(2, 3, 8, 8)
+    count = sum(weight.numel() for weight in front.parameters())
+    assert count == sum(
+        weight.numel()
+        for part in (chain.network.first, chain.network.second)
+        for weight in part.parameters()
+    )
+    assert torch.equal(chain.tail("second")(front(images)), chain(images))
+    front(images).sum().backward()
+    assert all(weight.grad is not None for weight in chain.network.first.parameters())
+
+
+def test_a_network_that_torchscript_compiled_has_logits_alone():
+    chain = build("scripted")
+    assert chain.layers == () and "TorchScript" in chain.notes[0]
+    assert chain(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
 def test_a_chain_is_used_as_it_is():
     assert "layer1.0" in build("chain").layers
 
@@ -113,6 +146,7 @@ def test_a_chain_is_used_as_it_is():
         ("failing", {"width": 3}, "cannot be built (RuntimeError: width is odd)"),
         ("Net", {"widht": 3}, "widht is an unknown key; did you mean 'width'"),
         ("Net", {"width": 2.5}, "width is 2.5; it should be a whole number"),
+        ("Weightless", {}, "has no parameters, as networks have after torch.jit.freeze"),
         ("Nett", {}, "has no model family 'Nett'; did you mean 'Net'"),
     ],
 )

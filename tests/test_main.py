@@ -394,6 +394,20 @@ def test_help_comes_without_torch(folder):
     assert "student.safetensors" in done.stdout
 
 
+def test_layers_of_the_users_own_code_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes: int, in_channels: int, width: int = 4):\n"
+        "    first, second = nn.Conv2d(in_channels, width, 3), nn.Conv2d(width, 6, 3)\n"
+        "    end = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes)\n"
+        "    return nn.Sequential(first, nn.ReLU(), second, *end)\n"
+    )
+    assert main(["layers", "./net.py:net", "--image", "1,8,8", "--classes", "3"]) == 0
+    listed = capsys.readouterr().out
+    assert "4 x 6 x 6" in listed and "6 x 4 x 4" in listed and "head" in listed
+
+
 def test_layers_are_listed_with_shapes_and_costs(capsys):
     assert main(["layers", "big", "--image", "1,8,8"]) == 0
     text = capsys.readouterr().out

@@ -254,6 +254,16 @@ def test_a_metric_that_cannot_be_loaded_is_told_before_anything_runs(tmp_path, m
         load_study(path)
 
 
+def test_two_metrics_of_one_name_are_told_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("mine.py", "other.py"):
+        Path(file).write_text(BRIER)
+    references = ["./mine.py:brier", "./other.py:brier"]
+    path = write_study(tmp_path, evaluate={"metrics": references})
+    with pytest.raises(KdstepsError, match=r"other\.py:brier are both named 'brier'; rename one"):
+        load_study(path)
+
+
 def test_the_file_of_a_metric_counts_as_code_of_the_jobs_that_use_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(BRIER)

@@ -593,9 +593,11 @@ def test_numbers_are_written_as_a_reader_expects():
     assert percent(None) == percent(float("nan")) == "–"
     assert [points(value) for value in (0.031, -0.002, 0.0001)] == ["+3.1", "−0.2", "0.0"]
     assert (points(-0.0001), signed(-0.01), number(-0.0001)) == ("0.0", "0.0", "0.000")
-    assert [p_value(value) for value in (0.0004, 0.0123, 0.34, None)] == [
+    assert [p_value(value) for value in (0.0004, 0.0123, 0.04961, 0.0504, 0.34, None)] == [
         "< 0.001",
         "0.012",
+        "0.04961",
+        "0.05040",
         "0.34",
         "–",
     ]

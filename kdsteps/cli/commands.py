@@ -34,7 +34,11 @@ def add_commands(commands: Any) -> None:
         description="Build a network and list the layers at which it can be cut, with the shape "
         "of each. These names can be used in params.yaml.",
     )
-    layers.add_argument("model", help="a name under `models` in params.yaml, or FAMILY:NAME")
+    layers.add_argument(
+        "model",
+        help="a name under `models` in params.yaml, FAMILY:NAME such as timm:resnet18, or your own "
+        "./file.py:Name",
+    )
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     layers.add_argument(
         "--image", default="3,32,32", metavar="C,H,W", help="image shape (%(default)s)"

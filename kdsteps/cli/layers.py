@@ -12,7 +12,7 @@ from kdsteps.study.settings import Model
 
 
 def show_layers(given: argparse.Namespace) -> None:
-    """Print the layers of a network: of a model in params.yaml, or of FAMILY:NAME."""
+    """Print the layers of a network of params.yaml, of a library or of the user's own."""
     from kdsteps.models import architecture, build_model
     from kdsteps.models.listing import list_layers, render_layers
 
@@ -34,7 +34,9 @@ def _model(given: argparse.Namespace) -> Model:
     """The network that the command line names."""
     family, colon, name = given.model.partition(":")
     if colon:
-        content = {"family": family} | ({"name": name} if name else {})
+        is_own = "." in family or "/" in family  # ./file.py:Name, package.module:Name
+        content = {"family": given.model if is_own else family}
+        content |= {"name": name} if name and not is_own else {}
         return resolve_model(parse(ModelEntry, content, given.model), given.model)
     study = load_study(given.params)
     if family not in study.models:

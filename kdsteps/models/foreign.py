@@ -58,6 +58,11 @@ def build_foreign(
         raise KdstepsError(
             f"models: {name} returns a {type(network).__name__}; it should return an nn.Module"
         )
+    if next(network.parameters(), None) is None:
+        raise KdstepsError(
+            f"models: {name} has no parameters, as networks have after torch.jit.freeze or "
+            "quantization; it should be the network before that"
+        )
     if size is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))

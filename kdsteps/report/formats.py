@@ -64,9 +64,12 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def p_value(p: float | None) -> str:
+    """Three decimals below 0.1, and more where these would hide on which side of 0.05 it is."""
     if not _known(p):
         return MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if abs(p - 0.05) >= 0.0005 else f"{p:.5f}"
 
 
 def count(value: float | None) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study import registry
 from kdsteps.study.effects import check_effects
 from kdsteps.study.entries import Params
 from kdsteps.study.label_checks import check_labels
@@ -26,6 +25,7 @@ from kdsteps.study.study import Study
 from kdsteps.study.study_checks import (
     check_export,
     check_lengths,
+    check_metrics,
     check_options,
     check_pair,
     check_references,
@@ -114,8 +114,7 @@ def parse_study(content: Mapping[str, Any], where: str = "params.yaml") -> Study
             for name, entry in params.loggers.items()
         ),
     )
-    for reference in params.evaluate.metrics:
-        registry.find("metrics", reference, f"{where}: evaluate.metrics")
+    check_metrics(params.evaluate.metrics, f"{where}: evaluate.metrics")
     check_options(study, where)
     check_training(study, where)
     for name, pair in study.pairs.items():

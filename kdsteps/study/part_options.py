@@ -105,6 +105,7 @@ class Description(BaseModel):
         refused: Options that params.yaml cannot express, and what to write instead.
         json_schema: The options as a JSON schema.
         is_checked: Whether the part has a function for what types of options cannot express.
+        column: Of a metric: its name in tables.
         files: Digests of the files that all this was read from, by path; none for a shipped part.
     """
 
@@ -122,6 +123,7 @@ class Description(BaseModel):
     refused: dict[str, str]
     json_schema: dict[str, Any]
     is_checked: bool = False
+    column: str | None = None
     files: dict[str, str] = {}
 
 
@@ -131,9 +133,10 @@ def describe(kind: Kind, reference: str) -> Description:
     Raises:
         KdstepsError: It cannot be imported, or needs an option that params.yaml cannot express.
     """
-    part = load(kind, reference)
+    part, column = load(kind, reference), None
     if kind == "metrics":
-        importlib.import_module("kdsteps.evaluation.metrics").as_metric(part, reference)
+        registry = importlib.import_module("kdsteps.evaluation.metrics")
+        column = registry.as_metric(part, reference).name
     signature, told = signature_of(kind, part), _described_arguments(part)
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
@@ -172,6 +175,7 @@ def describe(kind: Kind, reference: str) -> Description:
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
         is_checked=checker(part) is not None,
+        column=column,
         files={} if reference in shipped(kind) else _files(part),
     )
 

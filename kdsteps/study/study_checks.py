@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.study import registry
@@ -96,6 +96,18 @@ def check_export(study: Study, where: str) -> None:
         problem := export_problem(export, study.pairs, list(study.methods), study.seeds)
     ):
         raise KdstepsError(f"{where}.{problem}")
+
+
+def check_metrics(references: Sequence[str], where: str) -> None:
+    """Raise KdstepsError if a metric cannot be used, or two have the same name."""
+    known: dict[str | None, str] = {}
+    for reference in references:
+        name = registry.find("metrics", reference, where).described.column
+        if name in known:
+            raise KdstepsError(
+                f"{where}: {known[name]} and {reference} are both named {name!r}; rename one"
+            )
+        known[name] = reference
 
 
 def check_references(study: Study, where: str) -> None:

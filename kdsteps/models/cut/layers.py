@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import fx, nn
 
 from kdsteps.models.chain import HEAD, Layout
@@ -48,12 +49,19 @@ class Spot:
 def spots(network: nn.Module, cut_map: CutMap, extra: Collection[str] = ()) -> list[Spot]:
     """The modules that may end a block, in forward order, one for each cut.
 
+    Modules compiled by TorchScript are not among them: they take no hooks.
+
     Args:
         network: The network.
         cut_map: Its cuts.
         extra: Paths that are to be among them if they are cuts.
     """
-    outputs = {path: node for path, node in cut_map.traced.outputs.items() if node in cut_map.cuts}
+    outputs = {
+        path: node
+        for path, node in cut_map.traced.outputs.items()
+        if node in cut_map.cuts
+        and not isinstance(network.get_submodule(path), torch.jit.ScriptModule)
+    }
     last = cut_map.last_weighted(network)
     outputs = {path: node for path, node in outputs.items() if cut_map.order[node] < last}
     chosen: dict[fx.Node, str] = {}

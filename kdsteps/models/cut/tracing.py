@@ -76,8 +76,13 @@ def trace_network(
 
     Raises:
         KdstepsError: Its forward pass branches on what it computes, or draws numbers that would be
-            the same in each run of the graph.
+            the same in each run of the graph, or TorchScript compiled it.
     """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise KdstepsError(
+            "models: a network that TorchScript compiled cannot be cut; use it before "
+            "torch.jit.script or torch.jit.trace, or methods that use logits alone"
+        )
     twin = _twin(network)
     tracer = _Tracer(rules, network, image_shape)
     before = _random_states()
@@ -118,7 +123,11 @@ class _Tracer(fx.Tracer):
     def __init__(self, rules: Rules, network: nn.Module, image_shape: ImageShape) -> None:
         super().__init__(autowrap_modules=(math,), autowrap_functions=rules.functions)
         self._mode = "train" if network.training else "eval"
-        self._leaves: tuple[type[nn.Module], ...] = (_NormBase, *rules.modules)
+        self._leaves: tuple[type[nn.Module], ...] = (
+            _NormBase,
+            torch.jit.ScriptModule,
+            *rules.modules,
+        )
         self.outputs: dict[str, fx.Node] = {}
         self.calls: dict[str, int] = {}
         self.firsts: set[str] = set()
