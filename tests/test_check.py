@@ -187,7 +187,9 @@ def test_an_image_that_cannot_be_read_is_named(folder, capsys, broken: str, stat
 def test_without_time_nothing_is_tried_and_that_is_said(folder, capsys):
     write_study(folder)
     assert main(["check", "--seconds", "0"]) == 0
-    assert "not tried, for lack of time: model big" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not tried, for lack of time: model big" in said
+    assert "(not counted: Snakemake itself, and drawing the report" in said
 
 
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):

@@ -284,7 +284,7 @@ class _Check:
             "ok",
             "time",
             f"{plural(runs, 'run')}, {plural(len(nodes), 'job')}, about {duration(total)} on "
-            f"this machine (not plural: {'; '.join(missing)})",
+            f"this machine (not counted: {'; '.join(missing)})",
         )
         if costs is not None:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())
