@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.jobs.early_checks import study_problems
+from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
@@ -110,6 +110,9 @@ class _Check:
             return self.found
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
+            numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
+            for problem in batch_problems(study, numbers):  # also before images are prepared
+                self.say("problem", "settings", f"params.yaml: {problem}")
             deadline = time.monotonic() + seconds
             rehearsal = Rehearsal(study, sharing, Path(folder), self.say, deadline, images)
             rehearse(rehearsal, left.left)
