@@ -278,7 +278,7 @@ class _Check:
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
             untried = plural(len(costs.guessed), "job")
-            missing.append(f"{untried} not tried: like others of that kind")
+            missing.append(f"{untried} not tried: like others of that kind, or the start alone")
         found = Forecast(total, len(nodes), runs, stages, missing)
         if not nodes:
             self.say("ok", "time", "all results are up to date; there is nothing to do")
