@@ -187,7 +187,17 @@ def test_an_image_that_cannot_be_read_is_named(folder, capsys, broken: str, stat
 def test_without_time_nothing_is_tried_and_that_is_said(folder, capsys):
     write_study(folder)
     assert main(["check", "--seconds", "0"]) == 0
-    assert "not tried, for lack of time: model big" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not tried, for lack of time: model big" in said
+    assert "(not counted: Snakemake itself, and drawing the report" in said
+
+
+def test_a_batch_larger_than_images_that_are_not_prepared_is_a_problem(folder, capsys):
+    write_study(folder, methods={"labels": {}}, distil={"epochs": 1, "batch_size": 5000})
+    assert main(["check", "--seconds", "0"]) == 2
+    problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
+    assert len(problems) == 1
+    assert "pairs.pair with labels: batch_size is 5000, but there are " in problems[0]
 
 
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):

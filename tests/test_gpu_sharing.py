@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +144,29 @@ def test_what_a_job_stores_on_a_shared_gpu_fits_its_fraction_and_what_is_free(mo
     assert (allowed_bytes(gpu), free_bytes(gpu)) == (20 * gib, 15 * gib)
     used["free"] = 2 * gib
     assert free_bytes(gpu) == 2 * gib
+
+
+@pytest.mark.parametrize(("local", "shared"), [(True, 4), (False, 1)])
+def test_a_job_on_a_cluster_has_all_of_the_memory_of_its_gpu(local: bool, shared: int):
+    rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
+    wanted = ("limit_of", "sharing_of_gpus", "submits", "all_cores")
+    workflow = SimpleNamespace(
+        global_resources={
+            "gpu": SimpleNamespace(value=2),
+            "jobs_per_gpu": SimpleNamespace(value=4),
+        },
+        register_resource=lambda name, value: None,
+        is_main_process=True,
+        local_exec=local,
+        cores=16,
+    )
+    known: dict[str, Any] = {"workflow": workflow, "Sharing": Sharing, "replace": replace}
+    known |= {"gpus_there": lambda: 2, "doubt": lambda: None, "KdstepsError": KdstepsError}
+    for name in wanted:
+        found = re.search(rf"^def {name}\(.*?^(?=\S)", rules, re.DOTALL | re.MULTILINE)
+        assert found is not None
+        exec(found[0], known)
+    assert known["sharing_of_gpus"]() == Sharing(16, 2 if local else 0, shared)
 
 
 # the real snakemake

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,6 @@ import yaml
 from _kubernetes import kubernetes
 from _study import REPOSITORY, TINY, Study, clean_environment
 from test_remotes import Remote, s3_server
-
-from kdsteps.jobs import graph
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
@@ -44,10 +43,12 @@ def keys(bucket: Remote) -> dict[str, str]:
     }
 
 
-def test_the_profile_names_rules_that_exist():
+def test_the_profile_sets_the_cores_of_all_rules_that_claim_them_by_those_of_the_machine():
     content = yaml.safe_load((REPOSITORY / PROFILE / "config.yaml").read_text())
     named = {entry.partition("=")[0] for entry in content["set-threads"]}
-    assert named <= graph.OUTPUTS.keys()
+    text = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
+    rules = re.split(r"^rule ", text, flags=re.MULTILINE)[1:]
+    assert named == {rule.partition(":")[0] for rule in rules if "\n    threads: " in rule}
 
 
 def test_a_study_is_planned_for_kubernetes(bucket: Remote, tmp_path: Path):

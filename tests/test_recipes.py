@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def test_pairs_of_the_benchmark_bear_the_names_of_the_published_table(name, pair
     assert set(study.pairs) == pairs <= set(registry.published_pairs())
     for pair_name, pair in study.pairs.items():
         assert pair.published == pair_name == f"{pair.teacher}-{pair.student}"
+
+
+@pytest.mark.parametrize("name", BENCHMARK)
+def test_a_recipe_of_the_benchmark_says_how_many_runs_it_has(name):
+    (said,) = re.findall(r"^# For a GPU: (\d+) runs", RECIPES[name].read_text(), re.MULTILINE)
+    assert int(said) == len(graph.jobs(recipe(name), "distil"))
 
 
 def test_both_halves_of_the_benchmark_have_one_recipe_for_training():

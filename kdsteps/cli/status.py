@@ -43,8 +43,8 @@ def add_command(commands: Any) -> None:
         help="show jobs done, running and failed, the time left, and how each method is doing",
         description="Show what a study has done so far: jobs done, running and failed, the time "
         "left, and the validation accuracy of each method against the first of `report."
-        "references`, by default `labels`, at the same epoch. Works while snakemake runs and after "
-        "it ended. Changes nothing.",
+        "references` (by default `labels`, or `kd` in a study without it) at the same epoch. Works "
+        "while snakemake runs and after it ended. Changes nothing.",
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     of_run = "as of the run that uses this folder, else"

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
         description="List the results that would be recomputed, and why. Changes nothing.",
     )
     stale.set_defaults(run=show_stale)
-    stale.add_argument("--jobs", action="store_true", help="list every job")
+    stale.add_argument("--jobs", action="store_true", help="list every stale job")
     taking = commands.add_parser(
         "accept",
         help="accept existing results although the code that made them has changed",
@@ -45,7 +45,9 @@ def add_commands(commands: Any) -> None:
     taking.set_defaults(run=accept_results)
     for parser in (stale, taking):
         parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
-        parser.add_argument("--stage", action="append", default=[], help="only this stage (all)")
+        parser.add_argument(
+            "--stage", action="append", default=[], help="only this stage; may be repeated (all)"
+        )
         for name in NAMES:
             usual = f"only jobs of this {name} (all)"
             parser.add_argument(f"--{name}", help=_HELP.get(name, usual))

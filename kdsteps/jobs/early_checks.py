@@ -72,7 +72,8 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
         problems += _checkpoint_problems(study)
         problems += _size_problems(study, _shapes(study, prepared))
     problems += classifier_problems(study)
-    problems += _batch_problems(study, prepared)
+    known = {dataset: found.num_images for dataset, found in prepared.items() if found is not None}
+    problems += batch_problems(study, known)
     problems += _probe_problems(study, prepared)
     problems += _package_problems(study)
     networks = _networks(study, prepared)
@@ -160,18 +161,23 @@ def _prepared(study: Study, dataset: str) -> _Prepared | None:
         return None
 
 
-def _batch_problems(study: Study, prepared: Mapping[str, _Prepared | None]) -> Iterator[str]:
+def batch_problems(study: Study, num_images: Mapping[str, int]) -> Iterator[str]:
+    """Batches larger than the data set.
+
+    Args:
+        num_images: Training images of each data set of which the number is known.
+    """
     for rule in ("train", "distil"):
         for names in graph.jobs(study, rule):
             recipe: Training
             pair = study.pairs.get(names.get("pair", ""))
-            data = prepared[names["dataset"] if pair is None else pair.dataset]
+            number = num_images.get(names["dataset"] if pair is None else pair.dataset)
             if pair is None:
                 recipe, spot = study.trainings[names["teacher"]], f"models.{names['teacher']}"
             else:
                 recipe = study.distil(names["pair"], names["method"])
                 spot = f"pairs.{names['pair']} with {names['method']}"
-            problem = recipe.batch_problem(data.num_images) if data is not None else None
+            problem = None if number is None else recipe.batch_problem(number)
             if problem and not _is_done(graph.node(study, rule, names)):
                 yield f"{spot}: {problem}"
 

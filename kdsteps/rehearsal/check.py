@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
-from kdsteps.jobs.early_checks import study_problems
+from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
@@ -110,6 +110,9 @@ class _Check:
             return self.found
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
+            numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
+            for problem in batch_problems(study, numbers):  # also before images are prepared
+                self.say("problem", "settings", f"params.yaml: {problem}")
             deadline = time.monotonic() + seconds
             rehearsal = Rehearsal(study, sharing, Path(folder), self.say, deadline, images)
             rehearse(rehearsal, left.left)
@@ -275,7 +278,7 @@ class _Check:
         missing = [_NOT_COUNTED]
         if costs is not None and costs.guessed:
             untried = plural(len(costs.guessed), "job")
-            missing.append(f"{untried} not tried: like others of that kind")
+            missing.append(f"{untried} not tried: like others of that kind, or the start alone")
         found = Forecast(total, len(nodes), runs, stages, missing)
         if not nodes:
             self.say("ok", "time", "all results are up to date; there is nothing to do")
@@ -284,7 +287,7 @@ class _Check:
             "ok",
             "time",
             f"{plural(runs, 'run')}, {plural(len(nodes), 'job')}, about {duration(total)} on "
-            f"this machine (not plural: {'; '.join(missing)})",
+            f"this machine (not counted: {'; '.join(missing)})",
         )
         if costs is not None:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())

@@ -11,6 +11,7 @@ reads   images, index, summary
                    the same files of each teacher, for a pair with several
         audit      audit.json of the stage train, for a pair with several teachers; its content is
                    not used
+        choice     choice.json of the stage tune, for methods that are tuned
 writes  model      student.safetensors: the deployed network after the last epoch; if the training
                    diverged, the header has `diverged`: term, epoch, step
         history    history.parquet: loss terms and validation metrics of every epoch; if the

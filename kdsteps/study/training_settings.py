@@ -35,9 +35,10 @@ class ViewSettings(Section):
     flip: bool = False
     """Whether images are randomly flipped, left to right."""
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
-    """Number format of the forward and backward pass; weights and losses are always float32. `tf32`
-    rounds the factors of products to 11 bits on GPUs with compute capability 8.0 or higher and is
-    float32 elsewhere; `bfloat16` and `float16` use autocast, `float16` with gradient scaling."""
+    """Number format of the forward and backward pass; weights are always float32, and losses
+    float32 or float64. `tf32` rounds the factors of products to 11 bits on GPUs with compute
+    capability 8.0 or higher and is float32 elsewhere; `bfloat16` and `float16` use autocast,
+    `float16` with gradient scaling."""
     batch_size: Annotated[int, Field(gt=0, le=MAX_BATCH)] = 64
     """Images per training step."""
 

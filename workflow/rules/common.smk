@@ -1,6 +1,7 @@
 # Functions that all rules use. kdsteps/jobs/graph.py and kdsteps/jobs/code_identity.py define which files, settings
 # and code belong to a job; the functions here pass that on to Snakemake.
 import sys
+from dataclasses import replace
 
 from kdsteps.jobs import code_identity, graph, storage
 from kdsteps.errors import KdstepsError
@@ -177,7 +178,7 @@ def sharing_of_gpus():
 
     With several jobs per GPU, Snakemake counts `gpu_slots` instead of `gpu`: a small job takes one,
     and a job that has its GPU alone takes `jobs_per_gpu` of them. A job on a cluster has the GPU that
-    it requests alone.
+    it requests alone, and all of its memory.
     """
     limit, jobs_per_gpu = limit_of("gpu"), limit_of("jobs_per_gpu")
     gpus = gpus_there() if workflow.local_exec else 0
@@ -190,10 +191,17 @@ def sharing_of_gpus():
         print(problem, file=sys.stderr)
     if jobs_per_gpu is not None:
         workflow.register_resource("jobs_per_gpu", None)  # says how to count, and is not used up
+    if submits():
+        found = replace(found, jobs_per_gpu=1)
     if found.jobs_per_gpu > 1 and gpus:
         workflow.register_resource("gpu", None)
         workflow.register_resource("gpu_slots", found.slots)
     return found
+
+
+def submits():
+    """Whether this process submits jobs to a cluster."""
+    return workflow.is_main_process and not workflow.local_exec
 
 
 def all_cores():
@@ -209,8 +217,7 @@ def gpu_claim(wildcards):
 
     Within a job that was submitted to a cluster, it is the one that the job was given.
     """
-    submitted = workflow.is_main_process and not workflow.local_exec
-    return 1 if submitted or gpus_there() else 0
+    return 1 if submits() or gpus_there() else 0
 
 
 def gpus_of(rule):
