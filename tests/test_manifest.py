@@ -260,6 +260,7 @@ def test_planning_imports_nothing_heavy():
             ["flowers", "a.parquet"],
         ),
         ("own", {"images": "set", "size": 3, "mode": "fast"}, ["set"]),
+        ("own", {"parts": {"one": "set/cat", "more": ["set/dog", 3]}}, ["set/cat", "set/dog"]),
     ],
 )
 def test_the_paths_to_follow_need_no_images(kind, options, paths):

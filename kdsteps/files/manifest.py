@@ -171,10 +171,13 @@ def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def _texts(value: Any) -> list[str]:
+    """The texts of an option: itself, or those in a list or dict."""
     if isinstance(value, str):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     return (
-        [item for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
+        [text for item in value for text in _texts(item)] if isinstance(value, list | tuple) else []
     )
 
 
