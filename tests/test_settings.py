@@ -167,6 +167,19 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         (kd(**{"[key]": 1}), "methods.kd.[key] is an unknown key", "there are "),
         (pair(student="smal"), "pairs.pair.student is 'smal'", "did you mean 'small'?"),
         (pair(dataset="cifar"), "pairs.pair.dataset is 'cifar'", "there is only digits"),
+        (
+            {
+                "models": {"big": NET, "small": NET | {"normalize": "none"}},
+                "methods": {"simkd": {}},
+            },
+            "pairs.pair: simkd deploys blocks of student and teacher, so models.small cannot",
+            "`normalize: dataset`",
+        ),
+        (
+            big(classes=["a", "b"]) | {"methods": {"simkd": {}}},
+            "pairs.pair: simkd deploys blocks of student and teacher, so models.big cannot have",
+            "leave them out",
+        ),
         (pair(published="resnet32x4"), "pairs.pair.published is 'resnet32x4'", "did you mean"),
         ({"methods": {"kdd": {}}}, "methods.kdd: there is no method 'kdd'", "'kd'?"),
         ({"methods": {"mine": {"method": "kdd"}}}, "methods.mine.method: there is no", "'kd'?"),

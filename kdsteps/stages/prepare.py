@@ -34,6 +34,7 @@ from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
+from kdsteps.jobs.words import plural
 from kdsteps.study import registry
 from kdsteps.study.part_options import signature_of
 from kdsteps.study.settings import Dataset, Prepare
@@ -195,7 +196,8 @@ def _log_findings(summary: dict[str, Any]) -> None:
         where = f"appear twice in {one}" if one == other else f"of {one} appear again in {other}"
         log.info("%d images %s, pixel for pixel", entry["images"], where)
     if summary["broken"]:
-        log.warning("%d images cannot be read and were left out", len(summary["broken"]))
+        lost = plural(len(summary["broken"]), "image")
+        log.warning("%s could not be read and had to be left out", lost)
     for name, counts in summary["images_of_class"].items():
         names = summary["class_names"] if counts else ()
         empty = [known for known, n in zip(names, counts, strict=True) if n == 0]

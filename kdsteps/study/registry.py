@@ -66,6 +66,11 @@ class Part:
         """Which plan the stage `build` makes for a method, if any."""
         return self.described.plan
 
+    @property
+    def deploys_blocks(self) -> bool:
+        """Whether a method deploys blocks of the teacher too, in a network of its own family."""
+        return self.reference in names("models")
+
     def needs_one_class(self, options: Mapping[str, Any]) -> bool:
         """Whether a method with these options is defined only for images of one class."""
         return _holds(self.described.one_class, options)
@@ -78,8 +83,7 @@ class Part:
         """Whether a method with these options needs the teacher's classifier, as for its logits."""
         weight = options.get("kd_weight")  # of a loss on logits in addition to one on features
         adds_logits = isinstance(weight, int | float) and weight > 0
-        deploys_teacher = self.reference in names("models")
-        return self.wants in ("logits", "blocks") or adds_logits or deploys_teacher
+        return self.wants in ("logits", "blocks") or adds_logits or self.deploys_blocks
 
     def needs_labels(self, options: Mapping[str, Any]) -> bool:
         """Whether a method with these options needs labels."""

@@ -57,7 +57,7 @@ def resolve_method(name: str, entry: MethodEntry, where: str) -> Method:
     return Method(
         *(method, options, part.wants, part.plan),
         *(part.needs_one_class(options), part.compares_images(options)),
-        *(part.needs_classifier(options), part.needs_labels(options)),
+        *(part.needs_classifier(options), part.needs_labels(options), part.deploys_blocks),
         part.described.lengths,
         *(entry.distil, entry.build),
     )

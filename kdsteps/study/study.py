@@ -31,6 +31,7 @@ class Method:
         compares_images: Whether it cannot compute a batch in parts.
         needs_classifier: Whether it needs the teacher's classifier, as for its logits.
         needs_labels: Whether it cannot be used on images without labels.
+        deploys_blocks: Whether the deployed network has blocks of the teacher too.
         lengths: Its options that are lengths of the run, and how many epochs have to follow.
         distil, build: The values that differ for this method.
         trials: The values that the stage `tune` tries; none: the method is not tuned.
@@ -44,6 +45,7 @@ class Method:
     compares_images: bool
     needs_classifier: bool
     needs_labels: bool
+    deploys_blocks: bool
     lengths: Mapping[str, int]
     distil: Distil | None
     build: Build | None

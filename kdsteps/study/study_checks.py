@@ -82,11 +82,27 @@ def check_pair(study: Study, pair: Pair, where: str) -> None:
                 f"{where}.{taught_by} {verb} {name!r}, which has 0 epochs of training and no "
                 "weights to start from; set a checkpoint, or train it for one epoch or more"
             )
+    for name, entry in study.methods.items():
+        if entry.deploys_blocks:
+            _check_blocks(study, pair, f"{where}: {name} deploys blocks of student and teacher")
     if pair.published is not None and pair.published not in registry.published_pairs():
         hint = nearest(pair.published, registry.published_pairs())
         raise KdstepsError(
             f"{where}.published is {pair.published!r}, which has no known published values{hint}"
         )
+
+
+def _check_blocks(study: Study, pair: Pair, where: str) -> None:
+    """Raise KdstepsError for networks whose blocks cannot be deployed together."""
+    student = study.models[pair.student]
+    if student.normalize is not None:
+        raise KdstepsError(
+            f"{where}, so models.{pair.student} cannot have images normalized in its own way; set "
+            "`normalize: dataset` there"
+        )
+    for name in (pair.student, *pair.teacher_names):
+        if study.models[name].classes is not None:
+            raise KdstepsError(f"{where}, so models.{name} cannot have `classes`; leave them out")
 
 
 def check_export(study: Study, where: str) -> None:

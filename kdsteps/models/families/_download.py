@@ -27,5 +27,6 @@ def no_weights(what: str, reason: object) -> str:
     first_line = str(reason).strip().partition("\n")[0]
     return (
         f"models: the pretrained weights of {what} are not available ({first_line}); download the "
-        "file elsewhere and name it as checkpoint: PATH, without pretrained: true"
+        "file elsewhere and name it as checkpoint: PATH, with normalize: pretrained and without "
+        "pretrained: true"
     )
