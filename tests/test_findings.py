@@ -37,7 +37,9 @@ def spread_of(values: pd.Series[float]) -> str:
 
 def probability(value: float | None) -> str:
     assert value is not None
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "< 0.001"
+    return f"{value:.3f}" if abs(value - 0.05) >= 0.0005 else f"{value:.5f}"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,7 @@ def probability(value: float | None) -> str:
         ("All methods on a subset of Fashion-MNIST", "fashion-mnist-runs.csv", "labels", 3000),
         (TWO_PAPERS, "two-papers-runs.csv", "labels", 10_000),
         ("The options of feature-only KD", "feature-only-runs.csv", "feature_only", 10_000),
+        ("The options of Block-KD", "block-kd-runs.csv", "block_kd", 10_000),
     ],
 )
 def test_the_table_of_a_comparison_follows_from_its_records(title, records, reference, num_images):

@@ -50,7 +50,8 @@ class BlockKD(Method):
     decides where the stones are cut and which connectors they have.
 
     Both tuned alike, it gained 0.8 points over `kd` in 2,500 steps on a fifth of CIFAR-100; after a
-    few hundred steps the two could not be told apart (docs/findings.md).
+    few hundred steps the two could not be told apart. Of its options, none was better there than
+    the default by more than noise, and L_cross could not be seen to help (docs/findings.md).
 
     Source: Yu et al. 2024, arXiv:2411.01547, equations 2 to 6.
     """
