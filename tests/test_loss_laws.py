@@ -107,6 +107,8 @@ def test_a_distance_by_name_is_the_loss_of_that_method():
     for name, value in expected.items():
         assert torch.equal(logit_distance(name)(S, T, Y), value)
     assert torch.equal(logit_distance("lskd", 3.0)(S, T, Y), lskd_loss(S, T, 3.0))
+    lighter = logit_distance("dkd", dkd_beta=2.0)(S, T, Y)
+    assert torch.equal(lighter, dkd_loss(S, T, Y, 1.0, 2.0, 4.0))
     with pytest.raises(ValueError, match="'l2'; there are kd, lskd, dkd, dist"):
         logit_distance("l2")
 

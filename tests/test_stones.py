@@ -168,6 +168,13 @@ def test_a_distance_has_the_temperature_of_its_own_method_unless_told_otherwise(
         assert torch.allclose(terms["teacher"], expected), options
 
 
+def test_the_inner_weight_of_a_distance_that_is_not_used_is_refused():
+    teacher, student = frozen(network(depth=14)), network(widths=(2, 2, 4, 6))
+    block_kd(teacher, student, distance="dkd", dkd_beta=2.0)
+    with pytest.raises(KdstepsError, match=r"block_kd\.dkd_beta is 2, and distance is 'kd'; leave"):
+        block_kd(teacher, student, dkd_beta=2.0)
+
+
 def test_the_terms_are_those_of_the_paper_written_out():
     teacher, student = frozen(network(depth=14)), network(widths=(2, 2, 4, 6))
     method = block_kd(teacher, student, alpha=0.7, beta=1.3, gamma=0.4, temperature=3.0).eval()

@@ -20,12 +20,15 @@ LogitDistance = Callable[[Tensor, Tensor, Tensor], Tensor]
 _TEMPERATURES: dict[Distance, float] = {"kd": 4.0, "lskd": 2.0, "dkd": 4.0, "dist": 4.0}
 
 
-def logit_distance(name: Distance, temperature: float | None = None) -> LogitDistance:
-    """The loss of a method without its outer weight, its inner weights at their defaults.
+def logit_distance(
+    name: Distance, temperature: float | None = None, dkd_beta: float | None = None
+) -> LogitDistance:
+    """The loss of a method without its outer weight.
 
     Args:
-        name: dkd has alpha 1 and beta 8, dist beta 1 and gamma 1.
+        name: dkd has alpha 1, dist beta 1 and gamma 1.
         temperature: Above 0; None for the method's own.
+        dkd_beta: Weight of the classes other than the target in dkd; None for its own, 8.
 
     Raises:
         ValueError: There is no loss of this name.
@@ -34,7 +37,8 @@ def logit_distance(name: Distance, temperature: float | None = None) -> LogitDis
         raise ValueError(f"no distance {name!r}; there are {', '.join(get_args(Distance))}")
     heat = _TEMPERATURES[name] if temperature is None else temperature
     if name == "dkd":
-        return partial(dkd_loss, alpha=1.0, beta=8.0, temperature=heat)
+        beta = 8.0 if dkd_beta is None else dkd_beta
+        return partial(dkd_loss, alpha=1.0, beta=beta, temperature=heat)
     if name == "dist":
         return _without_labels(partial(dist_loss, beta=1.0, gamma=1.0, temperature=heat))
     return _without_labels(partial(lskd_loss if name == "lskd" else kd_loss, temperature=heat))

@@ -38,6 +38,13 @@ def weigh_stones(rule: str | tuple[float, ...], count: int) -> list[float]:
     return [float(weight) for weight in rule]
 
 
+def options_problem(*, distance: str, dkd_beta: float | None) -> str | None:
+    """An option without effect, as `key is value; what would be right`, or None."""
+    if dkd_beta is not None and distance != "dkd":
+        return f"dkd_beta is {dkd_beta:g}, and distance is {distance!r}; leave it out"
+    return None
+
+
 class BlockKD(Method):
     """Labels, the teacher and the ensemble of stones teach the student and every stone.
 
@@ -73,6 +80,7 @@ class BlockKD(Method):
         gamma: NonNegativeFloat = 1.0,
         temperature: PositiveFloat | None = None,
         distance: Literal["kd", "lskd", "dkd", "dist"] = "kd",
+        dkd_beta: NonNegativeFloat | None = None,
         stone_weights: Literal["halving", "equal"] | tuple[NonNegativeFloat, ...] = "halving",
         detach_ensemble: bool = True,
         weigh_cross: bool = False,
@@ -86,6 +94,8 @@ class BlockKD(Method):
         gamma: Weight of L_cross, the distance to the mean of the stones' logits.
         temperature: Of the distance; by default that of its method, for `kd` the benchmark's 4.
         distance: The loss between logits, d^L, by the method that it comes from.
+        dkd_beta: Weight of the classes other than the target in the distance `dkd`, whose method
+            calls it beta; by default 8.
         stone_weights: Weights of the stones, shallow to deep: `halving` is 1/2^(n-i), `equal` is 1,
             or a list.
         detach_ensemble: Whether the ensemble is a target without gradient.
@@ -97,10 +107,12 @@ class BlockKD(Method):
             scaled so that the expectation of the weighted sums is the same.
         """
         super().__init__(teacher, student, task)
+        if problem := options_problem(distance=distance, dkd_beta=dkd_beta):
+            raise KdstepsError(f"methods.block_kd.{problem}")
         same_classes(teacher, task, "block_kd")
         assert teacher is not None and task.plan is not None, "block_kd needs a teacher and a plan"
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
-        self.distance = logit_distance(distance, temperature)
+        self.distance = logit_distance(distance, temperature, dkd_beta)
         self.any_images = distance != "dkd"
         self.stones = Stones(teacher, task.plan["stones"], norm=norm)
         self.weights = weigh_stones(stone_weights, len(self.stones.connectors))
