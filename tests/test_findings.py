@@ -75,12 +75,22 @@ def test_no_run_of_the_comparison_is_left_out():
     assert not runs.isna().any(axis=None)
 
 
-def test_the_table_of_layers_follows_from_its_records():
-    runs = accuracies("layer-sweep-runs.csv")
-    scores = pd.read_csv(DOCS / "findings" / "layer-sweep-scores.csv")
+SWEEPS = {
+    "Does Q predict how well a layer teaches?": "layer-sweep",
+    "The sweep over layers on a fifth of CIFAR-100": "cifar100-sweep",
+}
+"""The sections on sweeps over layers, and what the names of their records begin with."""
+
+
+@pytest.mark.parametrize(("title", "records"), SWEEPS.items())
+def test_the_table_of_layers_follows_from_its_records(title, records):
+    runs = accuracies(f"{records}-runs.csv")
+    scores = pd.read_csv(DOCS / "findings" / f"{records}-scores.csv")
     scores = scores[scores["variant"] == "intended"].set_index("layer")
     names = ["quality", "separation", "information", "efficiency"]
-    for layer, cells in rows_under("Does Q predict how well a layer teaches?").items():
+    rows = rows_under(title)
+    assert rows.keys() == set(scores.index)
+    for layer, cells in rows.items():
         assert cells[:4] == [f"{scores.loc[layer, name]:.3f}" for name in names]
         assert cells[4] == spread_of(runs[layer.replace(".", "_")])
 
@@ -97,15 +107,26 @@ def test_the_table_of_layers_follows_from_its_records():
     ],
 )
 @pytest.mark.parametrize(("column", "left_out"), [(1, ()), (2, ("pool",))])
-def test_rank_correlations_of_the_sweep_follow_from_its_records(score, name, column, left_out):
-    runs = accuracies("layer-sweep-runs.csv")
-    scores = pd.read_csv(DOCS / "findings" / "layer-sweep-scores.csv")
+@pytest.mark.parametrize(("title", "records"), SWEEPS.items())
+def test_rank_correlations_of_a_sweep_follow_from_its_records(
+    title, records, score, name, column, left_out
+):
+    runs = accuracies(f"{records}-runs.csv")
+    scores = pd.read_csv(DOCS / "findings" / f"{records}-scores.csv")
     scores = scores[(scores["variant"] == "intended") & ~scores["layer"].isin(left_out)]
     methods = [layer.replace(".", "_") for layer in scores["layer"]]
     found = sample([rank_correlation(scores[name], row[methods]) for _, row in runs.iterrows()])
     pattern = rf"^\| {re.escape(score)} \| (.*) \| (.*) \|$"
-    (row,) = re.findall(pattern, TEXT, flags=re.MULTILINE)
-    assert row[column - 1] == f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    section = TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
+    (row,) = re.findall(pattern, section, flags=re.MULTILINE)
+    interval = f" ({found.low:+.2f} to {found.high:+.2f})" if found.spread else ""
+    assert row[column - 1] == f"{found.mean:+.2f}{interval}"
+
+
+def test_the_scores_as_coded_order_the_layers_of_the_cifar_100_sweep_in_the_same_way():
+    scores = pd.read_csv(DOCS / "findings" / "cifar100-sweep-scores.csv")
+    by_variant = scores.pivot(index="layer", columns="variant", values="rank")
+    assert (by_variant["intended"] == by_variant["as_coded"]).all()
 
 
 @pytest.mark.parametrize("letter", ["Q", "S", "I", "E", "depth"])
