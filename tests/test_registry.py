@@ -82,8 +82,9 @@ def test_modules_with_an_underscore_are_no_parts():
 
 OPTIONS_OF_METHODS = {
     "at": "student_layers teacher_layers weight=1000 labels_weight=1 kd_weight=0 kd_temperature=4",
-    "block_kd": "alpha=1 beta=1 gamma=1 temperature distance=kd stone_weights=halving "
-    "detach_ensemble=true weigh_cross=false cross_student=true norm=eval stones_per_step=all",
+    "block_kd": "alpha=1 beta=1 gamma=1 temperature distance=kd dkd_beta "
+    "stone_weights=halving detach_ensemble=true weigh_cross=false cross_student=true norm=eval "
+    "stones_per_step=all",
     "ckd": "temperature=1 weight=10 labels_weight=1",
     "contrastive_logits": 'temperature=1 views=["instance","class","category"] weight=10 '
     "labels_weight=1",
