@@ -167,10 +167,12 @@ class _Check:
         )
         busy, own = os.getloadavg()[0], cores_there()
         if current_run() is not None or busy > _BUSY * own:
+            competing = plural(round(busy), "process competes", "processes compete")
+            cores_here = plural(own, "core")
             self.say(
                 "note",
                 "device",
-                f"{busy:.0f} processes compete for {own} cores: times are those of a busy machine",
+                f"{competing} for {cores_here}: times are those of a busy machine",
             )
         return sharing
 
