@@ -54,7 +54,8 @@ class OFD(LayerPairs):
 
     The margin of a channel is the mean of its negative responses: from the batch normalization in
     front of the ReLU where there is one, as published; elsewhere, as in a vision transformer, from
-    the negative responses of the batch, which the former estimates.
+    the negative responses of the batch, which the former estimates (of each part of it, with
+    `accumulate` or several GPUs).
 
     Source: Heo et al. 2019, arXiv:1904.01866, and its official code.
     """
