@@ -125,7 +125,7 @@ def source_paths(kind: str, options: Mapping[str, Any]) -> list[Path]:
         return []
     if kind == "parquet":
         given = (
-            Path(text).expanduser() for split in _SPLITS for text in _texts(options.get(split))
+            Path(text).expanduser() for split in _SPLITS for text in texts_in(options.get(split))
         )
         return [path for pattern in given for path in _without_pattern(pattern)]
     paths = list(_paths(kind, options))
@@ -151,34 +151,32 @@ def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
     """The files and folders that the options of a data set name."""
     if kind == "parquet":
         for split in _SPLITS:
-            for pattern in _texts(options.get(split)):
+            for pattern in texts_in(options.get(split)):
                 yield from _matching(Path(pattern).expanduser())
         return
-    roots = [Path(text).expanduser() for text in _texts(options.get("path"))]
+    roots = [Path(text).expanduser() for text in texts_in(options.get("path"))]
     yield from roots
     if kind == "table":
         return
     if kind == "folder":  # lists of images may be outside of the folder
-        for text in (text for split in _SPLITS for text in _texts(options.get(split))):
+        for text in (text for split in _SPLITS for text in texts_in(options.get(split))):
             path = Path(text).expanduser()
             if path.is_absolute() and not any(path.is_relative_to(root) for root in roots):
                 yield path
         return
     for name, value in options.items():  # of a user's kind of data: whatever exists
-        for text in _texts(value):
+        for text in texts_in(value):
             if name != "path" and os.path.exists(path := Path(text).expanduser()):
                 yield path
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """The texts of an option: itself, or those in a list or dict."""
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return (
-        [text for item in value for text in _texts(item)] if isinstance(value, list | tuple) else []
-    )
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from texts_in(inner)
 
 
 def _is_folder(path: Path) -> bool:

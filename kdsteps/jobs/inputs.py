@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdsteps.files.input_digests import combined, file_digest, folder_digest
-from kdsteps.files.manifest import source_digest, source_paths
+from kdsteps.files.manifest import source_digest, source_paths, texts_in
 from kdsteps.jobs.outputs import outputs
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.study import registry
@@ -161,17 +161,9 @@ def _named_files(kind: Kind, reference: str, options: Any) -> list[Path]:
         return []
     return [
         Path(text)
-        for text in dict.fromkeys(_texts(options))
+        for text in dict.fromkeys(texts_in(options))
         if os.path.isfile(text) or os.path.isfile(f"{text}.dvc")
     ]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
 
 
 def weights_digest(checkpoint: str | None, outputs: Mapping[str, str]) -> str:

@@ -135,8 +135,8 @@ def describe(kind: Kind, reference: str) -> Description:
     """
     part, column = load(kind, reference), None
     if kind == "metrics":
-        registry = importlib.import_module("kdsteps.evaluation.metrics")
-        column = registry.as_metric(part, reference).name
+        metrics = importlib.import_module("kdsteps.evaluation.metrics")
+        column = metrics.as_metric(part, reference).name
     signature, told = signature_of(kind, part), _described_arguments(part)
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
