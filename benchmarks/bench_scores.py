@@ -1,16 +1,23 @@
-"""Scoring a layer: seconds against plain loops and against its one product, and peak memory."""
+"""Scoring a layer: seconds against plain loops and against its one product, peak memory, files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from _timing import Row, paired, peak_memory_gib, seconds, table
 from torch import Tensor
 
 from kdsteps.scores.quality import layer_quality
+from kdsteps.teachers.features import ENCODING, FEATURES
 
 _IMAGES, _WIDTH, _CLASSES = 5000, 2048, 10
 _WIDE = 65_536
@@ -24,6 +31,7 @@ def rows() -> Iterator[Row]:
     yield _against_plain_loops(features, labels)
     yield _against_one_product(features, labels)
     yield from _memory()
+    yield from _files(features, labels)
 
 
 def _against_plain_loops(features: Tensor, labels: Tensor) -> Row:
@@ -85,6 +93,41 @@ score_layer(chunks, labels, train_size=50_000)
             detail=f"{peak:.2f} GiB against {matrix:.2f} GiB; floor {start:.2f} GiB, the imports",
             target="<= 1.5 GiB",
             met=peak <= 1.5,
+        )
+
+
+def _files(features: Tensor, labels: Tensor) -> Iterator[Row]:
+    """Writing and reading a layer, half of whose features are zero, as after a ReLU."""
+    half = features.to(torch.float16).numpy()
+    count, width = half.shape
+    offsets = pa.array(np.arange(count + 1, dtype=np.int64) * width)
+    columns = [
+        pa.array(["layer"] * count).dictionary_encode().cast(FEATURES["layer"]),
+        pa.array(np.arange(count, dtype=np.int32)),
+        pa.array(labels.numpy().astype(np.int32)),
+        pa.LargeListArray.from_arrays(offsets, pa.array(half.reshape(-1))),
+    ]
+    rows = pa.Table.from_arrays(columns, schema=pa.schema(list(FEATURES.items())))
+    with tempfile.TemporaryDirectory() as folder:
+        plain, ours = Path(folder, "plain"), Path(folder, "ours")
+
+        def write(path: Path, options: Mapping[str, Any]) -> None:
+            pq.write_table(rows, path, compression="zstd", write_page_checksum=True, **options)
+
+        def read(path: Path) -> None:
+            pq.read_table(path, columns=["features"])
+
+        written = paired(lambda: write(plain, {}), lambda: write(ours, ENCODING))
+        taken = paired(lambda: read(plain), lambda: read(ours))
+        size = ours.stat().st_size / plain.stat().st_size
+    for what, pair in (("writing", written), ("reading", taken)):
+        yield Row(
+            what=f"{what} features, {count:,} x {width:,}",
+            against="Parquet's default encoding, a dictionary of values",
+            ratio=pair.ratio,
+            detail=f"{pair.second:.2f} s against {pair.first:.2f} s; {size:.2f} of the size",
+            target="no target",
+            met=None,
         )
 
 

@@ -109,6 +109,23 @@ def test_safetensors_have_the_same_forms(tmp_path, trained, form):
     assert_same(loaded(tmp_path / "weights.safetensors"), trained)
 
 
+@pytest.mark.parametrize("first", [b"\x80", b"PK"], ids=["pickle", "zip file"])
+def test_safetensors_may_begin_like_another_format(tmp_path, trained, first, monkeypatch):
+    """The length of their header comes first: one of 32 files begins with a pickle's byte."""
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read as a pickle"))
+    path = tmp_path / "weights.safetensors"
+    save_file(trained.state_dict(), path, metadata={"note": ""})
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    wanted = next(
+        n for n in range(length, length + 2**17) if n.to_bytes(8, "little")[: len(first)] == first
+    )
+    header = content[8 : 8 + length].ljust(wanted)
+    path.write_bytes(wanted.to_bytes(8, "little") + header + content[8 + length :])
+    assert path.read_bytes().startswith(first)
+    assert_same(loaded(path), trained)
+
+
 def test_the_format_before_zip_files_loads(tmp_path, trained):
     path = tmp_path / "weights.pth"
     torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=False)

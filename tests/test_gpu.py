@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from _commands import DATA, TEACHER, command, run_of, write_study
+from _commands import DATA, REPOSITORY, TEACHER, command, outputs_of, run_of, write_study
 from _training import Stopped, fit_of, frozen_teacher, stopped_after, weights
 from torch import Tensor
 
@@ -22,6 +28,7 @@ if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
 METHODS = registry.names("methods")
+SHARED = ("--jobs-per-gpu", "8")  # beside other jobs of this machine
 COUNT = 8 * (recorded.FEWEST + 5)  # images: enough steps of 8 for a recording
 
 
@@ -155,7 +162,35 @@ def test_every_method_runs_one_epoch_as_a_command(tmp_path):
             stages.append(("build", "--pair", "pair", "--method", name))
         stages += [("distil", *run_of(name)), ("evaluate", *run_of(name))]
     for stage in [*stages, ("evaluate", "--pair", "pair")]:
-        done = command(tmp_path, *stage)
+        done = command(tmp_path, *stage, *SHARED)
         assert done.returncode == 0, (stage, done.stderr)
         if stage[0] in ("train", "distil", "evaluate"):
             assert "on NVIDIA" in done.stderr + done.stdout, stage
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_killed_command_resumes_on_the_gpu(how, tmp_path):
+    recipe = {"epochs": 400, "batch_size": 32, "learning_rate": 0.01, "checkpoint_minutes": 0.01}
+    write_study(tmp_path, methods={"kd": {}}, seeds=[0], distil=recipe)
+    for stage in (("prepare", *DATA), ("train", *TEACHER)):
+        done = command(tmp_path, *stage, *SHARED)
+        assert done.returncode == 0, (stage, done.stderr)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "kdsteps", "distil", *run_of("kd"), *SHARED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob(".kdsteps/resume/*.pt")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(how)
+    assert first.wait() in (-how, 128 + how)
+    student = outputs_of(tmp_path, "distil", {"pair": "pair", "method": "kd", "seed": "0"})
+    assert not any(path.exists() for path in student.values())
+    second = command(tmp_path, "distil", *run_of("kd"), *SHARED)
+    assert second.returncode == 0, second.stderr
+    assert "resuming in epoch" in second.stderr + second.stdout
+    assert not list(tmp_path.glob(".kdsteps/resume/*.pt"))
+    epochs = pd.read_parquet(student["history"])["epoch"].unique().tolist()
+    assert epochs == list(range(1, 401))

@@ -17,6 +17,7 @@ from _methods import batch_of, class_of, make, step
 from _networks import ENTRIES, NUM_CLASSES
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from kdsteps.cli.main import main
@@ -79,7 +80,8 @@ def test_normalized_images_are_resized_as_their_pixels_are(size, interpolation: 
     expected = InputChain(chain, contract).input(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     mode = {"nearest": "nearest-exact"}.get(interpolation, interpolation)
-    resized = transforms.resize(images.float(), list(size), mode, antialias=True).clamp(0, 255)
+    how = InterpolationMode(mode)
+    resized = transforms.resize(images.float(), list(size), how, antialias=True).clamp(0, 255)
     by_hand = (resized / 255 - torch.tensor(OWN.mean)[:, None, None]) / torch.tensor(OWN.std)[
         :, None, None
     ]
@@ -337,7 +339,9 @@ def expected_logits(folder: Path, network: Chain, header: dict[str, Any]) -> flo
     )
     rows = table["image"].to_numpy()
     images = torch.from_numpy(np.load(folder / "prepare/digits/images.npy")[rows]).float()
-    large = transforms.resize(images, [16, 16], "bicubic", antialias=True).clamp(0, 255)
+    large = transforms.resize(images, [16, 16], InterpolationMode.BICUBIC, antialias=True).clamp(
+        0, 255
+    )
     mean, std = torch.tensor(header["mean"]), torch.tensor(header["std"])
     with torch.no_grad():
         logits = network((large / 255 - mean[:, None, None]) / std[:, None, None])

@@ -40,12 +40,19 @@ def read_file(path: str | Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its first bytes, or by its name where they say nothing."""
+    """By its first bytes, or by its name if they say nothing.
+
+    A safetensors file starts with the length of its header, whose bytes can be those that a zip
+    file or a pickle starts with, and the header is JSON.
+    """
     with path.open("rb") as file:
         start = file.read(9)
+    length, header = int.from_bytes(start[:8], "little"), start[8:]
+    if header == b"{" and length <= path.stat().st_size:
+        return True
     if start.startswith((b"PK", b"\x80")):  # zip file, pickle
         return False
-    return start[8:] == b"{" or path.suffix == ".safetensors"
+    return header == b"{" or path.suffix == ".safetensors"
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:

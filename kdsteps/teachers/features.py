@@ -32,6 +32,11 @@ FEATURES: Columns = {
     "features": pa.large_list(pa.float16()),  # the layer's output for this image, flattened
 }
 
+# numbers that hardly repeat: by bytes instead of by a dictionary of values
+ENCODING = {
+    "use_dictionary": ["layer"],
+    "column_encoding": {"features.list.element": "BYTE_STREAM_SPLIT"},
+}
 HELD_BYTES = 2**30  # of features in memory at once while they are written
 BATCH = 250
 
@@ -80,7 +85,9 @@ def write_features(
     labels = part.labels.cpu()[index].numpy()
     with (
         atomic(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file,
+        pq.ParquetWriter(
+            temporary, schema, compression="zstd", write_page_checksum=True, **ENCODING
+        ) as file,
     ):
         for layers in _groups(shapes, len(index)):
             features = _collect(teacher, part, index, layers)
