@@ -5,6 +5,7 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+OLDEST := .venv-oldest
 READY := $(VENV)/.ready
 REMOTES := $(VENV)/.remotes
 # `python`, `snakemake` and `dvc` are those of .venv.
@@ -36,6 +37,14 @@ check: $(READY)  ## check format, lint and types, and run the fast tests
 	snakefmt --check Snakefile workflow
 	mypy
 	OMP_NUM_THREADS=1 python -m pytest -n 2 -q -m "not slow and not stories"
+
+.PHONY: oldest
+oldest: $(READY)  ## run the fast tests with the oldest packages that pyproject.toml accepts
+	uv venv --clear --python $(VENV)/bin/python $(OLDEST)
+	uv pip install --python $(OLDEST)/bin/python --resolution lowest-direct \
+		--editable '.[dev,dvclive,export,mlflow,parallel,tensorboard,workflow]'
+	export PATH=$(CURDIR)/$(OLDEST)/bin:$$PATH OMP_NUM_THREADS=1; \
+		python -m pytest -n 2 -q -m "not slow and not stories"
 
 .PHONY: format
 format: $(READY)  ## format the code and fix what ruff can

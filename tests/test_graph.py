@@ -194,12 +194,16 @@ def test_what_one_job_reads_another_writes():
 @pytest.mark.parametrize(
     ("rule", "names", "sentence"),
     [
-        ("distil", run("kdd"), "--method: 'kdd' is not in this study; did you mean 'kd'?"),
-        ("distil", run("kd", 7), "--seed: '7' is not in this study; there are 0, 1"),
+        (
+            "distil",
+            run("kdd"),
+            "--method: this study has no distil job for 'kdd'; did you mean 'kd'?",
+        ),
+        ("distil", run("kd", 7), "--seed: this study has no distil job for '7'; there are 0, 1"),
         (
             "train",
             {"dataset": "digits", "teacher": "small"},
-            "--teacher: 'small' is not in this study; there is only big",
+            "--teacher: this study has no train job for 'small'; there is only big",
         ),
         (
             "score",

@@ -98,12 +98,12 @@ def settings() -> str:
         ),
         (
             ["distil", "--pair", "pairr", "--method", "kd", "--seed", "0"],
-            "kdsteps distil: --pair: 'pairr' is not in this study",
+            "kdsteps distil: --pair: this study has no distil job for 'pairr'",
             "did you mean 'pair'?",
         ),
         (
             ["distil", "--pair", "pair", "--method", "kdd", "--seed", "0"],
-            "kdsteps distil: --method: 'kdd' is not in this study",
+            "kdsteps distil: --method: this study has no distil job for 'kdd'",
             "did you mean 'kd'?",
         ),
         (

@@ -1,8 +1,9 @@
-"""A finished study travels through DVC remotes: an S3 server and an SSH server on this machine."""
+"""A finished study travels through DVC remotes: servers of S3, SSH and Google Cloud, all here."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -94,6 +95,27 @@ def ssh_server(folder: Path) -> Iterator[Remote]:
         loop.close()
 
 
+@contextmanager
+def google_server(folder: Path) -> Iterator[Remote]:
+    """A server that answers as Google Cloud Storage does, with one bucket."""
+    needed("dvc_gs", "gcp_storage_emulator")
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        # the variable tells Google's client that it needs no credentials
+        yield Remote(
+            "gs://bucket/study", {"endpointurl": endpoint}, {"STORAGE_EMULATOR_HOST": endpoint}
+        )
+    finally:
+        server.stop()
+
+
 def needed(*modules: str) -> None:
     """Skip the test unless the packages of requirements-remotes.lock are installed."""
     for module in modules:
@@ -109,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study
 
 
-@pytest.fixture(params=[s3_server, ssh_server])
+@pytest.fixture(params=[s3_server, ssh_server, google_server])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Remote]:
     with request.param(tmp_path) as remote:
         yield remote

@@ -402,7 +402,7 @@ def test_by_name_one_trial_or_the_choice_is_run(folder: Path, capsys):
     assert main(["tune", *names]) == 0
     assert tuned_files(folder) == before
     assert main(["tune", *names, "--trial", "5", "--seed", "100"]) == 2
-    assert "--trial: '5' is not in this study" in capsys.readouterr().err
+    assert "--trial: this study has no tune job for '5'" in capsys.readouterr().err
 
 
 def test_without_validation_images_nothing_can_be_tuned(folder: Path, tmp_path: Path):

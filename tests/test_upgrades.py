@@ -306,7 +306,9 @@ def test_names_that_the_study_does_not_have_are_refused(
     study: Study, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["accept", "--method", "kdd"]) == 2
-    assert "--method: 'kdd' is not in this study; did you mean 'kd'?" in capsys.readouterr().err
+    assert (
+        "--method: this study has no job for 'kdd'; did you mean 'kd'?" in capsys.readouterr().err
+    )
     assert main(["stale", "--stage", "trian"]) == 2
     assert "did you mean 'train'?" in capsys.readouterr().err
 
@@ -331,7 +333,7 @@ def test_trials_are_chosen_by_number(study: Study, capsys: pytest.CaptureFixture
         "0 of 1 results are up to date.",
     ]
     assert main(["stale", "--trial", "5"]) == 2
-    assert "--trial: '5' is not in this study" in capsys.readouterr().err
+    assert "--trial: this study has no job for '5'" in capsys.readouterr().err
 
 
 def test_accepting_where_settings_alone_changed_is_an_error(

@@ -123,7 +123,7 @@ def _check_options(study: Study, given: argparse.Namespace) -> None:
         for each in value if isinstance(value, list) else [value]:
             if each is not None and each not in choices:
                 hint = nearest(each, choices)
-                raise KdstepsError(f"--{name}: {each!r} is not in this study{hint}")
+                raise KdstepsError(f"--{name}: this study has no job for {each!r}{hint}")
 
 
 def _all_names(study: Study) -> list[graph.Names]:

@@ -90,7 +90,8 @@ def check_names(study: Study, rule: str, names: Names) -> None:
     for key, value in names.items():
         choices = list(dict.fromkeys(job[key] for job in known))
         if value not in choices:
-            raise KdstepsError(f"--{key}: {value!r} is not in this study{nearest(value, choices)}")
+            none = f"--{key}: this study has no {stage_of(rule)} job for {value!r}"
+            raise KdstepsError(none + nearest(value, choices))
     if names not in known:
         given = " with ".join(names.values())
         listed = ", ".join(" with ".join(job[key] for key in names) for job in known)
