@@ -366,6 +366,11 @@ def test_a_batch_larger_than_the_data_is_refused_as_soon_as_the_data_are_known(f
     large = {"distil": {"batch_size": 5000}}
     assert "pairs.pair with labels: batch_size is 5000, but there are " in said(**large)
     assert "models.big: batch_size is 5000, but" in said(train={"batch_size": 5000})
+    tuned = {"labels": {"tune": {"distil.batch_size": [64, 5000]}}}
+    assert (
+        "pairs.pair with labels and distil.batch_size: 5000: batch_size is 5000, but there are "
+        in said(methods=STUDY["methods"] | tuned)
+    )
     assert said(**large, prepare={"validation": 0.3}) == ""  # will be prepared again
     network = NET | {"checkpoint": "theirs.pt", "train": {"epochs": 0, "batch_size": 5000}}
     (folder / "theirs.pt").touch()

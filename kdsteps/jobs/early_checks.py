@@ -19,13 +19,14 @@ from kdsteps.jobs import graph
 from kdsteps.jobs.known import built_for, network_outlines, without_weights
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.published_weights import classifier_problems
-from kdsteps.jobs.settings import PrepareSettings
+from kdsteps.jobs.settings import DistilSettings, PrepareSettings, TrainSettings, TuneSettings
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
 from kdsteps.study.part_cache import weights_problems
 from kdsteps.study.part_imports import shipped
 from kdsteps.study.study import Study
 from kdsteps.study.training_settings import Training
+from kdsteps.study.tuning import as_text
 
 _FOR_ONNX = ("onnx", "onnxruntime", "onnxscript")
 _LAYERS = ("student_layer", "student_layers", "teacher_layer", "teacher_layers")
@@ -167,19 +168,25 @@ def batch_problems(study: Study, num_images: Mapping[str, int]) -> Iterator[str]
     Args:
         num_images: Training images of each data set of which the number is known.
     """
-    for rule in ("train", "distil"):
+    for rule in ("train", "tune", "distil"):
         for names in graph.jobs(study, rule):
-            recipe: Training
-            pair = study.pairs.get(names.get("pair", ""))
-            number = num_images.get(names["dataset"] if pair is None else pair.dataset)
-            if pair is None:
-                recipe, spot = study.trainings[names["teacher"]], f"models.{names['teacher']}"
-            else:
-                recipe = study.distil(names["pair"], names["method"])
-                spot = f"pairs.{names['pair']} with {names['method']}"
+            node = graph.node(study, rule, names)
+            dataset, recipe, spot = _training(study, node)
+            number = num_images.get(dataset)
             problem = None if number is None else recipe.batch_problem(number)
-            if problem and not _is_done(graph.node(study, rule, names)):
+            if problem and not _is_done(node):
                 yield f"{spot}: {problem}"
+
+
+def _training(study: Study, node: graph.JobNode) -> tuple[str, Training, str]:
+    """The data set of a training, its recipe, and where it is in params.yaml."""
+    names, settings = node.names, node.settings
+    if isinstance(settings, TrainSettings):
+        return names["dataset"], settings.train, f"models.{names['teacher']}"
+    assert isinstance(settings, DistilSettings)
+    tried = f" and {as_text(settings.values)}" if isinstance(settings, TuneSettings) else ""
+    spot = f"pairs.{names['pair']} with {names['method']}{tried}"
+    return study.pairs[names["pair"]].dataset, settings.distil, spot
 
 
 def _package_problems(study: Study) -> Iterator[str]:
