@@ -10,7 +10,8 @@ each job as soon as its inputs are there, the methods and seeds in the order of 
 stops at the limit; trainings save their state (`checkpoint_minutes`). `pack` copies results and
 states into files of at most 15 MiB, the most valuable first; after `unpack` in another STUDY, `run`
 continues there. Prepared images and cached logits are not packed, since they are quickly made
-again. `missing` lists the jobs that are left. The report is left to `snakemake`.
+again. `missing` lists the jobs that are left. The report is left to `snakemake`. If the machine can
+be taken back at any time, call `run` for a few minutes at a time and `pack` after each.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from kdsteps.cli.running import ON_GPU  # noqa: E402
 from kdsteps.jobs import graph  # noqa: E402
 from kdsteps.study.loading import load_study  # noqa: E402
 from kdsteps.study.study import Study  # noqa: E402
@@ -103,7 +105,7 @@ def run(study: Study, seconds: float, at_once: int) -> None:
     left = [work for work in all_work if not is_done(work, all_work)]
     running: dict[subprocess.Popen[bytes], Work] = {}
     end = time.monotonic() + seconds
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    cores = len(os.sched_getaffinity(0))
     while (left or running) and time.monotonic() < end:
         for process, work in list(running.items()):
             if process.poll() is not None:
@@ -116,6 +118,8 @@ def run(study: Study, seconds: float, at_once: int) -> None:
             must_wait = work.rule in ALONE and running
             if not must_wait and all(Path(path).exists() for path in work.reads):
                 left.remove(work)
+                # few jobs compute on the CPU alone, and those on the GPU wait for them
+                threads = max(1, cores // (at_once if graph.stage_of(work.rule) in ON_GPU else 2))
                 running[_started(work, threads, at_once)] = work
                 _say(f"started: {work}")
                 alone = work.rule in ALONE
