@@ -2,8 +2,8 @@
 
 Real are the study (`recipes/cifar100.yaml`: one pair, 8 methods, 3 seeds), its job graph, what each
 job claims, and the order in which jobs start. Measured are the times in `MEASURED` and how fast
-students are together in `TOGETHER`; see docs/performance.md. Everything else is a substitute, and
-is in `SUBSTITUTES` and said there. Nothing is trained here, and no GPU is needed.
+students are together in `TOGETHER`; see docs/performance.md. `SUBSTITUTES` and the texts below them
+say what was not measured. Nothing is trained here, and no GPU is needed.
 
     python benchmarks/bench_jobs_per_gpu.py --cores 16
 """

@@ -17,7 +17,7 @@ from _timing import Row, paired, peak_memory_gib, seconds, table
 from torch import Tensor
 
 from kdsteps.scores.quality import layer_quality
-from kdsteps.teachers.features import ENCODING, FEATURES
+from kdsteps.teachers.features import ENCODING, FEATURES, row_group
 
 _IMAGES, _WIDTH, _CLASSES = 5000, 2048, 10
 _WIDE = 65_536
@@ -100,14 +100,8 @@ def _files(features: Tensor, labels: Tensor) -> Iterator[Row]:
     """Writing and reading a layer, half of whose features are zero, as after a ReLU."""
     half = features.to(torch.float16).numpy()
     count, width = half.shape
-    offsets = pa.array(np.arange(count + 1, dtype=np.int64) * width)
-    columns = [
-        pa.array(["layer"] * count).dictionary_encode().cast(FEATURES["layer"]),
-        pa.array(np.arange(count, dtype=np.int32)),
-        pa.array(labels.numpy().astype(np.int32)),
-        pa.LargeListArray.from_arrays(offsets, pa.array(half.reshape(-1))),
-    ]
-    rows = pa.Table.from_arrays(columns, schema=pa.schema(list(FEATURES.items())))
+    schema = pa.schema(list(FEATURES.items()))
+    rows = row_group("layer", np.arange(count), labels.numpy(), half, schema)
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = Path(folder, "plain"), Path(folder, "ours")
 

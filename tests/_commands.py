@@ -15,6 +15,7 @@ from kdsteps.jobs import graph
 from kdsteps.study.loading import load_study
 
 REPOSITORY = Path(__file__).parents[1]
+_KDSTEPS = (sys.executable, "-m", "kdsteps")
 
 NET = {"family": "cifar_resnet", "depth": 8, "widths": [2, 2, 2, 2]}
 STUDY: dict[str, Any] = {
@@ -49,16 +50,26 @@ def command(
     folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """`python -m kdsteps` as a process of its own, run in `folder`."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("KDSTEPS_")}
-    own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | dict(environment or {})
     return subprocess.run(
-        [sys.executable, "-m", "kdsteps", *arguments],
+        [*_KDSTEPS, *arguments],
         cwd=folder,
-        env=inherited | own,
+        env=_environment() | dict(environment or {}),
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """The same process while it runs, without what it says."""
+    return subprocess.Popen(
+        [*_KDSTEPS, *arguments], cwd=folder, env=_environment(), stderr=subprocess.DEVNULL
+    )
+
+
+def _environment() -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("KDSTEPS_")}
+    return inherited | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from _ports import free_port
+
 CONF = Path("/etc/slurm")  # jobs look only here: the plugin hides SLURM_CONF from them
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 PLUGIN = "snakemake_executor_plugin_slurm"
@@ -95,7 +97,7 @@ def slurm(state: Path) -> Iterator[None]:
             *(f"--log-file={state}/munged.log", f"--seed-file={state}/munge.seed"),
         )
         host = socket.gethostname().partition(".")[0]
-        ports = {name: _free_port() for name in ("controller", "node")}
+        ports = {name: free_port() for name in ("controller", "node")}
         existed = CONF.is_dir()
         CONF.mkdir(exist_ok=True)
         if not existed:
@@ -147,12 +149,6 @@ def _run(name: str, *arguments: str, check: bool = True) -> str:
 
 def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=os.pathsep.join(_SBIN))
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _wait(done: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from _commands import DATA, REPOSITORY, TEACHER, command, outputs_of, run_of, write_study
+from _commands import DATA, TEACHER, command, outputs_of, run_of, started, write_study
 from _training import Stopped, fit_of, frozen_teacher, stopped_after, weights
 from torch import Tensor
 
@@ -175,12 +172,7 @@ def test_a_killed_command_resumes_on_the_gpu(how, tmp_path):
     for stage in (("prepare", *DATA), ("train", *TEACHER)):
         done = command(tmp_path, *stage, *SHARED)
         assert done.returncode == 0, (stage, done.stderr)
-    first = subprocess.Popen(
-        [sys.executable, "-m", "kdsteps", "distil", *run_of("kd"), *SHARED],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stderr=subprocess.DEVNULL,
-    )
+    first = started(tmp_path, "distil", *run_of("kd"), *SHARED)
     while not list(tmp_path.glob(".kdsteps/resume/*.pt")):
         assert first.poll() is None
         time.sleep(0.05)

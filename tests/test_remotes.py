@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _ports import free_port
 from _study import TINY, Study
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
@@ -101,9 +101,7 @@ def google_server(folder: Path) -> Iterator[Remote]:
     needed("dvc_gs", "gcp_storage_emulator")
     from gcp_storage_emulator.server import create_server
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     server.start()
     endpoint = f"http://127.0.0.1:{port}"

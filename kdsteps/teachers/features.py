@@ -93,7 +93,7 @@ def write_features(
             features = _collect(teacher, part, index, layers)
             for layer in layers:
                 file.write_table(
-                    _row_group(layer, index.numpy(), labels, features.pop(layer), schema)
+                    row_group(layer, index.numpy(), labels, features.pop(layer), schema)
                 )
 
 
@@ -168,9 +168,15 @@ def _as_half(layer: str, features: Tensor) -> np.ndarray:
     return half.cpu().numpy()
 
 
-def _row_group(
+def row_group(
     layer: str, index: np.ndarray, labels: np.ndarray, features: np.ndarray, schema: pa.Schema
 ) -> pa.Table:
+    """A layer as the rows of `FEATURES`.
+
+    Args:
+        index, labels: (N,), of the images.
+        features: (N, D), float16.
+    """
     count, width = features.shape
     offsets = pa.array(np.arange(count + 1, dtype=np.int64) * width)
     columns = [
