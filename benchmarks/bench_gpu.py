@@ -6,7 +6,8 @@ card's measured matrix rate and memory bandwidth an epoch reaches, and how many 
 the card trains if several share it, as processes or as seeds in one batched network. Images and
 logits are random numbers: they cost the same.
 
-    python benchmarks/bench_gpu.py --profile    also shows where the time of a step goes
+    python benchmarks/bench_gpu.py --profile             shows where the time of a step goes
+    python benchmarks/bench_gpu.py --profile reviewkd    the same for methods that need no plan
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain
 from kdsteps.models.chain import HEAD
 from kdsteps.models.cost import multiply_adds
+from kdsteps.study import registry
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logit_cache import write_outputs
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
@@ -325,17 +328,28 @@ def _recorded_steps(students: _BatchedSeeds) -> Callable[[], None]:
     return steps
 
 
-def _profile() -> None:
-    """Print where the GPU's time of a step goes."""
+def _profile(methods: Sequence[str]) -> None:
+    """Print where the GPU's time of a step goes: of KD and a teacher, or of some methods."""
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda")
     with recorded.own_stream(device):
         for compiled in (False, True):
-            labels = Labels(None, _network(32), _task())
-            _profile_steps("student", _student(device, compiled=compiled, graph=False), compiled)
-            _profile_steps(
-                "teacher", _fit(labels, device, compiled=compiled, graph=False), compiled
-            )
+            for what, fit in _profiled(methods, device, compiled):
+                _profile_steps(what, fit, compiled)
+
+
+def _profiled(
+    methods: Sequence[str], device: torch.device, compiled: bool
+) -> Iterator[tuple[str, Fit]]:
+    task = replace(_task(), labels=torch.arange(_IMAGES) % _CLASSES)
+    if not methods:
+        yield "student", _student(device, compiled=compiled, graph=False)
+        labels = Labels(None, _network(32), task)
+        yield "teacher", _fit(labels, device, compiled=compiled, graph=False)
+    for name in methods:
+        teacher = frozen(_network(32).requires_grad_(False).eval(), _SHAPE).to(device)
+        method = registry.load("methods", name)(teacher, _network(8), task)
+        yield name, _fit(method, device, compiled=compiled, graph=False)
 
 
 def _profile_steps(what: str, fit: Fit, compiled: bool) -> None:
@@ -440,15 +454,15 @@ def _copy_rate(device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--profile", nargs="*", metavar="METHOD", help="where time of a step goes")
     parser.add_argument("--shared", action="store_true", help="only students at the same time")
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.member:
         _member(args.member, args.epochs)
-    elif args.profile:
-        _profile()
+    elif args.profile is not None:
+        _profile(args.profile)
     else:
         print(table([*_shared_card(), *_batched_seeds()] if args.shared else rows()))
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from kdsteps.jobs.outputs import STAGES
+
 REPOSITORY = Path(__file__).parents[1]
 
 # Small enough that a job is little more than its start.
@@ -105,6 +107,13 @@ class Study:
 
     def dvc(self, *arguments: str, **options: Any) -> str:
         return self.run(["dvc", *arguments], **options)
+
+    def record(self) -> None:
+        """Finish the study and record it with DVC, like `dvc repro` but in a third of its time."""
+        self.snakemake()
+        for arguments in (["resolve"], ["verify", *STAGES]):
+            self.run(["python", "-m", "kdsteps", *arguments])
+        self.dvc("commit", "--force")
 
     def git(self, *arguments: str) -> str:
         return self.run(["git", *arguments])

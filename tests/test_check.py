@@ -290,6 +290,25 @@ def test_jobs_run_side_by_side_as_their_cores_allow(folder):
     assert wall_seconds(study, evaluated, [3.0, 2.0], two) == 5.0
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "most", "jobs", "seconds"),
+    [
+        *((80, 0, None, None, 40.0), (80, 0, 8, None, 10.0), (80, 0, 8, 3, 30.0)),
+        *((80, 4, None, None, 20.0), (80, 3, 8, None, 30.0), (80, 16, 8, 6, 20.0)),
+    ],
+)
+def test_jobs_on_a_cluster_run_side_by_side_as_its_limits_allow(
+    folder, monkeypatch, cores, gpus, most, jobs, seconds
+):
+    """8 students of 10 s; the machine that submits them has 2 cores."""
+    monkeypatch.setattr("kdsteps.jobs.resources.cores_there", lambda: 2)
+    study = parse_study(STUDY)
+    runs = [graph.node(study, "distil", names) for names in graph.jobs(study, "distil")]
+    assert len(runs) == 8
+    sharing = Sharing(cores, gpus, 1, max_threads=most, jobs=jobs)
+    assert wall_seconds(study, runs, [10.0] * 8, sharing) == seconds
+
+
 def test_jobs_that_run_already_have_their_cores(folder):
     study = parse_study(STUDY)
     names = {"pair": "pair", "method": "labels", "seed": "0"}

@@ -24,9 +24,9 @@ STUDENTS = "results/distil/**/student.safetensors"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A small study that `dvc repro` has finished, committed."""
+    """A small study that is finished and recorded with DVC, committed."""
     study = Study.new(tmp_path_factory.mktemp("dvc") / "study", PARAMS)
-    study.dvc("repro")
+    study.record()
     study.commit()
     return study
 
@@ -41,7 +41,7 @@ def finish_branch(study: Study, name: str, methods: dict[str, Any]) -> dict[str,
     study.git("checkout", "--quiet", "-b", name, "main")
     study.dvc("checkout")
     study.change(methods=methods)
-    study.dvc("repro")
+    study.record()
     study.commit()
     return study.bytes_of(STUDENTS)
 
@@ -140,7 +140,7 @@ def test_every_command_of_the_page_on_experiments_does_what_it_says(tmp_path: Pa
     code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
     methods = {"kd": {"temperature": 2}}
     study = Study.new(tmp_path / "study", TINY | {"methods": methods, "seeds": [0]})
-    study.dvc("repro")
+    study.record()
     study.commit()
     said: dict[str, str] = {}
     for command in commands:

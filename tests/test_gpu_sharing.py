@@ -146,27 +146,38 @@ def test_what_a_job_stores_on_a_shared_gpu_fits_its_fraction_and_what_is_free(mo
     assert free_bytes(gpu) == 2 * gib
 
 
-@pytest.mark.parametrize(("local", "shared"), [(True, 4), (False, 1)])
-def test_a_job_on_a_cluster_has_all_of_the_memory_of_its_gpu(local: bool, shared: int):
+def sharings(local: bool, **limits: int) -> tuple[Sharing, Sharing]:
+    """How the rules, and the forecasts, share 16 cores: of a machine with 2 GPUs or a cluster."""
     rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
-    wanted = ("limit_of", "sharing_of_gpus", "submits", "all_cores")
     workflow = SimpleNamespace(
-        global_resources={
-            "gpu": SimpleNamespace(value=2),
-            "jobs_per_gpu": SimpleNamespace(value=4),
-        },
+        global_resources={name: SimpleNamespace(value=value) for name, value in limits.items()},
+        resource_settings=SimpleNamespace(max_threads=8),
         register_resource=lambda name, value: None,
         is_main_process=True,
         local_exec=local,
         cores=16,
+        nodes=1 if local else 5,
     )
     known: dict[str, Any] = {"workflow": workflow, "Sharing": Sharing, "replace": replace}
     known |= {"gpus_there": lambda: 2, "doubt": lambda: None, "KdstepsError": KdstepsError}
-    for name in wanted:
+    for name in ("limit_of", "sharing_of_gpus", "submits", "all_cores", "sharing_of_run"):
         found = re.search(rf"^def {name}\(.*?^(?=\S)", rules, re.DOTALL | re.MULTILINE)
         assert found is not None
         exec(found[0], known)
-    assert known["sharing_of_gpus"]() == Sharing(16, 2 if local else 0, shared)
+    known["sharing"] = known["sharing_of_gpus"]()
+    return known["sharing"], known["sharing_of_run"]()
+
+
+@pytest.mark.parametrize(("local", "shared"), [(True, 4), (False, 1)])
+def test_a_job_on_a_cluster_has_all_of_the_memory_of_its_gpu(local: bool, shared: int):
+    assert sharings(local, gpu=2, jobs_per_gpu=4)[0] == Sharing(16, 2 if local else 0, shared)
+
+
+def test_forecasts_of_a_run_on_a_cluster_count_with_the_gpus_and_the_jobs_of_the_cluster():
+    assert sharings(True, gpu=1)[1] == Sharing(16, 1, 1, max_threads=8)
+    assert sharings(False, gpu=3)[1] == Sharing(16, 3, 1, max_threads=8, jobs=5)
+    assert sharings(False, gpu=0)[1] == Sharing(16, 0, 1, max_threads=8, jobs=5)
+    assert sharings(False)[1] == Sharing(16, 5, 1, max_threads=8, jobs=5)  # any number of GPUs
 
 
 # the real snakemake

@@ -103,11 +103,11 @@ def built(folder: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def shared(built: Study, folder: Path) -> Study:
-    """The same after `dvc add`, `dvc repro`, a commit and a push."""
+    """The same after `dvc add`, recorded with DVC, a commit and a push."""
     study = built.copy(folder / "shared")
     follow(study, FOLLOWED)
     study.dvc("add", "photos", "given.safetensors")
-    study.dvc("repro")
+    study.record()
     study.share(folder / "remote")
     study.executed()
     return study

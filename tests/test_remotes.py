@@ -122,9 +122,9 @@ def needed(*modules: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study that `dvc repro` has finished, committed."""
+    """A study that is finished and recorded with DVC, committed."""
     study = Study.new(tmp_path_factory.mktemp("remotes") / "study", PARAMS)
-    study.dvc("repro")
+    study.record()
     study.commit()
     return study
 

@@ -460,13 +460,15 @@ def test_the_forecast_counts_with_the_resources_of_the_run(folder, monkeypatch):
     monkeypatch.setattr("kdsteps.cli.status.gpus_there", lambda: 2)
     study = load_study()
     look(study)
-    begin_run(Sharing(cores=6, gpus=2, jobs_per_gpu=3))
-    try:
-        look(study)
-        look(study, cores=3, gpus=0)
-    finally:
-        end_run()
-    assert seen == [Sharing(4, 1, 1), Sharing(6, 2, 3), Sharing(3, 0, 3)]
+    for of_run in (Sharing(6, 2, 3), Sharing(800, 16, 1, max_threads=8, jobs=100)):
+        begin_run(of_run)
+        try:
+            look(study)
+            look(study, cores=3, gpus=0)
+        finally:
+            end_run()
+    assert seen[:3] == [Sharing(4, 1, 1), Sharing(6, 2, 3), Sharing(3, 0, 3)]
+    assert seen[3:] == [of_run, replace(of_run, cores=3, gpus=0)]
 
 
 def test_the_logs_are_those_of_the_workflow():

@@ -492,8 +492,7 @@ def test_a_small_missing_file_that_others_only_need_is_made_and_runs_no_other_jo
 def test_an_upgrade_is_listed_accepted_and_then_nothing_is_computed(tmp_path: Path):
     methods = {"labels": {}, "kd": {}}
     study = Folder.new(tmp_path / "study", TINY | UNTRAINED | {"methods": methods})
-    study.snakemake()
-    study.dvc("repro")
+    study.record()
     study.commit()
     study.executed()
     edit(study.path, "training/loop.py", 'log.info("', 'log.info("! ')

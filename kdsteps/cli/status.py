@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,14 @@ def look(study: Study, **resources: int | None) -> Snapshot:
 
 
 def _sharing(given: Mapping[str, int | None], run: Mapping[str, Any]) -> Sharing:
-    usual = {"cores": _DEFAULT_CORES, "gpus": min(1, gpus_there()), "jobs_per_gpu": 1}
-    found = usual | {name: run[name] for name in usual if isinstance(run.get(name), int)}
-    return Sharing(**found | {name: value for name, value in given.items() if value is not None})
+    found = {"cores": _DEFAULT_CORES, "gpus": min(1, gpus_there()), "jobs_per_gpu": 1}
+    for source in (run, given):
+        found |= {
+            each.name: value
+            for each in fields(Sharing)
+            if isinstance(value := source.get(each.name), int)
+        }
+    return Sharing(**found)
 
 
 def lines(found: Snapshot, height: int | None = None) -> list[str]:

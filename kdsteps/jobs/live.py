@@ -8,7 +8,8 @@ interpreter, its memory and its exit with the job; a queue would need a bound, a
 to drop.) A logger is 60 MiB (TensorBoard) to 190 MiB (MLflow) of memory and some seconds of
 one core, at low priority.
 
-The job waits for its loggers once, for at most `GRACE` seconds, after its results are in place.
+The job waits for its loggers once, after its results are in place: `GRACE` seconds, and a few more
+until their processes have ended.
 """
 
 from __future__ import annotations

@@ -33,17 +33,21 @@ def real_cores(claimed: int, given: int) -> int:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How the jobs of a run share the cores that it may use and the GPUs of this machine.
+    """How the jobs of a run share the cores and GPUs of this machine, or those of a cluster.
 
     Attributes:
         cores: Cores of all jobs together.
         gpus: GPUs of all jobs together; 0: they run on the CPU.
         jobs_per_gpu: Jobs on students, and other small ones, that share a GPU.
+        max_threads: Cores of one job at most; None: all of them.
+        jobs: Jobs that run at the same time at most; None: as many as there are cores for.
     """
 
     cores: int
     gpus: int
     jobs_per_gpu: int
+    max_threads: int | None = None
+    jobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.jobs_per_gpu <= MAX_JOBS_PER_GPU:

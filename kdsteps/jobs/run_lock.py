@@ -47,7 +47,7 @@ def begin_run(sharing: Sharing | None = None) -> None:
     Locks that Snakemake left when it was killed are removed.
 
     Args:
-        sharing: Of the cores and GPUs that the run was given on this machine.
+        sharing: Of the cores and GPUs that the run was given, for forecasts.
 
     Raises:
         KdstepsError: Another run has not ended, or the disk is full.
@@ -83,8 +83,7 @@ def end_run() -> None:
 def current_run() -> dict[str, Any] | None:
     """What the run of this folder wrote about itself; None: no run.
 
-    It has `process`, `since` and `host`, and of a run on this machine `cores`, `gpus` and
-    `jobs_per_gpu`.
+    It has `process`, `since` and `host`, and of a run of the workflow what `Sharing` has.
     """
     try:
         handle = os.open(LOCK, os.O_RDONLY)  # whoever may read a folder may not write to it

@@ -68,7 +68,7 @@ def claim(study: Study, node: graph.JobNode, sharing: Sharing, *, here: bool = T
         threads = wanted * max(threads, sharing.cores_per_gpu if sharing.gpus else 1)
     elif here:
         threads = sharing.kept_busy(threads, busy_cores(study, node))
-    threads = min(threads, sharing.cores)
+    threads = min(threads, sharing.cores, sharing.max_threads or threads)
     slots = (wanted * sharing.jobs_per_gpu if alone else 1) if on_gpu else 0
     return Claim(
         threads=threads,
@@ -133,6 +133,7 @@ class Queue:
         )
         self._done: set[int] = set()
         self._cores, self._slots = sharing.cores, sharing.slots
+        self._jobs = sharing.jobs or len(left)  # that may still start
 
     @property
     def over(self) -> bool:
@@ -144,10 +145,11 @@ class Queue:
         started = []
         for number in list(self._waiting):
             own = self._claims[number]
-            free = own.threads <= self._cores and own.slots <= self._slots
+            free = own.threads <= self._cores and own.slots <= self._slots and self._jobs > 0
             if free and self._after[number] <= self._done:
                 self._waiting.remove(number)
                 self._cores, self._slots = self._cores - own.threads, self._slots - own.slots
+                self._jobs -= 1
                 started.append(number)
         return started
 
@@ -156,3 +158,4 @@ class Queue:
         own = self._claims[number]
         self._done.add(number)
         self._cores, self._slots = self._cores + own.threads, self._slots + own.slots
+        self._jobs += 1

@@ -30,7 +30,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
     Findings are printed; what `dvc pull` would fetch is also printed at the end, below the plan.
 
     Args:
-        sharing: Of the cores and GPUs that the run was given on this machine.
+        sharing: Of the cores and GPUs that the run was given, for forecasts.
         stored: Whether results are in storage and not in this folder; jobs on other machines then
             receive the digests of images and checkpoints from this process.
 

@@ -64,7 +64,7 @@ def check_lock() -> list[str]:
     if locked != installed:
         raise KdstepsError(
             f"{LOCK}: this study uses kdsteps {locked}, but {installed} is installed; "
-            f"install kdsteps=={locked}, or move the study to {installed} with `kdsteps lock` "
+            f"install kdsteps {locked}, or move the study to {installed} with `kdsteps lock` "
             "(`kdsteps stale` lists what would be rerun)"
         )
     if LOCK.read_text(encoding="utf-8") == lock_text():

@@ -50,7 +50,7 @@ def study_of(path):
             )
         if not workflow.is_main_process:
             return load_study(path)
-        return start_run(path, sharing if workflow.local_exec else None, stored=STORED)
+        return start_run(path, sharing_of_run(), stored=STORED)
     except KdstepsError as error:
         refuse(error)
 
@@ -210,6 +210,16 @@ def all_cores():
 
 
 sharing = sharing_of_gpus()
+
+
+def sharing_of_run():
+    """How the jobs of this run share cores and GPUs, those of a cluster if they are submitted to one."""
+    max_threads = workflow.resource_settings.max_threads
+    if not submits():
+        return replace(sharing, max_threads=max_threads)
+    limit = limit_of("gpu")
+    gpus = workflow.nodes if limit is None else limit
+    return replace(sharing, gpus=gpus, max_threads=max_threads, jobs=workflow.nodes)
 
 
 def gpu_claim(wildcards):
