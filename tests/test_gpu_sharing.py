@@ -154,9 +154,10 @@ def sharings(local: bool, **limits: int) -> tuple[Sharing, Sharing]:
         resource_settings=SimpleNamespace(max_threads=8),
         register_resource=lambda name, value: None,
         is_main_process=True,
-        local_exec=local,
+        executor_plugin=None,  # while the workflow is read
+        local_exec=True,
         cores=16,
-        nodes=1 if local else 5,
+        nodes=None if local else 5,
     )
     known: dict[str, Any] = {"workflow": workflow, "Sharing": Sharing, "replace": replace}
     known |= {"gpus_there": lambda: 2, "doubt": lambda: None, "KdstepsError": KdstepsError}

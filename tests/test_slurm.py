@@ -6,6 +6,7 @@ Only the waits between two looks at the jobs are shorter, and there are no GPUs 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
@@ -27,6 +28,7 @@ pytestmark = [
 
 PROFILE = ("--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2")
 RESOURCES = ("--resources", "gpu=0", "cores=8")
+LIMITS = {"cores": 800, "gpus": 0, "max_threads": 8, "jobs": 100}  # of both
 STUDENT = "results/distil/pair/labels/0/student.safetensors"
 LOG = "logs/distil/pair/labels/0.txt"
 
@@ -140,6 +142,8 @@ def test_a_canceled_job_is_noticed_within_a_minute_and_its_retry_continues(
     ):
         try:
             wait(lambda: log.is_file() and "epoch 1 of" in log.read_text(), run)
+            status = json.loads(study.run(["python", "-m", "kdsteps", "status", "--json"]))
+            assert LIMITS.items() <= status["run"].items()
             subprocess.run(["scancel", "--partition=main"], check=True)
             wait(lambda: "Trying to restart" in said.read_text(), run, seconds=60)
             assert run.wait(timeout=300) == 0, said.read_text()

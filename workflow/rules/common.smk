@@ -181,7 +181,7 @@ def sharing_of_gpus():
     it requests alone, and all of its memory.
     """
     limit, jobs_per_gpu = limit_of("gpu"), limit_of("jobs_per_gpu")
-    gpus = gpus_there() if workflow.local_exec else 0
+    gpus = 0 if submits() else gpus_there()
     gpus = gpus if limit is None else min(limit, gpus)
     try:
         found = Sharing(all_cores(), gpus, 1 if jobs_per_gpu is None else jobs_per_gpu)
@@ -200,8 +200,13 @@ def sharing_of_gpus():
 
 
 def submits():
-    """Whether this process submits jobs to a cluster."""
-    return workflow.is_main_process and not workflow.local_exec
+    """Whether this process submits jobs to a cluster.
+
+    While Snakemake reads the workflow, it does not have the executor yet, but already the number of
+    jobs, which only an executor that submits them needs.
+    """
+    here = workflow.nodes is None if workflow.executor_plugin is None else workflow.local_exec
+    return workflow.is_main_process and not here
 
 
 def all_cores():
