@@ -24,9 +24,9 @@ STUDENTS = "results/distil/**/student.safetensors"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A small study that is finished and recorded with DVC, committed."""
+    """A small study that `dvc repro` has finished, committed."""
     study = Study.new(tmp_path_factory.mktemp("dvc") / "study", PARAMS)
-    study.record()
+    study.dvc("repro")
     study.commit()
     return study
 
