@@ -327,7 +327,10 @@ def test_jobs_that_run_already_have_their_cores(folder):
 RULES = "".join(path.read_text() for path in sorted((REPOSITORY / "workflow/rules").glob("*.smk")))
 
 
-@pytest.mark.parametrize("sharing", [Sharing(8, 0, 1), Sharing(8, 2, 1), Sharing(8, 2, 4)])
+@pytest.mark.parametrize(
+    "sharing",
+    [Sharing(8, 0, 1), Sharing(8, 2, 1), Sharing(8, 2, 4), Sharing(80, 0, 1, 8, jobs=10)],
+)
 def test_a_job_claims_what_its_rule_does(sharing: Sharing):
     methods = {"feature_only": {}, "kd": {"tune": {"temperature": [2, 4]}}}
     every = {"methods": methods, "probe": {"dataset": "digits"}, "export": {}}
@@ -347,7 +350,7 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
         own = claim(study, node, sharing)
         threads = {
-            "all_cores()": sharing.cores,
+            "sharing.most_cores": sharing.most_cores,
             "sharing.cores_of_one_of_many": sharing.cores_of_one_of_many,
             f'threads_of("{rule}")': own.threads,
         }
@@ -369,6 +372,9 @@ def test_a_job_claims_what_its_rule_does(sharing: Sharing):
         (Sharing(8, 2, 1), 4, 4, 8),
         (Sharing(8, 2, 4), 4, 1, 8),
         (Sharing(16, 1, 4), 16, 4, 16),
+        (Sharing(8, 2, 1, max_threads=3), 3, 3, 3),
+        (Sharing(80, 3, 1, max_threads=8, jobs=10), 8, 8, 8),  # a cluster
+        (Sharing(80, 0, 1, max_threads=8, jobs=10), 8, 8, 8),
     ],
 )
 def test_the_cores_that_jobs_claim(monkeypatch, sharing, train, distil, score):
@@ -399,7 +405,7 @@ def test_the_audit_that_students_wait_for_starts_before_evaluations(monkeypatch)
 
 
 def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatch):
-    def cores(rule: str, size: int, sharing: Sharing = CPU, *, here: bool = True) -> int:
+    def cores(rule: str, size: int, sharing: Sharing = CPU) -> int:
         network = {"family": "cifar_resnet", "depth": 20}
         study = parse_study(
             STUDY
@@ -408,7 +414,7 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
             | {"train": {"batch_size": 64}, "cache": {"images": 1000}}
         )
         node = graph.node(study, rule, graph.jobs(study, rule)[0])
-        return claim(study, node, sharing, here=here).threads
+        return claim(study, node, sharing).threads
 
     assert cores("train", 8) == 4, "networks are not built to know this"
     built = partial(network_outlines, build=True)
@@ -419,7 +425,8 @@ def test_a_job_on_a_small_teacher_claims_the_cores_that_it_keeps_busy(monkeypatc
     for rule in ("train", "cache", "score"):
         assert cores(rule, 8) == 2, f"{rule}: half of the claimed cores are one real core"
         assert cores(rule, 32) == 4, rule
-        assert cores(rule, 8, here=False) == 4, f"{rule}: of a cluster's cores, all are requested"
+        cluster = Sharing(20, 0, 1, max_threads=4, jobs=5)
+        assert cores(rule, 8, cluster) == 4, f"{rule}: of a cluster's cores, all are requested"
         assert cores(rule, 8, Sharing(8, 2, 1)) == claim_of_all(rule)
 
 

@@ -146,39 +146,38 @@ def test_what_a_job_stores_on_a_shared_gpu_fits_its_fraction_and_what_is_free(mo
     assert free_bytes(gpu) == 2 * gib
 
 
-def sharings(local: bool, **limits: int) -> tuple[Sharing, Sharing]:
-    """How the rules, and the forecasts, share 16 cores: of a machine with 2 GPUs or a cluster."""
+def sharing(jobs: int | None = None, max_threads: int | None = None, **limits: int) -> Sharing:
+    """How the rules share 16 cores, of a machine with 2 GPUs or of one of a cluster's `jobs`."""
     rules = (REPOSITORY / "workflow/rules/common.smk").read_text()
     workflow = SimpleNamespace(
         global_resources={name: SimpleNamespace(value=value) for name, value in limits.items()},
-        resource_settings=SimpleNamespace(max_threads=8),
+        resource_settings=SimpleNamespace(max_threads=max_threads),
         register_resource=lambda name, value: None,
         is_main_process=True,
         executor_plugin=None,  # while the workflow is read
         local_exec=True,
         cores=16,
-        nodes=None if local else 5,
+        nodes=jobs,
     )
     known: dict[str, Any] = {"workflow": workflow, "Sharing": Sharing, "replace": replace}
     known |= {"gpus_there": lambda: 2, "doubt": lambda: None, "KdstepsError": KdstepsError}
-    for name in ("limit_of", "sharing_of_gpus", "submits", "all_cores", "sharing_of_run"):
+    for name in ("limit_of", "sharing_of_run", "submits"):
         found = re.search(rf"^def {name}\(.*?^(?=\S)", rules, re.DOTALL | re.MULTILINE)
         assert found is not None
         exec(found[0], known)
-    known["sharing"] = known["sharing_of_gpus"]()
-    return known["sharing"], known["sharing_of_run"]()
+    return known["sharing_of_run"]()
 
 
-@pytest.mark.parametrize(("local", "shared"), [(True, 4), (False, 1)])
-def test_a_job_on_a_cluster_has_all_of_the_memory_of_its_gpu(local: bool, shared: int):
-    assert sharings(local, gpu=2, jobs_per_gpu=4)[0] == Sharing(16, 2 if local else 0, shared)
+def test_jobs_on_one_machine_share_its_cores_and_gpus():
+    assert sharing() == Sharing(16, 2, 1)
+    assert sharing(gpu=1, max_threads=8) == Sharing(16, 1, 1, max_threads=8)
+    assert sharing(gpu=4, jobs_per_gpu=4) == Sharing(16, 2, 4)
 
 
-def test_forecasts_of_a_run_on_a_cluster_count_with_the_gpus_and_the_jobs_of_the_cluster():
-    assert sharings(True, gpu=1)[1] == Sharing(16, 1, 1, max_threads=8)
-    assert sharings(False, gpu=3)[1] == Sharing(16, 3, 1, max_threads=8, jobs=5)
-    assert sharings(False, gpu=0)[1] == Sharing(16, 0, 1, max_threads=8, jobs=5)
-    assert sharings(False)[1] == Sharing(16, 5, 1, max_threads=8, jobs=5)  # any number of GPUs
+def test_each_job_on_a_cluster_has_the_cores_of_the_profile_and_all_memory_of_its_gpu():
+    assert sharing(5) == Sharing(80, 5, 1, max_threads=16, jobs=5)  # any number of GPUs
+    assert sharing(5, gpu=3, jobs_per_gpu=4) == Sharing(80, 3, 1, max_threads=16, jobs=5)
+    assert sharing(5, gpu=0, max_threads=8) == Sharing(40, 0, 1, max_threads=8, jobs=5)
 
 
 # the real snakemake
@@ -259,7 +258,7 @@ def test_every_rule_that_claims_a_gpu_claims_slots_and_passes_on_what_it_claimed
         assert ("gpu_slots=sharing.jobs_per_gpu" in rule) == (claims and not shares), name
         assert ("--jobs-per-gpu {resources.jobs_per_gpu}" in rule) == shares, name
     assert kinds == {(True, True): 5, (True, False): 4, (False, False): 4}
-    assert "threads: all_cores()" in rules["evaluate_latency"]
+    assert "threads: sharing.most_cores" in rules["evaluate_latency"]
 
 
 RULE_FILES = ("teacher", "student", "report")

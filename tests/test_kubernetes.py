@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from _kubernetes import kubernetes
-from _study import REPOSITORY, TINY, Study, clean_environment
+from _study import TINY, Study, clean_environment
 from test_remotes import Remote, s3_server
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
@@ -43,14 +41,6 @@ def keys(bucket: Remote) -> dict[str, str]:
     }
 
 
-def test_the_profile_sets_the_cores_of_all_rules_that_claim_them_by_those_of_the_machine():
-    content = yaml.safe_load((REPOSITORY / PROFILE / "config.yaml").read_text())
-    named = {entry.partition("=")[0] for entry in content["set-threads"]}
-    text = "".join(path.read_text() for path in (REPOSITORY / "workflow/rules").glob("*.smk"))
-    rules = re.split(r"^rule ", text, flags=re.MULTILINE)[1:]
-    assert named == {rule.partition(":")[0] for rule in rules if "\n    threads: " in rule}
-
-
 def test_a_study_is_planned_for_kubernetes(bucket: Remote, tmp_path: Path):
     study = Study.new(tmp_path / "study", PARAMS)
     options = ["--workflow-profile", PROFILE, *stored_in(bucket)]
@@ -68,9 +58,12 @@ def test_every_job_runs_in_a_pod_that_has_nothing_but_the_bucket(bucket: Remote,
             **keys(bucket),
             KUBECONFIG=str(cluster.config),
         )
-    limits = [container["resources"]["limits"] for container in cluster.containers()]
+    containers = cluster.containers()
+    limits = [container["resources"]["limits"] for container in containers]
     assert len(limits) == 5
     assert all({"cpu", "memory", "ephemeral-storage"} <= limit.keys() for limit in limits)
+    cores = sorted(int(container["resources"]["requests"]["cpu"]) for container in containers)
+    assert cores == [1, 8, 8, 8, 8], "the report needs one"
     gpus = [limit.get("nvidia.com/gpu", "0") for limit in limits]
     assert sorted(gpus) == ["0", "0", "1", "1", "1"], "prepare and report need none"
     assert not (study.path / "results").exists()

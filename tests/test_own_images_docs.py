@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def test_every_example_is_there():
 
 @pytest.mark.parametrize("kind", [folder, parquet, table, torchvision])
 def test_every_option_of_a_kind_is_described(kind):
-    described = kind.load.__doc__.partition("Args:")[2].partition("Raises:")[0]
-    names = re.findall(r"^        (\w[\w, ]*): [A-Z0-9]", described, re.MULTILINE)
+    described = inspect.getdoc(kind.load).partition("Args:")[2].partition("Raises:")[0]
+    names = re.findall(r"^    (\w[\w, ]*): [A-Z0-9]", described, re.MULTILINE)
     known = {name for line in names for name in line.split(", ")}
     options = registry.find("data", kind.__name__.rpartition(".")[2], "datasets").json_schema
     assert known - set(FILLED_IN["data"]) == set(options["properties"])

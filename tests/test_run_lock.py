@@ -39,6 +39,14 @@ job = subprocess.Popen([sys.executable, "-c", sys.argv[1], "target", "60"], stdo
 job.stdout.readline()
 print(job.pid, flush=True)
 """
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+# Python 3.14 forgets a SIGINT that arrives as `input()` begins.
+WAIT = """
+import select, sys
+print(flush=True)
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    pass
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +66,7 @@ def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
     SIGINT ends it, also where these tests run in the background of a shell, which ignores it.
     """
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{heed}\n{code}\nprint(flush=True); input()", *arguments]
+    command = [sys.executable, "-c", f"{HEED}\n{code}\n{WAIT}", *arguments]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as started:
         try:

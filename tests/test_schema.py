@@ -52,7 +52,7 @@ def test_the_studies_that_come_with_kdsteps_fit(validator, path):
         },
         {"build": {"cuts": [["layer1.0", "layer1.0"]]}},
         {"loggers": None},
-        {"loggers": {"tensorboard": None, "here": {"logger": "mlflow", "uri": "http://localhost"}}},
+        {"loggers": {"tensorboard": None, "here": {"logger": "tensorboard", "folder": "boards"}}},
         {"models": {"big": NET | {"normalize": "none", "expected_accuracy": 0.9}, "small": NET}},
         {"models": {"big": NET | {"classes": ["a", "b"], "checkpoint_key": "x"}, "small": NET}},
     ],

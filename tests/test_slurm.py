@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 PROFILE = ("--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2")
-RESOURCES = ("--resources", "gpu=0", "cores=8")
+RESOURCES = ("--resources", "gpu=0")
 LIMITS = {"cores": 800, "gpus": 0, "max_threads": 8, "jobs": 100}  # of both
 STUDENT = "results/distil/pair/labels/0/student.safetensors"
 LOG = "logs/distil/pair/labels/0.txt"

@@ -18,19 +18,6 @@ def cores_there() -> int:
     return os.cpu_count() or 1
 
 
-def real_cores(claimed: int, given: int) -> int:
-    """Cores that a job computes on: its fraction of the cores of this machine.
-
-    If the run may use more cores than there are, two jobs that each claim half of them must not
-    both use all: tiny steps become very slow on too many threads.
-
-    Args:
-        claimed: Cores that the job claims, out of those given.
-        given: Cores that were given to the whole run.
-    """
-    return max(1, claimed * min(given, cores_there()) // max(1, given))
-
-
 @dataclass(frozen=True)
 class Sharing:
     """How the jobs of a run share the cores and GPUs of this machine, or those of a cluster.
@@ -40,7 +27,8 @@ class Sharing:
         gpus: GPUs of all jobs together; 0: they run on the CPU.
         jobs_per_gpu: Jobs on students, and other small ones, that share a GPU.
         max_threads: Cores of one job at most; None: all of them.
-        jobs: Jobs that run at the same time at most; None: as many as there are cores for.
+        jobs: Jobs that are submitted to a cluster at the same time at most; None: they run on this
+            machine.
     """
 
     cores: int
@@ -62,25 +50,43 @@ class Sharing:
         return self.gpus * self.jobs_per_gpu
 
     @property
+    def most_cores(self) -> int:
+        """Cores of one job at most."""
+        return min(self.cores, self.max_threads or self.cores)
+
+    @property
     def cores_per_gpu(self) -> int:
-        """Cores of a job that has a GPU for itself; all of them without GPUs."""
-        return max(1, self.cores // max(1, self.gpus))
-
-    def kept_busy(self, threads: int, cores: int | None) -> int:
-        """Cores for a job that claims `threads`, and keeps only some cores of a machine busy.
-
-        Args:
-            cores: That it keeps busy on the CPU; None: not known.
-        """
-        if self.gpus or cores is None:
-            return threads
-        return min(threads, cores * self.cores_of_one_of_many)
+        """Cores of a job that has a GPU for itself; without GPUs, or on a cluster, all of a job."""
+        return self.most_cores if self.jobs else max(1, self.cores // max(1, self.gpus))
 
     @property
     def cores_of_one_of_many(self) -> int:
         """Cores of a job that is one of many: of its fraction of a GPU, or worth one real core.
 
         On a machine without a GPU, students are trained in parallel, one per core, so that no
-        threads wait for each other.
+        threads wait for each other. On a cluster, each job has as many cores as the others.
         """
-        return max(1, self.cores // (self.slots or cores_there()))
+        return self.most_cores if self.jobs else max(1, self.cores // (self.slots or cores_there()))
+
+    def kept_busy(self, threads: int, cores: int | None) -> int:
+        """Cores for a job that claims `threads`, and keeps only some cores of a machine busy.
+
+        One that is submitted to a cluster requests cores whether it keeps all of them busy or not.
+
+        Args:
+            cores: That it keeps busy on the CPU; None: not known.
+        """
+        if self.jobs or self.gpus or cores is None:
+            return threads
+        return min(threads, cores * self.cores_of_one_of_many)
+
+    def real_cores(self, claimed: int) -> int:
+        """Cores that a job computes on: its fraction of the cores of this machine.
+
+        If the run may use more cores than there are, two jobs that each claim half of them must not
+        both use all: tiny steps become very slow on too many threads. On a cluster they are those
+        that it claims, since the submitting machine is not where it runs.
+        """
+        if self.jobs:
+            return claimed
+        return max(1, claimed * min(self.cores, cores_there()) // self.cores)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.busy_cores import busy_cores
-from kdsteps.jobs.resources import Sharing, real_cores
+from kdsteps.jobs.resources import Sharing
 from kdsteps.study.study import Study
 
 _ALL_CORES = frozenset({"prepare", "score", "evaluate_latency", "export"})
@@ -45,19 +45,13 @@ class Claim:
     cores: int
 
 
-def claim(study: Study, node: graph.JobNode, sharing: Sharing, *, here: bool = True) -> Claim:
-    """What a job takes in a run: in the rules of the workflow, in trials and in forecasts.
-
-    Args:
-        study: That the job belongs to.
-        here: Whether the job runs on this machine. One that is submitted to a cluster requests
-            cores whether it keeps all of them busy or not.
-    """
+def claim(study: Study, node: graph.JobNode, sharing: Sharing) -> Claim:
+    """What a job of a study takes in a run: in the rules, in trials and in forecasts."""
     rule, wanted = node.rule, node.settings.gpus
     on_gpu = bool(sharing.gpus) and rule in _GPU_ALONE | _GPU_SHARED
     alone = rule in _GPU_ALONE or wanted > 1
     if rule in _ALL_CORES:
-        threads = sharing.cores
+        threads = sharing.most_cores
     elif rule in ("train", "cache", "cache_outputs"):
         threads = sharing.cores_per_gpu
     elif rule in _GPU_SHARED:
@@ -66,15 +60,15 @@ def claim(study: Study, node: graph.JobNode, sharing: Sharing, *, here: bool = T
         threads = 1
     if wanted > 1:
         threads = wanted * max(threads, sharing.cores_per_gpu if sharing.gpus else 1)
-    elif here:
+    else:
         threads = sharing.kept_busy(threads, busy_cores(study, node))
-    threads = min(threads, sharing.cores, sharing.max_threads or threads)
+    threads = min(threads, sharing.most_cores)
     slots = (wanted * sharing.jobs_per_gpu if alone else 1) if on_gpu else 0
     return Claim(
         threads=threads,
         slots=min(slots, sharing.slots),
         gpus=min(wanted, sharing.gpus) if on_gpu else 0,
-        cores=real_cores(threads, sharing.cores),
+        cores=sharing.real_cores(threads),
     )
 
 

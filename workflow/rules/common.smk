@@ -11,7 +11,7 @@ from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
-from kdsteps.jobs.resources import Sharing, real_cores
+from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.schedule import claim, priority
 from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
@@ -50,7 +50,7 @@ def study_of(path):
             )
         if not workflow.is_main_process:
             return load_study(path)
-        return start_run(path, sharing_of_run(), stored=STORED)
+        return start_run(path, sharing, stored=STORED)
     except KdstepsError as error:
         refuse(error)
 
@@ -173,27 +173,35 @@ def limit_of(name):
     return None if found is None else found.value
 
 
-def sharing_of_gpus():
-    """How jobs share this machine's GPUs and cores, by the resources `gpu` and `jobs_per_gpu`.
+def sharing_of_run():
+    """How the jobs of this run share the cores and GPUs of this machine, or of a cluster.
 
     With several jobs per GPU, Snakemake counts `gpu_slots` instead of `gpu`: a small job takes one,
     and a job that has its GPU alone takes `jobs_per_gpu` of them. A job on a cluster has the GPU that
-    it requests alone, and all of its memory.
+    it requests alone, and all of its memory. `cores` are those of one job there, since Snakemake only
+    counts the jobs that it submits.
     """
     limit, jobs_per_gpu = limit_of("gpu"), limit_of("jobs_per_gpu")
-    gpus = 0 if submits() else gpus_there()
-    gpus = gpus if limit is None else min(limit, gpus)
+    jobs = workflow.nodes if submits() else None
+    gpus = jobs or gpus_there()
     try:
-        found = Sharing(all_cores(), gpus, 1 if jobs_per_gpu is None else jobs_per_gpu)
+        found = Sharing(
+            workflow.cores,
+            gpus if limit is None else min(limit, gpus),
+            1 if jobs_per_gpu is None else jobs_per_gpu,
+            max_threads=workflow.resource_settings.max_threads,
+            jobs=jobs,
+        )
     except KdstepsError as error:
         refuse(error)
-    if gpus and workflow.is_main_process and (problem := doubt()):
-        print(problem, file=sys.stderr)
     if jobs_per_gpu is not None:
         workflow.register_resource("jobs_per_gpu", None)  # says how to count, and is not used up
-    if submits():
-        found = replace(found, jobs_per_gpu=1)
-    if found.jobs_per_gpu > 1 and gpus:
+    if jobs:
+        most = found.most_cores
+        return replace(found, cores=jobs * most, jobs_per_gpu=1, max_threads=most)
+    if found.gpus and workflow.is_main_process and (problem := doubt()):
+        print(problem, file=sys.stderr)
+    if found.jobs_per_gpu > 1 and found.gpus:
         workflow.register_resource("gpu", None)
         workflow.register_resource("gpu_slots", found.slots)
     return found
@@ -209,22 +217,7 @@ def submits():
     return workflow.is_main_process and not here
 
 
-def all_cores():
-    """All cores that the user allows, for jobs that run alone."""
-    return workflow.cores
-
-
-sharing = sharing_of_gpus()
-
-
-def sharing_of_run():
-    """How the jobs of this run share cores and GPUs, those of a cluster if they are submitted to one."""
-    max_threads = workflow.resource_settings.max_threads
-    if not submits():
-        return replace(sharing, max_threads=max_threads)
-    limit = limit_of("gpu")
-    gpus = workflow.nodes if limit is None else limit
-    return replace(sharing, gpus=gpus, max_threads=max_threads, jobs=workflow.nodes)
+sharing = sharing_of_run()
 
 
 def gpu_claim(wildcards):
@@ -265,20 +258,12 @@ def gpu_slots_of(rule, alone):
 
 def threads_of(rule):
     """Threads function: the cores that a job claims, as forecasts count them."""
-
-    def threads(wildcards):
-        job = job_of(rule, wildcards)
-        return claim(study, job, sharing, here=workflow.local_exec).threads
-
-    return threads
+    return lambda wildcards: claim(study, job_of(rule, wildcards), sharing).threads
 
 
 def cores_used(wildcards, threads):
-    """Resource function: the cores a job computes on, at most those of this machine.
-
-    On a cluster they are those it requests, since the submitting machine is not where it runs.
-    """
-    return real_cores(threads, all_cores()) if workflow.local_exec else threads
+    """Resource function: the cores that a job computes on."""
+    return sharing.real_cores(threads)
 
 
 def forecast_of(rule, name):

@@ -9,7 +9,7 @@ rule export:
         **outputs_of("export"),
     log:
         "logs/export/{pair}/{student}.txt",
-    threads: all_cores()
+    threads: sharing.most_cores
     resources:
         mem_mb=forecast_of("export", "memory"),
         runtime=forecast_of("export", "time"),

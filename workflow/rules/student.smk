@@ -110,7 +110,7 @@ rule evaluate_latency:
         **outputs_of("evaluate_latency"),
     log:
         "logs/evaluate/latency/{pair}.txt",
-    threads: all_cores()
+    threads: sharing.most_cores
     resources:
         mem_mb=forecast_of("evaluate_latency", "memory"),
         runtime=forecast_of("evaluate_latency", "time"),

@@ -9,7 +9,7 @@ rule prepare:
         **outputs_of("prepare"),
     log:
         "logs/prepare/{dataset}.txt",
-    threads: all_cores()
+    threads: sharing.most_cores
     resources:
         mem_mb=forecast_of("prepare", "memory"),
         runtime=forecast_of("prepare", "time"),
