@@ -74,7 +74,7 @@ clean:  ## remove tool caches; keep results, logs, the job cache and .venv
 
 # Compile bytecode now, so that jobs start quickly even if Python may not write next to its modules.
 $(READY): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: python3 not found; install Python 3.11" >&2; exit 2; }
+	@test -n "$(PYTHON)" || { echo "make: python3 not found; install Python 3.11 to 3.14" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	command -v uv >/dev/null || $(VENV)/bin/python -m pip install --quiet uv
 	uv pip install --python $(VENV)/bin/python --require-hashes --compile-bytecode -r requirements.lock

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +61,26 @@ def test_a_streamed_part_gives_the_batches_of_a_resident_one(tmp_path, augmentat
 def test_worker_processes_change_nothing(tmp_path):
     augmentation = Augmentation(randaugment=9)
     assert same(epoch(streamed(tmp_path, workers=2), augmentation), epoch(resident(), augmentation))
+
+
+@pytest.fixture
+def forkserver() -> Iterator[None]:
+    """The way to start processes that Python 3.14 uses if none is named."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+class NeverSent(np.memmap):
+    def __reduce__(self):
+        raise AssertionError("a worker is sent all images")
+
+
+def test_no_worker_process_is_sent_all_images(tmp_path, forkserver):
+    part = streamed(tmp_path, workers=1)
+    part.store = part.store.view(NeverSent)
+    assert same(epoch(part, Augmentation()), epoch(resident(), Augmentation()))
 
 
 def test_a_streamed_part_gives_its_images_in_order_and_by_index(tmp_path):

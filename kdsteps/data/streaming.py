@@ -69,6 +69,8 @@ class StreamedSplit(ImageSplit):
             _Batches(self, orders, views, augmentation),
             batch_size=None,  # an item is already a batch
             num_workers=self.workers,
+            # From Python 3.14 on, the default would send each worker a copy of the whole store.
+            multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global one is not used
         )
