@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import yaml
 
@@ -65,6 +66,21 @@ class Cluster:
         code = self.pods[name].poll()
         return {"active": 1} if code is None else {"succeeded" if code == 0 else "failed": 1}
 
+    def pod(self, name: str) -> dict[str, Any]:
+        """The pod of a job, which has the job's name, as Kubernetes describes it."""
+        code = self.pods[name].poll()
+        ended = {"exitCode": code, "reason": "Error" if code else "Completed"}
+        state = {"running": {}} if code is None else {"terminated": ended}
+        about = {"image": "image", "imageID": "", "ready": code is None, "restartCount": 0}
+        phase = "Running" if code is None else "Failed" if code else "Succeeded"
+        return {
+            "metadata": {"name": name, "labels": {"job-name": name}},
+            "status": {
+                "phase": phase,
+                "containerStatuses": [{"name": "snakemake", "state": state, **about}],
+            },
+        }
+
     def _secret(self, source: dict[str, Any]) -> str:
         key = source["secretKeyRef"]
         return base64.b64decode(self.secrets[key["name"]][key["key"]]).decode()
@@ -90,9 +106,16 @@ def kubernetes(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
             self.answer(body)
 
         def do_GET(self) -> None:
-            place = self.path.partition("?")[0]
+            place, _, question = self.path.partition("?")
             if place.endswith("/pods"):
-                self.answer({"items": []})
+                name = parse_qs(question)["labelSelector"][0].removeprefix("job-name=")
+                self.answer({"items": [cluster.pod(name)]})
+            elif place.endswith("/log"):
+                if "previous" in question:  # containers of jobs are not restarted
+                    self.answer({"message": "previous terminated container not found"}, 400)
+                    return
+                name = place.removesuffix("/log").rpartition("/")[2]
+                self.answer((cluster.folder / f"{name}.log").read_text())
             else:
                 name = place.removesuffix("/status").rpartition("/")[2]
                 self.answer(cluster.jobs[name] | {"status": cluster.status(name)})
@@ -100,10 +123,11 @@ def kubernetes(folder: Path, environment: dict[str, str]) -> Iterator[Cluster]:
         def do_DELETE(self) -> None:
             self.answer({"status": "Success"})
 
-        def answer(self, content: dict[str, Any]) -> None:
-            text = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+        def answer(self, content: dict[str, Any] | str, status: int = 200) -> None:
+            kind = "text/plain" if isinstance(content, str) else "application/json"
+            text = (content if isinstance(content, str) else json.dumps(content)).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from _kubernetes import kubernetes
 from _study import TINY, Study, clean_environment
 from test_remotes import Remote, s3_server
+from test_stories import BROKEN
 
 pytestmark = [pytest.mark.stories, pytest.mark.slow]
 
@@ -62,9 +64,32 @@ def test_every_job_runs_in_a_pod_that_has_nothing_but_the_bucket(bucket: Remote,
     limits = [container["resources"]["limits"] for container in containers]
     assert len(limits) == 5
     assert all({"cpu", "memory", "ephemeral-storage"} <= limit.keys() for limit in limits)
-    cores = sorted(int(container["resources"]["requests"]["cpu"]) for container in containers)
-    assert cores == [1, 8, 8, 8, 8], "the report needs one"
+    cores = [limit["cpu"] for limit in limits]
+    assert sorted(cores) == ["1000m", *["8000m"] * 4], "the report needs one"
     gpus = [limit.get("nvidia.com/gpu", "0") for limit in limits]
     assert sorted(gpus) == ["0", "0", "1", "1", "1"], "prepare and report need none"
     assert not (study.path / "results").exists()
     assert "Nothing to be done" in study.run(["snakemake", "--dry-run", *options], **keys(bucket))
+
+
+def test_a_job_that_fails_is_named_and_the_others_run_on(bucket: Remote, tmp_path: Path):
+    broken = {"method": "./broken.py:Broken"}
+    study = Study.new(tmp_path / "study", TINY | {"methods": {"fitnet": {}, "broken": broken}})
+    (study.path / "broken.py").write_text(BROKEN)
+    study.run(["git", "add", "broken.py"])
+    options = ["--workflow-profile", PROFILE, *stored_in(bucket), "--retries", "0"]
+    with kubernetes(tmp_path / "pods", clean_environment()) as cluster:
+        said = study.run(
+            ["snakemake", *options, "--seconds-between-status-checks", "1"],
+            status=1,
+            **keys(bucket),
+            KUBECONFIG=str(cluster.config),
+        )
+    assert "Rule: evaluate)" in said, "the other student is evaluated"
+    named = (
+        r"^distil pair broken 0: Kubernetes job (\S+) failed; its log in the storage, and (\S+), "
+        "say why$"
+    )
+    ((job, log),) = re.findall(named, said, re.MULTILINE)
+    assert job in cluster.jobs
+    assert "Error in rule distil" in Path(log).read_text()

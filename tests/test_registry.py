@@ -400,9 +400,17 @@ def test_without_a_place_for_the_cache_planning_goes_on(folder):
 
 
 @pytest.mark.slow
-def test_code_that_ends_its_process_is_refused_in_a_sentence(folder):
-    write("mine.py", "import os\nprint('hello')\nos._exit(5)")
-    assert "importing './mine.py:Mine' ends the process" in planned(ASK)
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("_exit(5)", "hello"),
+        ("kill(os.getpid(), 9)", "it was killed; there may be too little memory"),
+        ("abort()", "SIGABRT"),
+    ],
+)
+def test_code_that_ends_its_process_is_refused_in_a_sentence(folder, end, said):
+    write("mine.py", f"import os\nprint('hello')\nos.{end}")
+    assert f"importing './mine.py:Mine' ends the process: {said}" in planned(ASK)
 
 
 def test_a_study_is_planned_without_torch():

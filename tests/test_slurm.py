@@ -153,8 +153,20 @@ def test_a_canceled_job_is_noticed_within_a_minute_and_its_retry_continues(
     assert (study.path / STUDENT).is_file()
 
 
-def test_a_job_that_needs_more_memory_than_it_requested_is_named(prepared: Study, tmp_path: Path):
+MODULE = """
+module study:
+    snakefile: "workflow/Snakefile"
+use rule * from study
+"""
+
+
+@pytest.mark.parametrize("snakefile", [None, MODULE], ids=["own", "module"])
+def test_a_job_that_needs_more_memory_than_it_requested_is_named(
+    prepared: Study, tmp_path: Path, snakefile: str | None
+):
     study = prepared.copy(tmp_path / "study")
+    if snakefile is not None:  # as in a study outside of a clone
+        (study.path / "Snakefile").write_text(snakefile)
     options = ("--retries", "0", "--set-resources", "distil:mem_mb=200")
     said = on_slurm(study, STUDENT, *options, status=1)
     assert re.search(r"^distil pair labels 0: Slurm job \d+ ran out of memory", said, re.MULTILINE)

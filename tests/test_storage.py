@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from _study import TINY
 
 from kdsteps.jobs import graph, storage
 from kdsteps.jobs.inputs import GIVEN, as_text
+from kdsteps.places import shipped
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
 
@@ -128,3 +131,18 @@ def test_the_folder_of_fetched_files_follows_from_one_of_them():
     assert storage.root_of(f".snakemake/storage/s3/bucket/study/{path}", path) == (
         ".snakemake/storage/s3/bucket/study"
     )
+
+
+def test_only_the_rules_of_kdsteps_may_stay_behind(tmp_path: Path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = logging.getLogger("snakemake.logging")
+    before = list(log.filters)
+    try:
+        for _ in range(2):  # Snakemake may read the workflow twice
+            storage.expect_own_rules()
+        assert len(log.filters) <= len(before) + 1
+        for path in (shipped("workflow") / "rules/student.smk", tmp_path.parent / "net.py"):
+            log.warning(f"Ignoring source file {os.path.relpath(path)}! Only files relative to")
+    finally:
+        log.filters[:] = before
+    assert [record.getMessage().split()[3] for record in caplog.records] == ["../net.py!"]

@@ -38,6 +38,11 @@ def failures(logs: Iterable[str | Path]) -> list[str]:
     return [f"{' and '.join(names)}: {_reason(output)}" for output, names in failed.items()]
 
 
+def name_of(log: str) -> str:
+    """The rule and the names of a job, by its log: `distil resnet56-resnet20 kd 0`."""
+    return log.rpartition("logs/")[2].removesuffix(".txt").replace("/", " ")
+
+
 def _failed(lines: Iterable[str]) -> dict[str, list[str]]:
     """The jobs whose last attempt failed: names of their logs, by the path of Slurm's output.
 
@@ -58,8 +63,7 @@ def _failed(lines: Iterable[str]) -> dict[str, list[str]]:
     failed: dict[str, list[str]] = {}
     for path, (file, output) in last.items():
         if not Path(file).exists():
-            name = path.removeprefix("logs/").removesuffix(".txt").replace("/", " ")
-            failed.setdefault(output, []).append(name)
+            failed.setdefault(output, []).append(name_of(path))
     return failed
 
 

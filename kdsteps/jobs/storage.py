@@ -7,7 +7,9 @@ reads, including the provenance of its inputs and the user's images and checkpoi
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,10 +17,27 @@ from pathlib import Path
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.provenance import provenance_file
+from kdsteps.places import shipped
 from kdsteps.study.study import Study
 
 DECLARED = frozenset({"provenance", "own"})
 """Names of files that are only declared for storage; a job finds them next to the others."""
+
+
+def expect_own_rules() -> None:
+    """Do not let Snakemake warn that it sends no rules of kdsteps, which other machines have."""
+    log = logging.getLogger("snakemake.logging")
+    if not any(isinstance(each, _OtherSources) for each in log.filters):
+        log.addFilter(_OtherSources())
+
+
+class _OtherSources(logging.Filter):
+    """Keeps warnings about the user's own files outside of the study's folder."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = re.match(r"Ignoring source file (.*?)! ", record.getMessage())
+        rules = shipped("workflow").resolve()
+        return found is None or not Path(found[1]).resolve().is_relative_to(rules)
 
 
 def declared(study: Study, node: graph.JobNode) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -260,10 +261,18 @@ def _elsewhere(lines: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
     )
     answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode or len(answers) != len(lines):
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         kind, reference, *_ = lines[min(len(answers), len(lines) - 1)]
-        raise KdstepsError(f"{kind}: importing {reference!r} ends the process: {last[0]}")
+        raise KdstepsError(f"{kind}: importing {reference!r} ends the process: {_ending(done)}")
     return answers
+
+
+def _ending(done: subprocess.CompletedProcess[str]) -> str:
+    """The signal that ended a process, its last words, or its exit status."""
+    if done.returncode == -signal.SIGKILL:
+        return "it was killed; there may be too little memory"
+    if done.returncode < 0:
+        return signal.Signals(-done.returncode).name
+    return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
 def _read(path: Path) -> _Content | None:

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 from kdsteps.jobs import code_identity, graph, storage
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.failures import name_failures_at_end
 from kdsteps.jobs.forecasts import forecast
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
+from kdsteps.jobs.kubernetes_status import KUBERNETES_JOBS
 from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.schedule import claim, priority
-from kdsteps.jobs.slurm_failures import failures
 from kdsteps.jobs.slurm_status import look_regularly
 from kdsteps.jobs.snakemake_records import use_this_python
 from kdsteps.jobs.starting import start_run
