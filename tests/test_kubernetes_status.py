@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from snakemake_interface_common.exceptions import WorkflowError
 
 from kdsteps.jobs.kubernetes_status import KubernetesJobs, what_ended, why_it_waits
 
@@ -193,6 +194,20 @@ def test_a_job_whose_status_cannot_be_read_is_looked_at_again(plugin: Any):
     executor.report_job_error(second)
     assert active(executor, first, second) == []
     assert executor.reported == [("snakejob-1", "success"), ("snakejob-2", "error")]
+
+
+def test_a_request_that_fails_does_not_end_the_run(plugin: Any, capsys: Any):
+    _, executor = started(plugin)
+
+    def fail(executor: Any, info: Any) -> list[Any]:
+        if info.external_jobid == "snakejob-2":
+            raise WorkflowError("no answer")
+        return [info]
+
+    plugin.Executor.looks = staticmethod(fail)
+    infos = [submitted(f"snakejob-{number}") for number in (1, 2, 3)]
+    assert active(executor, *infos) == ["snakejob-1", "snakejob-2", "snakejob-3"]
+    assert capsys.readouterr().err == "Kubernetes: no answer; asking again\n"
 
 
 def test_a_job_that_runs_is_looked_at_once(plugin: Any):

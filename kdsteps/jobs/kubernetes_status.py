@@ -1,8 +1,9 @@
 """What a run says of its jobs on Kubernetes: why one cannot start yet, and why one failed.
 
-Version 0.5.1 of Snakemake's plugin ends the whole run when a job fails: it asks for the log of an
-earlier container, which the pod of a job never has. It waits forever for a job that was deleted, or
-whose status it could not read once. And it deletes a failed pod without a word on what happened.
+Version 0.5.1 of Snakemake's plugin ends the whole run when a job fails, since it asks for the log
+of an earlier container, which the pod of a job never has, and when the pods cannot be listed once.
+It waits forever for a job that was deleted, or whose status it could not read once. And it deletes
+a failed pod without a word on what happened to it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class KubernetesJobs:
         known: list[Any] = [getattr(executor, name, None) for name in _METHODS]
         if None in known or hasattr(executor, "kdsteps"):
             return  # no Kubernetes, another version of the plugin, or the workflow is read again
+        from snakemake_interface_common.exceptions import WorkflowError
+
         begin, check, error, success = known
         executor.kdsteps = self
 
@@ -48,16 +51,19 @@ class KubernetesJobs:
 
         async def check_active_jobs(plugin: Any, submitted: list[Any]) -> AsyncIterator[Any]:
             missing = {info.external_jobid: info for info in submitted}
-            async for info in check(plugin, submitted):
-                missing.pop(info.external_jobid)
-                yield info
+            try:
+                async for info in check(plugin, submitted):
+                    missing.pop(info.external_jobid)
+                    yield info
+            except WorkflowError as problem:  # of one request
+                print(f"Kubernetes: {problem}; asking again", file=sys.stderr)
             for name, info in missing.items():
                 if name not in self._ended:
                     yield info
 
         def report_job_error(plugin: Any, info: Any, msg: Any = None, **options: Any) -> None:
             self._ended.add(info.external_jobid)
-            names = " and ".join(name_of(str(log)) for log in info.job.log) or info.job.name
+            names = _names(info.job)
             logs = options.get("aux_logs") or ["`kubectl describe job`"]
             unknown = f"failed; its log in the storage, and {logs[0]}, say why"
             reason = self._reasons.get(info.external_jobid, unknown)
@@ -66,7 +72,7 @@ class KubernetesJobs:
 
         def report_job_success(plugin: Any, info: Any) -> None:
             self._ended.add(info.external_jobid)
-            self._failed.pop(" and ".join(name_of(str(log)) for log in info.job.log), None)
+            self._failed.pop(_names(info.job), None)  # where an earlier attempt failed
             success(plugin, info)
 
         ours = (post_init, check_active_jobs, report_job_error, report_job_success)
@@ -115,6 +121,11 @@ class KubernetesJobs:
             self._told.add(waiting[0])
             said = ": ".join(filter(None, waiting))
             print(f"Kubernetes job {name} cannot start yet: {said}", file=sys.stderr)
+
+
+def _names(job: Any) -> str:
+    """The names of a job, or of the jobs of a group."""
+    return " and ".join(name_of(str(log)) for log in job.log) or str(job.name)
 
 
 def what_ended(pod: Any) -> str:
