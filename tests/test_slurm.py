@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Prepared images for a run that takes some seconds."""
-    long = study_of("labels", seeds=1, distil={"epochs": 40, "batch_size": 256})
+    long = study_of("labels", seeds=1, distil={"epochs": 120, "batch_size": 256})
     study = Study.new(tmp_path_factory.mktemp("prepared") / "study", long)
     study.snakemake("prepare_all")
     return study
