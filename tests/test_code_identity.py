@@ -388,6 +388,60 @@ def test_libraries_count_by_the_name_that_is_used_however_it_was_imported(folder
     assert written(mine=same.replace("relu", "gelu")) != first
 
 
+TIMES_W = "\n\ndef Mine(x):\n    return x * W\n"
+
+
+def test_of_names_that_star_imports_bind_the_last_one_counts(folder: Path):
+    for imports in ("from a import *\nfrom b import *", "W = 0\nfrom b import *"):
+        first = written(mine=imports + TIMES_W, a="W = 1\n", b="W = 2\n")
+        assert written(a="W = 3\n") == first
+        assert written(b="W = 3\n") != first
+    later = written(mine="from b import *\nW = 0" + TIMES_W)
+    assert written(b="W = 4\n") == later
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_what_is_done_without_a_type_checker_counts(folder: Path, indent: str):
+    lines = "if TYPE_CHECKING:\n    W = 0\nelse:\n    W = 1\n"
+    body = "".join(f"{indent}{line}\n" for line in lines.splitlines())
+    head = "from typing import TYPE_CHECKING\n"
+    code = f"{head}def Mine(x):\n{body}    return x * W\n" if indent else head + body + TIMES_W
+    first = written(mine=code)
+    assert written(mine=code.replace("W = 1", "W = 2")) != first
+    if indent:
+        assert written(mine=code.replace("W = 0", "W = 3")) == first
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "done: float = patch(1)",
+        "a, b = patch(1)",
+        "y = patch(1) or 3",
+        "y = [patch(i) for i in (1, 2)]",
+        "if True:\n    y = patch(1)",
+        "try:\n    @patch\n    def f(): ...\nexcept ImportError:\n    pass",
+    ],
+)
+def test_a_line_that_acts_counts_wherever_it_is(folder: Path, line: str):
+    helper = "import torch\n\ndef patch(x):\n    torch.scale = 1\n    return x\n"
+    code = f"from helper import patch\nW = 1\n{line}\n{TIMES_W}"
+    first = written(mine=code, helper=helper)
+    assert written(helper=helper.replace("scale = 1", "scale = 2")) != first
+    script = (
+        f"from helper import patch\nW = 1\nif __name__ == '__main__':\n    x = patch(1)\n{TIMES_W}"
+    )
+    first = written(mine=script)
+    assert written(helper=helper.replace("scale = 1", "scale = 3")) == first
+
+
+def test_a_module_that_is_imported_by_name_counts(folder: Path):
+    for call in ('import_module("a")', 'import_module(name="a")'):
+        code = f"from importlib import import_module\n\ndef Mine(x):\n    return x * {call}.W\n"
+        first = written(mine=code, a="W = 1\n")
+        assert written(a="W = 2\n") != first
+
+
 @pytest.mark.parametrize(
     "root", ["kdsteps.methods.nothing:KD", "kdsteps.methods.kd:Nothing", "./no.py:A"]
 )

@@ -56,6 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(logging, "raiseExceptions", True)  # `begin_run` changes it
     monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
     monkeypatch.setattr(run_lock, "PATIENCE_WITH_JOBS", 0.2)
+    start_run.cache_clear()
     yield tmp_path
     end_run()
 
@@ -181,3 +182,14 @@ def test_a_run_removes_temporary_files_of_processes_that_are_gone():
         draft.touch()
     start_run("params.yaml")
     assert [draft.exists() for draft in drafts] == [False, True]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_results_that_are_no_folder_are_refused_in_a_sentence(link: bool):
+    if link:
+        Path("results").symlink_to("/nowhere/results")
+    else:
+        Path("results").write_text("mine")
+    what = "a link to '/nowhere/results', where there is no folder" if link else "a file"
+    with pytest.raises(KdstepsError, match=f"^results: is {what}; "):
+        start_run("params.yaml")

@@ -160,6 +160,7 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         (digits(size=8), "datasets.digits.kind is missing", "such as digits"),
         ({"models": {"my net": NET}}, "models has an entry 'my net'", "letters, digits, - and _"),
         ({"pairs": {"a/b": {}}}, "pairs has an entry 'a/b'", "letters, digits, - and _"),
+        ({"pairs": {"-x": {}}}, "pairs has an entry '-x'", "a letter or digit first"),
         ({"datasets": {"x" * 81: {}}}, "datasets has an entry 'xx", "up to 80 letters"),
         ({"pairs": {"[key]": {}}}, "pairs has an entry '[key]'", "letters, digits, - and _"),
         ({"[key]": "[key]"}, "[key] is an unknown key", "there are datasets, "),

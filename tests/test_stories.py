@@ -301,6 +301,13 @@ def test_a_run_killed_while_a_job_writes_goes_on_to_the_same_files(
         # the others hold seconds and milliseconds
 
 
+def test_a_study_that_probes_the_images_it_trains_on_is_complete_after_a_run(tmp_path: Path):
+    probed = {"methods": {"labels": {}}, "probe": {"dataset": "digits"}}
+    study = Study.new(tmp_path / "study", TINY | probed)
+    study.snakemake()
+    assert study.planned() == Counter()
+
+
 BROKEN = """
 from kdsteps.errors import KdstepsError
 from kdsteps.methods.kd import KD

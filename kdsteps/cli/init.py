@@ -16,6 +16,7 @@ import yaml
 from kdsteps.cli.networks import Network, is_file, network_of_file, pretrained_network
 from kdsteps.cli.proposal import STUDENT, TEACHER, described, proposed_study, stored_size
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.manifest import source_paths
 from kdsteps.files.text import write_bytes
 from kdsteps.jobs.version_lock import LOCK, lock_text, locked_version, write_lock
@@ -161,7 +162,7 @@ def _network(role: str, folder: Path, given: argparse.Namespace, found: Overview
         return _ROLES[role]
     if not is_file(name, f"--{role}"):
         return pretrained_network(name, f"--{role}")
-    file = Path(name).expanduser()
+    file = expanded(name)
     size = stored_size(found, [Network({}, file=file)])
     return network_of_file(
         *(file, kind, found),
@@ -173,7 +174,7 @@ def _network(role: str, folder: Path, given: argparse.Namespace, found: Overview
 
 def _seen_from(folder: Path, path: Path) -> str:
     """A path for params.yaml: relative to the study, unless it is absolute and elsewhere."""
-    path = path.expanduser()
+    path = expanded(path)
     named = path.parent.resolve() / path.name  # a link to the images stays what it is
     if path.is_absolute() and not named.is_relative_to(folder.resolve()):
         return str(path)

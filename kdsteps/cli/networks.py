@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.files.home import expanded
 from kdsteps.study import registry
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def is_file(name: str | None, option: str) -> bool:
     """
     if name is None:
         return False
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         raise KdstepsError(f"{option}: {name} is a folder; name the file with the weights in it")
     if path.exists() and not path.is_file():

@@ -24,6 +24,7 @@ from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.live import logged_live
 from kdsteps.jobs.outputs import optional_outputs
+from kdsteps.jobs.own_files import check_own_files
 from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
@@ -66,6 +67,7 @@ def run_call(
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
                 _check_own_code(call)
+                check_own_files(call.settings)
                 job = Job(
                     settings=_settings(call),
                     inputs=Files(call.inputs, "--inputs"),
@@ -164,6 +166,7 @@ def _run(
             if sentence := explain(error, job):
                 raise KdstepsError(sentence) from error
             raise
+        check_own_files(job.settings)  # as they were at its end
         if "digest" in drafts:
             write_digests(drafts, final)
         check_run()

@@ -21,6 +21,7 @@ from kdsteps.data.source import Broken, Picture, Source
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import matching, thinned
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.walk import is_debris
 
 _LOADERS: dict[str, Callable[..., Source]] = {
@@ -81,7 +82,7 @@ def look_at(path: str) -> Overview:
     Raises:
         KdstepsError: There are no images, or a list or Parquet file has no labels.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.exists():
         raise KdstepsError(f"--images: {path!r} does not exist; name a folder or a list of images")
     kind, options = _kind(path, place)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 
 log = logging.getLogger("kdsteps")
 
@@ -38,7 +39,7 @@ def splits_by_list(
     split_of: dict[int, str] = {}
     for split, names in lists.items():
         for name in names:
-            listed = root / Path(name).expanduser()
+            listed = root / expanded(name)
             for number, row in _rows_of(listed, by_name):
                 if row in split_of:
                     raise KdstepsError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.walk import is_debris
 
 
@@ -44,7 +45,7 @@ def matching(patterns: str | Sequence[str], suffix: str, where: str) -> list[Pat
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
+        path = expanded(pattern)
         inside = path.glob(f"*{suffix}") if path.is_dir() else map(Path, glob(str(path)))
         files = sorted(file for file in inside if not is_debris(file.name))
         if not files:

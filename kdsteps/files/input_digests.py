@@ -18,6 +18,7 @@ from hashlib import md5
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.walk import Walk
 
 MANIFESTS = Path(".kdsteps/manifests")
@@ -30,7 +31,7 @@ Entry = Sequence[str]
 
 def file_digest(path: str | Path) -> str:
     """The MD5 hash of one file; "" if it does not exist and no `.dvc` file tracks it."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if (tracked := dvc_hash(path)) is not None:
         return tracked
     if not path.is_file():
@@ -49,7 +50,7 @@ def folder_digest(path: str | Path, *, follow_links: bool = False) -> str:
     Raises:
         KdstepsError: A folder cannot be read, or a link leads out of it.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if (tracked := dvc_hash(path)) is not None:
         return tracked
     if not path.is_dir():
@@ -73,12 +74,23 @@ def list_digest(hashes: Mapping[str, str]) -> str:
 
 def dvc_hash(path: Path) -> str | None:
     """The hash in a `.dvc` file of a path or of a folder above it; None: there is none."""
+    found = _tracked(path)
+    return None if found is None else found[1]
+
+
+def dvc_file(path: Path) -> Path | None:
+    """The `.dvc` file that has this hash."""
+    found = _tracked(path)
+    return None if found is None else found[0]
+
+
+def _tracked(path: Path) -> tuple[Path, str] | None:
     path = Path(os.path.abspath(path))
     for place in (path, *path.parents[:-1]):
         file = place.with_name(f"{place.name}.dvc")
         if file.is_file() and (found := _output_hash(file, place)) is not None:
             inner = path.relative_to(place).as_posix()
-            return found if inner == "." else f"{found}/{inner}"
+            return file, found if inner == "." else f"{found}/{inner}"
         if (place / ".dvc").is_dir():  # the root of the repository
             return None
     return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.input_digests import (
     combined,
     content_hashes,
@@ -49,7 +50,7 @@ def source_digest(kind: str, options: Mapping[str, Any]) -> str:
     if kind in _PUBLISHED:
         return kind
     if kind == "table":
-        return _table_digest(Path(options["path"]).expanduser(), options.get("image", "path"))
+        return _table_digest(expanded(options["path"]), options.get("image", "path"))
     follow = bool(options.get("follow_links", kind != "folder"))
     digests = [
         folder_digest(path, follow_links=follow) if _is_folder(path) else file_digest(path)
@@ -85,7 +86,7 @@ def missing_images(kind: str, options: Mapping[str, Any]) -> str | None:
     """
     if kind == "torchvision":
         root = options["root"]
-        if options["download"] or Path(root).expanduser().is_dir():
+        if options["download"] or expanded(root).is_dir():
             return None
         return (
             f"there is no folder {root!r}; set root to the folder that has the files of "
@@ -100,7 +101,7 @@ def missing_images(kind: str, options: Mapping[str, Any]) -> str | None:
                 "there"
             )
     if kind == "table":
-        table = Path(options["path"]).expanduser()
+        table = expanded(options["path"])
         listed = _listed(table, options["image"]) if table.is_file() else {}
         if listed and all(is_missing(Path(file)) for file in listed.values()):
             return (
@@ -124,9 +125,7 @@ def source_paths(kind: str, options: Mapping[str, Any]) -> list[Path]:
     if kind in _PUBLISHED:
         return []
     if kind == "parquet":
-        given = (
-            Path(text).expanduser() for split in _SPLITS for text in texts_in(options.get(split))
-        )
+        given = (expanded(text) for split in _SPLITS for text in texts_in(options.get(split)))
         return [path for pattern in given for path in _without_pattern(pattern)]
     paths = list(_paths(kind, options))
     if kind == "table" and paths[0].is_file():
@@ -152,21 +151,21 @@ def _paths(kind: str, options: Mapping[str, Any]) -> Iterator[Path]:
     if kind == "parquet":
         for split in _SPLITS:
             for pattern in texts_in(options.get(split)):
-                yield from _matching(Path(pattern).expanduser())
+                yield from _matching(expanded(pattern))
         return
-    roots = [Path(text).expanduser() for text in texts_in(options.get("path"))]
+    roots = [expanded(text) for text in texts_in(options.get("path"))]
     yield from roots
     if kind == "table":
         return
     if kind == "folder":  # lists of images may be outside of the folder
         for text in (text for split in _SPLITS for text in texts_in(options.get(split))):
-            path = Path(text).expanduser()
+            path = expanded(text)
             if path.is_absolute() and not any(path.is_relative_to(root) for root in roots):
                 yield path
         return
     for name, value in options.items():  # of a user's kind of data: whatever exists
         for text in texts_in(value):
-            if name != "path" and os.path.exists(path := Path(text).expanduser()):
+            if name != "path" and os.path.exists(path := expanded(text)):
                 yield path
 
 
@@ -230,4 +229,4 @@ def _listed(table: Path, column: str) -> dict[str, str]:
             f"{table}: cannot be read as a list of images ({' '.join(reason.split())}); write it "
             "again"
         ) from error
-    return {name: str(table.parent / Path(name).expanduser()) for name in names if name}
+    return {name: str(table.parent / expanded(name)) for name in names if name}

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdsteps.files.home import expanded
 from kdsteps.files.input_digests import combined, file_digest, folder_digest
 from kdsteps.files.manifest import source_digest, source_paths, texts_in
 from kdsteps.jobs.outputs import outputs
@@ -22,7 +23,7 @@ from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.study import registry
 from kdsteps.study.part_imports import Kind, is_users, shipped
 from kdsteps.study.settings import Dataset, Model
-from kdsteps.study.study import Method, Study
+from kdsteps.study.study import Study
 
 GIVEN = "KDSTEPS_INPUTS"  # environment variable: the inputs as `as_text` writes them
 
@@ -56,9 +57,10 @@ def inputs_by_entry(study: Study) -> dict[str, Input]:
         found[f"datasets.{name}"] = Input(images_digest(dataset, prepared), paths)
     for name in set(_networks(study)):
         model = study.models[name]
-        found[f"models.{name}"] = Input(checkpoint_digest(model), list(map(str, _files(model))))
+        files = files_of_model(model)
+        found[f"models.{name}"] = Input(checkpoint_digest(model), list(map(str, files)))
     for name, method in study.methods.items():
-        files = _files_of_method(method)
+        files = files_of_method(method.method, [method.options, *method.trials])
         found[f"methods.{name}"] = Input(_digest(files), list(map(str, files)))
     return found
 
@@ -86,9 +88,9 @@ def _input_paths(study: Study) -> Iterator[Path]:
     for dataset in datasets:
         yield from source_paths(dataset.kind, dataset.options)
     for model in models:
-        yield from _files(model)
+        yield from files_of_model(model)
     for method in study.methods.values():
-        yield from _files_of_method(method)
+        yield from files_of_method(method.method, [method.options, *method.trials])
     parts: list[tuple[Kind, str]] = [
         *(("data", dataset.kind) for dataset in datasets),
         *(("models", model.family) for model in models),
@@ -130,7 +132,7 @@ def checkpoint_digest(model: Model) -> str | None:
     Raises:
         KdstepsError: A file cannot be read.
     """
-    return _digest(_files(model))
+    return _digest(files_of_model(model))
 
 
 def _digest(paths: Sequence[Path]) -> str | None:
@@ -140,16 +142,17 @@ def _digest(paths: Sequence[Path]) -> str | None:
     return combined(found) if all(found) else ""
 
 
-def _files(model: Model) -> list[Path]:
+def files_of_model(model: Model) -> list[Path]:
     """The weights that a network's entry names, and files that options of the user's code name."""
     name = str(model.options.get("name"))
     given = model.options.get("checkpoint") or re.sub("^local[-_]dir:", "", name)
-    weights = [Path(str(given)).expanduser()] if given != name else []
+    weights = [expanded(str(given))] if given != name else []
     return list(dict.fromkeys([*weights, *_named_files("models", model.family, [model.options])]))
 
 
-def _files_of_method(method: Method) -> list[Path]:
-    return _named_files("methods", method.method, [method.options, *method.trials])
+def files_of_method(reference: str, options: Any) -> list[Path]:
+    """The files that options of a method name."""
+    return _named_files("methods", reference, options)
 
 
 def _named_files(kind: Kind, reference: str, options: Any) -> list[Path]:
@@ -160,9 +163,9 @@ def _named_files(kind: Kind, reference: str, options: Any) -> list[Path]:
     if reference in shipped(kind):
         return []
     return [
-        Path(text)
-        for text in dict.fromkeys(texts_in(options))
-        if os.path.isfile(text) or os.path.isfile(f"{text}.dvc")
+        path
+        for path in map(expanded, dict.fromkeys(texts_in(options)))
+        if os.path.isfile(path) or os.path.isfile(f"{path}.dvc")
     ]
 
 

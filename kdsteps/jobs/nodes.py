@@ -39,7 +39,12 @@ class JobNode:
     @property
     def read(self) -> set[str]:
         """Every file that it reads."""
-        return {path for given in self.inputs.values() for path in flat(given)}
+        return set(self.declared)
+
+    @property
+    def declared(self) -> list[str]:
+        """Every file that it reads, as often as it is named, as Snakemake records them."""
+        return [path for given in self.inputs.values() for path in flat(given)]
 
     @property
     def watched(self) -> set[str]:

@@ -56,7 +56,7 @@ def restore_records(study: Study) -> list[str]:
         found |= dict.fromkeys(outputs.values(), known)
         changed = changed_inputs(node, known, found)
         same = known.inputs.keys() == node.watched
-        read = node.read if same and not changed else known.inputs.keys() - changed
+        read = node.declared if same and not changed else known.inputs.keys() - changed
         params, times = [known.settings, known.code], (known.started, known.ended)
         write_records(there, node.rule, params, sorted(read), known.inputs, times)
     return said

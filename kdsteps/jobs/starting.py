@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
@@ -47,6 +48,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
         os.environ[GIVEN] = as_text(graph.own_inputs(study))
         _check(study)
         return study
+    _check_results()
     remove_stale_drafts(Path("results"), below=True)
     check_records()
     study = load_study(path)
@@ -57,6 +59,19 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
     for finding in to_pull:
         atexit.register(_say, finding)
     return study
+
+
+def _check_results() -> None:
+    """Refuse something else than a folder where the results are to be."""
+    if os.path.isdir("results"):
+        return
+    if os.path.islink("results"):
+        raise KdstepsError(
+            f"results: is a link to {os.readlink('results')!r}, where there is no folder; make it "
+            "available, or remove the link"
+        )
+    if os.path.lexists("results"):
+        raise KdstepsError("results: is a file; move it away, since results are put into a folder")
 
 
 def _check(study: Study, *, with_files: bool = True) -> None:

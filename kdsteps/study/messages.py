@@ -82,7 +82,7 @@ def _said(problems: Sequence[ErrorDetails], content: Any, path: tuple[str, ...],
     if _is_about_a_name(first):
         return (
             f"has an entry {shown(first['input'])}; names become parts of paths and should be up "
-            f"to {MAX_NAME} letters, digits, - and _"
+            f"to {MAX_NAME} letters, digits, - and _, with a letter or digit first"
         )
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         right = keys(path[:-1]).get(path[-1])

@@ -21,6 +21,7 @@ from kdsteps.data.split_lists import splits_by_list
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.files.walk import Walk, is_debris
 
 log = logging.getLogger("kdsteps")
@@ -103,7 +104,7 @@ def load(
 
 
 def _root(text: str) -> Path:
-    root = Path(text).expanduser()
+    root = expanded(text)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise KdstepsError(
@@ -140,7 +141,7 @@ def _are_lists(root: Path, names: Sequence[str]) -> bool:
 
 
 def _within(root: Path, name: str) -> Path:
-    return root / Path(name).expanduser()
+    return root / expanded(name)
 
 
 def _split_folders(root: Path, given: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:

@@ -22,6 +22,7 @@ from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.files.home import expanded
 
 log = logging.getLogger("kdsteps")
 
@@ -67,7 +68,7 @@ def load(
         KdstepsError: The list cannot be read, lacks a column or a value, or names a split that
             does not exist; or two splits have one name.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     columns = {"image": image} | ({"label": label} if labeled else {})
     columns |= {} if split is None else {"split": split}
     table = _read(file, columns)
@@ -88,7 +89,7 @@ def load(
     names = [paths[row] for row in rows]
 
     def contents() -> Iterator[Content]:
-        return (file.parent / Path(name).expanduser() for name in names)
+        return (file.parent / expanded(name) for name in names)
 
     return encoded_source(
         contents,

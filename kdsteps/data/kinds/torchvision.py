@@ -18,6 +18,7 @@ from kdsteps.data.idx import find_idx, read_idx
 from kdsteps.data.source import Source
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.files.home import expanded
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = (
@@ -81,7 +82,7 @@ def load(
     if name not in known:
         hint = nearest(name, sorted(known))
         raise KdstepsError(f"datasets: name: kdsteps does not read {name!r} from torchvision{hint}")
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     found = _from_idx(folder, name, download) if name in _IDX else _opened(folder, name, download)
     labels = np.concatenate([one.labels for one in found.values()])
     split = np.repeat(

@@ -8,7 +8,7 @@ each round replaces the links inside the cycle by the digests of the round befor
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -27,6 +27,7 @@ from kdsteps.jobs.identity.sources import (
     Module,
     Source,
     Sources,
+    for_types_or_scripts,
 )
 
 SETTINGS = (
@@ -165,7 +166,7 @@ class Code:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
         }
         found = []
-        for node in source.body:
+        for node in _statements(source.body):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 called = [
                     each.func if isinstance(each, ast.Call) else each
@@ -175,9 +176,14 @@ class Code:
                     isinstance(node, ast.ClassDef) and self._announced(node, writer)
                 ):
                     found.append(Definition(source, node.name))
-            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                names = {each.id for each in node.targets if isinstance(each, ast.Name)}
-                if not names & read and _may_act(writer.chain(node.value.func)[0], _VALUES):
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                bound = [each for target in targets for each in ast.walk(target)]
+                names = {each.id for each in bound if isinstance(each, ast.Name)}
+                calls = [each for each in ast.walk(node.value) if isinstance(each, ast.Call)]
+                if not names & read and any(
+                    _may_act(writer.chain(each.func)[0], _VALUES) for each in calls
+                ):
                     found += [Definition(source, name) for name in sorted(names)]
         return found
 
@@ -304,7 +310,7 @@ class Code:
             for inner in sorted(source.names):
                 if isinstance(self._sources.lookup(source, inner), Definition) and "." not in inner:
                     pieces += [inner, Definition(source, inner)]
-            for star in source.stars:
+            for _, star in source.stars:
                 if isinstance(module := self._sources.module(star, source), Source):
                     pieces.append(Definition(module, EVERYTHING))
             return pieces, set()
@@ -318,6 +324,19 @@ class Code:
             else:
                 writer.statements([binding])
         return writer.pieces, writer.modules
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported, those inside of others included."""
+    for statement in body:
+        if for_types_or_scripts(statement):
+            continue
+        yield statement
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _statements(getattr(statement, part, []))
+            for handler in getattr(statement, "handlers", []):
+                yield from _statements(handler.body)
 
 
 def _may_act(target: object, pure: tuple[str, ...]) -> bool:

@@ -189,9 +189,18 @@ class Writer(References):
             words = self._scopes[-1].words if self._scopes else ()
             return isinstance(target, ast.Name) and target.id in words and is_words(node.value)
         if isinstance(node, ast.If):
-            name = self.chain(node.test)[0]
-            return isinstance(name, External) and name.name == "typing.TYPE_CHECKING"
+            return self._for_types(node) and not node.orelse
         return isinstance(node, ast.Pass | ast.Global | ast.Nonlocal)
+
+    def _for_types(self, node: ast.If) -> bool:
+        name = self.chain(node.test)[0]
+        return isinstance(name, External) and name.name == "typing.TYPE_CHECKING"
+
+    def _if(self, node: ast.If) -> None:
+        if self._for_types(node):
+            self.statements(node.orelse)
+        else:
+            self._plain(node)
 
     def _logs(self, node: ast.Call) -> bool:
         """Whether a call writes a log line, a warning, or to stderr."""
@@ -267,8 +276,9 @@ class Writer(References):
         if target == External("typing.cast") and len(node.args) == 2:
             self.write(node.args[1])
             return
-        if target in _IMPORTING and node.args and isinstance(node.args[0], ast.Constant):
-            self._target(self._imported(Imported(str(node.args[0].value), None)))
+        given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+        if target in _IMPORTING and given and isinstance(given[0], ast.Constant):
+            self._target(self._imported(Imported(str(given[0].value), None)))
         self._plain(node)
 
     def _constant(self, node: ast.Constant) -> None:
@@ -315,6 +325,7 @@ _HANDLERS: dict[type, Callable[[Writer, Any], None]] = {
     ast.Import: Writer._import,
     ast.ImportFrom: Writer._import,
     ast.AnnAssign: Writer._annotated,
+    ast.If: Writer._if,
     ast.Raise: Writer._raise,
     ast.Assert: Writer._assert,
     ast.ExceptHandler: Writer._handler,

@@ -70,7 +70,8 @@ class Source:
         own: Whether it belongs to the package.
         body: Its statements.
         names: What binds each name of the module: imports, and statements of `body`.
-        stars: Modules imported by `from ... import *`.
+        stars: Modules imported by `from ... import *`, with the number of each statement.
+        last: The number of the last statement that binds each name.
         effects: Statements that do more than define names.
     """
 
@@ -79,23 +80,28 @@ class Source:
     own: bool
     body: list[ast.stmt]
     names: dict[str, list[Imported | ast.stmt]] = field(default_factory=dict)
-    stars: list[str] = field(default_factory=list)
+    stars: list[tuple[int, str]] = field(default_factory=list)
+    last: dict[str, int] = field(default_factory=dict)
     effects: list[ast.stmt] = field(default_factory=list)
     resolved: dict[str, Target | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for statement in self.body:
+        for number, statement in enumerate(self.body):
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 for name, imported in self.imported(statement):
                     if name == "*":
-                        self.stars.append(imported.module)
+                        self.stars.append((number, imported.module))
                     else:
-                        self.names.setdefault(name, []).append(imported)
-            elif not _for_types_or_scripts(statement):
+                        self._bind(name, imported, number)
+            elif not for_types_or_scripts(statement):
                 for name in _bound(statement):
-                    self.names.setdefault(name, []).append(statement)
+                    self._bind(name, statement, number)
                 if _acts(statement):
                     self.effects.append(statement)
+
+    def _bind(self, name: str, binding: Imported | ast.stmt, number: int) -> None:
+        self.names.setdefault(name, []).append(binding)
+        self.last[name] = number
 
     def imported(self, statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Imported]]:
         """The names that an import statement binds, with what each refers to."""
@@ -180,13 +186,15 @@ class Sources:
         )
 
     def _lookup(self, source: Source, name: str) -> Target | None:
+        for number, star in reversed(source.stars):
+            if number < source.last.get(name, -1):
+                break
+            if isinstance(found := self.module(star, source), Source):
+                target = self.lookup(found, name)
+                if target is not None:
+                    return target
         bindings = source.names.get(name)
         if bindings is None:
-            for star in source.stars:
-                if isinstance(found := self.module(star, source), Source):
-                    target = self.lookup(found, name)
-                    if target is not None:
-                        return target
             return None
         (first, *others) = bindings
         if isinstance(first, Imported) and not others:
@@ -261,7 +269,7 @@ def _module_file(base: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _for_types_or_scripts(statement: ast.stmt) -> bool:
+def for_types_or_scripts(statement: ast.stmt) -> bool:
     """`if TYPE_CHECKING:` and `if __name__ == "__main__":`, which do nothing in a job."""
     if not isinstance(statement, ast.If) or statement.orelse:
         return False

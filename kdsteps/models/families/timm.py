@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from pydantic import NonNegativeInt
 from torch import nn
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.home import expanded
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.cut.tracing import Rules
@@ -176,7 +176,7 @@ def _create(name: str, image_size: ImageSize | None, **options: Any) -> nn.Modul
 def _check_name(name: str) -> None:
     """Raises: KdstepsError: timm has no such network, or there is no such folder."""
     if name.startswith(_FOLDER):
-        folder = Path(name.partition(":")[2]).expanduser()
+        folder = expanded(name.partition(":")[2])
         if not (folder / "config.json").is_file():
             raise KdstepsError(f"models: {name}: there is no {folder / 'config.json'}")
     elif not name.startswith(_HUB) and (problem := _name_problem(name)):
