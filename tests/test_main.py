@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,19 @@ def test_a_name_that_comes_again_gives_a_list_for_the_report(monkeypatch):
     given = ["--inputs", "layer_scores=a", "layer_scores=b", "plans=a", "--outputs", "page=c"]
     assert main(["report", "--settings", text, *given]) == 0
     assert jobs[0].lists == {"layer_scores": [Path("a"), Path("b")], "plans": [Path("a")]}
+
+
+def test_no_result_is_older_than_what_it_was_made_from(monkeypatch):
+    """Snakemake would delete it, if the clock of another machine was ahead."""
+    monkeypatch.setattr("kdsteps.stages.report.run", empty)
+    ahead = time.time() + 3600
+    for name in ("a", "b"):
+        Path(name).touch()
+    os.utime("b", (ahead, ahead))
+    text = graph.settings_text(parse_study(STUDY), "report", {})
+    given = ["--inputs", "layer_scores=a", "layer_scores=b", "--outputs", "page=c"]
+    assert main(["report", "--settings", text, *given]) == 0
+    assert Path("c").stat().st_mtime_ns == Path("b").stat().st_mtime_ns
 
 
 def test_no_job_gets_more_threads_than_there_are_cores(jobs):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -89,9 +90,21 @@ def run_call(
             *(started, time.time(), digests, call.root),
         )
         made.write(call.outputs)
+        _date_after(written.values(), [path for paths in call.read.values() for path in paths])
         forget_aside(final.values())
         for name in optional.keys() & call.outputs.keys():  # declared, since they are in storage
             call.outputs[name].touch()
+
+
+def _date_after(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Let no output have an earlier time than an input, whatever the clocks of machines say.
+
+    Snakemake takes such outputs for corrupted, and deletes them.
+    """
+    newest = max((path.stat().st_mtime_ns for path in inputs), default=0)
+    for path in outputs:
+        if path.stat().st_mtime_ns < newest:
+            os.utime(path, ns=(newest, newest))
 
 
 def _check_inputs(call: Call) -> None:
