@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     assert "not tried, since what they need failed: other with feature_only" in notes
     assert {"model big", "model small", "memory", "disk", "device", "data digits"} <= said.keys()
     assert said["data digits"].startswith("1,797 images of 10 classes, 1 x 8 x 8; a sample of 300")
+
+
+@pytest.mark.parametrize(
+    ("failed", "blocked"),
+    [
+        (("network", "digits", "big"), True),
+        (("score", "digits", "big", "0"), True),
+        (("network", "digits", "other"), False),
+        (("network", "photos", "big"), False),
+        (("evaluate", "digits", "big"), False),
+    ],
+)
+def test_a_trial_without_what_it_needs_is_blocked_only_if_that_failed(failed, blocked):
+    found = SimpleNamespace(failed={failed: "broken"}, blocked=[], skipped=[])
+    key = ("distil", "pair", "kd")
+    Rehearsal.leave_out(found, key, ("network", "score"), "digits", ["big", "small"])  # type: ignore[arg-type]
+    assert (found.blocked, found.skipped) == (([key], []) if blocked else ([], [key]))
 
 
 def test_the_forecast_counts_every_job(checked):

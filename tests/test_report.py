@@ -21,6 +21,7 @@ from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
+from kdsteps.report.charts import accuracy
 from kdsteps.report.formats import count, duration, number, p_value, percent, points, signed
 from kdsteps.report.page import render
 from kdsteps.report.published import TABLE, published_rows
@@ -282,6 +283,17 @@ def test_the_plots_tables_are_means_over_seeds(finished):
     assert len(curves) == 4 * 15
     quality = pd.read_csv(finished.outputs["quality_table"])
     assert quality["chosen"].sum() == 3
+
+
+@pytest.mark.parametrize("accuracies", [(0.2, 0.9, 0.9), (0.99, 0.99, 1.0), (0.0, 0.0, 0.4)])
+def test_the_axis_of_the_accuracies_has_room_for_a_deviation_on_both_sides(accuracies):
+    table = table_of({"labels": dict(enumerate(accuracies)), "kd": {0: 0.5, 1: 0.5, 2: 0.51}})
+    spec = accuracy.strip(table, 500).to_dict()
+    low, high = spec["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    shown = [row for rows in spec["datasets"].values() for row in rows if "low" in row]
+    assert len(shown) == 2
+    assert all(low < row["low"] or row["low"] == 0 for row in shown)
+    assert all(row["high"] < high or row["high"] == 100 for row in shown)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_bibtex_has_the_papers_of_the_methods_in_the_study_and_no_others():
 def test_the_commands_start_from_the_commit_without_its_mark():
     assert commands(["abc123+", "def"], "0.1.0")[:2] == [
         "git checkout abc123",
-        "pip install 'kdsteps[workflow]==0.1.0'",
+        "# with kdsteps 0.1.0 and its extra `workflow` installed",
     ]
     assert commands([], None) == ["snakemake --cores 4 --resources gpu=1  # or: dvc repro"]
 

@@ -89,6 +89,8 @@ def look_at(path: str) -> Overview:
     labeled = not _is_bare(place)
     source: Source = _LOADERS[kind](**options, store=_STORED, channels=3, labeled=labeled)
     labels, split = source.labels, source.split
+    if not len(labels):
+        raise KdstepsError(f"--images: {path}: lists no images; add one line for each image")
     counts = {str(name): int(np.sum(split == name)) for name in ("", *SPELLINGS) if name in split}
     train = labels[np.isin(split, ["", "train"])]
     numbers = np.bincount(train, minlength=len(source.class_names)).tolist()
@@ -125,8 +127,19 @@ def _kind(path: str, place: Path) -> tuple[str, dict[str, Any]]:
         if place.suffix.lower() == ".parquet":
             return _parquet(path, place, {"train": path})
         if place.suffix.lower() in _LISTS:
-            with place.open(encoding="utf-8-sig", newline="") as lines:
-                first = lines.readline()
+            try:
+                with place.open(encoding="utf-8-sig", newline="") as lines:
+                    first = lines.readline()
+                    lines.read()
+            except UnicodeDecodeError as error:
+                raise KdstepsError(
+                    f"--images: {path}: is not UTF-8; save it as UTF-8 (in Excel, `CSV UTF-8`)"
+                ) from error
+            if not first.strip():
+                raise KdstepsError(
+                    f"--images: {path}: is empty; its first line should name the columns, such as "
+                    "`path,label`"
+                )
             header = next(csv.reader([first], delimiter=max("\t,;", key=first.count)), [])
             return _table(path, header)
         raise KdstepsError(

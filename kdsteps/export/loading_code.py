@@ -25,7 +25,7 @@ def _kdsteps(record: Record) -> str:
     return "\n\n".join(
         [
             f"**With kdsteps**, in this folder{int8}; images are decoded exactly as in the study "
-            "(`pip install --no-deps kdsteps && pip install onnxruntime numpy pillow` is enough):",
+            "(kdsteps without its dependencies is enough, with onnxruntime, numpy and pillow):",
             code_block("kdsteps predict . image.jpg", "sh"),
             code_block(
                 'import kdsteps\n\nstudent = kdsteps.load(".")\n'

@@ -225,8 +225,8 @@ def _listed(table: Path, column: str) -> dict[str, str]:
                 names = [row[column] for row in rows]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         reason = f"no column {column!r}" if isinstance(error, KeyError) else str(error)
+        remedy = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "write it again"
         raise KdstepsError(
-            f"{table}: cannot be read as a list of images ({' '.join(reason.split())}); write it "
-            "again"
+            f"{table}: cannot be read as a list of images ({' '.join(reason.split())}); {remedy}"
         ) from error
     return {name: str(table.parent / expanded(name)) for name in names if name}

@@ -238,12 +238,12 @@ class _Check:
         slow = [key for key in runs if not rehearsal.trials[key].epochs]
         if slow:
             self.say("note", "time", f"too slow to be timed: {', '.join(map(_label, slow))}")
+        if rehearsal.blocked:
+            why = "since what they need failed"
+            self.say("note", "time", f"not tried, {why}: {_first(rehearsal.blocked)}")
         if rehearsal.skipped:
-            names = list(dict.fromkeys(map(_label, rehearsal.skipped)))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            why = "since what they need failed" if rehearsal.failed else "for lack of time"
-            how = "" if rehearsal.failed else "; raise --seconds"
-            self.say("note", "time", f"not tried, {why}: {', '.join(names[:3])}{more}{how}")
+            left = _first(rehearsal.skipped)
+            self.say("note", "time", f"not tried, for lack of time: {left}; raise --seconds")
 
     def _space(self, costs: Costs, left: Remaining) -> None:
         """Compare what is needed of memory and disk space with what is free."""
@@ -295,6 +295,12 @@ class _Check:
             listed = ", ".join(f"{stage} {duration(value)}" for stage, value in stages.items())
             self.say("note", "time", f"for all jobs of a stage, one after the other: {listed}")
         return found
+
+
+def _first(keys: Iterable[tuple[str, ...]]) -> str:
+    """The first few of some trials, and how many more there are."""
+    names = list(dict.fromkeys(map(_label, keys)))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _label(key: tuple[str, ...]) -> str:

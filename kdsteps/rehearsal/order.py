@@ -77,14 +77,15 @@ def _distil(found: Rehearsal, runs: list[graph.JobNode]) -> None:
         if (pair, method) in tried or entry.dataset not in found.images:
             continue
         tried.add((pair, method))
-        if not all(found.model(entry.dataset, model).exists() for model in models):
-            found.skipped.append(("distil", pair, method))
+        key, dataset = ("distil", pair, method), entry.dataset
+        if not all(found.model(dataset, model).exists() for model in models):
+            found.leave_out(key, ("network",), dataset, models)
             continue
         if "plan" in node.inputs:
             planning = graph.node(study, "build", {"pair": pair, "method": method})
             scores = planning.inputs.get("scores")
             if scores is not None and not (found.scratch / scores).exists():
-                found.skipped.append(("distil", pair, method))
+                found.leave_out(key, ("cache", "score"), dataset, models)
                 continue
             if not found.build(planning):
                 continue

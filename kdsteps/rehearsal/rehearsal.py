@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -67,7 +67,8 @@ class Rehearsal:
             "student", by data set and model.
         scales: Of those that train.
         forward: Seconds per image, by `forward_seconds`' arguments.
-        skipped: Jobs for which there was no time, or which need one that failed.
+        skipped: Jobs for which there was no time.
+        blocked: Jobs that need one that failed.
         failed: What is wrong with the others.
     """
 
@@ -81,6 +82,7 @@ class Rehearsal:
     scales: dict[tuple[str, ...], Scale] = field(default_factory=dict)
     forward: dict[tuple[Any, ...], float] = field(default_factory=dict)
     skipped: list[tuple[str, ...]] = field(default_factory=list)
+    blocked: list[tuple[str, ...]] = field(default_factory=list)
     failed: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     # What a trial gets
@@ -173,6 +175,16 @@ class Rehearsal:
             self.say("problem", what, self.failed[key])
             return False
         return True
+
+    def leave_out(
+        self, key: tuple[str, ...], needed: tuple[str, ...], dataset: str, models: Collection[str]
+    ) -> None:
+        """Do not try a job that needs trials of some networks, of which one did not work."""
+        failed = any(
+            trial in needed and place == dataset and name in models
+            for trial, place, name, *_ in self.failed
+        )
+        (self.blocked if failed else self.skipped).append(key)
 
     def train(self, dataset: str, name: str, node: graph.JobNode, recipe: Training) -> bool:
         """Train a network of the study, if there are labels; its checkpoint is then in `model`."""

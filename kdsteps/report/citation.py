@@ -137,5 +137,5 @@ def commands(found: Sequence[str], version: str | None) -> list[str]:
         version: Of kdsteps.
     """
     start = [f"git checkout {found[0].removesuffix('+')}"] if found else []
-    install = [f"pip install 'kdsteps[workflow]=={version}'"] if version else []
-    return [*start, *install, "snakemake --cores 4 --resources gpu=1  # or: dvc repro"]
+    needed = [f"# with kdsteps {version} and its extra `workflow` installed"] if version else []
+    return [*start, *needed, "snakemake --cores 4 --resources gpu=1  # or: dvc repro"]

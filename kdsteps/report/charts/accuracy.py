@@ -148,8 +148,8 @@ def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
     return {
         "method": row.method,
         "mean": 100 * found.mean,
-        "low": 100 * (found.mean - spread),
-        "high": 100 * (found.mean + spread),
+        "low": 100 * max(0.0, found.mean - spread),
+        "high": 100 * min(1.0, found.mean + spread),
         "role": _role(row, table),
         "text": percent(found.mean, decimals(table.num_images)),
         "label": f"{row.method}: mean {with_sign(found.mean, decimals(table.num_images))}",
@@ -157,7 +157,11 @@ def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
 
 
 def _domain(table: PairTable) -> alt.Scale:
+    """From the lowest to the highest run, mean less or plus a standard deviation, and teacher."""
     values = [100 * value for row in table.rows for value in row.values.values()]
+    for row in table.rows:
+        mean, spread = row.accuracy.mean, row.accuracy.spread or 0.0
+        values += [100 * max(0.0, mean - spread), 100 * min(1.0, mean + spread)]
     if table.teacher_accuracy is not None:
         values.append(100 * table.teacher_accuracy)
     room = max(0.4, 0.06 * (max(values) - min(values)))
