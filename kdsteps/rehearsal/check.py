@@ -210,8 +210,9 @@ class _Check:
         if images.sample.broken:
             said = f"{len(images.sample.broken)} of a sample of {sample} cannot be read, such as "
             skip = study.params.prepare.broken == "skip"
-            self.say("note" if skip else "problem", what, said + images.sample.broken[0])
-            read = "the others can be read"
+            remedy = "" if skip else "; remove such images, or set prepare.broken to `skip`"
+            self.say("note" if skip else "problem", what, said + images.sample.broken[0] + remedy)
+            read = f"the other {len(images.sample.labels)} of the sample can be read"
         kind = f"of {len(images.class_names)} classes" if images.labeled else "without labels"
         self.say(
             "ok",
