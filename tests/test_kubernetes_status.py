@@ -1,4 +1,4 @@
-"""What a run on Kubernetes says of its pods, with stand-ins for the plugin and the client."""
+"""What a run on Kubernetes reports about its pods; the plugin and the client are stand-ins."""
 
 from __future__ import annotations
 

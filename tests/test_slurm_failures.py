@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsteps.jobs.slurm_failures import failures
+from kdsteps.jobs.slurm_failures import failures, name_of
 
 KILLED = "slurmstepd-vm: error: *** STEP 4.0 ON vm CANCELLED AT 2026-11-26T03:49:19"
 OUTPUTS = {
@@ -103,3 +103,9 @@ def test_a_job_whose_retry_finished_is_not_named(tmp_path: Path):
 def test_of_a_run_without_slurm_nothing_is_said(tmp_path: Path):
     local = RULE.replace(", {outputs}/rule_train/digits_big/4.log", "")
     assert said(tmp_path, local) == []
+
+
+@pytest.mark.parametrize("folder", ["logs", "s3://bucket/study/logs"])
+def test_a_job_is_named_in_full_whatever_its_names_are(folder: str):
+    assert name_of(f"{folder}/distil/my-logs/kd/0.txt") == "distil my-logs kd 0"
+    assert name_of(f"{folder}/distil/logs/kd/0.txt") == "distil logs kd 0"

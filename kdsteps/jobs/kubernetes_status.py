@@ -1,4 +1,4 @@
-"""What a run says of its jobs on Kubernetes: why one cannot start yet, and why one failed.
+"""What a run reports about its jobs on Kubernetes: why one cannot start yet, or why it failed.
 
 Version 0.5.1 of Snakemake's plugin ends the whole run when a job fails, since it asks for the log
 of an earlier container, which the pod of a job never has, and when the pods cannot be listed once.

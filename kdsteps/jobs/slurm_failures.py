@@ -40,7 +40,7 @@ def failures(logs: Iterable[str | Path]) -> list[str]:
 
 def name_of(log: str) -> str:
     """The rule and the names of a job, by its log: `distil resnet56-resnet20 kd 0`."""
-    return log.rpartition("logs/")[2].removesuffix(".txt").replace("/", " ")
+    return f"/{log}".partition("/logs/")[2].removesuffix(".txt").replace("/", " ")
 
 
 def _failed(lines: Iterable[str]) -> dict[str, list[str]]:

@@ -143,25 +143,29 @@ def _role(row: MethodRow, table: PairTable) -> str:
 
 
 def _mean(row: MethodRow, table: PairTable) -> dict[str, object]:
-    found = row.accuracy
-    spread = found.spread or 0.0
+    found, (low, high) = row.accuracy, _band(row)
     return {
         "method": row.method,
         "mean": 100 * found.mean,
-        "low": 100 * max(0.0, found.mean - spread),
-        "high": 100 * min(1.0, found.mean + spread),
+        "low": low,
+        "high": high,
         "role": _role(row, table),
         "text": percent(found.mean, decimals(table.num_images)),
         "label": f"{row.method}: mean {with_sign(found.mean, decimals(table.num_images))}",
     }
 
 
+def _band(row: MethodRow) -> tuple[float, float]:
+    """A standard deviation to either side of the mean, in percent, as far as accuracies go."""
+    mean, spread = row.accuracy.mean, row.accuracy.spread or 0.0
+    return 100 * max(0.0, mean - spread), 100 * min(1.0, mean + spread)
+
+
 def _domain(table: PairTable) -> alt.Scale:
     """From the lowest to the highest run, mean less or plus a standard deviation, and teacher."""
     values = [100 * value for row in table.rows for value in row.values.values()]
     for row in table.rows:
-        mean, spread = row.accuracy.mean, row.accuracy.spread or 0.0
-        values += [100 * max(0.0, mean - spread), 100 * min(1.0, mean + spread)]
+        values += _band(row)
     if table.teacher_accuracy is not None:
         values.append(100 * table.teacher_accuracy)
     room = max(0.4, 0.06 * (max(values) - min(values)))
