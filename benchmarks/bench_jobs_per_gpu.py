@@ -31,15 +31,17 @@ MEASURED = {
     "reviewkd": 4.42,
     "simkd": 1.64,
     "teacher": 2.31,
-    "live": 1.47,
 }
-"""Seconds of an epoch alone on the card: methods on an H200, the teacher's training and kd with the
-teacher on the fly on an H100 (docs/performance.md)."""
+"""Seconds of an epoch alone on the card: methods on an H200, the teacher's training on an H100
+(docs/performance.md)."""
+PREDICTED = {"feature_only": 3.26 * MEASURED["kd"]}
+"""Seconds of methods that were not timed, from their memory traffic next to that of kd
+(bench_traffic.py), which predicts the measured ones within 5 %."""
 CACHING = 100.0
 """Seconds to cache the logits of 162 views of each image, on an H100."""
-SUBSTITUTES = {**dict.fromkeys(("labels", "dkd", "lskd"), "kd"), "feature_only": "live"}
-"""Methods that were not timed alone, and the time that they count with: that of `kd` where a step
-needs cached logits or none, else that of `kd` with the teacher on the fly."""
+SUBSTITUTES = dict.fromkeys(("labels", "dkd", "lskd"), "kd")
+"""Methods that were not timed alone and do as much as `kd`: their steps need cached logits or
+none."""
 TOGETHER = {
     "by time": {1: 1.0, 4: 19.6 / 20.2, 8: 19.6 / 20.2},
     "MPS": {1: 17.8 / 20.2, 4: 28.9 / 20.2, 8: 30.3 / 20.2},
@@ -115,7 +117,8 @@ def _seconds(study: Study, node: graph.JobNode) -> float:
         return CACHING
     if node.rule == "distil":
         pair, method = node.names["pair"], node.names["method"]
-        return study.distil(pair, method).epochs * MEASURED[SUBSTITUTES.get(method, method)]
+        seconds = (MEASURED | PREDICTED)[SUBSTITUTES.get(method, method)]
+        return study.distil(pair, method).epochs * seconds
     return 0.0
 
 
