@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdsteps.cli import check, init, job_cache, status, upgrade
+from kdsteps.cli import check, init, job_cache, options, status, upgrade
 from kdsteps.cli.layers import show_layers
 from kdsteps.cli.resolve import FOLDER, resolve
 from kdsteps.cli.schema import show_schema
@@ -15,7 +15,7 @@ from kdsteps.jobs import graph
 
 COMMANDS = (
     *("init", "check", "status", *graph.STAGES, "stale", "accept", "lock", "jobcache"),
-    *("layers", "verify", "resolve", "schema", "predict"),
+    *("layers", "options", "verify", "resolve", "schema", "predict"),
 )
 
 
@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
         "--classes", type=count, default=10, metavar="K", help="number of classes (%(default)s)"
     )
     layers.set_defaults(run=show_layers)
+    options.add_command(commands)
     verify = commands.add_parser(
         "verify",
         help="check that the results of stages match params.yaml (run by `dvc repro`)",

@@ -1,9 +1,9 @@
-"""What `kdsteps STAGE --help` says about the stage's sections of params.yaml."""
+"""What the help of a stage, and `kdsteps options`, say about keys of params.yaml."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import Any, get_args
 
@@ -12,7 +12,13 @@ from pydantic import BaseModel
 from kdsteps.jobs.live import RULES as LOGGED
 from kdsteps.study.entries import Pair, Params
 
-_TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text", "array": "list"}
+_TYPES = {
+    "integer": "whole number",
+    "boolean": "true or false",
+    "string": "text",
+    "array": "list",
+    "object": "keys with values",
+}
 _OF_PAIRS = ("build", "tune", "distil")  # stages with jobs for each pair and method
 _BOUNDS = {
     "minimum": "at least",
@@ -47,21 +53,34 @@ def _keys(place: str, section: type[BaseModel], first: Sequence[str] = ()) -> st
     """One paragraph per key, those of `first` before the others."""
     schemas = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
     keys = {key: schemas[key] for key in (*first, *schemas)}
-    lines = [f"keys of {place} in params.yaml, with their defaults:"]
-    for key, schema in keys.items():
+    return "\n".join(
+        [f"keys of {place} in params.yaml, with their defaults:", *key_lines(keys)],
+    )
+
+
+def key_lines(schemas: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for each key with its default, its type and its description.
+
+    Args:
+        schemas: The JSON schema of each key's value.
+    """
+    for key, schema in schemas.items():
         default = json.dumps(schema["default"]) if "default" in schema else "no default"
-        lines.append(f"  {key}: {default}  ({_type(schema)})")
-        text = " ".join(schema["description"].split())
-        lines.append(fill(text, 90, initial_indent=" " * 6, subsequent_indent=" " * 6))
-    return "\n".join(lines)
+        yield f"  {key}: {default}  ({_type(schema)})"
+        if text := " ".join(schema.get("description", "").split()):
+            yield fill(text, 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
 def _type(schema: Mapping[str, Any]) -> str:
     if choices := schema.get("anyOf"):
-        return ", or ".join(_type(one) for one in choices if one != {"type": "null"})
+        kinds = [_type(one) for one in choices if one != {"type": "null"}]
+        return ", or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
-        return " | ".join(schema["enum"])
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
     if "$ref" in schema:  # a section of its own
         return f"keys of the section `{schema['$ref'].rpartition('/')[2].lower()}`"
     limits = [f"{words} {schema[name]}" for name, words in _BOUNDS.items() if name in schema]
-    return ", ".join([_TYPES.get(schema["type"], schema["type"]), *limits])
+    kind = schema.get("type", "any value")
+    return ", ".join([_TYPES.get(kind, kind), *limits])

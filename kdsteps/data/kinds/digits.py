@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1,797 gray images of 8 x 8 pixels."""
+"""The kind of data `digits`, which needs no files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdsteps.data.source import Source
 
 
 def load(*, size: Literal[8, 16, 32] = 8) -> Source:
-    """The digits.
+    """Scikit-learn's handwritten digits: 1,797 gray images of 8 x 8 pixels, 10 classes.
 
     Args:
         size: Height and width; each pixel is repeated until the image is that large.
