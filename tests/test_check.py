@@ -101,7 +101,8 @@ def checked(tmp_path_factory) -> tuple[dict[str, Any], list[str], list[str]]:
 def test_every_problem_is_listed_and_the_rest_is_tried(checked):
     found, _, _ = checked
     problems = {what: text for status, what, text in found["findings"] if status == "problem"}
-    wrong = "fails with IndexError: there is no such thing"
+    line = next(n for n, text in enumerate(OWN.splitlines(), 1) if "no such thing" in text)
+    wrong = f"fails with IndexError in mine.py, line {line}: there is no such thing"
     assert problems.keys() == {"model odd", "pair with wrong", "other with wrong"}
     assert problems["pair with wrong"] == problems["other with wrong"] == wrong
     assert "odd.pt" in problems["model odd"]

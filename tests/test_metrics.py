@@ -135,6 +135,15 @@ def test_a_number_that_is_not_finite_counts_as_undefined():
     assert entry.value(None, None, num_classes=2, options={}) is None
 
 
+@pytest.mark.parametrize(
+    ("found", "words"), [("0.5x", "type str"), (torch.ones(3), r"type Tensor of shape \(3,\)")]
+)
+def test_a_metric_that_returns_no_number_is_told_in_one_sentence(found, words):
+    entry = Metric("odd", lambda logits, labels: found)
+    with pytest.raises(KdstepsError, match=rf"odd returned a value of {words}; return one number"):
+        entry.value(None, None, num_classes=2, options={})
+
+
 BRIER = """
 from kdsteps.evaluation.metrics import metric
 import torch.nn.functional as F
@@ -151,6 +160,9 @@ def plain(logits, labels):
 accuracy = plain
 accuracy.__name__ = "accuracy"
 number = 3
+
+def few(logits):
+    return 1.0
 """
 
 
@@ -174,6 +186,7 @@ def test_a_metric_of_a_file_joins_the_registry(tmp_path, monkeypatch):
         ("brier", r"there is no metric 'brier'"),
         ("./mine.py:accuracy", r"already a metric 'accuracy'"),
         ("./mine.py:number", r"is a int; a metric is a function"),
+        ("./mine.py:few", r"few\(logits\) should take: logits, labels"),
     ],
 )
 def test_a_wrong_reference_to_a_metric_is_one_sentence(reference, words, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from _networks import network
 from _training import RECIPE, Stopped, fit_of, images, same_bytes, stopped_after, weights
 from torch import nn
 
+from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
 from kdsteps.models.memory_format import batch_format
 from kdsteps.training.loop import Fit
@@ -324,3 +325,39 @@ def test_images_are_all_seen_once_an_epoch_in_an_order_that_the_seed_decides():
 def test_one_cycle_leaves_the_momentum_of_the_recipe_alone(momentum):
     fit = trained("labels", optimizer="sgd", schedule="onecycle", momentum=momentum)
     assert fit.optimizer.param_groups[0]["momentum"] == momentum
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        (lambda first: sum(first.values()), "a value of type Tensor; return a dictionary"),
+        (lambda first: {}, "returned no loss; return at least one"),
+        (lambda first: {"labels": 1.0}, "a value of type float as 'labels'"),
+        (lambda first: first | {"total": torch.ones(())}, "named a loss 'total'"),
+        (lambda first: first | {3: torch.ones(())}, "named a loss 3"),
+        (lambda first: first | {"more": torch.ones(4)}, r"shape \(4,\) and type float32 as 'more'"),
+        (lambda first: first | {"more": torch.ones(1)}, r"shape \(1,\)"),
+        (lambda first: first | {"more": torch.tensor(1)}, "type int64"),
+        (lambda first: {"a": first["labels"].detach()}, "depend on no weight in training"),
+    ],
+)
+def test_losses_that_cannot_be_added_up_are_told_in_one_sentence(monkeypatch, terms, words):
+    fit = fit_of("labels")
+    first = fit.method.terms
+    monkeypatch.setattr(fit.method, "terms", lambda batch: terms(first(batch)))
+    with pytest.raises(KdstepsError, match=f"^methods: `terms` of Labels .*{words}"):
+        fit.run()
+
+
+def test_losses_that_change_their_names_between_steps_are_told(monkeypatch):
+    fit = fit_of("labels")
+    first, calls = fit.method.terms, iter(range(9))
+
+    def terms(batch):
+        found = first(batch)
+        return found | ({"late": torch.zeros(())} if next(calls) == 2 else {})
+
+    monkeypatch.setattr(fit.method, "terms", terms)
+    words = "returned the losses labels, late after labels; return the same names in every step"
+    with pytest.raises(KdstepsError, match=words):
+        fit.run()

@@ -28,6 +28,13 @@ Source = Literal["predictions", "teacher", "network", "speed"]
 Direction = Literal["higher", "lower"]
 
 
+_GIVEN: dict[Source, tuple[str, ...]] = {
+    "predictions": ("logits", "labels"),
+    "teacher": ("student's logits", "teacher's logits"),
+    "network": ("network", "image"),
+    "speed": ("timing",),
+}
+"""What a function takes, by its source."""
 _FIELDS = "kdsteps_metric"  # attribute of a decorated function
 _TAKEN = frozenset(
     {*RUNS, "divergence", "accuracy_per_class", "settings", "provenance", "threads", "predictions"}
@@ -81,10 +88,18 @@ class Metric:
         """
         if num_classes < self.min_classes:
             return None
-        found = self.function(*given, **{name: options[name] for name in self.options})
-        if found is None or not math.isfinite(found):
+        found: Any = self.function(*given, **{name: options[name] for name in self.options})
+        try:
+            number = None if found is None else float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            shape = f" of shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
+            raise KdstepsError(
+                f"evaluate.metrics: {self.name} returned a value of type {type(found).__name__}"
+                f"{shape}; return one number, or None where it is undefined"
+            ) from error
+        if number is None or not math.isfinite(number):
             return None
-        return int(found) if self.unit == "count" else float(found)
+        return int(number) if self.unit == "count" else number
 
 
 METRICS: tuple[Metric, ...] = (
@@ -242,7 +257,7 @@ def as_metric(function: Any, reference: str, others: Sequence[Metric] = METRICS)
     given = dict(getattr(function, _FIELDS, {}))
     given.setdefault("name", getattr(function, "__name__", reference.rpartition(":")[2]))
     given["name"] = str(given["name"])
-    if problem := _problem(given, others):
+    if problem := _problem(given, others) or _wrong_signature(function, given):
         raise KdstepsError(f"{reference}: {problem}")
     summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
     words = {"label": given["name"].replace("_", " "), "explanation": summary}
@@ -301,4 +316,16 @@ def _problem(given: Mapping[str, Any], others: Sequence[Metric]) -> str | None:
     for option in given.get("options", ()):
         if option not in keys:
             return f"options has {option!r}; it should be {' or '.join(keys)}"
+    return None
+
+
+def _wrong_signature(function: Function, given: Mapping[str, Any]) -> str | None:
+    """Why a function cannot be called with what its source gives, or None."""
+    source: Source = given.get("source", "predictions")
+    options = given.get("options", ())
+    try:
+        inspect.signature(function).bind(*_GIVEN[source], **dict.fromkeys(options))
+    except TypeError:
+        wanted = ", ".join([*_GIVEN[source], *options])
+        return f"{given['name']}{inspect.signature(function)} should take: {wanted}"
     return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, failure
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
@@ -197,7 +197,7 @@ class _Check:
                 self.say("problem", what, str(error))
                 continue
             except Exception as error:  # of the user's own kind of data
-                self.say("problem", what, f"fails with {type(error).__name__}: {error}")
+                self.say("problem", what, failure(error))
                 continue
             found[dataset], decoding[dataset] = images, images.sample.seconds
             self._look(study, what, images)

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, failure
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.progress import EPOCHS
@@ -154,8 +154,7 @@ def _explained(job: Job[Any]) -> Iterator[None]:
             explain = import_module("kdsteps.training.out_of_memory").out_of_memory
             if sentence := explain(error, job):
                 raise TrialError(sentence) from error
-        text = " ".join(str(error).split())[:300]
-        raise TrialError(f"fails with {type(error).__name__}: {text}") from error
+        raise TrialError(failure(error)) from error
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from kdsteps.training.processes import ALONE, Processes, Terms
 from kdsteps.training.random_states import random_states, restore_random_states
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
 from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
+from kdsteps.training.terms import check_terms
 
 log = logging.getLogger("kdsteps")
 epochs = logging.getLogger("kdsteps.epochs")  # for what follows a run while it trains
@@ -246,7 +247,7 @@ class Fit:
 
     def _backward(self, part: Batch, num_parts: int) -> Tensor:
         """Add the gradient of one of the parts of a batch; return its losses (terms,)."""
-        terms = self._terms(part, self.connected.terms)
+        terms = check_terms(self.method, self._terms(part, self.connected.terms), self.names)
         total = torch.stack(list(terms.values())).sum()
         self.scaler.scale(total if num_parts == 1 else total / num_parts).backward()
         self.names = list(terms)
