@@ -233,6 +233,36 @@ def test_an_image_in_train_and_test_is_reported_with_both_names(tmp_path):
     ]
 
 
+def test_copies_of_other_classes_are_named_before_other_copies(tmp_path, caplog):
+    folder = tmp_path / "set" / "train"
+    write_folder(folder, {"a": 6, "b": 6})
+    for original, copy in (("a/1.png", "a/copy.png"), ("a/3.png", "b/copy.png")):
+        (folder / copy).write_bytes((folder / original).read_bytes())
+    write_folder(tmp_path / "set" / "test", {"a": 2, "b": 2}, start=50)
+    with caplog.at_level("WARNING", "kdsteps"):
+        _, summary = prepared(
+            tmp_path / "out", "folder", {"path": str(tmp_path / "set")}, validation=0
+        )
+    (entry,) = summary["duplicates"]
+    assert (entry["images"], entry["of_other_class"]) == (2, 1)
+    assert entry["examples"][0] == ["train/a/3.png", "train/b/copy.png"]
+    said = "copies with another label: 1, such as train/a/3.png and train/b/copy.png"
+    assert said in caplog.messages
+
+
+@pytest.mark.parametrize(("bits", "told"), [(12, True), (16, False)])
+def test_nearly_black_images_of_16_bits_are_told(tmp_path, caplog, bits, told):
+    generator = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 2**bits, (8, 8)).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{number}.png")
+    with caplog.at_level("WARNING", "kdsteps"):
+        prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")})
+    assert any("nearly black" in message for message in caplog.messages) == told
+
+
 def test_broken_images_are_named_counted_and_refused(tmp_path, pets):
     for name in ("cat/3.png", "dog/7.png"):
         path = tmp_path / "pets" / name
@@ -283,9 +313,8 @@ def test_labels_out_of_range_are_refused_by_name(tmp_path):
 def test_a_class_without_images_is_refused(tmp_path):
     with pytest.raises(KdstepsError, match="class 'c' has no training images"):
         run_parquet(tmp_path, [0, 1] * 6, {"label_names": '["a", "b", "c"]'})
-    with pytest.raises(
-        KdstepsError, match="class '0' has no training images"
-    ):  # labels that start at 1
+    words = "class '0' has no training images; if labels start at 1, subtract 1 from each"
+    with pytest.raises(KdstepsError, match=words):
         run_parquet(tmp_path, [1, 2] * 6)
 
 

@@ -96,5 +96,9 @@ def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[s
         raise KdstepsError(
             f"class {empty[0]!r} has no training images"
             + (f" (nor do {len(empty) - 1} others)" if len(empty) > 1 else "")
-            + "; add some, or remove the class"
+            + (
+                "; if labels start at 1, subtract 1 from each"
+                if empty == ["0"]
+                else "; add some, or remove the class"
+            )
         )

@@ -175,16 +175,28 @@ def _image_size(source: Source, height: int, width: int) -> tuple[int, int]:
 def _described(
     found: dict[tuple[str, str], list[tuple[int, int]]], labels: np.ndarray, names: list[str]
 ) -> list[dict[str, Any]]:
-    """One entry for each pair of splits that have images in common."""
-    return [
-        {
-            "splits": list(splits),
-            "images": len(pairs),
-            "of_other_class": sum(bool(labels[one] != labels[other]) for one, other in pairs),
-            "examples": [[names[one], names[other]] for one, other in pairs[:_EXAMPLES]],
-        }
-        for splits, pairs in sorted(found.items())
-    ]
+    """One entry for each pair of splits that have images in common.
+
+    Among the examples, images of different labels are first.
+    """
+    entries = []
+    for splits, pairs in sorted(found.items()):
+        alike = sorted(pairs, key=lambda pair: bool(labels[pair[0]] == labels[pair[1]]))
+        entries.append(
+            {
+                "splits": list(splits),
+                "images": len(pairs),
+                "of_other_class": sum(bool(labels[one] != labels[other]) for one, other in pairs),
+                "examples": [[names[one], names[other]] for one, other in alike[:_EXAMPLES]],
+            }
+        )
+    return entries
+
+
+def _nearly_black(summary: dict[str, Any]) -> bool:
+    """Whether all images have 16 bits and on average at most the value of the largest 12 bits."""
+    sixteen = all(mode.startswith("I") for mode in summary["modes"])
+    return sixteen and max(summary["mean"]) <= 2**12 / 2**16
 
 
 def _log_findings(summary: dict[str, Any]) -> None:
@@ -195,6 +207,14 @@ def _log_findings(summary: dict[str, Any]) -> None:
         one, other = entry["splits"]
         where = f"appear twice in {one}" if one == other else f"of {one} appear again in {other}"
         log.info("%d images %s, pixel for pixel", entry["images"], where)
+        if differ := entry["of_other_class"]:
+            examples = " and ".join(entry["examples"][0])
+            log.warning("copies with another label: %d, such as %s", differ, examples)
+    if _nearly_black(summary):
+        log.warning(
+            "images of 16 bits are nearly black: if their values have fewer bits, scale them to 16 "
+            "first (12 bits: multiply by 16)"
+        )
     if summary["broken"]:
         lost = plural(len(summary["broken"]), "image")
         log.warning("%s could not be read and had to be left out", lost)
