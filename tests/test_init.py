@@ -537,6 +537,20 @@ def test_one_file_that_is_there_is_enough_to_write_none(here: Path, capsys):
     assert tree(here) == {"study/dvc.yaml": b"mine"}
 
 
+def test_lists_of_ignored_paths_that_are_there_keep_their_lines(here: Path, capsys):
+    Path("study").mkdir()
+    mine = b"*.log\n\xff.png\n__pycache__/\n!/results/"
+    Path("study/.gitignore").write_bytes(mine)
+    assert cli.main(["init", "study"]) == 0
+    assert cli.main(["init", "other"]) == 0
+    there, new = (Path(name, ".gitignore").read_bytes() for name in ("study", "other"))
+    assert there.startswith(mine + b"\n")
+    lines, wanted = there.splitlines(), new.splitlines()
+    assert set(lines) == {*mine.splitlines(), *wanted}
+    assert lines.count(b"__pycache__/") == 1
+    assert Path("study/.dvcignore").read_bytes() == Path("other/.dvcignore").read_bytes()
+
+
 def test_the_pipeline_is_that_of_the_clone_except_for_how_it_follows_the_code():
     ours = (REPOSITORY / "dvc.yaml").read_text()
     ours = ours.replace("python -m kdsteps", "kdsteps").replace("[kdsteps]", "[kdsteps.lock]")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # not under their own names there: DVC would take each dvc.yaml in a clone for one of its own
 _TEMPLATES = Path(__file__).parent / "templates"
+_LISTS = (".gitignore", ".dvcignore")  # which may be there: lines are added to them
 _DVC_CONFIG = """\
 [core]
     analytics = false
@@ -100,15 +101,18 @@ def init(given: argparse.Namespace) -> None:
             )
     in_git = _is_in_git(folder)
     files = _files(folder, in_git=in_git or shutil.which("git") is not None)
-    if there := [name for name in ("params.yaml", *files) if os.path.lexists(folder / name)]:
+    added = {name: folder / name for name in _LISTS if (folder / name).is_file()}
+    there = [name for name in ("params.yaml", *files) if os.path.lexists(folder / name)]
+    if there := [name for name in there if name not in added]:
         raise KdstepsError(
             f"{folder}: already has {', '.join(there)}, and nothing is overwritten; name another "
             "folder, or move these files away"
         )
     params, inputs = _study(folder, given)
     files |= {"params.yaml": params, "dvc.yaml": _pipeline(inputs, params)}
+    files |= {name: _extended(path, files[name]) for name, path in added.items()}
     for name, content in files.items():
-        write_bytes(folder / name, content.encode())
+        write_bytes(folder / name, content.encode("utf-8", "surrogateescape"))
     if not in_git and shutil.which("git"):
         subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     print(f"The study is in {folder / 'params.yaml'}; change what you like.")
@@ -199,6 +203,12 @@ def _files(folder: Path, *, in_git: bool) -> dict[str, str]:
         files[".dvc/config"] = _DVC_CONFIG.format(no_git=no_git)
         files[".dvc/.gitignore"] = "/config.local\n/tmp\n/cache\n"
     return files
+
+
+def _extended(path: Path, wanted: str) -> str:
+    """A list of ignored paths with the lines that it lacks after its own."""
+    own = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return "\n".join([*own, *(line for line in wanted.splitlines() if line not in own), ""])
 
 
 def _pipeline(inputs: list[str], params: str) -> str:
