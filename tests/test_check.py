@@ -181,6 +181,22 @@ def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
     assert "PROBLEM  settings: params.yaml: seeds is" in capsys.readouterr().out
 
 
+def test_files_that_dvc_would_miss_are_a_note_since_snakemake_can_run(folder, capsys):
+    write_folder(folder / "photos", {"a": 8, "b": 8})
+    Path("dvc.yaml").write_text("stages: {resolve: {cmd: kdsteps resolve, deps: [kdsteps.lock]}}")
+    write_study(
+        folder,
+        datasets={"photos": {"kind": "folder", "path": "photos"}},
+        pairs={"pair": PAIR | {"dataset": "photos"}},
+        distil={"epochs": 1, "batch_size": 4},
+        train={"epochs": 1, "batch_size": 4},
+    )
+    assert main(["check", "--seconds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "note     dvc: `dvc repro` would stop, but not Snakemake: dvc.yaml" in said
+    assert "write `deps: [kdsteps.lock, photos]` in that stage" in said
+
+
 def test_all_early_problems_are_found_and_not_the_first_alone(folder):
     models = {"big": NET | {"checkpoint": "gone.pt"}, "small": NET}
     methods = {"fitnet": {"teacher_layer": "nowhere"}, "at": {"student_layers": ["nothing"]}}

@@ -82,9 +82,9 @@ def check(given: argparse.Namespace) -> None:
         seconds=given.seconds,
         show=show,
     )
-    if (problem := _dvc_problem(given.params)) is not None:
-        found.findings.append(problem)
-        show(problem)
+    if (note := _dvc_note(given.params)) is not None:
+        found.findings.append(note)
+        show(note)
     if given.json:
         json.dump(asdict(found), sys.stdout, indent=1)
         print()
@@ -93,8 +93,8 @@ def check(given: argparse.Namespace) -> None:
         raise KdstepsError(f"{plural(problems, 'problem')} would stop jobs of this study")
 
 
-def _dvc_problem(params: str) -> Finding | None:
-    """What DVC would miss, or None."""
+def _dvc_note(params: str) -> Finding | None:
+    """What DVC would miss, which stops `dvc repro` alone; or None."""
     try:
         study = load_study(params)
     except KdstepsError:
@@ -102,5 +102,5 @@ def _dvc_problem(params: str) -> Finding | None:
     try:
         check_dependencies(input_paths(study), params)
     except KdstepsError as error:
-        return Finding("problem", "dvc", str(error))
+        return Finding("note", "dvc", f"`dvc repro` would stop, but not Snakemake: {error}")
     return None
