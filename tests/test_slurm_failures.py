@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdsteps.jobs.slurm_failures import failures, name_of
+from kdsteps.jobs.failed_jobs import failed_jobs, name_of
+from kdsteps.jobs.slurm_failures import failures
 
 KILLED = "slurmstepd-vm: error: *** STEP 4.0 ON vm CANCELLED AT 2026-11-26T03:49:19"
 OUTPUTS = {
@@ -68,7 +69,7 @@ def said(folder: Path, log: str, **outputs: str) -> list[str]:
             (slurm / path).write_text(text)
     file = folder / "snakemake.log"
     file.write_text(log.format(outputs=slurm))
-    return failures([file])
+    return failures(failed_jobs([file]))
 
 
 @pytest.mark.parametrize("reason", OUTPUTS)

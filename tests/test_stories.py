@@ -334,6 +334,7 @@ def test_one_failing_job_leaves_the_others_running_and_shows_the_end_of_its_log(
     log = (study.path / "logs/distil/pair/broken/0.txt").read_text().splitlines()
     assert log[-1] in said
     assert log[-1] == "kdsteps distil: this method is broken; repair it"
+    assert said.rstrip().endswith("distil pair broken 0 failed: this method is broken; repair it")
     assert "Traceback" not in said
 
 

@@ -42,7 +42,20 @@ def unprintable(text: str) -> str | None:
     return None
 
 
+_TAIL = 4096  # bytes
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
+
+
+def last_lines(path: str | Path) -> list[str]:
+    """The last lines of a log that are not empty; none if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Literal
 
+from kdsteps.files.text import last_lines
 from kdsteps.jobs import graph
 from kdsteps.jobs.progress import Progress, read_progress
 from kdsteps.jobs.resources import Sharing
@@ -39,7 +40,6 @@ LOGS = {
     "report": "logs/report.txt",
 }
 """The log of each rule, as in workflow/rules."""
-_TAIL = 4096  # bytes of a log in which its last line is found
 _RESTORED = "restored from "  # in the log of a job whose result the job cache had
 
 
@@ -85,10 +85,10 @@ def _state(status: Status) -> JobState:
         return JobState(node, "running", progress=progress)
     if not status.stale:
         known = status.known
-        if known is None or any(line.startswith(_RESTORED) for line in _last_lines(log)):
+        if known is None or any(line.startswith(_RESTORED) for line in last_lines(log)):
             return JobState(node, "done")
         return JobState(node, "done", known.ended - known.started)
-    last = _last_line(log)
+    last = lines[-1] if (lines := last_lines(log)) else ""
     if progress is not None:
         state: State = "failed" if progress.failed else "stopped"
         return JobState(node, state, why=last or "its log is empty", progress=progress)
@@ -96,23 +96,6 @@ def _state(status: Status) -> JobState:
     if refused and not Path(outputs[0]).exists():  # it ended before its work began
         return JobState(node, "failed", why=last)
     return JobState(node, "waiting")
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log that is not empty; "" if there is none."""
-    lines = _last_lines(log)
-    return lines[-1] if lines else ""
-
-
-def _last_lines(log: Path) -> list[str]:
-    try:
-        with log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _TAIL))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kdsteps.jobs.slurm_failures import name_of
+from kdsteps.jobs.failed_jobs import name_of
 
 _PLUGIN = "snakemake_executor_plugin_kubernetes"
 _METHODS = ("__post_init__", "check_active_jobs", "report_job_error", "report_job_success")

@@ -1,0 +1,34 @@
+"""Why jobs that a run started on this machine failed: one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdsteps.files.text import last_lines
+from kdsteps.jobs.failed_jobs import FailedJob
+
+_STOPPED = ("SIGINT", "SIGTERM", "SIGHUP", "130", "143")
+_KILLED = ("SIGKILL", "137")
+
+
+def failures(failed: Iterable[FailedJob]) -> list[str]:
+    """What happened to the jobs that failed here, by how they ended and what they said last.
+
+    A job that was stopped, as by Ctrl-C, did not fail.
+    """
+    return [_sentence(job) for job in failed if not job.slurm and job.how not in _STOPPED]
+
+
+def _sentence(job: FailedJob) -> str:
+    if job.how in _KILLED:
+        return (
+            f"{job.name} was killed; its log {job.log} has what it did last. Memory may have run "
+            "out: start fewer jobs at a time (--cores)"
+        )
+    said = last_lines(job.log)
+    if not said:
+        return f"{job.name} failed; its log {job.log} is empty"
+    command, colon, sentence = said[-1].partition(": ")
+    if colon and command.startswith("kdsteps "):  # a mistake that the user can fix
+        return f"{job.name} failed: {sentence}"
+    return f"{job.name} failed: {said[-1]} (more in {job.log})"
