@@ -508,3 +508,61 @@ def test_importing_a_module_of_the_package_does_nothing_but_define(file: Path):
     effects = Source(file, "", True, ast.parse(file.read_text()).body).effects
     lines = [ast.unparse(statement) for statement in effects]
     assert [line for line in lines if not line.startswith("warnings.filterwarnings('ignore'")] == []
+
+
+TWINS = """
+class Low(ValueError): pass
+class High(ValueError): pass
+FIRST, SECOND = [], []
+LOWER = []
+UPPER = []
+
+def check(x):
+    if x < 0:
+        raise Low(x)
+    UPPER.append(x)
+
+def Mine(x):
+    try:
+        check(x)
+    except Low:
+        return LOWER
+    return 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("except Low", "except High"), ("return LOWER", "return UPPER"), ("raise Low", "raise High")],
+)
+def test_which_of_two_equal_objects_is_used_counts(folder: Path, before: str, after: str):
+    first = written(mine=TWINS)
+    assert written(mine=TWINS.replace(before, after)) != first
+
+
+def test_the_names_of_equal_objects_do_not_count(folder: Path):
+    first = written(mine=TWINS)
+    assert written(mine=re.sub(r"\bHigh\b", "Above", TWINS)) == first
+    swapped = re.sub(r"\bHigh\b|\bLow\b", lambda m: {"High": "Low", "Low": "High"}[m[0]], TWINS)
+    assert written(mine=swapped) == first
+
+
+def test_of_two_equal_functions_or_constants_either_may_be_used(folder: Path):
+    text = "A = 2\nB = 2\n\ndef f(x):\n    return x\n\ndef g(x):\n    return x\n"
+    first = written(mine=f"{text}\ndef Mine(x):\n    return f(x) + f(x) * A + A\n")
+    assert written(mine=f"{text}\ndef Mine(x):\n    return f(x) + g(x) * A + B\n") == first
+
+
+def test_an_operator_that_is_called_by_its_name_in_a_registry_counts(folder: Path):
+    text = """
+import torch
+
+@torch.library.custom_op("mine::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+def Mine(x):
+    return torch.ops.mine.twice(x)
+"""
+    first = written(mine=text)
+    assert written(mine=text.replace("x * 2", "x * 3")) != first

@@ -1,8 +1,10 @@
 """Digests of definitions by content: each one's normal form, with the digests of what it uses.
 
 A definition is known by what it does and not by its name or module, so moving or renaming one
-changes nothing. Definitions that use each other in a cycle are distinguished by their contents:
-each round replaces the links inside the cycle by the digests of the round before.
+changes nothing. Where several of the user's have the same contents but are different objects, such
+as two exceptions, a digest also depends on which of them is used where. Definitions that use each
+other in a cycle are distinguished by their contents: each round replaces the links inside the cycle
+by the digests of the round before.
 """
 
 from __future__ import annotations
@@ -82,15 +84,40 @@ class Code:
         """
         digests: set[str] = set()
         reached: set[Source] = set()
+        definitions: list[Definition] = []
         for root in roots:
             if (definition := self._root(root)) is None:
                 digests.add(_installed(root))
                 continue
             node = self._digested(definition)
+            definitions.append(definition)
             digests.add(node.digest)
             reached |= node.reached
         lines = [*sorted(digests), *sorted(self._effects(reached)), *self._data_files(reached)]
+        if not all(source.own for source in reached):
+            lines += self._uses_of_twins(definitions)
         return _hash("\n".join(lines))
+
+    def _uses_of_twins(self, roots: Sequence[Definition]) -> list[str]:
+        """Which of several objects with the same digest is used, use by use.
+
+        They are numbered in the order of their first use, so that names do not count.
+        """
+        twins: dict[str, list[Definition]] = {}
+        uses: list[str] = []
+        waiting, seen = [*reversed(roots)], set(roots)
+        while waiting:
+            links = list(_links(self._nodes[waiting.pop()].pieces))
+            for link in filter(_has_identity, links):
+                alike = twins.setdefault(self._nodes[link].digest, [])
+                if link not in alike:
+                    alike.append(link)
+                uses.append(f"{self._nodes[link].digest} {alike.index(link)}")
+            new = [link for link in dict.fromkeys(links) if link not in seen]
+            waiting += reversed(new)
+            seen.update(new)
+        several = {digest for digest, alike in twins.items() if len(alike) > 1}
+        return [use for use in uses if use.partition(" ")[0] in several]
 
     def sources(self, root: str) -> set[Path]:
         """The files in which a root and all that it uses are defined."""
@@ -342,8 +369,27 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 def _may_act(target: object, pure: tuple[str, ...]) -> bool:
     """Whether calling something may do more than return a value; kdsteps has no registries."""
     if isinstance(target, External):
-        return target.name.split(".")[0] not in pure
+        registers = target.name.startswith("torch.library")
+        return registers or target.name.split(".")[0] not in pure
     return isinstance(target, Definition) and not target.source.own
+
+
+def _has_identity(definition: Definition) -> bool:
+    """Whether two objects of the user with this definition's contents are not interchangeable.
+
+    Two classes are not, nor are two lists or other values that can change. Functions and constants
+    are.
+    """
+    if definition.source.own:
+        return False
+    for node in definition.source.names.get(definition.name, []):
+        if isinstance(node, ast.ClassDef):
+            return True
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            parts = ast.walk(node.value)
+            if not all(isinstance(part, ast.Constant | ast.Tuple | ast.Load) for part in parts):
+                return True
+    return False
 
 
 def _links(pieces: Iterable[Piece]) -> Iterator[Definition]:
