@@ -433,3 +433,63 @@ def test_counting_does_not_import_the_compiler():
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def small(*first: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3)
+    return nn.Sequential(
+        *first, convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+
+
+class Dropping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x)  # in eval mode as well
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (Dropping(), "other logits for the same images in another pass, as with dropout"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "if another image is beside it"),
+    ],
+)
+def test_a_network_whose_logits_depend_on_more_than_the_image_is_refused(first, words):
+    network = small(first)
+    before = torch.get_rng_state()
+    with pytest.raises(KdstepsError, match=words):
+        CutChain(network, image_shape=SHAPE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Clamping(nn.Module):
+    def __init__(self, only_in_training: bool = False) -> None:
+        super().__init__()
+        self.only_in_training = only_in_training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.only_in_training and not self.training:
+            return x.clamp(0.2, 0.8)
+        return x.clamp_(0.2, 0.8)
+
+
+@pytest.mark.parametrize(
+    "first", [Clamping(), Clamping(True), nn.Threshold(0.5, 0.1, inplace=True)]
+)
+def test_a_network_that_writes_into_its_images_leaves_them_to_the_teacher(first):
+    chain = CutChain(small(first), image_shape=SHAPE)
+    for mode in (True, False):
+        chain.train(mode)
+        given = images()
+        before = given.clone()
+        chain(given)
+        chain.trace(given)
+        chain.front(chain.layers[0])(given)
+        assert torch.equal(given, before)
+
+
+def test_a_network_that_leaves_its_images_alone_does_not_copy_them():
+    chain = CutChain(small(), image_shape=SHAPE)
+    given = images()
+    assert chain.for_network(given) is given

@@ -24,6 +24,7 @@ from kdsteps.evaluation.predictions import (
     nll,
     predict,
     top5_accuracy,
+    varies,
 )
 from kdsteps.evaluation.size import parameters, size_mib
 from kdsteps.evaluation.speed import (
@@ -218,6 +219,33 @@ def test_a_metric_with_wrong_keywords_is_told_before_anything_runs(
     Path("mine.py").write_text(BRIER.replace('better="lower"', keywords))
     with pytest.raises(KdstepsError, match=rf"^\./mine\.py:brier: .*{words}"):
         description("metrics", "./mine.py:brier")
+
+
+class Noisy(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3)) + torch.rand(len(images), 3)
+
+
+class Batchwise(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        found = images.mean(dim=(2, 3))
+        return found - found.mean(dim=0)
+
+
+class Steady(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "found"), [(Noisy(), True), (Batchwise(), True), (Steady(), False)]
+)
+@pytest.mark.parametrize("count", [3, 5, 16, 40])
+def test_outputs_that_depend_on_more_than_the_image_vary(network, found, count):
+    images = torch.rand(40, 3, 4, 4)
+    with torch.no_grad():
+        outputs = network(images)
+    assert varies(network, outputs, images[:count]) == found
 
 
 def test_predictions_are_made_in_order_and_in_eval_mode():

@@ -268,3 +268,36 @@ def test_where_few_classes_leave_two_explanations_both_are_named():
     found = check_teacher(shifted, labels, NAMES, forms={"other pixels": form(0.95)})
     assert "other pixels" in found.problems[0]
     assert "class1 means class0" in found.problems[0]
+
+
+@pytest.mark.parametrize("accuracy", [0.6, 0.9, 0.99])
+def test_probabilities_in_place_of_logits_stop_the_study(accuracy):
+    logits, labels = predictions(accuracy)
+    (problem,) = check_teacher(logits.softmax(dim=1), labels, NAMES).problems
+    assert problem.startswith("its outputs are probabilities and not logits")
+    assert check_teacher(logits.log_softmax(dim=1), labels, NAMES).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        (-3000.0, "changes the predicted class of"),
+        (20_000.0, "subtract the mean of each image's logits in the network"),
+        (70_000.0, "end at 65504"),
+    ],
+)
+def test_logits_that_16_bits_cannot_hold_stop_the_study(offset, words):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 10
+    logits = torch.randn(400, 10, generator=generator)
+    logits[torch.arange(400), labels] += 3
+    assert check_teacher(logits, labels, NAMES).problems == ()
+    assert check_teacher(logits + 100, labels, NAMES).problems == ()
+    (problem,) = check_teacher(logits + offset, labels, NAMES).problems
+    assert words in problem
+
+
+def test_two_logits_that_are_nearly_equal_stop_nothing():
+    logits, labels = predictions(0.9, count=50)
+    logits[0, :2] = torch.tensor([5.0001, 5.0002])
+    assert check_teacher(logits, labels, NAMES).problems == ()

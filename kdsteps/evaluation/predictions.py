@@ -10,6 +10,15 @@ from torch import Tensor, nn
 
 from kdsteps.data.images import ImageBatch
 
+VARYING = (
+    "for the same images differ in batches of another size, as with dropout that stays on in "
+    "evaluation, or batch normalization by the batch's own statistics; let the network depend on "
+    "its mode (`training=self.training`, `track_running_stats=True`)"
+)
+"""What is wrong with outputs that vary (`varies`)."""
+_AGAIN, _FEW = 16, 5  # images that are predicted twice, the second time these first alone
+_ROUNDING = 0.01  # of the largest output
+
 
 @torch.inference_mode()
 def predict(network: nn.Module, batches: Iterable[ImageBatch]) -> tuple[Tensor, Tensor]:
@@ -22,6 +31,21 @@ def predict(network: nn.Module, batches: Iterable[ImageBatch]) -> tuple[Tensor, 
         network.train(was_training)
     logits, labels = zip(*found, strict=True)
     return torch.cat(logits), torch.cat(labels)
+
+
+@torch.inference_mode()
+def varies(network: nn.Module, outputs: Tensor, images: Tensor) -> bool:
+    """Whether a network's outputs for the first images change in another pass, beyond rounding.
+
+    Args:
+        network: In eval mode.
+        outputs: (M, ...), M at least N.
+        images: (N, C, H, W).
+    """
+    parts = images[:_FEW], images[_FEW:_AGAIN]
+    again = torch.cat([network(part).float().cpu() for part in parts if len(part)])
+    before = outputs[: len(again)].float().cpu()
+    return bool((again - before).abs().max() > _ROUNDING * before.abs().max())
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -39,7 +39,7 @@ from torch import Tensor
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.predictions import ece, predict
+from kdsteps.evaluation.predictions import VARYING, ece, predict, varies
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings
@@ -70,13 +70,6 @@ from kdsteps.training.processes import Processes, in_processes
 from kdsteps.training.random_states import seed_all
 
 log = logging.getLogger("kdsteps")
-
-_AGAIN = 16  # images that are predicted twice
-_ROUNDING = 0.01  # of the largest output
-_VARIES = (
-    "its {} for the same images differ from one pass to the next, as with dropout that stays on in "
-    "evaluation; let it depend on the network's mode (`training=self.training`)"
-)
 
 
 def run(job: Job[Any]) -> None:
@@ -200,8 +193,8 @@ def _unlabeled(network: Chain, data: Prepared, settings: CheckSettings) -> Teach
     if bool((features == features[0]).all()) and len(features) > 1:
         problem = "its features are the same for all images; check its weights and normalization"
         return TeacherCheck(problems=(problem,))
-    if _varies(network, features, shown):
-        return TeacherCheck(problems=(_VARIES.format("features"),))
+    if varies(network, features, shown):
+        return TeacherCheck(problems=(f"its features {VARYING}",))
     return TeacherCheck(
         warnings=("the images have no labels, so only its features were checked, not its accuracy",)
     )
@@ -230,17 +223,9 @@ def _judged(
     if found.accuracy is None:
         return found, None
     log.info("validation accuracy %s, chance %.1f%%", found.accuracy, 100 * (found.chance or 0))
-    if _varies(network, logits, next(images.in_order(_AGAIN)).images):
-        found = replace(found, problems=(_VARIES.format("logits"), *found.problems))
+    if varies(network, logits, next(images.in_order(settings.batch_size)).images):
+        found = replace(found, problems=(f"its logits {VARYING}", *found.problems))
     return found, ece(logits, labels)
-
-
-@torch.inference_mode()
-def _varies(network: Chain, outputs: Tensor, images: Tensor) -> bool:
-    """Whether a network's outputs for the first images change in another pass, beyond rounding."""
-    again = network(images[:_AGAIN]).float().cpu()
-    before = outputs[: len(again)].float().cpu()
-    return bool((again - before).abs().max() > _ROUNDING * before.abs().max())
 
 
 def _is_from_elsewhere(entry: Mapping[str, Any]) -> bool:

@@ -34,6 +34,9 @@ _APART, _SEPARATED = 15.0, 50.0  # differences of logits that are far, and that 
 _NEAR = 0.05  # of the way from chance to perfect: an accuracy below it is near chance
 _FEW_ERRORS = 5  # with fewer, larger logits always fit better, so none are too small
 _CLEARLY = 0.1  # of accuracy: a form of the images that is so much better stops the study
+_SUM = 1e-3  # how near to 1 a sum of probabilities is
+_CHANGED, _FEW_CHANGES = 0.01, 2  # predictions that rounding may change: a fraction, and a number
+_CENTER = "subtract the mean of each image's logits in the network, which changes no probability"
 _ADVICE = "check its weights, normalization and class order"
 _SHOWN, _LISTED = 5, 20  # classes that a message names, and that a list in it has at most
 
@@ -114,8 +117,9 @@ def check_teacher(
     likely = " or ".join(cause for cause, value in causes.items() if value >= best - _CLEARLY)
     stops = bool(fault or order or best >= accuracy.value + _CLEARLY)
     found = [f"its validation accuracy is {accuracy}, {f'but {likely}' if likely else fault}"]
+    unsuited = _unsuited(logits)
     temperature = best_temperature(logits, labels)
-    scale = [] if stops else _scale(logits, temperature, int((~right).sum()))
+    scale = [] if stops or unsuited else _scale(logits, temperature, int((~right).sum()))
     confidence = logits.double().softmax(dim=1).max(dim=1).values
     return TeacherCheck(
         accuracy,
@@ -123,9 +127,33 @@ def check_teacher(
         classes,
         temperature,
         confident_errors=float((~right & (confidence > CONFIDENT)).double().mean()),
-        problems=tuple(found if stops else ()),
+        problems=(*unsuited, *(found if stops else ())),
         warnings=(*(found if likely and not stops else ()), *scale),
     )
+
+
+def _unsuited(logits: Tensor) -> list[str]:
+    """Why outputs cannot serve as logits although the predictions are right."""
+    sums = logits.double().sum(dim=1)
+    if bool((logits >= 0).all()) and bool(((sums - 1).abs() < _SUM).all()):
+        return [
+            "its outputs are probabilities and not logits: none is negative, and those of an image "
+            "sum to 1; leave out the softmax at its end"
+        ]
+    stored = logits.to(torch.float16)  # as students see them, cached or not
+    if not bool(stored.isfinite().all()):
+        return [
+            f"its logits reach {float(logits.abs().max()):.3g}, and 16 bits, with which they are "
+            f"stored, end at 65504; {_CENTER}"
+        ]
+    changed = int((stored.argmax(dim=1) != logits.argmax(dim=1)).sum())
+    if changed >= _FEW_CHANGES and changed > _CHANGED * len(logits):
+        return [
+            f"its logits reach {float(logits.abs().max()):.3g}, so that rounding them to the 16 "
+            f"bits with which they are stored changes the predicted class of {changed} of "
+            f"{len(logits)} images; {_CENTER}"
+        ]
+    return []
 
 
 def _near_chance(accuracy: Proportion, ignorant: float) -> str | None:

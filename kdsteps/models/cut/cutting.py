@@ -65,12 +65,16 @@ class CutChain(Chain):
         self._grids: dict[str, TokenGrid] = {}
         self._output = rule_for(network, output)
         self._maps = _Maps(rules or Rules(), image_shape, self._output)
-        check_logits(network, self._output, image_shape)
+        self._writes = check_logits(network, self._output, image_shape)
         with evaluating(network):
             self._find_layers(stages, image_shape, prefix_tokens)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._output.logits(self.network(images))
+        return self._output.logits(self.network(self.for_network(images)))
+
+    def for_network(self, images: Tensor) -> Tensor:
+        """The images, or a copy if the network writes into them: the teacher sees them as well."""
+        return images.clone() if self._writes else images
 
     def trace(
         self,

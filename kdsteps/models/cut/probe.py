@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.cut.layers import Spot
@@ -20,20 +21,27 @@ from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_o
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import as_text
 
+_ROUNDING = 1e-3
 
-def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
+
+def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> bool:
     """Run a network in both modes and look for its logits, which many return differently.
 
     Training mode runs on copies of the buffers; a network that cannot run in it (images too small
     for its auxiliary heads, say) fails only once it is trained. Two outputs are averaged in
     training mode only, by a network that returns one tensor in eval mode.
 
+    Returns:
+        Whether it writes into its images.
+
     Raises:
-        KdstepsError: It does not run on such images, or its logits cannot be identified.
+        KdstepsError: It does not run on such images, its logits cannot be identified, or those of
+            an image depend on the other images.
     """
     images = noise(network, image_shape, 2)
-    with evaluating(network):
+    with evaluating(network), torch.random.fork_rng(devices=[]):
         logits = replace(rule, averages=False).logits(_run(network, images))
+        _check_alone(network, replace(rule, averages=False), image_shape)
     if logits.ndim != 2:
         raise KdstepsError(
             f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
@@ -44,8 +52,37 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
         try:
             returned = twin(images)
         except Exception:  # see above
-            return
+            return images._version > 0
     rule.logits(returned)
+    return images._version > 0
+
+
+def _check_alone(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
+    """Refuse a network whose logits of an image in eval mode depend on more than the image.
+
+    Then no accuracy would be its own: in another pass, or in batches of another size, it would be
+    another one.
+    """
+    images = noise(network, image_shape, 2)
+    if images.is_meta or isinstance(images, FakeTensor):
+        return  # there are no values
+    beside = torch.cat([images[:1], torch.zeros_like(images[1:])])
+    first, again, other = (
+        rule.logits(network(given))[0] for given in (images.clone(), images, beside)
+    )
+    allowed = _ROUNDING * float(first.abs().max())
+    if (again - first).abs().max() > allowed:
+        raise KdstepsError(
+            f"models: {rule.network} returns other logits for the same images in another pass, as "
+            "with dropout that stays on in eval mode; let it depend on the network's mode "
+            "(`training=self.training`)"
+        )
+    if (other - first).abs().max() > allowed:
+        raise KdstepsError(
+            f"models: {rule.network} returns other logits for an image if another image is beside "
+            "it, as with batch normalization that uses the batch's statistics in eval mode; let it "
+            "use running ones (`track_running_stats=True`)"
+        )
 
 
 def visit(

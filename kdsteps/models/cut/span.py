@@ -14,6 +14,8 @@ class Pieces(Protocol):
 
     def piece(self, start: str | None, stop: str) -> Piece: ...
 
+    def for_network(self, images: Tensor) -> Tensor: ...
+
 
 class Span(nn.Module):
     """Turns the output of one layer of a network into that of a later one.
@@ -35,7 +37,9 @@ class Span(nn.Module):
         self._piece()
 
     def forward(self, features: Tensor) -> Tensor:
-        outputs: Tensor = self._piece()(features)
+        (chain,) = self._chain
+        given = chain.for_network(features) if self._ends[0] is None else features
+        outputs: Tensor = self._piece()(given)
         return outputs
 
     def _piece(self) -> nn.Module:
