@@ -197,6 +197,26 @@ def test_files_that_dvc_would_miss_are_a_note_since_snakemake_can_run(folder, ca
     assert "write `deps: [kdsteps.lock, photos]` in that stage" in said
 
 
+SEEDING = """
+import torch
+from torch import nn
+
+def build(num_classes, in_channels):
+    torch.manual_seed(42)
+    body = [nn.Conv2d(in_channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(4, num_classes))
+"""
+
+
+def test_a_student_that_has_the_same_weights_for_all_seeds_is_refused(folder, capsys):
+    (folder / "seeding.py").write_text(SEEDING)
+    models = {"big": NET, "small": {"family": "./seeding.py:build"}}
+    write_study(folder, models=models, methods={"labels": {}}, distil={"epochs": 1})
+    assert main(["check", "--seconds", "600"]) == 2
+    said = capsys.readouterr().out
+    assert "./seeding.py:build: its code sets torch's seed to 42, so runs of all seeds" in said
+
+
 def test_all_early_problems_are_found_and_not_the_first_alone(folder):
     models = {"big": NET | {"checkpoint": "gone.pt"}, "small": NET}
     methods = {"fitnet": {"teacher_layer": "nowhere"}, "at": {"student_layers": ["nothing"]}}

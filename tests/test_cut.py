@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from kdsteps.errors import KdstepsError
 from kdsteps.models.cost import activations, multiply_adds, num_parameters
 from kdsteps.models.cut.cutting import CutChain
+from kdsteps.models.feature_shapes import feature_shapes
 from kdsteps.models.listing import list_layers, render_layers
+from kdsteps.teachers.frozen import frozen
 
 SHAPE = (3, 8, 8)
 
@@ -493,3 +495,24 @@ def test_a_network_that_leaves_its_images_alone_does_not_copy_them():
     chain = CutChain(small(), image_shape=SHAPE)
     given = images()
     assert chain.for_network(given) is given
+
+
+class Scaled(nn.Module):
+    """Its first parameter has another type than its layers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=dtype), requires_grad=False)
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(dim=(2, 3))) * self.scale.real.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.complex64, torch.int64])
+def test_the_type_of_images_is_that_of_most_weights(dtype):
+    chain = CutChain(Scaled(dtype), image_shape=SHAPE)
+    assert chain.layers == ("body", "head")[: len(chain.layers)] != ()
+    assert feature_shapes(chain, SHAPE).keys() == set(chain.layers)
+    kept = [parameter.dtype for parameter in frozen(chain, SHAPE).parameters()]
+    assert kept == [dtype, *[torch.float32] * 4]

@@ -93,3 +93,18 @@ def test_a_mask_with_infinity_stays_as_it_is():
     average.update()
     average.swap()
     assert network.mask.tolist() == [0.0, -torch.inf]
+
+
+def test_complex_weights_are_averaged_like_others():
+    network = nn.Module()
+    network.filter = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    average = WeightAverage(network, 0.9)
+    with torch.no_grad():
+        network.filter.mul_(2)
+    average.update()
+    decay = 2 / 11
+    with average.in_place():
+        found = network.filter.detach().clone()
+    expected = torch.tensor([1 + 2j, 3 - 1j]) * (decay + 2 * (1 - decay))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(network.filter.detach(), torch.tensor([2 + 4j, 6 - 2j]))

@@ -221,6 +221,18 @@ def test_a_metric_with_wrong_keywords_is_told_before_anything_runs(
         description("metrics", "./mine.py:brier")
 
 
+def test_a_metric_may_work_in_place():
+    def sharpness(logits: Tensor, labels: Tensor) -> float:
+        logits -= logits.max(dim=1, keepdim=True).values
+        return logits.min().item()
+
+    with torch.inference_mode():
+        logits = torch.tensor([[1.0, 3.0]])
+    entry = Metric("sharpness", sharpness)
+    assert entry.value(logits, torch.tensor([0]), num_classes=2, options={}) == -2
+    assert logits.tolist() == [[1, 3]]
+
+
 class Noisy(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3)) + torch.rand(len(images), 3)

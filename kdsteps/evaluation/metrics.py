@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.evaluation import predictions, size, speed
 from kdsteps.files.columns import RUNS
@@ -88,7 +90,8 @@ class Metric:
         """
         if num_classes < self.min_classes:
             return None
-        found: Any = self.function(*given, **{name: options[name] for name in self.options})
+        own = [each.clone() if isinstance(each, Tensor) else each for each in given]
+        found: Any = self.function(*own, **{name: options[name] for name in self.options})
         try:
             number = None if found is None else float(found)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -11,6 +11,7 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.methods.base import Batch, Task
 from kdsteps.models.chain import Chain
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.input_type import zeros_for
 from kdsteps.study.joints import thinned
 
 
@@ -47,10 +48,8 @@ def single_labels(batch: Batch, method: str) -> Tensor:
 @torch.no_grad()
 def num_outputs(chain: Chain, image_shape: tuple[int, int, int]) -> int:
     """The width of a network's output."""
-    weight = next(chain.parameters(), torch.zeros(()))
-    images = torch.zeros(2, *image_shape, device=weight.device, dtype=weight.dtype)
     with evaluating(chain):
-        return int(chain(images).shape[1])
+        return int(chain(zeros_for(chain, 2, *image_shape)).shape[1])
 
 
 def layer_of(chain: Chain, name: str | None, default: str, who: str, method: str) -> str:

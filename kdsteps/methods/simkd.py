@@ -17,6 +17,7 @@ from kdsteps.methods.fitnet import fitnet_loss
 from kdsteps.models.chain import HEAD, Chain
 from kdsteps.models.families.simkd import Projector, Reused
 from kdsteps.models.feature_shapes import feature_shapes
+from kdsteps.models.input_type import input_type
 
 
 class SimKD(OneLayer):
@@ -112,7 +113,6 @@ class SimKD(OneLayer):
 @torch.no_grad()
 def _never_negative(chain: Chain, layer: str, image_shape: tuple[int, int, int]) -> bool:
     """Whether the output of `layer` has no negative value, tested on noise."""
-    first = next(chain.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(8, *image_shape, generator=generator).to(first.device, first.dtype)
+    images = torch.randn(8, *image_shape, generator=generator).to(*input_type(chain))
     return bool((chain.trace(images, (layer,))[layer] >= 0).all())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdsteps.models.chain import Chain, Layout, TokenGrid
+from kdsteps.models.input_type import zeros_for
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ class FeatureShape:
 def feature_shapes(chain: Chain, image_shape: tuple[int, int, int]) -> dict[str, FeatureShape]:
     """The shape of every layer of `chain` for images of (C, H, W), from one forward pass."""
     was_training = chain.training
-    first = next(chain.parameters(), torch.zeros(()))
-    images = torch.zeros(2, *image_shape, device=first.device, dtype=first.dtype)
-    traced = chain.eval().trace(images)
+    traced = chain.eval().trace(zeros_for(chain, 2, *image_shape))
     chain.train(was_training)
     return {layer: _shape(chain, layer, traced[layer]) for layer in chain.layers}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdsteps.errors import KdstepsError
@@ -13,6 +12,7 @@ from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import height_width, plain_size
+from kdsteps.models.input_type import zeros_for
 from kdsteps.study.part_checks import CUTTING
 from kdsteps.study.part_options import signature_of
 
@@ -73,9 +73,8 @@ def build_foreign(
 
 
 def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
-    weight = next(chain.parameters(), torch.zeros(()))
     with evaluating(chain):
-        logits = chain(torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
+        logits = chain(zeros_for(chain, 2, *shape))
     if tuple(logits.shape) != (2, num_classes):
         raise KdstepsError(
             f"models: {name} returns {tuple(logits.shape)} for 2 images; the study has "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from kdsteps.models.chain import HEAD, Chain, Layout
 from kdsteps.models.cost import multiply_adds
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.input_type import zeros_for
 
 
 class LayerRow(NamedTuple):
@@ -40,8 +40,7 @@ def list_layers(chain: Chain, image_shape: tuple[int, int, int]) -> list[LayerRo
         chain: Any network; left unchanged.
         image_shape: (C, H, W).
     """
-    weight = next(chain.parameters(), torch.zeros(()))
-    features = torch.zeros(1, *image_shape, device=weight.device, dtype=weight.dtype)
+    features = zeros_for(chain, 1, *image_shape)
     rows: list[LayerRow] = []
     met: set[nn.Parameter] = set()
     start: str | None = None

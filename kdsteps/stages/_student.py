@@ -43,7 +43,7 @@ from kdsteps.training.device import choose_device
 from kdsteps.training.drawn import DrawnFit, draws_of
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
-from kdsteps.training.random_states import seed_all
+from kdsteps.training.random_states import check_seed, seed_all
 
 log = logging.getLogger("kdsteps")
 
@@ -82,6 +82,7 @@ def train(
     teacher = teacher_of(job, data)
     seed_all(settings.seed)
     student = fresh_model(settings.student, data)
+    check_seed(settings.seed, f"models: {settings.student.family}")
     data = replace(data, memory_format=batch_format(student))
     split = data.part("train", stream=recipe.per_image)
     if isinstance(settings.numbered_views, DrawSettings):
@@ -89,6 +90,7 @@ def train(
         split = DrawnSplit(split, draws_of(settings.numbered_views, num_classes))
     check_batch(recipe, len(split), "distil")
     method = _method(job, teacher, student, data, split).to(device)
+    check_seed(settings.seed, f"methods: {settings.method}")
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed
     fit = _fit(
         method,

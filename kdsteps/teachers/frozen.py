@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from kdsteps.models.chain import HEAD, BlockChain, Chain
 from kdsteps.models.input import Center, InputChain, Normalize, ToFloat
+from kdsteps.models.input_type import input_type
 from kdsteps.models.memory_format import batch_format
 from kdsteps.models.wrapped import Wrapped
 
@@ -54,7 +55,9 @@ def _folded(plain: Chain, image_shape: tuple[int, int, int]) -> Chain:
     """A folded copy, or `plain` itself where folding is not possible."""
     if not isinstance(plain, InputChain) and not any(map(_foldable, _modules(plain))):
         return plain
-    weight = next(plain.parameters())
+    device, dtype = input_type(plain)
+    if any(value.is_floating_point() and value.dtype != dtype for value in plain.parameters()):
+        return plain  # weights of several types would become of one
     exact = copy.deepcopy(plain).cpu().double()
     images = _probe(exact, image_shape)
     try:
@@ -72,7 +75,7 @@ def _folded(plain: Chain, image_shape: tuple[int, int, int]) -> Chain:
     if not _same(before, after):
         log.info("the teacher's normalizations are not folded: its logits would change")
         return plain
-    folded: Chain = exact.to(device=weight.device, dtype=weight.dtype)
+    folded: Chain = exact.to(device=device, dtype=dtype)
     return folded.requires_grad_(False).eval()
 
 

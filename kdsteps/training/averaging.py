@@ -27,7 +27,8 @@ class WeightAverage:
         decay: 0 to 1, the limit of d.
         """
         values = network.state_dict().values()
-        floats = [value for value in values if value.is_floating_point()]
+        real = [torch.view_as_real(value) if value.is_complex() else value for value in values]
+        floats = [value for value in real if value.is_floating_point()]
         self._live = [value for value in floats if bool(value.isfinite().all())]
         self._average = [value.clone() for value in self._live]
         self._decay, self._steps = decay, 0

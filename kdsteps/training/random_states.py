@@ -11,12 +11,31 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdsteps.errors import KdstepsError
+
 
 def seed_all(seed: int) -> None:
     """Start all of them from one seed."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def check_seed(seed: int, where: str) -> None:
+    """Check that no code has set torch's seed again since `seed_all`.
+
+    Args:
+        where: What the sentence of the error begins with.
+
+    Raises:
+        KdstepsError: Some has, so that runs of all seeds would start from the same weights.
+    """
+    if torch.initial_seed() != seed:
+        raise KdstepsError(
+            f"{where}: its code sets torch's seed to {torch.initial_seed()}, so runs of all seeds "
+            "would start from the same weights; remove torch.manual_seed, or draw from a "
+            "torch.Generator"
+        )
 
 
 def random_states() -> dict[str, Any]:

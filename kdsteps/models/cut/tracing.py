@@ -27,6 +27,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.models.cut.dependence import dependence
 from kdsteps.models.cut.outputs import OutputRule, average
 from kdsteps.models.evaluating import evaluating
+from kdsteps.models.input_type import input_type
 
 ImageShape = tuple[int, int, int]
 PROBE_BATCHES = (2, 3)
@@ -112,9 +113,8 @@ def main_output(result: Any) -> Any:
 
 def noise(network: nn.Module, image_shape: ImageShape, batch: int) -> Tensor:
     """Images that differ from each other; no result may depend on their content."""
-    weight = next(network.parameters(), torch.zeros(()))
     generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, *image_shape, generator=generator).to(weight.device, weight.dtype)
+    return torch.rand(batch, *image_shape, generator=generator).to(*input_type(network))
 
 
 class _Tracer(fx.Tracer):
