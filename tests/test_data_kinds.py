@@ -17,6 +17,7 @@ from _pictures import REAL, as_bytes, color, prepared, write_folder
 
 from kdsteps.data.kinds import digits, folder, parquet, torchvision
 from kdsteps.data.source import Broken
+from kdsteps.data.split_names import split_of_folder
 from kdsteps.errors import KdstepsError
 
 
@@ -67,7 +68,15 @@ def test_class_folders_become_classes_in_alphabetical_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("training", "validation", "testing"),
-    [("train", "val", "test"), ("Training", "valid", "Testing"), ("train", "validation", "test")],
+    [
+        ("train", "val", "test"),
+        ("Training", "valid", "Testing"),
+        ("train", "validation", "test"),
+        ("training_set", "val-set", "test_set"),
+        ("seg_train", "seg_val", "seg_test"),
+        ("TrainSet", "ValSet", "TestSet"),
+        ("train images", "val2017", "test.data"),
+    ],
 )
 def test_folders_of_parts_are_known_by_their_usual_names(tmp_path, training, validation, testing):
     for start, name in enumerate((training, validation, testing)):
@@ -104,6 +113,26 @@ def test_an_image_counts_once_or_is_refused(tmp_path):
     (tmp_path / "link").symlink_to("train")
     with pytest.raises(KdstepsError, match=r"link/a/0\.png is named twice"):
         folder.load(path=(f"{tmp_path}/train", f"{tmp_path}/link"))
+
+
+@pytest.mark.parametrize("name", ["test tube", "trainer", "developed", "testset b", "set", "1"])
+def test_other_names_that_begin_so_are_no_splits(name):
+    assert split_of_folder(name) is None
+
+
+def test_folders_with_the_same_folders_inside_may_be_splits_and_that_is_said(tmp_path, caplog):
+    for start, name in enumerate(("fold1", "fold2")):
+        write_folder(tmp_path / name, {"a": 1, "b": 1}, start=10 * start)
+    with caplog.at_level("WARNING", "kdsteps"):
+        assert folder.load(path=str(tmp_path)).class_names == ("fold1", "fold2")
+    said = "fold1, fold2 and so on count as classes, but all have the same folders (a, b)"
+    assert said in caplog.text
+    assert "`train: fold1` and `test: fold2`" in caplog.text
+    caplog.clear()
+    write_folder(tmp_path / "fold2", {"c": 1}, start=30)
+    with caplog.at_level("WARNING", "kdsteps"):
+        folder.load(path=str(tmp_path))
+    assert not caplog.messages
 
 
 def test_a_class_may_be_called_train(tmp_path):

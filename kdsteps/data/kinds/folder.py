@@ -18,7 +18,7 @@ from kdsteps.data.encoded import encoded_source
 from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_lists import splits_by_list
-from kdsteps.data.split_names import SPELLINGS
+from kdsteps.data.split_names import SPELLINGS, split_of_folder
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError
 from kdsteps.files.home import expanded
@@ -26,6 +26,7 @@ from kdsteps.files.walk import Walk, is_debris
 
 log = logging.getLogger("kdsteps")
 
+_SHOWN = 3  # names of classes in a sentence
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class, box, tab between them
 
 Row = tuple[str, Path, str]
@@ -158,8 +159,8 @@ def _split_folders(root: Path, given: Mapping[str, Sequence[str]]) -> dict[str, 
         return {split: [_within(root, name) for name in names] for split, names in wanted.items()}
     inside = _folders_in(root)
     named = {
-        split: [entry for entry in inside if entry.name.lower() in spellings]
-        for split, spellings in SPELLINGS.items()
+        split: [entry for entry in inside if split_of_folder(entry.name) == split]
+        for split in SPELLINGS
     }
     found = {split: folders for split, folders in named.items() if folders}
     others = len(inside) - sum(map(len, found.values()))
@@ -215,6 +216,8 @@ def _images(
         others += sum(map(len, found.values())) - sum(map(len, images.values()))
         if labeled:
             _check_classes(folder, images)
+            if not split:
+                _doubt_classes(folder, images)
         elif not any(images.values()):
             raise KdstepsError(
                 f"{folder}: has no images; put some there, with one of the endings "
@@ -246,6 +249,24 @@ def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
     empty = [entry for entry, inside in images.items() if not inside and not entry.is_symlink()]
     if empty:
         raise KdstepsError(f"{empty[0]}: has no images; add some, or move the folder away")
+
+
+def _doubt_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
+    """Warn of folders that may be splits rather than classes: all have the same subfolders."""
+    inside = {
+        frozenset(file.relative_to(entry).parts[0] for file in found if file.parent != entry)
+        for entry, found in images.items()
+    }
+    direct = any(file.parent == entry for entry, found in images.items() for file in found)
+    if direct or len(inside) != 1 or len(images) < 2 or len(*inside) < 2:
+        return
+    first, second, *_ = (entry.name for entry in images)
+    classes = ", ".join(sorted(*inside)[:_SHOWN])
+    log.warning(
+        "%s: %s, %s and so on count as classes, but all have the same folders (%s); if these are "
+        "the classes, name the folders of the splits, such as `train: %s` and `test: %s`",
+        *(folder, first, second, classes, first, second),
+    )
 
 
 def _annotated(folder: Path) -> list[tuple[Path, str]]:
