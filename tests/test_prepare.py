@@ -16,7 +16,7 @@ from _pictures import FILES, as_bytes, color, prepare, prepared, write_folder
 from PIL import Image
 
 from kdsteps.data import prepared as prepared_module
-from kdsteps.data.checks import check_source
+from kdsteps.data.checks import check_source, doubt_of_bits
 from kdsteps.data.hashes import Hashes
 from kdsteps.data.prepared import load_prepared
 from kdsteps.data.source import Source
@@ -28,6 +28,8 @@ from kdsteps.files.arrays import write_array
 from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
+from kdsteps.rehearsal.images import look_at_source
+from kdsteps.study.settings import Dataset, Prepare
 
 CPU = torch.device("cpu")
 
@@ -261,6 +263,10 @@ def test_nearly_black_images_of_16_bits_are_told(tmp_path, caplog, bits, told):
     with caplog.at_level("WARNING", "kdsteps"):
         prepared(tmp_path / "out", "folder", {"path": str(tmp_path / "set")})
     assert any("nearly black" in message for message in caplog.messages) == told
+    read = look_at_source(
+        Dataset(kind="folder", options={"path": str(tmp_path / "set")}), Prepare(), 1
+    ).sample
+    assert (doubt_of_bits(read.modes, read.pixels.mean() / 255) is not None) == told
 
 
 def test_broken_images_are_named_counted_and_refused(tmp_path, pets):

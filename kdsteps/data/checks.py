@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -102,3 +102,18 @@ def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[s
                 else "; add some, or remove the class"
             )
         )
+
+
+def doubt_of_bits(modes: Iterable[str], mean: float) -> str | None:
+    """A doubt about images of 16 bits that are on average no brighter than 12 bits can be.
+
+    Args:
+        modes: Of the pixels of all images, as Pillow names them.
+        mean: Of all pixels, 0 to 1.
+    """
+    if mean > 2**12 / 2**16 or not all(mode.startswith("I") for mode in modes):
+        return None
+    return (
+        "images of 16 bits are nearly black: if their values have fewer bits, scale them to 16 "
+        "first (12 bits: multiply by 16)"
+    )

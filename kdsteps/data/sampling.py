@@ -27,6 +27,7 @@ class Sample:
         names: (n,) where each image came from.
         broken: What is wrong with the others, one sentence each.
         seconds: The time to read one image, on the threads that were used.
+        modes: Of the pixels as they were read; none for images that are prepared.
     """
 
     pixels: np.ndarray
@@ -34,6 +35,7 @@ class Sample:
     names: tuple[str, ...]
     broken: tuple[str, ...]
     seconds: float
+    modes: tuple[str, ...] = ()
 
 
 def sample_of(source: Source, count: int, threads: int) -> Sample:
@@ -57,6 +59,7 @@ def sample_of(source: Source, count: int, threads: int) -> Sample:
         tuple(chosen.names[number] for number in survey.stored),
         tuple(survey.broken),
         (time.perf_counter() - started) / seen,
+        tuple(survey.modes),
     )
 
 

@@ -11,8 +11,6 @@ SPELLINGS = {
 }
 _BESIDE = frozenset(("set", "sets", "data", "images", "image", "imgs", "img", "seg", "split"))
 """Words beside the name of a split."""
-    ["set", "sets", "data", "images", "image", "imgs", "img", "seg", "split"]
-)  # training_set
 
 
 def split_of_folder(name: str) -> str | None:

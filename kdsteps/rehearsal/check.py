@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kdsteps.data.checks import doubt_of_bits
 from kdsteps.errors import KdstepsError, failure
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import batch_problems, study_problems
@@ -205,20 +206,24 @@ class _Check:
 
     def _look(self, study: Study, what: str, images: Images) -> None:
         channels, height, width = images.shape
-        sample = len(images.sample.labels) + len(images.sample.broken)
-        read = "prepared" if images.prepared else f"a sample of {sample} can be read"
-        if images.sample.broken:
-            said = f"{len(images.sample.broken)} of a sample of {sample} cannot be read, such as "
+        sample = images.sample
+        number = len(sample.labels) + len(sample.broken)
+        read = "prepared" if images.prepared else f"a sample of {number} can be read"
+        if sample.broken:
+            said = f"{len(sample.broken)} of a sample of {number} cannot be read, such as "
             skip = study.params.prepare.broken == "skip"
             remedy = "" if skip else "; remove such images, or set prepare.broken to `skip`"
-            self.say("note" if skip else "problem", what, said + images.sample.broken[0] + remedy)
-            read = f"the other {len(images.sample.labels)} of the sample can be read"
+            self.say("note" if skip else "problem", what, said + sample.broken[0] + remedy)
+            read = f"the other {len(sample.labels)} of the sample can be read"
         kind = f"of {len(images.class_names)} classes" if images.labeled else "without labels"
         self.say(
             "ok",
             what,
             f"{images.number:,} images {kind}, {channels} x {height} x {width}; {read}",
         )
+        doubt = doubt_of_bits(sample.modes, sample.pixels.mean() / 255) if sample.modes else None
+        if doubt is not None:
+            self.say("note", what, doubt)
         for split in ("train", "test") if images.labeled else ("train",):
             if not images.counts[split]:
                 self.say("problem", what, f"there are no {split} images")

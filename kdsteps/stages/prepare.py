@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kdsteps.data.checks import check_classes, check_source
+from kdsteps.data.checks import check_classes, check_source, doubt_of_bits
 from kdsteps.data.image_store import image_store
 from kdsteps.data.source import SPLITS, UNKNOWN, Source, without_labels
 from kdsteps.data.splitting import complete_split, duplicates
@@ -193,12 +193,6 @@ def _described(
     return entries
 
 
-def _nearly_black(summary: dict[str, Any]) -> bool:
-    """Whether all images have 16 bits and on average at most the value of the largest 12 bits."""
-    sixteen = all(mode.startswith("I") for mode in summary["modes"])
-    return sixteen and max(summary["mean"]) <= 2**12 / 2**16
-
-
 def _log_findings(summary: dict[str, Any]) -> None:
     """Log what the user should know before training."""
     images = ", ".join(f"{count} {name}" for name, count in summary["images"].items())
@@ -210,11 +204,8 @@ def _log_findings(summary: dict[str, Any]) -> None:
         if differ := entry["of_other_class"]:
             examples = " and ".join(entry["examples"][0])
             log.warning("copies with another label: %d, such as %s", differ, examples)
-    if _nearly_black(summary):
-        log.warning(
-            "images of 16 bits are nearly black: if their values have fewer bits, scale them to 16 "
-            "first (12 bits: multiply by 16)"
-        )
+    if (doubt := doubt_of_bits(summary["modes"], max(summary["mean"]))) is not None:
+        log.warning("%s", doubt)
     if summary["broken"]:
         lost = plural(len(summary["broken"]), "image")
         log.warning("%s could not be read and had to be left out", lost)
