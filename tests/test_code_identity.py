@@ -566,3 +566,28 @@ def Mine(x):
 """
     first = written(mine=text)
     assert written(mine=text.replace("x * 2", "x * 3")) != first
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ('os.path.join(os.path.dirname(__file__), "lib")', "lib"),
+        ('"lib/inner"', "lib/inner"),
+        ("os.path.dirname(os.path.dirname(os.path.abspath(__file__)))", "."),
+    ],
+)
+def test_a_folder_that_the_users_code_adds_to_the_path_is_followed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, place: str
+):
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / "study").mkdir()
+    monkeypatch.chdir(folder if place != "." else folder / "study")
+    start = f"import os, sys\nsys.path.insert(0, {path})\nfrom sizes_of_mine import WIDTH\n"
+    Path("mine.py").write_text(f"{start}\ndef Mine():\n    return WIDTH\n")
+    sizes = folder / place / "sizes_of_mine.py"
+    sizes.write_text("WIDTH = 4\nDEPTH = 3\n")
+    first = digest()
+    sizes.write_text("WIDTH = 4\nDEPTH = 5\n")
+    assert digest() == first
+    sizes.write_text("WIDTH = 5\nDEPTH = 3\n")
+    assert digest() != first

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 NEUTRAL = frozenset({"errors", "files", "study", "jobs", "cli"})
 """Rooms that decide no number: what they hand on is in a job's settings or its files."""
@@ -222,6 +222,12 @@ class Sources:
             spec = find_spec(top)
         except (ImportError, ValueError):
             return None
+        if spec is None:
+            for folder in self._added_folders(beside):
+                if file := _module_file(folder.joinpath(top, *rest)):
+                    return (
+                        None if is_installed(file) else self._read(file.resolve(), name, own=False)
+                    )
         locations = [Path(each) for each in (spec and spec.submodule_search_locations) or ()]
         for location in locations:
             file = _module_file(location.joinpath(*rest)) if rest else location / "__init__.py"
@@ -235,6 +241,17 @@ class Sources:
         file = Path(spec.origin)
         return None if is_installed(file) else self._read(file.resolve(), name, own=False)
 
+    def _added_folders(self, beside: Path | None) -> Iterator[Path]:
+        """What the user's code may add to `sys.path`: folders above it, and those it names."""
+        users = [source for source in self._files.values() if not source.own]
+        if beside is not None:
+            yield from list(beside.parents)[:_ABOVE]
+        for source in users:
+            for node in (node for statement in source.body for node in ast.walk(statement)):
+                if isinstance(node, ast.Constant) and _may_be_path(node.value):
+                    yield source.file.parent / node.value
+                    yield Path.cwd() / node.value
+
     def _folder(self, name: str, candidates: list[Path]) -> Source | None:
         """A package without `__init__.py`: it defines nothing, and its modules can be imported."""
         for folder in candidates:
@@ -247,6 +264,13 @@ class Sources:
         if file not in self._files:
             self._files[file] = Source(file, name, own, ast.parse(file.read_bytes()).body)
         return self._files[file]
+
+
+_ABOVE = 3  # folders above a file
+
+
+def _may_be_path(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) < 200 and value.isprintable()
 
 
 _INSTALLED = tuple(
