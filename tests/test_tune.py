@@ -96,6 +96,19 @@ def test_more_random_trials_begin_with_the_same_and_keys_do_not_depend_on_each_o
     assert [values["weight"] for values in alone] == [values["weight"] for values in few]
 
 
+@pytest.mark.parametrize("search", ["grid", "random"])
+def test_the_report_knows_every_job_whatever_the_order_of_the_keys(search):
+    """The stage `report` reads the study as JSON with sorted keys."""
+    given = study(GRID, {"search": search, "trials": 4, "seeds": [7, 8], "halving": 2})
+    again = parse_study(json.loads(json.dumps(given.described, sort_keys=True)))
+    for rule in set(graph.OUTPUTS) - {"report"}:
+        jobs, others = (sorted(map(str, graph.jobs(each, rule))) for each in (given, again))
+        assert jobs == others
+        for names in graph.jobs(given, rule):
+            text = graph.settings_text(given, rule, names)
+            assert text == graph.settings_text(again, rule, names)
+
+
 def test_a_random_search_in_few_values_tries_each_once():
     found = tried({"temperature": {"low": 1, "high": 4}}, {"search": "random", "trials": 20})
     assert sorted(values["temperature"] for values in found) == [1, 2, 3, 4]

@@ -118,7 +118,7 @@ def _drawn(search: Search, tune: Tune, method: str) -> Iterator[Values]:
     """Random values. Those of one key do not depend on the other keys, nor on how many follow."""
     draws = {key: random.Random(f"{tune.seed} {method} {key}") for key in search}
     for _ in range(_DRAWS * tune.trials):
-        yield {key: _draw(tried, draws[key].random()) for key, tried in search.items()}
+        yield {key: _draw(tried, draws[key].random()) for key, tried in sorted(search.items())}
 
 
 def _draw(tried: Sequence[Any] | Range, at: float) -> Any:
