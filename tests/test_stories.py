@@ -143,6 +143,15 @@ AFTER_TEACHER = ASKED | {"score": 1, "build": 1, "evaluate_latency": 1, "report"
             changed(evaluate__calibration_bins=10),
             {"evaluate": 3, "evaluate_teacher": 1, "report": 1},
         ),
+        (changed(train__teacher_check="stop"), {"train_check": 1, "report": 1}),
+        (
+            changed(train__teacher_check="stop", methods__kd={"temperature": 2.0}),
+            {"train_check": 1} | ONE_RUN,
+        ),
+        (
+            changed(train__teacher_check="stop", methods__again={"method": "dkd"}),
+            {"train_check": 1} | ONE_RUN,
+        ),
         (changed(report__title="Another"), {"report": 1}),
         (changed(distil__checkpoint_minutes=1.0), {"report": 1}),
     ],

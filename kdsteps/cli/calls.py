@@ -12,7 +12,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.live import RULES as LOGGED
-from kdsteps.jobs.outputs import flat
+from kdsteps.jobs.outputs import ORDERING, flat
 from kdsteps.jobs.settings import SETTINGS, JobSettings, ReportSettings
 from kdsteps.jobs.storage import with_stored_files
 from kdsteps.study.loading import load_study, parse_study
@@ -104,7 +104,7 @@ def call_by_name(given: argparse.Namespace) -> Call:
             raise KdstepsError(f"--{name}: not an option of this job; it takes {right}")
     graph.check_names(study, rule, names)
     call = call_of(study, rule, names)
-    only_there = {"check", "checks", "audit"} & graph.node(study, rule, names).covered
+    only_there = ORDERING & graph.node(study, rule, names).covered
     for name in ({"ticket", "tickets"} | only_there) & call.read.keys():
         if not all(path.is_file() for path in call.read[name]):
             del call.read[name]  # a job started by hand works without cached logits and checks

@@ -132,12 +132,17 @@ def optional_outputs(rule: str, outputs: Mapping[str, str | Path]) -> dict[str, 
     return {name: first.with_name(file) for name, file in OPTIONAL.get(rule, {}).items()}
 
 
+ORDERING = frozenset({"check", "checks", "audit"})
+"""Names of inputs that only have to be there before a student is trained: what they say about its
+teachers changes nothing in it."""
+
+
 def covered(rule: str, inputs: Collection[str]) -> frozenset[str]:
     """Names of inputs that need not be compared: another input has their digest, or changes with
     them; for students, the content of the teachers' checks does not matter."""
     if rule == "report":
         return frozenset({"image_files", "indexes", "predictions", "teacher_predictions"})
-    known = {"check", "checks"} | ({"predictions"} if rule == "export" else {"audit"})
+    known = ORDERING - {"audit"} | {"predictions"} if rule == "export" else ORDERING
     digests = {name.removesuffix("_digest") for name in inputs if name.endswith("_digest")}
     if "images" in digests:
         digests |= {"index", "summary"}

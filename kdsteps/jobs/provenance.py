@@ -129,6 +129,12 @@ def read_provenance(file: Path) -> Provenance | None:
         return None
 
 
+def was_made_with(outputs: Mapping[str, str | Path], settings: str, code: str) -> bool:
+    """Whether a result is there that was made with some settings and code."""
+    known = read_provenance(provenance_file(outputs))
+    return known is not None and (known.settings, known.code) == (settings, code)
+
+
 def is_whole(path: Path, known: Provenance) -> bool:
     """Whether a file is what its job wrote; of large arrays of images, the size is compared."""
     if wrong_size(path, known):

@@ -11,8 +11,8 @@ from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.kubernetes_status import KUBERNETES_JOBS
 from kdsteps.jobs.live import RULES as LOGGED
-from kdsteps.jobs.outputs import optional_outputs
-from kdsteps.jobs.provenance import provenance_file
+from kdsteps.jobs.outputs import ORDERING, optional_outputs
+from kdsteps.jobs.provenance import provenance_file, was_made_with
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.schedule import claim, priority
 from kdsteps.jobs.slurm_status import look_regularly
@@ -81,19 +81,30 @@ def inputs_of(rule):
     """Input function: the files that a job reads, by name.
 
     Files whose digests are in a small file next to them are `ancient`: Snakemake compares that file
-    instead of reading the large ones for every job. Jobs that fetch their files from storage also
+    instead of reading the large ones for every job. So are checks of teachers, which only have to be
+    there; but not for a job that has to run again, since Snakemake overlooks that it has to where it
+    depends on a job that runs by `ancient` files alone. Jobs that fetch their files from storage also
     read what is next to these.
     """
 
     def inputs(wildcards):
         job = job_of(rule, wildcards)
         also = storage.declared(study, job) if STORED else {}
+        loose = job.covered | also.keys()
+        if loose & ORDERING & job.inputs.keys() and not STORED and is_stale(job):
+            loose -= ORDERING
         return {
-            name: ancient(paths) if name in job.covered | also.keys() else paths
+            name: ancient(paths) if name in loose else paths
             for name, paths in (job.inputs | also).items()
         }
 
     return inputs
+
+
+def is_stale(job):
+    """Whether a job's result is missing, or made with other settings or code."""
+    made = graph.outputs(job.rule, job.names)
+    return not was_made_with(made, job.text, code_identity.code(study, job.rule, job.names))
 
 
 def settings_of(rule):
