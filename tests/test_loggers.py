@@ -252,6 +252,20 @@ def test_dvclive_leaves_git_dvc_and_experiments_alone(written):
 
 
 @pytest.mark.slow
+def test_dvclive_writes_in_a_repository_without_a_commit(tmp_path, monkeypatch):
+    pytest.importorskip("dvclive", reason="dvclive is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(live, "GRACE", 100.0)
+    git(tmp_path, "init", "--quiet")
+    Path(".dvc").mkdir()
+    Path(".dvc/config").touch()
+    with followed(KD, [logger("dvclive")]):
+        epoch_of(1, 1, kd=0.5, validation_accuracy=0.25)
+    table = tmp_path / "logs/live/dvclive/distil/pair/kd/0/plots/metrics/validation_accuracy.tsv"
+    assert table.read_text().splitlines() == ["step\tvalidation_accuracy", "1\t0.25"]
+
+
+@pytest.mark.slow
 def test_mlflow_has_one_run_per_job_with_each_epoch_once(written, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow import MlflowClient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import chdir
 from pathlib import Path
 
 from kdsteps.loggers.base import Epoch, Logger, Training
@@ -27,9 +28,9 @@ class Writer(Logger):
         for name in _OF_A_PIPELINE:  # inside `dvc repro` or `dvc exp run`, it would use git
             os.environ.pop(name, None)
         os.environ["DVC_STUDIO_OFFLINE"] = "true"
-        self._live = Live(
-            str(Path(folder, training.job)), save_dvc_exp=False, dvcyaml=None, report=None
-        )
+        place = str(Path(folder, training.job).absolute())
+        with chdir(os.sep):  # where it finds no repository: it fails in one without a commit
+            self._live = Live(place, save_dvc_exp=False, dvcyaml=None, report=None)
 
     def log(self, epoch: Epoch) -> None:
         self._live.step = epoch.number
