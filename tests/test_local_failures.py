@@ -69,8 +69,13 @@ def test_a_failed_job_is_named_with_what_it_said_last(how: str, log: str | None,
 
 
 @pytest.mark.parametrize("how", [STATUS.format(143), SIGNAL.format("SIGTERM: 15")])
-def test_a_job_that_was_stopped_did_not_fail(how: str):
-    assert said(block("distil/pair/kd/0", how, "stopped by SIGTERM\n")) == []
+def test_jobs_that_were_stopped_are_counted_after_those_that_failed(how: str):
+    stopped = [block(f"distil/pair/kd/{seed}", how, "stopped by SIGTERM\n") for seed in (0, 1)]
+    (found,) = said(*stopped)
+    assert found.startswith("2 jobs stopped; run the same command again, and training continues")
+    failed, again = said(stopped[0], block("distil/pair/kd/2", STATUS.format(1), "no\n"))
+    assert failed.startswith("distil pair kd 2 failed")
+    assert again.startswith("1 job stopped")
 
 
 def test_a_job_whose_retry_finished_is_not_named_and_others_are():

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from kdsteps.files.text import last_lines
 from kdsteps.jobs.failed_jobs import FailedJob
+from kdsteps.jobs.words import plural
 
 _STOPPED = ("SIGINT", "SIGTERM", "SIGHUP", "130", "143")
 _KILLED = ("SIGKILL", "137")
@@ -14,9 +15,17 @@ _KILLED = ("SIGKILL", "137")
 def failures(failed: Iterable[FailedJob]) -> list[str]:
     """What happened to the jobs that failed here, by how they ended and what they said last.
 
-    A job that was stopped, as by Ctrl-C, did not fail.
+    Jobs that were stopped, as by Ctrl-C, are counted.
     """
-    return [_sentence(job) for job in failed if not job.slurm and job.how not in _STOPPED]
+    here = [job for job in failed if not job.slurm]
+    stopped = [job for job in here if job.how in _STOPPED]
+    sentences = [_sentence(job) for job in here if job not in stopped]
+    if stopped:
+        sentences.append(
+            f"{plural(len(stopped), 'job')} stopped; run the same command again, and training "
+            "continues where it was stopped"
+        )
+    return sentences
 
 
 def _sentence(job: FailedJob) -> str:

@@ -344,7 +344,7 @@ def _origins(origins: pd.DataFrame) -> list[Mapping[str, Any]]:
     """One row for all files made with the same code, device and versions."""
     places = ["git_commit", "device", "threads", "versions"]
     filled = origins.assign(
-        git_commit=origins["git_commit"].fillna("not in git"),
+        git_commit=origins["git_commit"].fillna("no commit"),
         device=origins["device"].fillna("unknown"),
         threads=origins["threads"].fillna(0).astype(int),
     )
