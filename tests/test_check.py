@@ -181,6 +181,17 @@ def test_a_mistake_in_the_settings_is_a_problem_as_well(folder, capsys):
     assert "PROBLEM  settings: params.yaml: seeds is" in capsys.readouterr().out
 
 
+def test_several_mistakes_in_the_settings_are_all_listed(folder, capsys):
+    write_study(folder, seeds=[-1], distil={"epochs": "many", "lr": 1})
+    assert main(["check"]) == 2
+    said = capsys.readouterr()
+    problems = [line for line in said.out.splitlines() if line.startswith("PROBLEM  settings")]
+    assert len(problems) == 3
+    assert all(any(word in line for line in problems) for word in ("seeds", "epochs", "lr"))
+    assert "more)" not in said.out
+    assert "3 problems" in said.err
+
+
 def test_files_that_dvc_would_miss_are_a_note_since_snakemake_can_run(folder, capsys):
     write_folder(folder / "photos", {"a": 8, "b": 8})
     Path("dvc.yaml").write_text("stages: {resolve: {cmd: kdsteps resolve, deps: [kdsteps.lock]}}")

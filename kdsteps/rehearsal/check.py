@@ -30,6 +30,7 @@ from kdsteps.rehearsal.machine import free_memory, gpu_room
 from kdsteps.rehearsal.order import rehearse, start_of_jobs
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.study.loading import load_study
+from kdsteps.study.messages import SettingsError
 from kdsteps.study.study import Study
 
 _BUSY = 0.6  # of the cores, by other processes, which makes the forecast doubtful
@@ -101,6 +102,10 @@ class _Check:
             left = remaining(study)
             early = study_problems(study)
             sharing = self._sharing(cores, gpus, jobs_per_gpu)
+        except SettingsError as error:
+            for sentence in error.sentences:
+                self.say("problem", "settings", sentence)
+            return self.found
         except KdstepsError as error:
             self.say("problem", "settings", str(error))
             return self.found

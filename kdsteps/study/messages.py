@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails, ValidationError
 
-from kdsteps.errors import nearest
+from kdsteps.errors import KdstepsError, nearest
 
 MAX_NAME = 80  # characters of a name that becomes part of paths
 _LONGEST = 60  # characters of a value that are shown
@@ -35,8 +35,21 @@ _PLAIN = {
 }
 
 
-def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> str:
-    """The first thing wrong, and how many more there are.
+class SettingsError(KdstepsError):
+    """What is wrong with some settings: the first thing, and how many more there are.
+
+    Attributes:
+        sentences: One for each thing.
+    """
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
+        super().__init__(sentences[0] + more)
+        self.sentences = tuple(sentences)
+
+
+def settings_error(error: ValidationError, content: Any, where: str, keys: Keys) -> SettingsError:
+    """What pydantic reports about some settings, in sentences.
 
     Args:
         error: What pydantic reports about `content`.
@@ -49,9 +62,12 @@ def sentence(error: ValidationError, content: Any, where: str, keys: Keys) -> st
         found.setdefault(path, {})[problem["type"]] = problem
     # An error inside a list is more helpful than the error that it matches none of the choices.
     paths = [path for path in found if not any(_in_list(other, path) for other in found)]
-    path, more = paths[0], len(paths) - 1
-    said = _said(list(found[path].values()), content, path, keys)
-    return f"{_spot(where, path)} {said}" + (f" (and {more} more)" if more else "")
+    return SettingsError(
+        [
+            f"{_spot(where, path)} {_said(list(found[path].values()), content, path, keys)}"
+            for path in paths
+        ]
+    )
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic_core import SchemaValidator, ValidationError, to_jsonable_python
 
 from kdsteps.errors import KdstepsError, nearest
-from kdsteps.study.messages import sentence
+from kdsteps.study.messages import settings_error
 from kdsteps.study.part_cache import description, problems
 from kdsteps.study.part_imports import NOUNS, PACKAGE, Kind, installed, load, location, shipped
 from kdsteps.study.part_options import Description
@@ -123,8 +123,8 @@ class Part:
             found = self._validator.validate_json(text, strict=True)
         except ValidationError as error:
             keys = self.described.wanted | dict.fromkeys(others)
-            raise KdstepsError(
-                sentence(error, options, where, lambda path: {} if path else keys)
+            raise settings_error(
+                error, options, where, lambda path: {} if path else keys
             ) from error
         plain: dict[str, Any] = to_jsonable_python(found)
         return plain

@@ -14,7 +14,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.study import registry
 from kdsteps.study.entries import LoggerEntry, MethodEntry, ModelEntry
 from kdsteps.study.loggers import LoggerSettings, check_installed
-from kdsteps.study.messages import sentence
+from kdsteps.study.messages import settings_error
 from kdsteps.study.part_options import FILLED_IN
 from kdsteps.study.settings import Model, Options
 from kdsteps.study.study import Method
@@ -81,8 +81,8 @@ def parse(model: type[ModelT], content: Any, where: str, others: Sequence[str] =
     try:  # as JSON, where lists pass for tuples although types are strict
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        raise KdstepsError(
-            sentence(error, content, where, lambda path: _fields(model, path, others))
+        raise settings_error(
+            error, content, where, lambda path: _fields(model, path, others)
         ) from error
 
 
