@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import Chain, build_model
+from kdsteps.study import registry
 
 BENCHMARK = Path(__file__).parents[2] / "shared" / "networks" / "benchmark_networks.json"
 NAMES = {
@@ -477,3 +478,18 @@ def test_default_cuts_of_convolutional_networks_are_the_layers_of_the_baselines(
     (family, options), _, _ = GENERALIZED[name]
     chain = on_meta(family, **options)
     assert [chain.layers.index(stage) for stage in chain.stages] == indices
+
+
+@pytest.mark.parametrize(
+    ("family", "option", "value"),
+    [
+        ("cifar_resnet", "depth", 20_000_000_000_000_000_000),
+        ("cifar_resnet", "widths", [4, 4, 8, 10**20]),
+        ("vgg", "hidden", 10**9),
+        ("vit", "depth", 80_000),
+        ("wide_resnet", "width", 10**6),
+    ],
+)
+def test_sizes_beyond_any_use_are_refused_before_a_network_is_built(family, option, value):
+    with pytest.raises(KdstepsError, match=rf"{option}.* is \d+; it should be at most"):
+        registry.find("models", family, family).parse({option: value}, family)

@@ -6,12 +6,12 @@ depths 8 and 32 of widths (32, 64, 128, 256). State-dict keys are those of the C
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Activated, convolution, draw_weights, pooled, projection
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.families._sizes import Depth, Width
 from kdsteps.models.image_size import ImageSize
 
 
@@ -20,8 +20,8 @@ def build(
     num_classes: int,
     in_channels: int,
     image_size: ImageSize | None,
-    depth: PositiveInt = 20,
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (16, 16, 32, 64),
+    depth: Depth = 20,
+    widths: tuple[Width, Width, Width, Width] = (16, 16, 32, 64),
 ) -> CifarResNet:
     """A residual network for images of any size.
 

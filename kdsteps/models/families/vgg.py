@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import draw_weights, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.families._sizes import Width
 from kdsteps.models.image_size import ImageSize, as_text, height_width
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -33,7 +34,7 @@ def build(
     image_size: ImageSize | None,
     depth: Literal[8, 11, 13, 16, 19] = 8,
     form: Literal["benchmark", "classic"] = "benchmark",
-    hidden: PositiveInt = 4096,
+    hidden: Width = 4096,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
 ) -> Vgg:
     """A VGG for images of at least 8 pixels, 32 in the classic form.

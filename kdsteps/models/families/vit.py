@@ -10,11 +10,12 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import BlockChain, TokenGrid
+from kdsteps.models.families._sizes import Depth, Width
 from kdsteps.models.image_size import ImageSize, as_text, height_width
 
 GRID = 8  # patches to a side by default
@@ -26,11 +27,11 @@ def build(
     num_classes: int,
     in_channels: int,
     image_size: ImageSize | None,
-    patch: PositiveInt | None = None,
-    width: PositiveInt = 192,
-    depth: PositiveInt = 8,
-    heads: PositiveInt = 6,
-    mlp: PositiveInt = 576,
+    patch: Width | None = None,
+    width: Width = 192,
+    depth: Depth = 8,
+    heads: Width = 6,
+    mlp: Width = 576,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     zero_head: bool = True,
 ) -> VisionTransformer:

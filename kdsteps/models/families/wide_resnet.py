@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.blocks import Preactivated, convolution, draw_weights, pooled
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.families._sizes import Depth, Width
 from kdsteps.models.image_size import ImageSize
 
 
@@ -22,8 +23,8 @@ def build(
     num_classes: int,
     in_channels: int,
     image_size: ImageSize | None,
-    depth: PositiveInt = 16,
-    width: PositiveInt = 2,
+    depth: Depth = 16,
+    width: Width = 2,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> WideResNet:
     """A wide residual network for images of any size.
