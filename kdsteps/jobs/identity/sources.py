@@ -224,10 +224,9 @@ class Sources:
             return None
         if spec is None:
             for folder in self._added_folders(beside):
-                if file := _module_file(folder.joinpath(top, *rest)):
-                    return (
-                        None if is_installed(file) else self._read(file.resolve(), name, own=False)
-                    )
+                file = _module_file(folder.joinpath(top, *rest))
+                if file is not None and not is_installed(file):
+                    return self._read(file.resolve(), name, own=False)
         locations = [Path(each) for each in (spec and spec.submodule_search_locations) or ()]
         for location in locations:
             file = _module_file(location.joinpath(*rest)) if rest else location / "__init__.py"
@@ -270,7 +269,7 @@ _ABOVE = 3  # folders above a file
 
 
 def _may_be_path(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) < 200 and value.isprintable()
+    return isinstance(value, str) and 0 < len(value.encode()) < 200 and value.isprintable()
 
 
 _INSTALLED = tuple(

@@ -39,14 +39,15 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
             an image depend on the other images.
     """
     images = noise(network, image_shape, 2)
+    evaluated = replace(rule, averages=False)
     with evaluating(network), torch.random.fork_rng(devices=[]):
-        logits = replace(rule, averages=False).logits(_run(network, images))
-        _check_alone(network, replace(rule, averages=False), image_shape)
-    if logits.ndim != 2:
-        raise KdstepsError(
-            f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
-            "it should return logits (N, K), not feature maps"
-        )
+        logits = evaluated.logits(_run(network, images))
+        if logits.ndim != 2:
+            raise KdstepsError(
+                f"models: {rule.network} returns the shape {tuple(logits.shape)} for 2 images; "
+                "it should return logits (N, K), not feature maps"
+            )
+        _check_alone(network, evaluated, logits[0], image_shape)
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -57,32 +58,38 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
     return images._version > 0
 
 
-def _check_alone(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> None:
+def _check_alone(
+    network: nn.Module, rule: OutputRule, logits: Tensor, image_shape: ImageShape
+) -> None:
     """Refuse a network whose logits of an image in eval mode depend on more than the image.
 
     Then no accuracy would be its own: in another pass, or in batches of another size, it would be
     another one.
+
+    Args:
+        logits: (K,) of the first of two images of noise, beside the second one.
     """
     images = noise(network, image_shape, 2)
     if images.is_meta or isinstance(images, FakeTensor):
         return  # there are no values
-    beside = torch.cat([images[:1], torch.zeros_like(images[1:])])
-    first, again, other = (
-        rule.logits(network(given))[0] for given in (images.clone(), images, beside)
-    )
-    allowed = _ROUNDING * float(first.abs().max())
-    if (again - first).abs().max() > allowed:
+
+    def differ(given: Tensor) -> bool:
+        difference = (rule.logits(network(given))[0] - logits).abs().max()
+        return bool(difference > _ROUNDING * logits.abs().max())
+
+    if not differ(torch.cat([images[:1], torch.zeros_like(images[1:])])):
+        return
+    if differ(images):
         raise KdstepsError(
             f"models: {rule.network} returns other logits for the same images in another pass, as "
             "with dropout that stays on in eval mode; let it depend on the network's mode "
             "(`training=self.training`)"
         )
-    if (other - first).abs().max() > allowed:
-        raise KdstepsError(
-            f"models: {rule.network} returns other logits for an image if another image is beside "
-            "it, as with batch normalization that uses the batch's statistics in eval mode; let it "
-            "use running ones (`track_running_stats=True`)"
-        )
+    raise KdstepsError(
+        f"models: {rule.network} returns other logits for an image if another image is beside it, "
+        "as with batch normalization that uses the batch's statistics in eval mode; let it use "
+        "running ones (`track_running_stats=True`)"
+    )
 
 
 def visit(
