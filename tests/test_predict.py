@@ -234,6 +234,21 @@ def test_the_number_of_images_at_a_time_changes_only_rounding(folder: Path):
 # the command
 
 
+def test_an_empty_folder_is_named_and_the_others_are_classified(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    color(1, 30, 40).save(tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
+    given = [str(tmp_path / "empty"), str(tmp_path / "a.png")]
+    assert main(["predict", str(folder), *given]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith(given[1])
+    assert f"{given[0]}: has no images of the endings" in said.err
+    assert "1 of 2 images or folders could not be classified" in said.err
+    assert main(["predict", str(folder), given[0]]) == 2
+    assert "has no images of the endings" in capsys.readouterr().err
+
+
 def test_each_image_has_a_line(folder: Path, images: Path, capsys: pytest.CaptureFixture[str]):
     (images / "broken.png").unlink()
     assert main(["predict", str(folder), str(images), "--top", "2"]) == 0

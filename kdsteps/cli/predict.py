@@ -64,6 +64,7 @@ def predict(given: argparse.Namespace) -> None:
         KdstepsError: The student cannot be used, or some images cannot be read.
     """
     try:
+        from kdsteps.data.decoding import SUFFIXES
         from kdsteps.data.source import Broken
         from kdsteps.export.student import load_student
     except ModuleNotFoundError as error:
@@ -71,10 +72,21 @@ def predict(given: argparse.Namespace) -> None:
             f"{error.name} is not installed; run `pip install onnxruntime numpy pillow`"
         ) from error
     student = load_student(given.student, int8=given.int8, threads=given.threads)
-    paths = [path for argument in given.images for path in _files(argument)]
+    inside = {argument: list(_files(argument)) for argument in given.images}
+    paths = [path for argument in given.images for path in inside[argument]]
+    endings = ", ".join(SUFFIXES)
+    empty = [
+        f"{argument}: has no images of the endings {endings}"
+        for argument, found in inside.items()
+        if not found
+    ]
+    if not paths:
+        raise KdstepsError(empty[0])
+    for sentence in empty:
+        print(sentence, file=sys.stderr)
     line = _line_of(given, paths, student.classes)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    unread = 0
+    unread = len(empty)
     found = student.logits_of(map(Path, paths), given.batch_size)
     for path, logits in zip(paths, found, strict=True):
         if isinstance(logits, Broken):
@@ -83,7 +95,8 @@ def predict(given: argparse.Namespace) -> None:
         else:
             print(line(path, student.prediction(logits, given.top)))
     if unread:
-        raise KdstepsError(f"{unread} of {len(paths)} images could not be classified")
+        number = len(paths) + len(empty)
+        raise KdstepsError(f"{unread} of {number} images or folders could not be classified")
 
 
 def shown(path: str) -> str:
@@ -104,8 +117,6 @@ def _files(argument: str) -> Iterator[str]:
     root = Path(argument).resolve()  # which is not a link, as the argument may be
     (files,) = Walk(root, follow_links=True).files([root])
     images = [file for file in files if file.lower().endswith(SUFFIXES)]
-    if not images:
-        raise KdstepsError(f"{argument}: has no images of the endings {', '.join(SUFFIXES)}")
     yield from (os.path.join(argument, os.path.relpath(image, root)) for image in images)
 
 
