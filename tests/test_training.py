@@ -17,12 +17,15 @@ from _networks import network
 from _training import RECIPE, Stopped, fit_of, images, same_bytes, stopped_after, weights
 from torch import nn
 
+from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
+from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
 from kdsteps.models.memory_format import batch_format
 from kdsteps.training.loop import Fit
 from kdsteps.training.optimizers import keep_to_layout, make_schedule
 from kdsteps.training.random_states import seed_all
+from kdsteps.training.terms import _in_containers, check_modules
 
 STEPS = 3  # of an epoch
 BYTEWISE = ["labels", "kd", "block_kd", "feature_only", "crd"]
@@ -361,3 +364,85 @@ def test_losses_that_change_their_names_between_steps_are_told(monkeypatch):
     words = "returned the losses labels, late after labels; return the same names in every step"
     with pytest.raises(KdstepsError, match=words):
         fit.run()
+
+
+class Remembering(Labels):
+    """Keeps a running mean, a count and a list in plain attributes, which all act on the loss."""
+
+    def __init__(self, *given, **options) -> None:
+        super().__init__(*given, **options)
+        self.mean, self.steps, self.seen = None, 0, {"last": [torch.zeros(())]}
+        self.fixed = torch.ones(3)
+
+    def terms(self, batch):
+        found = super().terms(batch)
+        value = self.student(batch.images).mean()
+        self.mean = value if self.mean is None else 0.9 * self.mean.detach() + 0.1 * value
+        self.steps += 1
+        self.seen["last"].append(value.detach())
+        pull = (value - self.seen["last"][-2]).square() * self.steps
+        return found | {"pull": pull + self.mean.square() * self.fixed.sum()}
+
+
+def remembering(state: Path | None = None) -> Fit:
+    fit = fit_of("labels", state=state)
+    method = Remembering(None, fit.method.student, fit.method.task)
+    torch.manual_seed(0)
+    return Fit(
+        method, fit.split, fit.recipe, seed=0, validate=dict, resume=fit.resume if state else None
+    )
+
+
+def test_state_in_plain_attributes_goes_on_as_well(tmp_path):
+    alone = remembering()
+    alone.run()
+    for stop in range(1, 2 * STEPS):
+        state = tmp_path / f"{stop}.pt"
+        with pytest.raises(Stopped):
+            stopped_after(stop, remembering(state)).run()
+        resumed = remembering(state)
+        resumed.run()
+        assert resumed.method.steps == alone.method.steps == 2 * STEPS
+        assert same_bytes(weights(resumed), weights(alone)), stop
+
+
+def test_only_attributes_that_changed_are_saved():
+    fit = remembering()
+    assert fit.attributes.changed() == {}
+    fit.take_step(next(fit.split.shuffled(8, Views(), torch.Generator().manual_seed(0))))
+    assert fit.attributes.changed().keys() == {("", name) for name in ("mean", "steps", "seen")}
+
+
+def test_a_teacher_in_training_mode_is_told():
+    fit = fit_of("kd")
+    before = fit.method.terms
+
+    def terms(batch):
+        fit.method.teacher.train()
+        return before(batch)
+
+    fit.method.terms = terms
+    with pytest.raises(KdstepsError, match="`terms` of KD put the teacher into training mode"):
+        fit.run()
+
+
+@pytest.mark.parametrize("kept", [[nn.Linear(2, 2)], {"a": nn.Linear(2, 2)}, {"a": [nn.ReLU6()]}])
+def test_trainable_modules_that_are_not_registered_are_told(kept):
+    method = fit_of("labels").method
+    check_modules(method)
+    method.projectors = kept
+    if any(list(module.parameters()) for module in _in_containers(kept)):
+        with pytest.raises(KdstepsError, match="keeps a Linear in `projectors`, where its weights"):
+            check_modules(method)
+        for module in _in_containers(kept):
+            module.requires_grad_(False)
+    check_modules(method)
+
+
+def test_a_method_that_does_not_call_its_base_class_is_told():
+    class Forgetful(Labels):
+        def __init__(self, *given, **options) -> None:
+            pass
+
+    with pytest.raises(KdstepsError, match=r"Forgetful does not call its base class; begin its"):
+        check_modules(Forgetful())

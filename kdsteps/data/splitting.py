@@ -100,7 +100,9 @@ def _take(
             raise KdstepsError(
                 f"{what} has {len(groups)} different image"
                 f"{'' if len(groups) == 1 else 's'} for the splits train and {name}; "
-                f"{'every class' if class_names else 'it'} needs one for each split"
+                f"{'every class' if class_names else 'it'} needs one for each split; add images, "
+                + ("leave the class out, " if class_names else "")
+                + ("or name test images" if name == "test" else f"or set prepare.{name} to 0")
             )
         wanted = max(1, round(fraction * len(rows)))
         taken: list[int] = []

@@ -44,6 +44,7 @@ from kdsteps.training.drawn import DrawnFit, draws_of
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
 from kdsteps.training.random_states import check_seed, seed_all
+from kdsteps.training.terms import check_modules
 
 log = logging.getLogger("kdsteps")
 
@@ -151,6 +152,7 @@ def _method(
     )
     build = registry.load("methods", settings.method)
     method: Method = build(teacher, student, task, **settings.options)
+    check_modules(method)
     return method
 
 

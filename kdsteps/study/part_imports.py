@@ -141,8 +141,9 @@ def _imported(place: str, root: Path) -> ModuleType:
 def _from_file(place: str, path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
-        others = [f"./{file.name}" for file in sorted(path.parent.glob("*.py"))]
-        raise KdstepsError(f"there is no file {place!r}{nearest(place, others)}")
+        others = [f"./{file.name}" for file in sorted(path.parent.glob("*.py")) if file.is_file()]
+        hint = nearest(place, others) if others else "; correct the path"
+        raise KdstepsError(f"there is no file {place!r}{hint}")
     name = str(path)  # no importable name: it hides no module, and two files never share one
     if name in sys.modules:
         return sys.modules[name]

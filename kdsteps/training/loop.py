@@ -28,6 +28,7 @@ from kdsteps.models.chain import HEAD
 from kdsteps.models.precision import autocast
 from kdsteps.study.training_settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
+from kdsteps.training.attributes import Attributes
 from kdsteps.training.averaging import WeightAverage
 from kdsteps.training.compilation import compile_student
 from kdsteps.training.divergence import Divergence, first_divergence
@@ -122,6 +123,7 @@ class Fit:
         self.seconds = 0.0
         self._first_step = True
         self.recorded = RecordedStep(self.optimizer)
+        self.attributes = Attributes(self.method)
         self._stop = Stop()
         self._saved_at = time.monotonic()
 
@@ -329,6 +331,7 @@ class Fit:
         return {
             "key": self.resume.key,
             "method": self.method.state_dict(),
+            "attributes": self.attributes.changed(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -352,6 +355,7 @@ class Fit:
             log.info("ignoring the saved state: it belongs to different settings or code")
             return
         self.method.load_state_dict(state["method"])
+        self.attributes.restore(state["attributes"], self.split.device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.methods.base import Method
 
 _TAKEN = ("total", "learning_rate")  # what the history of a run holds besides the losses
+
+
+def check_modules(method: Method) -> None:
+    """Check that a method is a module with all of its trainable parts.
+
+    Raises:
+        KdstepsError: It does not call its base class, or keeps modules where no optimizer finds
+            them, such as in a list.
+    """
+    where = f"methods: {type(method).__qualname__}"
+    if "_modules" not in vars(method):
+        raise KdstepsError(
+            f"{where} does not call its base class; begin its __init__ with "
+            "`super().__init__(*given, **options)`"
+        )
+    known = set(map(id, method.parameters()))
+    for name, value in vars(method).items():
+        lost = (
+            module
+            for module in _in_containers(value)
+            if any(each.requires_grad and id(each) not in known for each in module.parameters())
+        )
+        if (module := next(lost, None)) is not None:
+            raise KdstepsError(
+                f"{where} keeps a {type(module).__name__} in `{name}`, where its weights would not "
+                "be trained; use nn.ModuleList or nn.ModuleDict, or set requires_grad to False"
+            )
+
+
+def _in_containers(value: object) -> Iterator[nn.Module]:
+    """The modules in plain lists and dictionaries, in which PyTorch does not look for them."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            if isinstance(item, nn.Module):
+                yield item
+            else:
+                yield from _in_containers(item)
 
 
 def check_terms(method: Method, terms: Any, before: Sequence[str]) -> Mapping[str, Tensor]:
@@ -24,6 +63,11 @@ def check_terms(method: Method, terms: Any, before: Sequence[str]) -> Mapping[st
         KdstepsError: They are not what `Method.terms` promises.
     """
     where = f"methods: `terms` of {type(method).__qualname__}"
+    if method.teacher is not None and method.teacher.training:
+        raise KdstepsError(
+            f"{where} put the teacher into training mode, where it predicts otherwise; leave it in "
+            "eval mode"
+        )
     if not isinstance(terms, Mapping):
         raise KdstepsError(
             f"{where} returned a value of type {type(terms).__name__}; return a dictionary of "

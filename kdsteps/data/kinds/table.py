@@ -84,7 +84,7 @@ def load(
     paths = _texts(table, image, file)
     known = np.flatnonzero(splits != "-")
     if len(known) < len(splits):
-        log.info("%s: %d rows are of other splits", file, len(splits) - len(known))
+        log.info("%s: rows of other splits: %d", file, len(splits) - len(known))
     rows = known[thinned(labels[known], splits[known], per_class)]
     names = [paths[row] for row in rows]
 
