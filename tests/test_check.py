@@ -228,6 +228,25 @@ def test_a_student_that_has_the_same_weights_for_all_seeds_is_refused(folder, ca
     assert "./seeding.py:build: its code sets torch's seed to 42, so runs of all seeds" in said
 
 
+@pytest.mark.parametrize(("method", "status"), [("kd", 2), ("fitnet", 0)])
+def test_a_teacher_without_the_classifier_that_methods_need_is_a_problem(
+    folder, capsys, method: str, status: int
+):
+    network = build_model("cifar_resnet", num_classes=6, image_size=8, in_channels=1, **LITTLE)
+    torch.save(network.state_dict(), folder / "six.pth")
+    little = {"family": "cifar_resnet", **LITTLE}
+    big = little | {"checkpoint": "six.pth", "train": {"epochs": 0}}
+    write_study(
+        folder,
+        models={"big": big, "small": little},
+        methods={method: {}},
+        distil={"epochs": 1, "batch_size": 8},
+    )
+    assert main(["check", "--seconds", "600"]) == status
+    said = "PROBLEM  model big: six.pth has no classifier for 10 classes, so fc.weight, fc.bias are"
+    assert (said in capsys.readouterr().out) == (status == 2)
+
+
 def test_all_early_problems_are_found_and_not_the_first_alone(folder):
     models = {"big": NET | {"checkpoint": "gone.pt"}, "small": NET}
     methods = {"fitnet": {"teacher_layer": "nowhere"}, "at": {"student_layers": ["nothing"]}}

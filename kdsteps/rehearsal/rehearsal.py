@@ -15,6 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.jobs import graph
 from kdsteps.jobs.findings import Status
 from kdsteps.jobs.forecasts import CORE_RATE, GPU_RATE
@@ -22,7 +23,7 @@ from kdsteps.jobs.job import Job
 from kdsteps.jobs.known import network_outlines
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.schedule import claim
-from kdsteps.jobs.settings import DistilSettings, FeatureSettings, TrainSettings
+from kdsteps.jobs.settings import CheckSettings, DistilSettings, FeatureSettings, TrainSettings
 from kdsteps.rehearsal.images import Images
 from kdsteps.rehearsal.trial import Trial, TrialError, attempt, timed
 from kdsteps.study.settings import FeatureSample, Model
@@ -205,7 +206,25 @@ class Rehearsal:
         if not self.attempt(key, f"model {name}", "train", job, whole=True):
             return False
         self.scales[key] = scale
+        if not recipe.epochs and node.rule == "train":
+            self._look_for_classifier(node)
         return True
+
+    def _look_for_classifier(self, node: graph.JobNode) -> None:
+        """Report a teacher that is used as it is and lacks the classifier that methods need."""
+        from kdsteps.teachers.checks import no_classifier, with_classifier
+
+        dataset, name = node.names["dataset"], node.names["teacher"]
+        number = len(self.images[dataset].class_names)
+        missing = no_classifier(read_checkpoint_header(self.model(dataset, name)), number)
+        checks = [
+            graph.node(self.study, "train_check", names).settings
+            for names in graph.jobs(self.study, "train_check")
+            if names == node.names
+        ]
+        needed = any(isinstance(each, CheckSettings) and not each.features_only for each in checks)
+        if missing and needed:
+            self.say("problem", f"model {name}", f"{missing}; {with_classifier(number)}")
 
     def take(self, dataset: str, name: str, trained: Path) -> None:
         """Use a teacher that the study has already trained."""

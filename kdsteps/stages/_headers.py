@@ -47,11 +47,6 @@ def entry_of(path: Path) -> Mapping[str, Any]:
     return entry
 
 
-def untrained_weights(path: Path) -> tuple[str, ...]:
-    """Names of weights that were never trained, in a checkpoint of kdsteps that was checked."""
-    return tuple(read_checkpoint_header(path).get("untrained", ()))
-
-
 def model_in(header: Mapping[str, Any]) -> Model:
     """The settings of the network in a checkpoint whose header was checked."""
     return parse(Model, header["model"], "header: model")

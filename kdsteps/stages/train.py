@@ -40,6 +40,7 @@ from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.predictions import VARYING, ece, predict, varies
+from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import CheckSettings, TrainSettings
@@ -48,7 +49,7 @@ from kdsteps.methods.labels import Labels
 from kdsteps.models import Chain
 from kdsteps.models.memory_format import batch_format
 from kdsteps.stages._audit import audit
-from kdsteps.stages._headers import entry_of, untrained_weights
+from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     as_built,
     check_batch,
@@ -62,7 +63,13 @@ from kdsteps.stages._shared import (
     write_history,
 )
 from kdsteps.study import registry
-from kdsteps.teachers.checks import TeacherCheck, as_yaml, check_teacher
+from kdsteps.teachers.checks import (
+    TeacherCheck,
+    as_yaml,
+    check_teacher,
+    no_classifier,
+    with_classifier,
+)
 from kdsteps.teachers.variants import Correct, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
@@ -139,8 +146,8 @@ def _check(job: Job[CheckSettings]) -> None:
     path = job.inputs["model"]
     data = prepared(job, choose_device(job.gpus, job.threads, job.jobs_per_gpu))
     network, entry = trained_model(path, data).to(data.device), entry_of(path)
-    if untrained_weights(path):
-        found, calibration = _for_features(path, data.num_classes, job.settings), None
+    if missing := no_classifier(read_checkpoint_header(path), data.num_classes):
+        found, calibration = _for_features(path, missing, data, job.settings), None
     elif not data.labeled:
         found, calibration = _unlabeled(network, data, job.settings), None
     else:
@@ -167,18 +174,13 @@ def _check(job: Job[CheckSettings]) -> None:
     write_json(job.outputs["check"], content | expected | {"settings": job.settings.as_json()})
 
 
-def _for_features(path: Path, num_classes: int, settings: CheckSettings) -> TeacherCheck:
+def _for_features(
+    path: Path, missing: str, data: Prepared, settings: CheckSettings
+) -> TeacherCheck:
     """The check of a network whose classifier was never trained: its features may still be good."""
-    options, random = entry_of(path)["options"], ", ".join(untrained_weights(path))
-    weights = options.get("checkpoint") or options.get("name")
-    new = f"{weights} has no classifier for {num_classes} classes, so {random} are random"
     if not settings.features_only:
-        raise KdstepsError(
-            f"{path}: {new}; set epochs above 0, use weights for {num_classes} classes, name all "
-            "classes of these weights in `classes`, or use only methods that do not need the "
-            "teacher's logits"
-        )
-    return TeacherCheck(warnings=(f"{new}; its accuracy means nothing and was not checked",))
+        raise KdstepsError(f"{path}: {missing}; {with_classifier(data.num_classes)}")
+    return TeacherCheck(warnings=(f"{missing}; its accuracy means nothing and was not checked",))
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
@@ -129,6 +130,30 @@ def check_teacher(
         confident_errors=float((~right & (confidence > CONFIDENT)).double().mean()),
         problems=(*unsuited, *(found if stops else ())),
         warnings=(*(found if likely and not stops else ()), *scale),
+    )
+
+
+def no_classifier(header: Mapping[str, Any], num_classes: int) -> str | None:
+    """What is missing in a teacher that is used as it is and whose classifier is new, or None.
+
+    Args:
+        header: Of its checkpoint.
+        num_classes: Of the study.
+    """
+    if not (random := header.get("untrained")):
+        return None
+    options = header["model"]["options"]
+    weights = options.get("checkpoint") or options.get("name")
+    return (
+        f"{weights} has no classifier for {num_classes} classes, so {', '.join(random)} are random"
+    )
+
+
+def with_classifier(num_classes: int) -> str:
+    """What to do about a teacher without a classifier."""
+    return (
+        f"set epochs above 0, use weights for {num_classes} classes, name all classes of these "
+        "weights in `classes`, or use only methods that do not need the teacher's logits"
     )
 
 
