@@ -87,6 +87,7 @@ def run(job: Job[ExportSettings]) -> None:
     made = provenance(device, time.monotonic() - started)
     record = Record(
         **_run_numbers(settings, exported, measures),
+        options=_trained_with(job.lists["students"][place], settings, exported),
         **_study_numbers(job, candidates, summary),
         family=student.family,
         network_options=_without_weights(student.options),
@@ -233,6 +234,14 @@ def _predicted(path: Path, rows: np.ndarray) -> np.ndarray:
 # its numbers
 
 
+def _trained_with(path: Path, settings: ExportSettings, exported: str) -> dict[str, Any]:
+    """The options of the method, with the values that were chosen if it was tuned."""
+    _, header = read_network(path)
+    entry = settings.methods[exported.rpartition("/")[0]]
+    found: dict[str, Any] = header.get("settings", {}).get("options", entry.options)
+    return found
+
+
 def _run_numbers(
     settings: ExportSettings, exported: str, measures: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -249,7 +258,6 @@ def _run_numbers(
         "method": method,
         "seed": int(seed),
         "algorithm": entry.method,
-        "options": entry.options,
         "teacher": settings.teacher if entry.teacher else None,
         "diverged": mine["diverged"],
         "metrics": {name: value for name, value in mine.items() if name not in _NO_METRICS},
