@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +18,14 @@ import torch
 from _entries import MEAN, STD, data_of, model
 from torch import Tensor, nn
 
+from kdsteps.errors import KdstepsError
 from kdsteps.export import onnx_files
 from kdsteps.export.checking import with_notes
 from kdsteps.export.choosing import best_first, interval_of, last_validation
 from kdsteps.export.description import METADATA_KEY, Description
 from kdsteps.export.int8 import calibration_rows, quantized
 from kdsteps.export.onnx_files import FromPixels, as_bytes, relative_difference, to_onnx
-from kdsteps.export.record import Candidate, ExportedFile, FormatError
+from kdsteps.export.record import Candidate, ExportedFile, FormatError, check_space
 from kdsteps.export.seal import DIGEST_KEY, is_intact
 from kdsteps.export.session import open_session
 from kdsteps.export.timm_folder import load_timm, put_folder, timm_config
@@ -363,3 +366,17 @@ def test_the_interval_of_an_accuracy_is_wilsons():
     low, high = interval_of(0.9, 100, 0.95)
     assert (low, high) == (pytest.approx(0.8256, abs=1e-4), pytest.approx(0.9448, abs=1e-4))
     assert interval_of(None, 100, 0.95) is None
+
+
+def test_a_full_disk_says_nothing_about_a_format(monkeypatch):
+    check_space(ValueError("not supported"))
+    inner = OSError(errno.ENOSPC, "No space left on device")
+    outer = RuntimeError("cannot save")
+    outer.__cause__ = inner
+    for error in (inner, outer):
+        with pytest.raises(KdstepsError, match="the disk is full; make room there, or set TMPDIR"):
+            check_space(error)
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr("kdsteps.export.record.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(KdstepsError, match="the disk is full"):
+        check_space(ValueError("no such tensor"))

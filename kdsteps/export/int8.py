@@ -13,7 +13,7 @@ import numpy as np
 
 from kdsteps.export.description import INPUT, Description
 from kdsteps.export.onnx_files import finish, first_line
-from kdsteps.export.record import FormatError
+from kdsteps.export.record import FormatError, check_space
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -66,6 +66,7 @@ def quantized(model: ModelProto, images: np.ndarray, description: Description) -
                 nodes_to_exclude=_last_layer(onnx.load(prepared)),
             )
         except Exception as error:  # the tools raise anything for what they do not support
+            check_space(error)
             raise FormatError(
                 f"onnxruntime cannot quantize this network ({first_line(error)})"
             ) from error

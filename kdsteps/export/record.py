@@ -5,9 +5,12 @@ It has all that a model card needs. Nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Literal
 
 from kdsteps.errors import KdstepsError
@@ -23,11 +26,29 @@ FILES = {
 }
 """The file of each format; timm reads `config.json` together with `model.safetensors`."""
 
+_ROOM = 2**20  # bytes: with less, a disk counts as full
 Format = Literal["onnx", "int8", "safetensors", "timm"]
 
 
 class FormatError(KdstepsError):
     """A student that a format cannot express: the reason why its file is missing."""
+
+
+def check_space(error: Exception) -> None:
+    """Raise KdstepsError if temporary files had no room, which says nothing about the format.
+
+    Args:
+        error: What writing a format raised, while its temporary files are still there.
+    """
+    full = shutil.disk_usage(gettempdir()).free < _ROOM
+    cause: BaseException | None = error
+    while not full and cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        cause = cause.__cause__ or cause.__context__
+    if full:
+        raise KdstepsError(
+            f"{gettempdir()}: the disk is full; make room there, or set TMPDIR to another folder"
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsteps.export.onnx_files import first_line
-from kdsteps.export.record import FILES, FormatError
+from kdsteps.export.record import FILES, FormatError, check_space
 
 _OWN = ("name", "pretrained", "small_stem", "output", "prefix_tokens")
 """Options of the family timm that timm's factory does not have."""
@@ -64,6 +64,7 @@ def timm_config(
                 put_folder(folder, weights, text)
                 _check_reload(load_timm(folder), network, images)
         except Exception as error:  # a network of timm refuses options in its own way
+            check_space(error)
             reasons.append(first_line(error))
         else:
             return text
