@@ -15,17 +15,27 @@ from typing import Any
 
 import torch
 from _timing import Row, table
-from bench_step import _BATCH, _CLASSES, _IMAGES, _RECIPE, _SHAPE, _images, _network, _task
+from bench_step import (
+    _BATCH,
+    _CLASSES,
+    _IMAGES,
+    _RECIPE,
+    _SHAPE,
+    _block_kd,
+    _images,
+    _network,
+    _task,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdsteps.data.images import ImageBatch, Views
+from kdsteps.methods.base import Method
 from kdsteps.models import Chain
 from kdsteps.models.chain import HEAD
 from kdsteps.plans.layer_pairs import plan_pairs
-from kdsteps.plans.stones import plan_stones
 from kdsteps.study import registry
 from kdsteps.study.joints import pair_stages
 from kdsteps.teachers.frozen import frozen
@@ -98,10 +108,7 @@ def cost(method: str) -> Cost:
 
 def _fit(name: str) -> Fit:
     teacher = frozen(_network(32).requires_grad_(False).eval(), _SHAPE)
-    student = _network(8)
-    method = registry.load("methods", name.partition(" ")[0])(
-        teacher, student, _task(_plan(name, teacher, student))
-    )
+    method = _block_kd(teacher) if name == "block_kd" else _method(name, teacher)
     given: TeacherOutputs | None = None
     if name in ("kd", "block_kd"):
         given = _Random()
@@ -112,24 +119,20 @@ def _fit(name: str) -> Fit:
     return Fit(method, part, recipe, seed=0, validate=dict, teacher=given)
 
 
-def _plan(name: str, teacher: Chain, student: Chain) -> dict[str, Any] | None:
-    joints = pair_stages(teacher, student)
-    if name == "block_kd":
-        return {"stones": plan_stones(teacher, student, _SHAPE, joints, "conv_norm")}
+def _method(name: str, teacher: Chain) -> Method:
+    student = _network(8)
+    plan: dict[str, object] | None = None
     if name == "feature_only":
-        layers = [layer for _, layer in joints]
-        pairs = plan_pairs(
-            *(teacher, student, _SHAPE),
-            student_layers=None,
-            teacher_layers=layers,
-            projector="conv",
-        )
-        return {"pairs": pairs}
-    return None
+        layers = [layer for _, layer in pair_stages(teacher, student)]
+        both = (teacher, student, _SHAPE)
+        pairs = plan_pairs(*both, student_layers=None, teacher_layers=layers, projector="conv")
+        plan = {"pairs": pairs}
+    made: Method = registry.load("methods", name.partition(" ")[0])(teacher, student, _task(plan))
+    return made
 
 
 class _Random:
-    """Logits of every image, as cached ones are."""
+    """Logits of every image, as cached ones are; of few, since looking some up counts as all."""
 
     waits = False
 

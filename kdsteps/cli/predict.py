@@ -72,7 +72,7 @@ def predict(given: argparse.Namespace) -> None:
             f"{error.name} is not installed; run `pip install onnxruntime numpy pillow`"
         ) from error
     student = load_student(given.student, int8=given.int8, threads=given.threads)
-    inside = {argument: list(_files(argument)) for argument in given.images}
+    inside = {argument: list(_files(argument, SUFFIXES)) for argument in given.images}
     paths = [path for argument in given.images for path in inside[argument]]
     endings = ", ".join(SUFFIXES)
     empty = [
@@ -107,16 +107,14 @@ def shown(path: str) -> str:
     )
 
 
-def _files(argument: str) -> Iterator[str]:
+def _files(argument: str, endings: tuple[str, ...]) -> Iterator[str]:
     """The image file, or the image files of a folder, sorted and without links to each other."""
     if not os.path.isdir(argument):
         yield argument
         return
-    from kdsteps.data.decoding import SUFFIXES
-
     root = Path(argument).resolve()  # which is not a link, as the argument may be
     (files,) = Walk(root, follow_links=True).files([root])
-    images = [file for file in files if file.lower().endswith(SUFFIXES)]
+    images = [file for file in files if file.lower().endswith(endings)]
     yield from (os.path.join(argument, os.path.relpath(image, root)) for image in images)
 
 

@@ -53,9 +53,8 @@ def _keys(place: str, section: type[BaseModel], first: Sequence[str] = ()) -> st
     """One paragraph per key, those of `first` before the others."""
     schemas = section.model_json_schema()["properties"]  # as `kdsteps schema` has them
     keys = {key: schemas[key] for key in (*first, *schemas)}
-    return "\n".join(
-        [f"keys of {place} in params.yaml, with their defaults:", *key_lines(keys)],
-    )
+    title = f"keys of {place} in params.yaml, with their defaults:"
+    return "\n".join([title, *key_lines(keys)])
 
 
 def key_lines(schemas: Mapping[str, Any]) -> Iterator[str]:

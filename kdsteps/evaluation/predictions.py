@@ -16,7 +16,7 @@ VARYING = (
     "its mode (`training=self.training`, `track_running_stats=True`)"
 )
 """What is wrong with outputs that vary (`varies`)."""
-_AGAIN, _FEW = 16, 5  # images that are predicted twice, the second time these first alone
+AGAIN, _FEW = 16, 5  # images that are predicted twice, the second time these first alone
 _ROUNDING = 0.01  # of the largest output
 
 
@@ -42,7 +42,7 @@ def varies(network: nn.Module, outputs: Tensor, images: Tensor) -> bool:
         outputs: (M, ...), M at least N.
         images: (N, C, H, W).
     """
-    parts = images[:_FEW], images[_FEW:_AGAIN]
+    parts = images[:_FEW], images[_FEW:AGAIN]
     again = torch.cat([network(part).float().cpu() for part in parts if len(part)])
     before = outputs[: len(again)].float().cpu()
     return bool((again - before).abs().max() > _ROUNDING * before.abs().max())

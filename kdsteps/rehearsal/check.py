@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdsteps.data.checks import doubt_of_bits
-from kdsteps.errors import KdstepsError, failure
+from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
@@ -29,8 +29,8 @@ from kdsteps.rehearsal.images import Images, look_at_prepared, look_at_source
 from kdsteps.rehearsal.machine import free_memory, gpu_room
 from kdsteps.rehearsal.order import rehearse, start_of_jobs
 from kdsteps.rehearsal.rehearsal import Rehearsal
+from kdsteps.rehearsal.trial import failure
 from kdsteps.study.loading import load_study
-from kdsteps.study.messages import SettingsError
 from kdsteps.study.study import Study
 
 _BUSY = 0.6  # of the cores, by other processes, which makes the forecast doubtful
@@ -102,12 +102,9 @@ class _Check:
             left = remaining(study)
             early = study_problems(study)
             sharing = self._sharing(cores, gpus, jobs_per_gpu)
-        except SettingsError as error:
+        except KdstepsError as error:
             for sentence in error.sentences:
                 self.say("problem", "settings", sentence)
-            return self.found
-        except KdstepsError as error:
-            self.say("problem", "settings", str(error))
             return self.found
         self._settings(study, left, early.problems)
         self._version()

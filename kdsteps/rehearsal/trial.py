@@ -16,14 +16,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kdsteps.errors import KdstepsError, failure
+from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.progress import EPOCHS
+from kdsteps.study.part_imports import own_frame, shown_path
 
 LOOK = 0.4  # seconds of epochs after which a training is stopped
 FEWEST, MOST = 3, 60  # epochs of it
 _PATIENCE = 10.0  # seconds beyond its limit in which an epoch has to end
+_LONGEST = 300  # characters of an error that is not ours
 _LIVE = "computing teacher logits on the fly"
 
 
@@ -138,6 +140,15 @@ def _at_most(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def failure(error: Exception) -> str:
+    """`fails with ERROR: text`, and the last line of the user's own code that led to it."""
+    text = " ".join(str(error).split())[:_LONGEST]
+    frame = own_frame(error)
+    file = shown_path(frame.filename).removeprefix("./") if frame else ""
+    where = f" in {file}, line {frame.lineno}" if frame else ""
+    return f"fails with {type(error).__name__}{where}: {text}"
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.metrics import all_metrics, compute
-from kdsteps.evaluation.predictions import VARYING, accuracy_per_class, predict, varies
+from kdsteps.evaluation.predictions import AGAIN, VARYING, accuracy_per_class, predict, varies
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
@@ -75,8 +75,7 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
     share_cores(network, data, section.batch_size)
     split = data.part("test")
     logits, labels = predict(network, split.in_order(section.batch_size))
-    first = next(split.in_order(section.batch_size)).images
-    if varies(network.eval(), logits, first):
+    if varies(network.eval(), logits, next(split.in_order(AGAIN)).images):
         raise KdstepsError(f"{job.inputs['model']}: its logits {VARYING}")
     rows = {
         "image": data.rows("test"),

@@ -49,6 +49,7 @@ from kdsteps.export.int8 import calibration_rows
 from kdsteps.export.record import FILES, Candidate, ExportedFile, Record
 from kdsteps.export.runners import TorchRunner
 from kdsteps.export.writing import Student, write_formats
+from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import HISTORY, PREDICTIONS
 from kdsteps.files.digests import file_digest
 from kdsteps.files.tables import read_table
@@ -87,7 +88,7 @@ def run(job: Job[ExportSettings]) -> None:
     made = provenance(device, time.monotonic() - started)
     record = Record(
         **_run_numbers(settings, exported, measures),
-        options=_trained_with(job.lists["students"][place], settings, exported),
+        options=read_checkpoint_header(job.lists["students"][place])["settings"]["options"],
         **_study_numbers(job, candidates, summary),
         family=student.family,
         network_options=_without_weights(student.options),
@@ -232,14 +233,6 @@ def _predicted(path: Path, rows: np.ndarray) -> np.ndarray:
 
 
 # its numbers
-
-
-def _trained_with(path: Path, settings: ExportSettings, exported: str) -> dict[str, Any]:
-    """The options of the method, with the values that were chosen if it was tuned."""
-    _, header = read_network(path)
-    entry = settings.methods[exported.rpartition("/")[0]]
-    found: dict[str, Any] = header.get("settings", {}).get("options", entry.options)
-    return found
 
 
 def _run_numbers(

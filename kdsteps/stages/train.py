@@ -39,7 +39,7 @@ from torch import Tensor
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.errors import KdstepsError
-from kdsteps.evaluation.predictions import VARYING, ece, predict, varies
+from kdsteps.evaluation.predictions import AGAIN, VARYING, ece, predict, varies
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.job import Job
@@ -225,7 +225,7 @@ def _judged(
     if found.accuracy is None:
         return found, None
     log.info("validation accuracy %s, chance %.1f%%", found.accuracy, 100 * (found.chance or 0))
-    if varies(network, logits, next(images.in_order(settings.batch_size)).images):
+    if varies(network, logits, next(images.in_order(AGAIN)).images):
         found = replace(found, problems=(f"its logits {VARYING}", *found.problems))
     return found, ece(logits, labels)
 

@@ -36,16 +36,16 @@ _PLAIN = {
 
 
 class SettingsError(KdstepsError):
-    """What is wrong with some settings: the first thing, and how many more there are.
-
-    Attributes:
-        sentences: One for each thing.
-    """
+    """What is wrong with some settings: the first thing, and how many more there are."""
 
     def __init__(self, sentences: Sequence[str]) -> None:
         more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
         super().__init__(sentences[0] + more)
-        self.sentences = tuple(sentences)
+        self._sentences = tuple(sentences)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self._sentences
 
 
 def settings_error(error: ValidationError, content: Any, where: str, keys: Keys) -> SettingsError:

@@ -162,14 +162,19 @@ def _from_file(place: str, path: Path) -> ModuleType:
 def _import_sentence(place: str, error: BaseException) -> str:
     """Why a module could not be imported: file, line and problem."""
     if isinstance(error, SyntaxError):
-        file = _shown_path(error.filename or place)
+        file = shown_path(error.filename or place)
         return f"{file} line {error.lineno} is not valid Python ({error.msg}); correct that line"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_users(frame.filename)]
-    at = f" in line {own[-1].lineno} of {_shown_path(own[-1].filename)}" if own else ""
+    frame = own_frame(error)
+    at = f" in line {frame.lineno} of {shown_path(frame.filename)}" if frame else ""
     reason = str(error).strip().partition("\n")[0]
     problem = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     return f"{place} cannot be imported: {problem}{at}"
+
+
+def own_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The last line of the user's own code that led to an error."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((frame for frame in frames if _is_users(frame.filename)), None)
 
 
 def _is_users(filename: str) -> bool:
@@ -185,7 +190,8 @@ def is_users(path: Path) -> bool:
     return not any(path.is_relative_to(folder) for folder in outside)
 
 
-def _shown_path(filename: str) -> str:
+def shown_path(filename: str) -> str:
+    """A path as params.yaml would have it."""
     path = Path(filename)
     return f"./{path.relative_to(Path.cwd())}" if path.is_relative_to(Path.cwd()) else filename
 
