@@ -30,13 +30,11 @@ MEASURED = {
     "block_kd": 2.22,
     "reviewkd": 4.42,
     "simkd": 1.64,
+    "feature_only": 1.97 * 0.74 / 0.84,
     "teacher": 2.31,
 }
 """Seconds of an epoch alone on the card: methods on an H200, the teacher's training on an H100
-(docs/performance.md)."""
-PREDICTED = {"feature_only": 3.26 * MEASURED["kd"]}
-"""Seconds of methods that were not timed, from their memory traffic next to that of kd
-(bench_traffic.py), which predicts the measured ones within 5 %."""
+(docs/performance.md). `feature_only` was timed under MPS, where `kd` takes 0.84 seconds."""
 CACHING = 100.0
 """Seconds to cache the logits of 162 views of each image, on an H100."""
 SUBSTITUTES = dict.fromkeys(("labels", "dkd", "lskd"), "kd")
@@ -117,7 +115,7 @@ def _seconds(study: Study, node: graph.JobNode) -> float:
         return CACHING
     if node.rule == "distil":
         pair, method = node.names["pair"], node.names["method"]
-        seconds = (MEASURED | PREDICTED)[SUBSTITUTES.get(method, method)]
+        seconds = MEASURED[SUBSTITUTES.get(method, method)]
         return study.distil(pair, method).epochs * seconds
     return 0.0
 

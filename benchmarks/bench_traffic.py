@@ -37,12 +37,12 @@ from kdsteps.models import Chain
 from kdsteps.models.chain import HEAD
 from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.study import registry
-from kdsteps.study.joints import pair_stages
 from kdsteps.teachers.frozen import frozen
 from kdsteps.teachers.logits import LiveTeacher, TeacherOutputs
 from kdsteps.training.loop import Fit
 
 _CACHED = ("labels", "kd", "block_kd")
+_LAYERS = ("layer3.1", "layer3.2", "layer3.3")  # of highest quality in the trained teacher
 _METHODS = ("kd with the teacher on the fly", "simkd", "reviewkd", "feature_only")
 _AGAINST = "kd, cached logits"
 
@@ -123,9 +123,8 @@ def _method(name: str, teacher: Chain) -> Method:
     student = _network(8)
     plan: dict[str, object] | None = None
     if name == "feature_only":
-        layers = [layer for _, layer in pair_stages(teacher, student)]
         both = (teacher, student, _SHAPE)
-        pairs = plan_pairs(*both, student_layers=None, teacher_layers=layers, projector="conv")
+        pairs = plan_pairs(*both, student_layers=None, teacher_layers=_LAYERS, projector="conv")
         plan = {"pairs": pairs}
     made: Method = registry.load("methods", name.partition(" ")[0])(teacher, student, _task(plan))
     return made

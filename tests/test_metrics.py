@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _commands import write_study
+from _commands import DATA, TEACHER, write_study
 from torch import Tensor, nn
 
 from kdsteps.cli.main import main
@@ -298,6 +298,16 @@ def test_a_metric_is_one_entry_and_found_in_every_result(where, tmp_path, monkey
     assert "Squared error of probabilities. Lower is better." in page
     assert f">{measured:.3f}<" in page
     assert read_json(results["metrics"])["pair"]["methods"]["labels"]["brier"] == measured
+
+
+def test_a_network_that_learned_nothing_is_told_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path, train={"epochs": 1, "learning_rate": 1e-9})
+    caplog.set_level("WARNING")
+    assert main(["prepare", *DATA]) == 0
+    assert main(["train", *TEACHER]) == 0
+    assert main(["evaluate", *TEACHER]) == 0
+    assert "hardly better than always predicting the most common class" in caplog.text
 
 
 def test_a_metric_that_cannot_be_loaded_is_told_before_anything_runs(tmp_path, monkeypatch):

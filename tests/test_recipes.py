@@ -151,8 +151,12 @@ def test_stones_of_the_benchmark_are_cut_at_the_stages_of_every_pair(name):
 def test_mobile_students_of_the_benchmark_learn_at_a_fifth_of_the_rate(name):
     for names in graph.jobs(study := recipe(name), "distil"):
         student = study.pairs[names["pair"]].student
-        rate = graph.settings(study, "distil", names).distil.learning_rate
-        assert rate == (0.01 if student.startswith(("mobilenet", "shufflenet")) else 0.05)
+        distil = graph.settings(study, "distil", names).distil
+        if names["method"] == "feature_only":  # the recipe of its paper, for all students
+            assert (distil.optimizer, distil.learning_rate) == ("adamw", 0.0075)
+            continue
+        slow = student.startswith(("mobilenet", "shufflenet"))
+        assert (distil.optimizer, distil.learning_rate) == ("sgd", 0.01 if slow else 0.05)
 
 
 @pytest.mark.parametrize("name", [*BENCHMARK, "fashion-mnist-all-methods"])

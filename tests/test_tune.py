@@ -253,6 +253,8 @@ def test_equal_accuracies_are_equal_although_their_means_round_differently():
 def test_a_trial_that_diverged_or_was_left_out_is_behind_the_others():
     diverged = result(1, 0.9, diverged={"term": "kd", "epoch": 2, "step": 3})
     assert order(diverged, result(2, 0.2)) == [2, 1]
+    # a survivor of halving that diverges with the next seed does not hide one that did not
+    assert order(result(1, 0.9), result(2, 0.2), diverged | {"seed": 101}) == [2, 1]
     left_out = {"trained": False, "values": {"temperature": 1.0}, "seed": 101}
     assert order(result(1, 0.9), result(2, 0.2), left_out, result(2, 0.2, seed=101)) == [2, 1]
 

@@ -6,10 +6,11 @@
     python tools/timed_run.py missing STUDY
 
 STUDY is a folder with a params.yaml. For a machine that is lent for minutes at a time: `run` starts
-each job as soon as its inputs are there, the methods and seeds in the order of params.yaml, and
-stops at the limit; trainings save their state (`checkpoint_minutes`). `pack` copies results and
-states into files of at most 15 MiB, the most valuable first; after `unpack` in another STUDY, `run`
-continues there. Prepared images and cached logits are not packed, since they are quickly made
+each job as soon as its inputs are there, all methods with the first seed before those with the
+next, and stops at the limit; trainings save their state (`checkpoint_minutes`). With `--only
+REGEX`, only those students run whose "METHOD SEED" fits. `pack` copies results and states into
+files of at most 15 MiB, the most valuable first; after `unpack` in another STUDY, `run` continues
+there. Prepared images and cached logits are not packed, since they are quickly made
 again. `missing` lists the jobs that are left. The report is left to `snakemake`. If the machine can
 be taken back at any time, call `run` for a few minutes at a time and `pack` after each.
 """
@@ -20,12 +21,13 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,7 @@ class Work:
 
 
 def work_of(study: Study) -> list[Work]:
-    """All jobs but the report, those of the first method and seed first, latency last."""
+    """All jobs but the report, those of the first seed and method first, latency last."""
     methods = list(study.params.methods)
     found = []
     for rule in graph.OUTPUTS:
@@ -81,10 +83,10 @@ def work_of(study: Study) -> list[Work]:
             found.append(Work(rule, names, frozenset(node.read), writes))
     rules = list(graph.OUTPUTS)
 
-    def urgency(work: Work) -> tuple[int, int, int]:
+    def urgency(work: Work) -> tuple[bool, int, int, int]:
         method = methods.index(work.names["method"]) if "method" in work.names else -1
-        method = len(methods) if work.rule in ALONE else method
-        return (method, int(work.names.get("seed", -1)), rules.index(work.rule))
+        seed = int(work.names.get("seed", -1))
+        return (work.rule in ALONE, seed, method, rules.index(work.rule))
 
     return sorted(found, key=urgency)
 
@@ -99,34 +101,49 @@ def is_done(work: Work, all_work: list[Work]) -> bool:
     return all(Path(path).exists() for other in after for path in other.writes)
 
 
-def run(study: Study, seconds: float, at_once: int) -> None:
+def is_wanted(work: Work, only: str) -> bool:
+    """Whether it is not a student's, or the student's method and seed fit the pattern `only`."""
+    if "seed" not in work.names:
+        return True
+    return re.fullmatch(only, f"{work.names['method']} {work.names['seed']}") is not None
+
+
+def run(study: Study, seconds: float, at_once: int, only: str) -> None:
     """Run jobs until all are done or the time is over; a job that fails is not started again."""
     all_work = work_of(study)
-    left = [work for work in all_work if not is_done(work, all_work)]
+    left = [work for work in all_work if not is_done(work, all_work) and is_wanted(work, only)]
     running: dict[subprocess.Popen[bytes], Work] = {}
     end = time.monotonic() + seconds
     cores = len(os.sched_getaffinity(0))
-    while (left or running) and time.monotonic() < end:
-        for process, work in list(running.items()):
-            if process.poll() is not None:
-                del running[process]
-                _say(f"{'done' if process.returncode == 0 else 'FAILED'}: {work}")
-        alone = any(work.rule in ALONE for work in running.values())
-        for work in list(left):
-            if len(running) >= at_once or alone:
-                break
-            must_wait = work.rule in ALONE and running
-            if not must_wait and all(Path(path).exists() for path in work.reads):
-                left.remove(work)
-                # few jobs compute on the CPU alone, and those on the GPU wait for them
-                threads = max(1, cores // (at_once if graph.stage_of(work.rule) in ON_GPU else 2))
-                running[_started(work, threads, at_once)] = work
-                _say(f"started: {work}")
-                alone = work.rule in ALONE
-        if left and not running:
-            _say(f"{len(left)} jobs wait for files that no job made")
-            return
-        time.sleep(0.2)
+    try:
+        while (left or running) and time.monotonic() < end:
+            for process, work in list(running.items()):
+                if process.poll() is not None:
+                    del running[process]
+                    _say(f"{'done' if process.returncode == 0 else 'FAILED'}: {work}")
+            alone = any(work.rule in ALONE for work in running.values())
+            for work in list(left):
+                if len(running) >= at_once or alone:
+                    break
+                must_wait = work.rule in ALONE and running
+                if not must_wait and all(Path(path).exists() for path in work.reads):
+                    left.remove(work)
+                    # few jobs compute on the CPU alone, and those on the GPU wait for them
+                    share = at_once if graph.stage_of(work.rule) in ON_GPU else 2
+                    running[_started(work, max(1, cores // share), at_once)] = work
+                    _say(f"started: {work}")
+                    alone = work.rule in ALONE
+            if left and not running:
+                _say(f"{len(left)} jobs wait for files that no job made")
+                return
+            time.sleep(0.2)
+    finally:
+        _stop(running)
+        _say(f"{len(left) + len(running)} jobs are left")
+
+
+def _stop(running: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Ask the processes to stop, so that they save their states; kill those that do not."""
     for process in running:
         process.terminate()
     stop = time.monotonic() + GRACE
@@ -135,7 +152,6 @@ def run(study: Study, seconds: float, at_once: int) -> None:
             process.wait(max(0.1, stop - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-    _say(f"{len(left) + len(running)} jobs are left")
 
 
 def _started(work: Work, threads: int, at_once: int) -> subprocess.Popen[bytes]:
@@ -212,6 +228,9 @@ def main() -> None:
         if name == "run":
             command.add_argument("--minutes", type=float, default=25, help="(%(default)s)")
             command.add_argument("--at-once", type=int, default=4, help="jobs (%(default)s)")
+            command.add_argument(
+                "--only", default=".*", help='regex of "METHOD SEED" (%(default)s)'
+            )
         if name == "pack":
             command.add_argument("--into", type=Path, required=True)
             command.add_argument("--mib", type=int, default=60, help="(%(default)s)")
@@ -223,7 +242,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     study = load_study("params.yaml")
     if args.command == "run":
-        run(study, 60 * args.minutes, args.at_once)
+        run(study, 60 * args.minutes, args.at_once, args.only)
     elif args.command == "pack":
         pack(study, folder["into"], args.mib)
     elif args.command == "unpack":

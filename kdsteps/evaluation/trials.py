@@ -61,13 +61,13 @@ def trials_of(results: Sequence[Mapping[str, Any]]) -> list[Trial]:
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Trials from the best to the worst.
 
-    Those with the most seeds come first, then those that did not diverge, then those with the
+    Those that did not diverge come first, then those with the most seeds, then those with the
     higher accuracy, then those with the lower loss; of equal ones, the first is the better one.
     """
 
-    def order(trial: Trial) -> tuple[int, bool, Fraction, float]:
+    def order(trial: Trial) -> tuple[bool, int, Fraction, float]:
         loss = math.inf if trial.loss is None else trial.loss
-        return -len(trial.seeds), trial.diverged, -trial.correct, loss
+        return trial.diverged, -len(trial.seeds), -trial.correct, loss
 
     return sorted(trials, key=order)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from kdsteps.evaluation.statistics import ROUNDING, Difference, holm, paired
+from kdsteps.evaluation.statistics import ROUNDING, Difference, at_chance, holm, paired
 from kdsteps.jobs.words import plural
 from kdsteps.report.formats import decimals, listed, p_value, percent, points, with_sign
 from kdsteps.report.tables import Comparison, MethodRow, PairTable, verdict_of
@@ -38,7 +38,8 @@ def verdict(table: PairTable) -> Finding:
         return Finding("Every run diverged", "No result", "worse", _diverged(table))
     best, runner_up = table.rows[0], table.rows[1] if len(table.rows) > 1 else None
     answer, mood = _answer(table)
-    sentences = [*_diverged(table), *(_against(table, best, word) for word in best.versus)]
+    sentences = [*_diverged(table), *_at_chance(table)]
+    sentences += [_against(table, best, word) for word in best.versus]
     if runner_up is not None:
         sentences += _runner_up(table, best, runner_up)
     sentences += [*_behind(table), *_power(table), _resolution(table)]
@@ -161,6 +162,22 @@ def _diverged(table: PairTable) -> list[str]:
     return [
         f"Diverged: {listed(lost)}. These runs have no numbers. A method’s other runs are then a "
         "selection in its favor: it is listed last and is not called better than another."
+    ]
+
+
+def _at_chance(table: PairTable) -> list[str]:
+    """Methods with runs that learned nothing that shows."""
+    found = [
+        f"{row.method} ({with_sign(min(row.values.values()), decimals(table.num_images))})"
+        for row in table.rows
+        if any(at_chance(accuracy, table.chance) for accuracy in row.values.values())
+    ]
+    if not found:
+        return []
+    return [
+        f"Hardly better than chance ({with_sign(table.chance)}) with at least one seed: "
+        f"{listed(found)}. Such a student has not learned to tell the classes apart: look at its "
+        "curves, and try another learning rate, weight decay or optimizer."
     ]
 
 

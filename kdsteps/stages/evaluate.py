@@ -38,6 +38,7 @@ from torch import Tensor
 from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.metrics import all_metrics, compute
 from kdsteps.evaluation.predictions import AGAIN, VARYING, accuracy_per_class, predict, varies
+from kdsteps.evaluation.statistics import at_chance
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
@@ -112,6 +113,9 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
         log.warning("not measured, because the logits contain NaN or infinity")
     else:
         log.info("test accuracy %.4f on %d images", found["accuracy"], len(labels))
+        chance = labels.bincount().max().item() / len(labels)
+        if at_chance(found["accuracy"], chance):
+            log.warning("that is hardly better than always predicting the most common class")
 
 
 def _teacher_logits(path: Path, logits: Tensor) -> Tensor:

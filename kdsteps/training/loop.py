@@ -38,6 +38,7 @@ from kdsteps.training.precision import gradient_scaler, warn_of_overflow
 from kdsteps.training.processes import ALONE, Processes, Terms
 from kdsteps.training.random_states import random_states, restore_random_states
 from kdsteps.training.recorded import RecordedStep, WatchedBatch, can_record, own_stream
+from kdsteps.training.shrinkage import Shrinkage
 from kdsteps.training.stopping import STATUS, Stop, stop_on_sigterm
 from kdsteps.training.terms import check_terms
 
@@ -124,6 +125,7 @@ class Fit:
         self._first_step = True
         self.recorded = RecordedStep(self.optimizer)
         self.attributes = Attributes(self.method)
+        self.shrinkage = Shrinkage(self.method.student)
         self._stop = Stop()
         self._saved_at = time.monotonic()
 
@@ -162,9 +164,12 @@ class Fit:
             epochs.debug("%d of %d", self.epoch, total, extra={"history": self.history})
             if self.diverged is not None:
                 break
-            if not terminal and self.epoch in milestones(total):
-                summary = self.history.summary(self.epoch)
-                log.info("epoch %d of %d: %s", self.epoch, total, summary)
+            if self.epoch in milestones(total):
+                if not terminal:
+                    summary = self.history.summary(self.epoch)
+                    log.info("epoch %d of %d: %s", self.epoch, total, summary)
+                if self.processes.first:
+                    self.shrinkage.warn()
 
     def forget(self) -> None:
         """Remove the saved state; call it once the results are written."""
@@ -332,6 +337,7 @@ class Fit:
             "key": self.resume.key,
             "method": self.method.state_dict(),
             "attributes": self.attributes.changed(),
+            "norms": self.shrinkage.start,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -356,6 +362,7 @@ class Fit:
             return
         self.method.load_state_dict(state["method"])
         self.attributes.restore(state["attributes"], self.split.device)
+        self.shrinkage.start = state["norms"].to(self.split.device)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
