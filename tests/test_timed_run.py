@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,31 @@ def test_a_study_goes_on_elsewhere_after_its_time_is_over(tmp_path):
     assert (there / student).read_bytes() == (here / student).read_bytes()
     assert "FAILED" not in timed_run("run", there, "--at-once", "2")
     assert timed_run("missing", there) == ""
+
+
+def test_some_students_run_first_and_a_stopped_run_stops_its_jobs(tmp_path):
+    study = write_study(
+        tmp_path,
+        methods={"labels": {}, "sp": {}},
+        train={"epochs": 1, "teacher_check": "warn"},
+        distil={"epochs": 5000},
+    ).parent
+    command = ["tools/timed_run.py", "run", str(study), "--only", "sp 1", "--at-once", "2"]
+    running = subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+    log = study / "logs/distil-pair-sp-1.txt"
+    while "epoch 1 of" not in (log.read_text() if log.exists() else ""):
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    running.send_signal(signal.SIGTERM)  # as `timeout` does
+    said, _ = running.communicate(timeout=60)
+    assert [line.partition(" ")[2] for line in said.splitlines() if "distil" in line] == [
+        "started: distil pair sp 1"
+    ]
+    assert "jobs are left" in said
+    assert "stopped by SIGTERM" in log.read_text()
 
 
 def test_what_does_not_fit_into_the_parts_is_named(tmp_path):

@@ -213,6 +213,12 @@ def missing(study: Study) -> None:
             print(work)
 
 
+def _exit_once(*_: object) -> None:
+    """Exit, and ignore SIGTERM from now on: what runs is being stopped."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
+
+
 def _say(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
 
@@ -239,7 +245,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = {name: getattr(args, name).resolve() for name in ("into", "source") if name in args}
     os.chdir(args.study)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _exit_once)
     study = load_study("params.yaml")
     if args.command == "run":
         run(study, 60 * args.minutes, args.at_once, args.only)

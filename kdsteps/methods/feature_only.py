@@ -36,6 +36,9 @@ class FeatureOnly(Method):
     alone were 2 points better than the layers of highest quality, and the paper's 1x1 convolution 5
     points better than a projector of three layers, which was 19 points better on digits.
 
+    The paper trains with AdamW. Under SGD, weight decay can outweigh this loss, whose gradients are
+    small where the teacher's features are small, until the student's weights have faded away.
+
     Source: Cooper et al. 2025, arXiv:2511.14981, and its official code.
     """
 

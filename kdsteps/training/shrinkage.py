@@ -44,8 +44,8 @@ class Shrinkage:
         self._told = True
         log.warning(
             "the weights have shrunk to %.1f %% of their initial size: weight decay outweighs the "
-            "losses, and the network may learn nothing; try a lower weight_decay, a higher weight of "
-            "the method's loss, or `optimizer: adamw`",
+            "losses, and the network may learn nothing; try a lower weight_decay, a higher weight "
+            "of the method's loss, or `optimizer: adamw`",
             100 * left,
         )
 
