@@ -178,6 +178,14 @@ def test_warnings_and_a_single_seed_are_said():
     assert "between 0.0 and 100.0 % (t interval" in wide
 
 
+def test_a_student_at_chance_comes_with_a_warning():
+    told = "> **Warning:** Its accuracy is hardly better than chance."
+    chance = record().chance
+    assert told in model_card(record(metrics={"accuracy": chance + 0.001}))
+    assert told not in model_card(record())
+    assert told not in model_card(record(metrics={}))
+
+
 def test_files_that_were_not_written_have_their_reason():
     refused = ExportedFile("timm", None, "the student is of the family cifar_resnet")
     slow = file("int8", notes=["It is slower than float32 on this CPU."])

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from kdsteps.evaluation.metrics import METRICS
+from kdsteps.evaluation.statistics import at_chance
 from kdsteps.export.loading_code import loading_code
 from kdsteps.export.markdown import code, prose, table
 from kdsteps.export.record import ExportedFile, Record
@@ -93,6 +94,9 @@ def _title(record: Record, warnings: Sequence[str]) -> str:
     ]
     if record.diverged:
         lines.append("> **Warning:** The training diverged, so this student is of no use.")
+    accuracy = record.metrics.get("accuracy")
+    if accuracy is not None and at_chance(accuracy, record.chance):
+        lines.append("> **Warning:** Its accuracy is hardly better than chance.")
     lines += [f"> **Warning:** {prose(sentence)}" for sentence in warnings]
     return "\n\n".join(lines)
 
