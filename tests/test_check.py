@@ -285,6 +285,24 @@ def test_a_batch_larger_than_images_that_are_not_prepared_is_a_problem(folder, c
     assert "pairs.pair with labels: batch_size is 5000, but there are " in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("distil", "told"),
+    [
+        ({"epochs": 6000, "learning_rate": 0.05}, True),
+        ({"epochs": 60, "learning_rate": 0.05}, False),
+        ({"epochs": 6000, "learning_rate": 0.05, "weight_decay": 0.0}, False),
+        ({"epochs": 6000, "optimizer": "adamw"}, False),
+    ],
+)
+def test_weight_decay_that_may_outweigh_small_gradients_is_a_note(folder, capsys, distil, told):
+    methods = {"labels": {}, "feature_only": {}}
+    write_study(folder, methods=methods, distil={"batch_size": 256} | distil)
+    assert main(["check", "--seconds", "0"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "outweigh" in line]
+    assert len(said) == told
+    assert all("methods: feature_only: in " in line for line in said)
+
+
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):
     write_study(folder)
     monkeypatch.setattr("kdsteps.rehearsal.check.remaining", lambda study: Remaining(24, [], []))

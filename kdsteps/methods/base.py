@@ -114,6 +114,8 @@ class Method(nn.Module, ABC):
         needs_labels: Whether it needs labels; {option: value} if it does unless each of these
             options has its value. On images without labels (`Task.labeled`) its terms must not read
             them, nor a classifier, which networks may not have (`Task.num_classes`). Not inherited.
+        small_gradients: Whether its gradients may be so small that, in a long training by sgd,
+            weight decay outweighs them; `kdsteps check` says so then.
         lengths: Its options that are lengths of the run (`epochs_of`), and how many epochs have to
             follow, so that a length that is too long is refused before the first job.
         feature_layers: The teacher's layers that `teacher_features` reads, if the method uses
@@ -125,6 +127,7 @@ class Method(nn.Module, ABC):
     one_class: ClassVar[bool | Mapping[str, Any]] = False
     compares_images: ClassVar[bool | Mapping[str, Any]] = True
     needs_labels: ClassVar[bool | Mapping[str, Any]] = True
+    small_gradients: ClassVar[bool] = False
     lengths: ClassVar[Mapping[str, int]] = {}
     capturable: bool = False
     teacher: Chain | None

@@ -50,6 +50,7 @@ class FeatureOnly(Method):
         "mapping": "attention",
     }
     needs_labels: ClassVar[Mapping[str, int]] = {"classifier_after": 0}
+    small_gradients = True
     lengths: ClassVar[Mapping[str, int]] = {"classifier_after": 1}
 
     def __init__(

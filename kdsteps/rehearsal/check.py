@@ -30,6 +30,7 @@ from kdsteps.rehearsal.machine import free_memory, gpu_room
 from kdsteps.rehearsal.order import rehearse, start_of_jobs
 from kdsteps.rehearsal.rehearsal import Rehearsal
 from kdsteps.rehearsal.trial import failure
+from kdsteps.rehearsal.weight_decay import erasing
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -116,6 +117,8 @@ class _Check:
             numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
             for problem in batch_problems(study, numbers):  # also before images are prepared
                 self.say("problem", "settings", f"params.yaml: {problem}")
+            for sentence in erasing(study, left.left, numbers):
+                self.say("note", "methods", sentence)
             deadline = time.monotonic() + seconds
             rehearsal = Rehearsal(study, sharing, Path(folder), self.say, deadline, images)
             rehearse(rehearsal, left.left)
