@@ -250,6 +250,11 @@ SOMETHING = [
         ("train .*", "distil .*"),
     ),
     Edit(
+        "which layers are joined",
+        replaced("study/joints.py", "round((number + 1) * len(layers) / count)", "number + 1"),
+        ("build .*",),
+    ),
+    Edit(
         "the base class of methods",
         substituted(BASE, r"logits\.to\(torch\.float16\)", "logits.to(torch.bfloat16)"),
         ("distil .*", "train .*"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +15,12 @@ from _edits import METHODS, NOTHING, PACKAGE, SOMETHING, STUDY, Edit, changed_jo
 from _edits import job_digests as digests
 
 from kdsteps.cli.calls import Call
-from kdsteps.cli.running import _check_own_code
+from kdsteps.cli.running import _check_code
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
-from kdsteps.jobs.identity.sources import NEUTRAL
+from kdsteps.jobs.identity.sources import COMPUTING, NEUTRAL
+from kdsteps.jobs.run_lock import LOCK
 from kdsteps.jobs.settings import JobSettings
 from kdsteps.study.loading import parse_study
 
@@ -359,11 +363,40 @@ def test_a_job_refuses_code_of_the_user_that_changed_since_it_was_planned(folder
     for text in ("class Mine:\n    weight = 1  # as planned\n", "class Mine(\n"):
         mine.write_text(text)  # Python says what is wrong with the second
         _in_a_new_process()
-        _check_own_code(call)
+        _check_code(call)
     mine.write_text("class Mine:\n    weight = 2\n")
     _in_a_new_process()
     with pytest.raises(KdstepsError, match=r"\./mine\.py:Mine: was changed after this run began"):
-        _check_own_code(call)
+        _check_code(call)
+
+
+def test_a_job_refuses_code_of_kdsteps_that_changed_since_its_run_began(folder: Path):
+    roots = ["kdsteps.stages.build:run"]
+    planned = {json.dumps(roots): [code_identity.digest(tuple(roots))]}
+    call = Call("build", JobSettings(), {}, {}, planned[json.dumps(roots)][0], {}, planned)
+    other = replace(call, code="another")  # as if the code had been another when it was planned
+    _check_code(other)  # no run began here
+    LOCK.parent.mkdir()
+    LOCK.touch()
+    _check_code(other)  # no file was written since
+    os.utime(LOCK, (0, 0))
+    _check_code(call)
+    with pytest.raises(KdstepsError, match="the code of kdsteps: was changed after this run began"):
+        _check_code(other)
+
+
+def test_computing_rooms_use_nothing_else_of_planning():
+    """What is not code decides no number: settings, tables of parts and names, and messages."""
+    harmless = {
+        *("entries", "exports", "loading", "messages", "part_checks", "part_imports"),
+        *("part_options", "registry", "resolving", "settings", "study", "training_settings"),
+    }
+    rooms = ("data", "models", "teachers", "plans", "scores", "methods", "training", "evaluation")
+    for file in (path for room in rooms for path in (PACKAGE / room).rglob("*.py")):
+        for used in re.findall(
+            r"^from kdsteps\.study\.(\w+) import", file.read_text(), re.MULTILINE
+        ):
+            assert used in harmless or f"kdsteps.study.{used}" in COMPUTING, (file, used)
 
 
 def _in_a_new_process() -> None:

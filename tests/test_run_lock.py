@@ -193,3 +193,10 @@ def test_results_that_are_no_folder_are_refused_in_a_sentence(link: bool):
     what = "a link to '/nowhere/results', where there is no folder" if link else "a file"
     with pytest.raises(KdstepsError, match=f"^results: is {what}; "):
         start_run("params.yaml")
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdsteps.jobs.run_lock.os.access", lambda *_: False)
+    with pytest.raises(KdstepsError, match=r"/\.snakemake: cannot be written, and a run keeps its"):
+        begin_run()

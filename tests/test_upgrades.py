@@ -25,11 +25,18 @@ from kdsteps.files.digests import file_digest
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_bytes, write_json, write_text
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted
+from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted, write_accepted
 from kdsteps.jobs.earlier_versions import as_today
-from kdsteps.jobs.provenance import Provenance, provenance_file, provenance_of_job, read_provenance
+from kdsteps.jobs.provenance import (
+    Provenance,
+    provenance_file,
+    provenance_of_file,
+    provenance_of_job,
+)
 from kdsteps.jobs.snakemake_records import checksum, read_record
 from kdsteps.jobs.upgrades import accept, statuses
+from kdsteps.jobs.version_lock import LOCK, lock_text
+from kdsteps.places import installed_version
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -59,11 +66,8 @@ def write_provenance(study: Study, rule: str, names: graph.Names, **changes: Any
 
 def known(path: str) -> Provenance:
     """What a file was made from."""
-    (found,) = (
-        each
-        for file in Path(path).parent.glob("*.provenance.json")
-        if (each := read_provenance(file)) and Path(path).name in each.files
-    )
+    found = provenance_of_file(Path(path))
+    assert found is not None
     return found
 
 
@@ -240,13 +244,58 @@ def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study)
     assert HISTORY not in read_accepted()
 
 
+def test_nor_is_one_that_other_code_made_again_to_the_same_bytes(study: Study):
+    accept(study, everything, run_here)
+    write_provenance(study, "distil", {"pair": "pair", "method": "kd", "seed": "0"})
+    assert HISTORY not in read_accepted()
+    assert HISTORY.replace("kd", "labels") in read_accepted()
+
+
+def test_a_result_of_todays_code_is_not_accepted_but_made_with_it(study: Study):
+    accept(study, everything, run_here)
+    entries = read_accepted()
+    now = entries[HISTORY].accepted_for
+    write_accepted(entries | {HISTORY: replace(entries[HISTORY], made_with=now)})
+    assert entries.keys() - read_accepted().keys() == {HISTORY}
+
+
 def test_accepting_after_two_upgrades_keeps_the_code_that_made_the_result(study: Study):
     accept(study, everything, run_here)
+    between = "fedcba9876543210"  # the code of the first upgrade
+    entries = read_accepted()
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
-            write_provenance(study, rule, names, code="fedcba9876543210")
+            write_provenance(study, rule, names, code=between)
+    write_accepted({name: replace(each, accepted_for=between) for name, each in entries.items()})
     assert accept(study, everything, run_here).refused == []
     assert read_accepted()[HISTORY].made_with == OLD
+
+
+def test_a_result_whose_input_is_damaged_is_refused(study: Study):
+    plan = Path("results/build/pair/feature_only/plan.json")
+    content = bytearray(plan.read_bytes())
+    content[content.index(b"path")] ^= 1
+    plan.write_bytes(content)
+    refused = {
+        " ".join([each.rule, *each.names.values()]): each.why
+        for each in accept(study, everything, run_here).refused
+    }
+    assert f"its input {plan} was damaged" in refused["distil pair feature_only 0"]
+    assert f"{plan} was damaged" in refused["build pair feature_only"]
+    assert KD not in refused
+
+
+def test_accepting_updates_the_lock_that_dvc_reads(study: Study, capsys: pytest.CaptureFixture):
+    version = installed_version()
+    LOCK.write_text(f'version: "{version}"\ncode: "of other code"\n')
+    assert main(["stale"]) == 0
+    assert "run `kdsteps lock` before `dvc repro`" in capsys.readouterr().out
+    assert main(["accept", "--stage", "train"]) == 0
+    assert LOCK.read_text() == lock_text()
+    assert "kdsteps.lock: updated" in capsys.readouterr().out
+    LOCK.write_text('version: "0.0.1"\ncode: "of another version"\n')
+    assert main(["accept", "--stage", "cache"]) == 0
+    assert "0.0.1" in LOCK.read_text()
 
 
 def test_nothing_is_accepted_while_snakemake_runs(study: Study):

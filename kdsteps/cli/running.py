@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -29,7 +30,7 @@ from kdsteps.jobs.own_files import check_own_files
 from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
-from kdsteps.jobs.run_lock import during_job
+from kdsteps.jobs.run_lock import begun_at, during_job
 from kdsteps.jobs.settings import DistilSettings, JobSettings
 from kdsteps.jobs.storage import files_below
 
@@ -67,7 +68,7 @@ def run_call(
         settings = call.settings.as_json()
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
-                _check_own_code(call)
+                _check_code(call)
                 check_own_files(call.settings)
                 job = Job(
                     settings=_settings(call),
@@ -125,23 +126,26 @@ def _check_provenance(call: Call) -> None:
             check_input(path, identity or None)
 
 
-def _check_own_code(call: Call) -> None:
-    """Refuse code of the user that changed after the job was planned.
+def _check_code(call: Call) -> None:
+    """Refuse code that changed after the job was planned, the user's or of kdsteps.
 
     The result would be recorded as one of the planned code, and be up to date if the change were
-    undone.
+    undone. All code together is compared only if a file of kdsteps was written since the run began.
     """
     for root, planned in call.expected.items():
         if ":" not in root:  # the name of an input
             continue
+        every = root.startswith("[")
+        if every and (call.code is None or not code_identity.changed_since(begun_at())):
+            continue
         try:
-            now = code_identity.digest((root,))
+            now = code_identity.digest(tuple(json.loads(root)) if every else (root,))
         except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
             continue
-        if [now] != planned:
+        if now != (call.code if every else planned[0]):
             raise KdstepsError(
-                f"{root}: was changed after this run began; run snakemake again, which uses the "
-                "changed code"
+                f"{'the code of kdsteps' if every else root}: was changed after this run began; "
+                "run snakemake again, which uses the changed code"
             )
 
 

@@ -14,7 +14,9 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.upgrades import Status, accept, statuses
+from kdsteps.jobs.version_lock import LOCK, code_changed, locked_version, write_lock
 from kdsteps.jobs.words import plural
+from kdsteps.places import installed_version
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -65,6 +67,11 @@ def show_stale(given: argparse.Namespace) -> None:
     else:
         _print_groups(stale)
     print(f"{len(found) - len(stale)} of {len(found)} results are up to date.")
+    if code_changed():
+        print(
+            f"{LOCK} is of other code than the installed kdsteps: run `kdsteps lock` before `dvc "
+            "repro`, which does not see it otherwise; snakemake does so itself."
+        )
     count = sum(status.reason == "code" and status.rule != "report" for status in stale)
     if count:
         print(
@@ -92,6 +99,9 @@ def accept_results(given: argparse.Namespace) -> None:
         _make(study, status)
     print(f"accepted as is: {said or 'nothing, since no result is stale because of code alone'}")
     _write_report(given)
+    if locked_version() == installed_version() and code_changed():
+        write_lock()
+        print(f"{LOCK}: updated to the code that the results were accepted for")
 
 
 def _make(study: Study, status: Status) -> None:

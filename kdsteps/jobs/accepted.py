@@ -1,7 +1,7 @@
 """Results of earlier code that were accepted as they are: results/accepted.json.
 
 The file is in git together with the metrics. An entry is valid only for the file that was accepted:
-when a job is rerun, its new result does not count as accepted.
+when a job is rerun, its new result does not count as accepted, even if it has the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any
 from kdsteps.files.text import read_json, write_json
+from kdsteps.jobs.provenance import provenance_of_file
 
 ACCEPTED = Path("results/accepted.json")
 
@@ -54,7 +55,15 @@ def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
         raise KdstepsError(
             f"{path}: is not a list of accepted results ({error}); restore it from git or delete it"
         ) from error
-    return {name: entry for name, entry in entries.items() if digest_if_any(name) == entry.digest}
+    return {name: entry for name, entry in entries.items() if _holds(name, entry)}
+
+
+def _holds(name: str, entry: Entry) -> bool:
+    """Whether a file is the accepted one, and was not made again since."""
+    if digest_if_any(name) != entry.digest:
+        return False
+    known = provenance_of_file(Path(name))
+    return known is None or known.code == entry.accepted_for
 
 
 def _entry(found: Mapping[str, str]) -> Entry:
@@ -62,11 +71,18 @@ def _entry(found: Mapping[str, str]) -> Entry:
 
 
 def write_accepted(entries: Mapping[str, Entry]) -> None:
-    """Write the list; remove the file if there are no entries."""
-    if not entries:
+    """Write the list, without results of the very code that they are accepted for.
+
+    The file is removed if there are no others.
+    """
+    content = {
+        name: asdict(entry)
+        for name, entry in sorted(entries.items())
+        if entry.made_with != entry.accepted_for
+    }
+    if not content:
         ACCEPTED.unlink(missing_ok=True)
         return
-    content = {name: asdict(entry) for name, entry in sorted(entries.items())}
     write_json(ACCEPTED, {"results": content})
 
 

@@ -13,6 +13,7 @@ Files without code next to a module of the package, such as templates, count wit
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -69,18 +70,25 @@ def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
     Returns:
         By name of an input, digests of the settings and the code of the jobs that write its files,
         in their order; "" for a file that no job of the study writes. By root of the user's code,
-        such as `./mine.py:Mine`, its digest.
+        such as `./mine.py:Mine`, its digest. By all roots together, as a JSON list, the job's.
     """
     inputs = {
         name: [_identity(study, graph.maker(study, path)) for path in flat(given)]
         for name, given in node.inputs.items()
     }
-    return inputs | _own_code(study, node.rule, node.names)
+    everything = json.dumps([*roots(study, node.rule, node.names)])
+    known = {everything: [code(study, node.rule, node.names)]}
+    return inputs | _own_code(study, node.rule, node.names) | known
 
 
 def _own_code(study: Study, rule: str, names: graph.Names) -> dict[str, list[str]]:
     used = dict.fromkeys(roots(study, rule, names))
     return {root: [digest((root,))] for root in used if not root.startswith("kdsteps.")}
+
+
+def changed_since(time: float) -> bool:
+    """Whether a file of the package was written later, in seconds since 1970."""
+    return any(file.stat().st_mtime > time for file in _PACKAGE.rglob("*.py"))
 
 
 def _identity(study: Study, node: graph.JobNode | None) -> str:

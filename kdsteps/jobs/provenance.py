@@ -129,6 +129,15 @@ def read_provenance(file: Path) -> Provenance | None:
         return None
 
 
+def provenance_of_file(path: Path) -> Provenance | None:
+    """What a result was made from; None if there is no record of that."""
+    for file in path.parent.glob(f"*{_ENDING}"):
+        known = read_provenance(file)
+        if known is not None and path.name in known.files:
+            return known
+    return None
+
+
 def was_made_with(outputs: Mapping[str, str | Path], settings: str, code: str) -> bool:
     """Whether a result is there that was made with some settings and code."""
     known = read_provenance(provenance_file(outputs))

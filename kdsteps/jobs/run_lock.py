@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -50,11 +51,17 @@ def begin_run(sharing: Sharing | None = None) -> None:
         sharing: Of the cores and GPUs that the run was given, for forecasts.
 
     Raises:
-        KdstepsError: Another run has not ended, or the disk is full.
+        KdstepsError: Another run has not ended, the disk is full, or the folder is read-only.
     """
-    with suppress(OSError):  # a read-only folder: nothing can be run there either
+    with suppress(OSError):  # told of below
         LOCK.parent.mkdir(exist_ok=True)
         check_space()
+    there = LOCK.parent if LOCK.parent.is_dir() else Path()
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise KdstepsError(
+            f"{there.absolute()}: cannot be written, and a run keeps its records there; make it "
+            "writable, or copy the study to a folder that is"
+        )
     handle = _opened(LOCK)
     if handle is None:
         return
@@ -98,6 +105,14 @@ def current_run() -> dict[str, Any] | None:
         return None
     finally:
         os.close(handle)
+
+
+def begun_at() -> float:
+    """When the last run of this folder began, in seconds since 1970; infinity if none did."""
+    try:
+        return LOCK.stat().st_mtime
+    except OSError:
+        return math.inf
 
 
 @contextmanager

@@ -212,10 +212,11 @@ def _accept(
     taken: list[Status] = []
     refused: list[Status] = []
     found = statuses(study)
+    makers = {path: status for status in found for path in status.written}
     for status in found:
         if status.rule == "report" or status.reason == "current" or not chosen(status):
             continue
-        acceptable = status.reason == "code" and _is_whole(status)
+        acceptable = status.reason == "code" and _is_whole(status) and _has_whole(status, makers)
         (taken if acceptable else refused).append(status)
     outdated = [status for status in taken if is_outdated(status.rule, status.outputs)]
     as_before = [status for status in taken if status not in outdated]
@@ -285,6 +286,17 @@ def _is_whole(status: Status) -> bool:
     for path in map(Path, status.written):
         if not is_whole(path, status.known):
             status.why = f"{path} was damaged or changed after its job wrote it"
+            return False
+    return True
+
+
+def _has_whole(status: Status, makers: Mapping[str, Status]) -> bool:
+    """Whether the files that a job reads are those that their jobs wrote; if not, say why."""
+    for path in sorted(status.node.watched):
+        maker = makers.get(path)
+        known = None if maker is None else maker.known
+        if known is not None and Path(path).is_file() and not is_whole(Path(path), known):
+            status.why = f"its input {path} was damaged or changed after its job wrote it"
             return False
     return True
 

@@ -67,10 +67,15 @@ def check_lock() -> list[str]:
             f"install kdsteps {locked}, or move the study to {installed} with `kdsteps lock` "
             "(`kdsteps stale` lists what would be rerun)"
         )
-    if LOCK.read_text(encoding="utf-8") == lock_text():
+    if not code_changed():
         return []
     write_lock()
     return [f"{LOCK}: updated, since the code of the installed kdsteps {installed} changed"]
+
+
+def code_changed() -> bool:
+    """Whether kdsteps.lock is of other code than the installed one, so that DVC overlooks it."""
+    return LOCK.is_file() and LOCK.read_text(encoding="utf-8") != lock_text()
 
 
 def _code_digest() -> str:

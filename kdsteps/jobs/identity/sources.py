@@ -17,7 +17,14 @@ from typing import NamedTuple, TypeGuard
 
 NEUTRAL = frozenset({"errors", "files", "study", "jobs", "cli"})
 """Rooms that decide no number: what they hand on is in a job's settings or its files."""
-COMPUTING = frozenset({"kdsteps.study.run_length", "kdsteps.study.section"})
+COMPUTING = frozenset(
+    {
+        "kdsteps.files.walk",
+        "kdsteps.study.joints",
+        "kdsteps.study.run_length",
+        "kdsteps.study.section",
+    }
+)
 """Modules of these rooms that stages compute with."""
 
 COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
