@@ -251,6 +251,15 @@ def test_nor_is_one_that_other_code_made_again_to_the_same_bytes(study: Study):
     assert HISTORY.replace("kd", "labels") in read_accepted()
 
 
+@pytest.mark.parametrize(
+    "text", ["null", "{", '{"results": 3}', '{"results": {"a": {}}}', "[" * 10**5]
+)
+def test_a_damaged_list_is_named_with_what_to_do(study: Study, text: str):
+    ACCEPTED.write_text(text)
+    with pytest.raises(KdstepsError, match=r"accepted\.json: is not a list .* git or delete it"):
+        read_accepted()
+
+
 def test_a_result_of_todays_code_is_not_accepted_but_made_with_it(study: Study):
     accept(study, everything, run_here)
     entries = read_accepted()

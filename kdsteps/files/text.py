@@ -61,7 +61,7 @@ def last_lines(path: str | Path) -> list[str]:
 def read_json(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise KdstepsError(f"{path}: {damage(error, 'JSON file')}") from error
     if not isinstance(content, dict):
         raise KdstepsError(f"{path}: is not a JSON object; run the stage that writes it again")

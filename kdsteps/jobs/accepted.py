@@ -51,9 +51,9 @@ def read_accepted(path: str | Path = ACCEPTED) -> dict[str, Entry]:
         return {}
     try:
         entries = {name: _entry(entry) for name, entry in read_json(path)["results"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KdstepsError, KeyError, TypeError, AttributeError) as error:
         raise KdstepsError(
-            f"{path}: is not a list of accepted results ({error}); restore it from git or delete it"
+            f"{path}: is not a list of accepted results; restore it from git or delete it"
         ) from error
     return {name: entry for name, entry in entries.items() if _holds(name, entry)}
 
