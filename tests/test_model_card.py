@@ -179,7 +179,7 @@ def test_warnings_and_a_single_seed_are_said():
 
 
 def test_a_student_at_chance_comes_with_a_warning():
-    told = "> **Warning:** Its accuracy is hardly better than chance."
+    told = "> **Warning:** Its accuracy is at the level of chance."
     chance = record().chance
     assert told in model_card(record(metrics={"accuracy": chance + 0.001}))
     assert told not in model_card(record())

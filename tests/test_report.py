@@ -415,12 +415,12 @@ def test_runs_that_are_left_after_others_diverged_are_not_a_study_of_one_seed_an
     assert "tie" not in found.headline
 
 
-def test_a_student_that_is_hardly_better_than_chance_is_named():
+def test_a_student_at_the_level_of_chance_is_named():
     table = table_of({"labels": {0: 0.9, 1: 0.91}, "kd": {0: 0.504, 1: 0.95}, "sp": {0: 0.51}})
     assert table.chance == 0.5
-    told = [sentence for sentence in verdict(table).sentences if "better than chance" in sentence]
+    told = [sentence for sentence in verdict(table).sentences if "level of chance" in sentence]
     assert [sentence.partition(". Such")[0] for sentence in told] == [
-        "Hardly better than chance (50.0%) with at least one seed: kd (50.4%)"
+        "At the level of chance (50.0%) with at least one seed: kd (50.4%)"
     ]  # sp is further than a hundredth of the way to 100%
 
 

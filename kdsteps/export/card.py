@@ -96,7 +96,7 @@ def _title(record: Record, warnings: Sequence[str]) -> str:
         lines.append("> **Warning:** The training diverged, so this student is of no use.")
     accuracy = record.metrics.get("accuracy")
     if accuracy is not None and at_chance(accuracy, record.chance):
-        lines.append("> **Warning:** Its accuracy is hardly better than chance.")
+        lines.append("> **Warning:** Its accuracy is at the level of chance.")
     lines += [f"> **Warning:** {prose(sentence)}" for sentence in warnings]
     return "\n\n".join(lines)
 

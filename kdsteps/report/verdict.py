@@ -175,7 +175,7 @@ def _at_chance(table: PairTable) -> list[str]:
     if not found:
         return []
     return [
-        f"Hardly better than chance ({with_sign(table.chance)}) with at least one seed: "
+        f"At the level of chance ({with_sign(table.chance)}) with at least one seed: "
         f"{listed(found)}. Such a student has not learned to tell the classes apart: look at its "
         "curves, and try another learning rate, weight decay or optimizer."
     ]

@@ -115,7 +115,7 @@ def _evaluate(job: Job[EvaluateSettings]) -> None:
         log.info("test accuracy %.4f on %d images", found["accuracy"], len(labels))
         chance = labels.bincount().max().item() / len(labels)
         if at_chance(found["accuracy"], chance):
-            log.warning("that is hardly better than always predicting the most common class")
+            log.warning("that is the level of chance: %.4f for the most common class", chance)
 
 
 def _teacher_logits(path: Path, logits: Tensor) -> Tensor:
