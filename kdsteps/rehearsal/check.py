@@ -112,6 +112,7 @@ class _Check:
         if not left.left:
             self.found.forecast = self._forecast(study, None, left, sharing)
             return self.found
+        self._folders()
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
             numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
@@ -156,6 +157,12 @@ class _Check:
                 f"{LOCK}: this study uses kdsteps {locked}, but {installed_version()} "
                 "is installed; install that one, or run `kdsteps lock`",
             )
+
+    def _folders(self) -> None:
+        for name in ("results", "logs", ".kdsteps", ".snakemake"):
+            there = Path(name) if os.path.isdir(name) else Path()
+            if not os.access(there, os.W_OK | os.X_OK):
+                self.say("problem", "disk", f"{there.absolute()}: cannot be written")
 
     def _sharing(self, cores: int, gpus: int | None, jobs_per_gpu: int) -> Sharing:
         there = gpus_there()
