@@ -184,6 +184,37 @@ def test_the_table_of_cifar100_follows_from_its_records():
             assert abs(float(published.split()[0]) - 100 * found[name].mean) < 0.6
 
 
+def test_what_is_said_about_cifar100_follows_from_its_records():
+    runs = pd.read_csv(DOCS / "findings" / "cifar100-runs.csv").query("network == 'resnet8x4'")
+    of = {
+        method: dict(zip(rows["seed"], rows["test_accuracy"], strict=True))
+        for method, rows in runs.groupby("method")
+    }
+    text = " ".join(
+        TEXT.split("benchmark's recipe: the first methods\n")[1].split("\n## ")[0].split()
+    )
+    for better, worse in (("kd", "labels"), ("dkd", "kd")):
+        found = paired(of[better], of[worse])
+        assert found is not None and found.p is not None
+        gain, low, high = (100 * value for value in (found.mean, found.low, found.high))
+        assert f"{gain:.1f}" in text
+        assert f"({low:+.1f} to {high:+.1f}, p = {found.p:.3f}" in text
+    epochs = pd.read_csv(DOCS / "findings" / "cifar100-feature-only-epochs.csv").set_index("epoch")
+    for epoch in (1, 5, 11, 24, 50, 229):
+        features, labels = epochs.loc[epoch, ["features", "labels"]]
+        assert f"| {epoch} | {features:.4f} | {labels:.2f} |" in text
+    assert epochs["features"].idxmin() == 11
+    optimizers = pd.read_csv(DOCS / "findings" / "feature-only-optimizers.csv")
+    many = optimizers.groupby(["images", "method", "optimizer"])["test_accuracy"]
+    means = {" ".join(key): 100 * rows.mean() for key, rows in many}
+    fifth, small = "a fifth of CIFAR-100 feature_only", "5000 without augmentation"
+    assert f"reached {means[f'{small} feature_only sgd']:.1f} % with each of two seeds" in text
+    assert f"the paper's optimizer {means[f'{small} feature_only adamw']:.1f} %" in text
+    assert f"with SGD {means[f'{small} labels sgd']:.1f} %" in text
+    assert f"({means[f'{fifth} sgd']:.1f} ± " in text
+    assert f"reached {means[f'{fifth} adamw']:.1f} ± " in text
+
+
 def test_the_table_of_bad_teachers_follows_from_its_records():
     runs = pd.read_csv(DOCS / "findings" / "bad-teachers.csv", keep_default_na=False)
     section = TEXT.split("## One bad teacher among four\n")[1].split("\n## ")[0]
