@@ -162,7 +162,7 @@ def check_input(path: Path, expected: str | None = None) -> None:
     Raises:
         KdstepsError: It is not what its job wrote, or was made with other settings or code.
     """
-    found = _provenance_beside(path)
+    found = provenance_of_file(path)
     if found is None:
         return
     if expected is not None and found.identity != expected:
@@ -221,14 +221,6 @@ def is_damaged(path: Path, known: Provenance) -> bool:
         return True
     forget_aside([path])
     return False
-
-
-def _provenance_beside(path: Path) -> Provenance | None:
-    for file in path.parent.glob(f"*{_ENDING}"):
-        found = read_provenance(file)
-        if found is not None and path.name in found.files:
-            return found
-    return None
 
 
 def _seal(content: Mapping[str, Any]) -> str:
