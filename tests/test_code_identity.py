@@ -381,7 +381,7 @@ def test_a_job_refuses_code_of_kdsteps_that_changed_since_its_run_began(folder: 
     _check_code(other)  # no file was written since
     os.utime(LOCK, (0, 0))
     _check_code(call)
-    with pytest.raises(KdstepsError, match="the code of kdsteps: was changed after this run began"):
+    with pytest.raises(KdstepsError, match="the code of kdsteps was changed after this run began"):
         _check_code(other)
 
 

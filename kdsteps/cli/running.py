@@ -144,8 +144,8 @@ def _check_code(call: Call) -> None:
             continue
         if now != (call.code if every else planned[0]):
             raise KdstepsError(
-                f"{'the code of kdsteps' if every else root}: was changed after this run began; "
-                "run snakemake again, which uses the changed code"
+                f"{'the code of kdsteps' if every else f'{root}:'} was changed after this run "
+                "began; run snakemake again, which uses the changed code"
             )
 
 
