@@ -94,4 +94,5 @@ def test_its_card_warns_of_the_teacher():
     check = json.loads(Path("results/train/digits/big/check.json").read_text())
     assert check["problems"], "its learning rate is far too low"
     assert "> **Warning:** The teacher big: " in card
-    assert card.count("> **Warning:**") == len(check["problems"]) + len(check["warnings"])
+    told = len(check["problems"]) + len(check["warnings"])
+    assert card.count("> **Warning:** The teacher big: ") == told

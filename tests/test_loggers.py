@@ -327,7 +327,7 @@ def test_a_full_disk_costs_one_line_per_logger(folder, capfd, monkeypatch):
             time.sleep(0.5)
             fill(disk)
             for number in (2, 3):
-                epoch_of(number, 3, **{f"term{term}": 1.0 for term in range(200)})
+                epoch_of(number, 3, **{f"term{term}": 1.0 for term in range(2000)})
     lines = [line for line in capfd.readouterr().err.splitlines() if line]
     assert sorted(re.match(r"loggers: (\w+): ", line)[1] for line in lines) == list(SHIPPED)
     assert all("No space left" in line for line in lines)
