@@ -306,14 +306,15 @@ def test_weight_decay_that_may_outweigh_small_gradients_is_a_note(folder, capsys
 def test_a_folder_that_jobs_could_not_write_is_a_problem(folder, capsys, monkeypatch):
     write_study(folder, methods={"labels": {}})
     Path("results").mkdir()
-    closed, access = Path("results"), os.access
+    closed, access = folder / "results", os.access
     monkeypatch.setattr(
-        "kdsteps.rehearsal.check.os.access",
+        "kdsteps.files.atomic.os.access",
         lambda path, mode: path != closed and access(path, mode),
     )
     assert main(["check", "--seconds", "0"]) == 2
     problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
-    assert problems == [f"PROBLEM  disk: {folder}/results: cannot be written"]
+    said = f"cannot be written; make the folder {closed} writable"
+    assert problems == [f"PROBLEM  disk: results/prepare/digits/images.npy: {said}"]
 
 
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def test_results_that_are_no_folder_are_refused_in_a_sentence(link: bool):
 
 def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kdsteps.jobs.run_lock.os.access", lambda *_: False)
-    with pytest.raises(KdstepsError, match=r"/\.snakemake: cannot be written, and a run keeps its"):
+    monkeypatch.setattr("kdsteps.files.atomic.os.access", lambda *_: False)
+    said = f"{LOCK}: cannot be written; make the folder {tmp_path} writable"
+    with pytest.raises(KdstepsError, match=f"^{re.escape(said)}$"):
         begin_run()

@@ -1,4 +1,4 @@
-"""A student whose weights fade away, because weight decay outweighs the losses, is told of."""
+"""Warnings about students whose weights fade away because weight decay outweighs the losses."""
 
 from __future__ import annotations
 

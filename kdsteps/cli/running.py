@@ -133,20 +133,24 @@ def _check_code(call: Call) -> None:
     undone. All code together is compared only if a file of kdsteps was written since the run began.
     """
     for root, planned in call.expected.items():
-        if ":" not in root:  # the name of an input
-            continue
-        every = root.startswith("[")
-        if every and (call.code is None or not code_identity.changed_since(begun_at())):
-            continue
-        try:
-            now = code_identity.digest(tuple(json.loads(root)) if every else (root,))
-        except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
-            continue
-        if now != (call.code if every else planned[0]):
-            raise KdstepsError(
-                f"{'the code of kdsteps' if every else f'{root}:'} was changed after this run "
-                "began; run snakemake again, which uses the changed code"
-            )
+        if root.startswith("["):
+            if call.code is not None and code_identity.changed_since(begun_at()):
+                _check_roots("the code of kdsteps", tuple(json.loads(root)), call.code)
+        elif ":" in root:  # else it is the name of an input
+            _check_roots(f"{root}:", (root,), *planned)
+
+
+def _check_roots(what: str, roots: tuple[str, ...], planned: str) -> None:
+    """Refuse code whose digest is not the planned one."""
+    try:
+        now = code_identity.digest(roots)
+    except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
+        return
+    if now != planned:
+        raise KdstepsError(
+            f"{what} was changed after this run began; run snakemake again, which uses the "
+            "changed code"
+        )
 
 
 def _settings(call: Call) -> JobSettings:

@@ -14,9 +14,8 @@ from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs import graph
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.upgrades import Status, accept, statuses
-from kdsteps.jobs.version_lock import LOCK, code_changed, locked_version, write_lock
+from kdsteps.jobs.version_lock import LOCK, code_changed, update_lock
 from kdsteps.jobs.words import plural
-from kdsteps.places import installed_version
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -99,9 +98,8 @@ def accept_results(given: argparse.Namespace) -> None:
         _make(study, status)
     print(f"accepted as is: {said or 'nothing, since no result is stale because of code alone'}")
     _write_report(given)
-    if locked_version() == installed_version() and code_changed():
-        write_lock()
-        print(f"{LOCK}: updated to the code that the results were accepted for")
+    for finding in update_lock():
+        print(finding)
 
 
 def _make(study: Study, status: Status) -> None:

@@ -27,6 +27,7 @@ from socket import gethostname
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import check_places
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.snakemake_space import FOLDER, check_space
 
@@ -53,15 +54,10 @@ def begin_run(sharing: Sharing | None = None) -> None:
     Raises:
         KdstepsError: Another run has not ended, the disk is full, or the folder is read-only.
     """
-    with suppress(OSError):  # told of below
+    check_places([LOCK])
+    with suppress(OSError):
         LOCK.parent.mkdir(exist_ok=True)
         check_space()
-    there = LOCK.parent if LOCK.parent.is_dir() else Path()
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise KdstepsError(
-            f"{there.absolute()}: cannot be written, and a run keeps its records there; make it "
-            "writable, or copy the study to a folder that is"
-        )
     handle = _opened(LOCK)
     if handle is None:
         return

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -213,10 +214,16 @@ def _accept(
     refused: list[Status] = []
     found = statuses(study)
     makers = {path: status for status in found for path in status.written}
+
+    @cache
+    def damaged(path: str) -> bool:
+        known = makers[path].known if path in makers else None
+        return known is not None and Path(path).is_file() and not is_whole(Path(path), known)
+
     for status in found:
         if status.rule == "report" or status.reason == "current" or not chosen(status):
             continue
-        acceptable = status.reason == "code" and _is_whole(status) and _has_whole(status, makers)
+        acceptable = status.reason == "code" and _is_whole(status, damaged)
         (taken if acceptable else refused).append(status)
     outdated = [status for status in taken if is_outdated(status.rule, status.outputs)]
     as_before = [status for status in taken if status not in outdated]
@@ -280,23 +287,13 @@ def _add_digest(status: Status) -> None:
     )
 
 
-def _is_whole(status: Status) -> bool:
-    """Whether a job's files are those that it wrote; if not, say why."""
-    assert status.known is not None
-    for path in map(Path, status.written):
-        if not is_whole(path, status.known):
-            status.why = f"{path} was damaged or changed after its job wrote it"
-            return False
-    return True
-
-
-def _has_whole(status: Status, makers: Mapping[str, Status]) -> bool:
-    """Whether the files that a job reads are those that their jobs wrote; if not, say why."""
-    for path in sorted(status.node.watched):
-        maker = makers.get(path)
-        known = None if maker is None else maker.known
-        if known is not None and Path(path).is_file() and not is_whole(Path(path), known):
-            status.why = f"its input {path} was damaged or changed after its job wrote it"
+def _is_whole(status: Status, damaged: Callable[[str], bool]) -> bool:
+    """Whether a job's files and those that it reads are as jobs wrote them; if not, say why."""
+    own = sorted(status.written)
+    for path in (*own, *sorted(status.node.watched)):
+        if damaged(path):
+            which = path if path in own else f"its input {path}"
+            status.why = f"{which} was damaged or changed after its job wrote it"
             return False
     return True
 

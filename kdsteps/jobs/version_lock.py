@@ -67,15 +67,23 @@ def check_lock() -> list[str]:
             f"install kdsteps {locked}, or move the study to {installed} with `kdsteps lock` "
             "(`kdsteps stale` lists what would be rerun)"
         )
+    return update_lock()
+
+
+def update_lock() -> list[str]:
+    """Update kdsteps.lock if the code of its version changed; return sentences for the user."""
     if not code_changed():
         return []
     write_lock()
-    return [f"{LOCK}: updated, since the code of the installed kdsteps {installed} changed"]
+    return [
+        f"{LOCK}: updated, since the code of the installed kdsteps {installed_version()} changed"
+    ]
 
 
 def code_changed() -> bool:
-    """Whether kdsteps.lock is of other code than the installed one, so that DVC overlooks it."""
-    return LOCK.is_file() and LOCK.read_text(encoding="utf-8") != lock_text()
+    """Whether kdsteps.lock is of other code of the installed version, which DVC overlooks."""
+    same_version = locked_version() == installed_version()
+    return same_version and LOCK.read_text(encoding="utf-8") != lock_text()
 
 
 def _code_digest() -> str:

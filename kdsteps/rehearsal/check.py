@@ -8,18 +8,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from kdsteps.data.checks import doubt_of_bits
 from kdsteps.errors import KdstepsError
-from kdsteps.jobs import graph
+from kdsteps.files.atomic import check_places
+from kdsteps.jobs import graph, run_lock
 from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.remaining import Remaining, remaining
 from kdsteps.jobs.resources import Sharing, cores_there
-from kdsteps.jobs.run_lock import current_run
 from kdsteps.jobs.schedule import wall_seconds
 from kdsteps.jobs.version_lock import LOCK, locked_version
 from kdsteps.jobs.words import duration, in_bytes, plural
@@ -112,7 +113,7 @@ class _Check:
         if not left.left:
             self.found.forecast = self._forecast(study, None, left, sharing)
             return self.found
-        self._folders()
+        self._places(left)
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
             numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
@@ -158,11 +159,15 @@ class _Check:
                 "is installed; install that one, or run `kdsteps lock`",
             )
 
-    def _folders(self) -> None:
-        for name in ("results", "logs", ".kdsteps", ".snakemake"):
-            there = Path(name) if os.path.isdir(name) else Path()
-            if not os.access(there, os.W_OK | os.X_OK):
-                self.say("problem", "disk", f"{there.absolute()}: cannot be written")
+    def _places(self, left: Remaining) -> None:
+        """Find a folder in which files, logs or records of jobs could not be written."""
+        made = [
+            graph.outputs(node.rule, node.names).values() for node in (*left.left, *left.cached)
+        ]
+        try:
+            check_places([*map(Path, chain(*made)), Path("logs/log"), run_lock.LOCK])
+        except KdstepsError as error:
+            self.say("problem", "disk", str(error))
 
     def _sharing(self, cores: int, gpus: int | None, jobs_per_gpu: int) -> Sharing:
         there = gpus_there()
@@ -179,7 +184,7 @@ class _Check:
             f"{plural(cores // sharing.cores_of_one_of_many, 'student')} trained at a time",
         )
         busy, own = os.getloadavg()[0], cores_there()
-        if current_run() is not None or busy > _BUSY * own:
+        if run_lock.current_run() is not None or busy > _BUSY * own:
             competing = plural(round(busy), "process competes", "processes compete")
             cores_here = plural(own, "core")
             self.say(

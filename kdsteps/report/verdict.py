@@ -167,10 +167,11 @@ def _diverged(table: PairTable) -> list[str]:
 
 def _at_chance(table: PairTable) -> list[str]:
     """Methods with runs that learned nothing that shows."""
+    lowest = {row.method: min(row.values.values()) for row in table.rows}
     found = [
-        f"{row.method} ({with_sign(min(row.values.values()), decimals(table.num_images))})"
-        for row in table.rows
-        if any(at_chance(accuracy, table.chance) for accuracy in row.values.values())
+        f"{method} ({with_sign(accuracy, decimals(table.num_images))})"
+        for method, accuracy in lowest.items()
+        if at_chance(accuracy, table.chance)
     ]
     if not found:
         return []
