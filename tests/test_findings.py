@@ -215,6 +215,23 @@ def test_what_is_said_about_cifar100_follows_from_its_records():
     assert f"reached {means[f'{fifth} adamw']:.1f} ± " in text
 
 
+def test_what_the_readme_says_about_cifar100_follows_from_its_records():
+    runs = pd.read_csv(DOCS / "findings" / "cifar100-runs.csv").query("network == 'resnet8x4'")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    sentence = " ".join(readme.split("On CIFAR-100, after 240 epochs,")[1].split())
+    (row,) = re.findall(r"^\| CIFAR-100, resnet32x4 to .*$", readme, flags=re.MULTILINE)
+    for method, rows in runs.groupby("method"):
+        found = sample(rows["test_accuracy"].tolist())
+        mean = f"{100 * found.mean:.2f}"
+        if method == "feature_only":
+            mean = f"{100 * found.mean:.1f}"
+        said = mean if found.spread is None else f"{mean} ± {100 * found.spread:.2f}"
+        assert said in row, method
+        if method in ("labels", "kd", "dkd"):
+            assert found.count == 3
+            assert said in sentence.split("(three seeds each)")[0], method
+
+
 def test_the_table_of_bad_teachers_follows_from_its_records():
     runs = pd.read_csv(DOCS / "findings" / "bad-teachers.csv", keep_default_na=False)
     section = TEXT.split("## One bad teacher among four\n")[1].split("\n## ")[0]
