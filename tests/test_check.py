@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from _commands import NET, REPOSITORY, STUDY, files_in, write_study
-from _pictures import write_folder
+from _pictures import prepare, write_folder
 
 from kdsteps.cli.main import main
 from kdsteps.data.decoding import decode
 from kdsteps.data.sampling import sample_rows
+from kdsteps.errors import KdstepsError
+from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.early_checks import study_problems
@@ -354,8 +356,25 @@ def test_a_folder_is_sampled_without_reading_all_of_it(folder, monkeypatch):
     monkeypatch.setattr("kdsteps.rehearsal.images.SAMPLE", 10)
     found = look_at_source(Dataset(kind="folder", options={"path": "pets"}), Prepare(), 1)
     assert len(set(opened)) == 10
-    assert found.counts == {"train": 43, "validation": 5, "test": 12}
+    assert found.counts == {"train": 44, "validation": 4, "test": 12}
     assert found.shape == (3, 6, 6)
+
+
+def test_a_class_with_too_few_images_for_its_splits_is_found_before_they_are_prepared(folder):
+    write_folder(folder / "pets", {"cat": 30, "dog": 30, "rare": 2})
+    pets = Dataset(kind="folder", options={"path": "pets"})
+    with pytest.raises(KdstepsError, match="'rare' has 1 different image left for the splits"):
+        look_at_source(pets, Prepare(), 1)
+    found = look_at_source(pets, Prepare(validation=0), 1)
+    assert found.counts == {"train": 49, "validation": 0, "test": 13}
+
+
+def test_the_images_of_each_split_are_counted_as_they_will_be_drawn(folder):
+    write_folder(folder / "pets", {"cat": 11, "dog": 7, "newt": 4})
+    pets = Dataset(kind="folder", options={"path": "pets"})
+    found = look_at_source(pets, Prepare(validation=0.2, test=0.3), 1)
+    files = prepare(folder, "folder", {"path": "pets"}, validation=0.2, test=0.3)
+    assert found.counts == read_json(files["summary"])["images"]
 
 
 # Which jobs are left, and when they end

@@ -97,9 +97,10 @@ def _take(
         for row in rows.tolist():
             groups[hashes[row]].append(row)
         if len(groups) < 2:
+            left = "" if name == "test" else " left"
             raise KdstepsError(
                 f"{what} has {len(groups)} different image"
-                f"{'' if len(groups) == 1 else 's'} for the splits train and {name}; "
+                f"{'' if len(groups) == 1 else 's'}{left} for the splits train and {name}; "
                 f"{'every class' if class_names else 'it'} needs one for each split; add images, "
                 + ("leave the class out, " if class_names else "")
                 + ("or name test images" if name == "test" else f"or set prepare.{name} to 0")

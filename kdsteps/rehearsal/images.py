@@ -12,6 +12,7 @@ from kdsteps.data.checks import check_classes, check_source
 from kdsteps.data.hashes import pixel_hash
 from kdsteps.data.sampling import Sample, sample_of, sample_rows
 from kdsteps.data.source import SPLITS
+from kdsteps.data.splitting import complete_split
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array, write_array
 from kdsteps.files.columns import INDEX
@@ -29,7 +30,7 @@ class Images:
     """A data set.
 
     Attributes:
-        counts: Images of each split; of splits that are still to be drawn, about as many.
+        counts: Images of each split; until they are prepared, as if no image had a copy.
         class_names: K names; none for images without labels, unless known.
         shape: (C, h, w) that networks see.
         sample: Some of the images, as they are stored.
@@ -120,13 +121,23 @@ def look_at_source(entry: Dataset, section: Prepare, threads: int) -> Images:
     """A data set as its files are, with a sample of its images.
 
     Raises:
-        KdstepsError: It has no images, or none that a study can use.
+        KdstepsError: It has no images or none that a study can use, or too few of a class.
     """
     labeled = entry.labels is None
     source = load_source(entry)
     check_source(source, labeled=labeled)
-    split = np.where(source.split == "", "train", source.split)
-    check_classes(source.labels, split, source.class_names if labeled else ())
+    class_names = source.class_names if labeled else ()
+    given = np.where(source.split == "", "train", source.split)
+    check_classes(source.labels, given, class_names)
+    split = complete_split(
+        source.split,
+        source.labels,
+        [str(row) for row in range(len(source.labels))],  # as if no image had a copy
+        class_names,
+        validation=section.validation,
+        test=section.test,
+        seed=section.seed,
+    )
     sample = sample_of(source, SAMPLE, threads)
     channels, height, width = sample.pixels.shape[1:]
     size = source.image_size or (height, width)
@@ -135,15 +146,5 @@ def look_at_source(entry: Dataset, section: Prepare, threads: int) -> Images:
             f"image_size is {size[0]} x {size[1]}, images are stored with {height} x {width}; set "
             "`store` to that or more"
         )
-    counts = _counts(split, section if labeled else section.model_copy(update={"test": 0.0}))
-    return Images(counts, source.class_names, (channels, *size), sample, False, labeled)
-
-
-def _counts(split: np.ndarray, section: Prepare) -> dict[str, int]:
-    """Images of each split after those that are missing were drawn."""
     counts = {name: int(np.sum(split == name)) for name in SPLITS}
-    for name, fraction in (("test", section.test), ("validation", section.validation)):
-        if not counts[name]:
-            counts[name] = round(fraction * counts["train"])
-            counts["train"] -= counts[name]
-    return counts
+    return Images(counts, source.class_names, (channels, *size), sample, False, labeled)
