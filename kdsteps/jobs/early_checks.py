@@ -16,6 +16,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.manifest import is_missing, missing_images
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
+from kdsteps.jobs.checkpoint_headers import normalization_doubts, order_problems
 from kdsteps.jobs.known import built_for, network_outlines, without_weights
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.published_weights import classifier_problems
@@ -40,7 +41,7 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
         with_files: Whether images and checkpoints have to be there; not if results can be pulled.
 
     Returns:
-        What is checked later, each one sentence.
+        What is in doubt, and what is checked later, each one sentence.
 
     Raises:
         KdstepsError: A job would fail.
@@ -48,7 +49,7 @@ def check_study(study: Study, *, with_files: bool = True) -> list[str]:
     found = study_problems(study, with_files=with_files)
     if found.problems:
         raise KdstepsError(found.problems[0])
-    return found.later
+    return found.doubts + found.later
 
 
 class EarlyChecks(NamedTuple):
@@ -56,10 +57,12 @@ class EarlyChecks(NamedTuple):
 
     Attributes:
         problems: Why jobs would fail.
+        doubts: What is probably not meant.
         later: What is checked by the first job that can.
     """
 
     problems: list[str]
+    doubts: list[str]
     later: list[str]
 
 
@@ -71,6 +74,7 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     if with_files:
         problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
         problems += _checkpoint_problems(study)
+        problems += order_problems(study)
         problems += _size_problems(study, _shapes(study, prepared))
     problems += classifier_problems(study)
     known = {dataset: found.num_images for dataset, found in prepared.items() if found is not None}
@@ -79,10 +83,8 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     problems += _package_problems(study)
     networks = _networks(study, prepared)
     problems += _layer_problems(study, networks)
-    return EarlyChecks(
-        [f"params.yaml: {problem}" for problem in dict.fromkeys(problems)],
-        [f"params.yaml: {later}" for later in _unknown_layers(study, networks)],
-    )
+    found = (problems, normalization_doubts(study), _unknown_layers(study, networks))
+    return EarlyChecks(*([f"params.yaml: {each}" for each in dict.fromkeys(of)] for of in found))
 
 
 def _image_problems(study: Study, dataset: str) -> Iterator[str]:

@@ -16,7 +16,6 @@ from kdsteps.study.resolving import parse
 from kdsteps.study.settings import Model, Normalization
 
 _ANY = 13  # outputs of a network whose weights are tried; its classifier may differ
-_ROUND = 6  # digits of a mean or std in params.yaml
 _USUAL = 224, 224  # pixels that networks which fit one size are mostly trained for
 
 
@@ -99,11 +98,7 @@ def _from_kdsteps(path: Path) -> NetworkInFile:
     _built(model.family, options, path, channels, model.image_size or size, len(outputs))
     own = model.normalize or Normalization(mean=mean, std=std)
     entry: dict[str, Any] = {"family": model.family, **options}
-    if isinstance(own, Normalization):
-        rounded = {name: [round(x, _ROUND) for x in value] for name, value in own}
-        entry["normalize"] = rounded
-    else:
-        entry["normalize"] = own
+    entry["normalize"] = own.rounded() if isinstance(own, Normalization) else own
     if model.image_size is not None:
         entry |= {"image_size": list(model.image_size)}
         entry |= {"interpolation": model.interpolation} if model.interpolation else {}

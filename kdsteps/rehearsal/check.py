@@ -109,6 +109,8 @@ class _Check:
                 self.say("problem", "settings", sentence)
             return self.found
         self._settings(study, left, early.problems)
+        for sentence in early.doubts:
+            self.say("note", "settings", sentence)
         self._version()
         if not left.left:
             self.found.forecast = self._forecast(study, None, left, sharing)

@@ -28,6 +28,7 @@ Options = dict[str, JsonValue]
 """Keyword arguments of a part: a method, a model family, a kind of data."""
 Values = dict[str, JsonValue]
 """What one trial of `tune` tries: options of a method, and `distil.<key>` for keys of `distil`."""
+_DIGITS = 6  # of a rounded mean or standard deviation
 Score = Literal["quality", "separation", "information", "efficiency", "root_information_efficiency"]
 
 
@@ -215,6 +216,10 @@ class Normalization(Section):
     """Mean of each channel."""
     std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
     """Standard deviation of each channel."""
+
+    def rounded(self) -> dict[str, list[float]]:
+        """As an entry of params.yaml has it."""
+        return {name: [round(value, _DIGITS) for value in values] for name, values in self}
 
 
 class Dataset(Section):
