@@ -6,6 +6,7 @@ import copy
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -201,6 +202,108 @@ def test_an_output_that_is_overwritten_is_no_layer():
     kept = features.clone()
     chain.tail("block")(features)
     assert torch.equal(features, kept)
+
+
+class Row(nn.Module):
+    """Five blocks in a row, something after the second one, and a classifier."""
+
+    def __init__(self, after: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        for name in "abcde":
+            conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.add_module(name, nn.Sequential(conv, nn.BatchNorm2d(3), nn.Tanh()))
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(3, 3)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.after(self, self.b(self.a(x))).mean(dim=(2, 3)))
+
+
+def method_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape)
+    total.add_(x)
+    return net.e(net.d(net.c(x)) + total)
+
+
+def out_argument(net: nn.Module, x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape)
+    torch.add(x, 1, out=total)
+    return net.e(net.d(net.c(x)) + total)
+
+
+def assigned_item(net: nn.Module, x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape)
+    total[:, :2] = x[:, 1:]
+    return net.e(net.d(net.c(x)) + total)
+
+
+def function_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    shifted = x - 0.1
+    F.relu(shifted, inplace=True)
+    return net.e(net.d(net.c(x)) + shifted)
+
+
+def module_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    shifted = x - 0.1
+    net.relu(shifted)
+    return net.e(net.d(net.c(x)) + shifted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "after", [method_in_place, out_argument, assigned_item, function_in_place, module_in_place]
+)
+def test_a_value_that_is_overwritten_stays_alive_as_what_it_became(after):
+    chain = cut(Row(after))
+    assert chain.layers == ("a", "b", "e")  # at `c` and `d` the overwritten value is alive
+    batch = images()
+    for layer in chain.layers:
+        features = chain.front(layer)(batch)
+        assert torch.equal(features, chain.trace(batch, [layer])[layer])
+        assert torch.allclose(chain.tail(layer)(features), chain(batch), atol=1e-6)
+
+
+def view_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape)
+    total[:, :2].add_(x[:, 1:])
+    return net.d(net.c(x)) + net.e(total)
+
+
+def other_name(net: nn.Module, x: Tensor) -> Tensor:
+    x = before = net.c(x) - 0.1
+    x += 1.0
+    return net.d(x) + net.e(before)
+
+
+def late_view_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    x = net.d(net.c(x))
+    total = torch.zeros(x.shape)
+    total[:, :2].add_(x[:, 1:])
+    return net.e(x) + total
+
+
+@pytest.mark.parametrize("after", [view_in_place, other_name, late_view_in_place])
+def test_a_network_is_not_cut_where_its_parts_would_be_another_network(after):
+    chain = cut(Row(after))
+    batch = images()
+    if chain.layers:
+        assert after is late_view_in_place
+    else:
+        assert "its parts in a row compute other logits" in chain.notes[0]
+    for layer in chain.layers:
+        assert torch.allclose(chain.tail(layer)(chain.front(layer)(batch)), chain(batch))
+
+
+def test_a_module_that_overwrites_its_input_has_an_output_of_its_own():
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.mul_(2)
+            return x
+
+    net = Row(lambda net, x: net.e(net.d(net.c(x))))
+    net.b.append(Doubling())
+    assert cut(net).layers == ("a", "b", "c", "d", "e")
 
 
 def test_a_network_that_cannot_be_cut_says_so_and_still_answers():

@@ -199,12 +199,12 @@ class CutChain(Chain):
         ]
 
     def _check(self, image_shape: ImageShape) -> None:
-        """Cut it once in the middle; a network whose logits then differ cannot be cut."""
+        """Cut it at all layers; a network whose logits then differ cannot be cut."""
         if not self.layers:
             return
-        middle = self.layers[len(self.layers) // 2]
-        front, tail = self.front(middle), self.tail(middle)
-        if not same_in_parts(self, front, tail, image_shape):
+        starts, stops = (None, *self.layers), (*self.layers, HEAD)
+        parts = [self.span(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        if not same_in_parts(self, parts, image_shape):
             self.layers, self.stages = (), ()
             self.notes.append(
                 f"models: {type(self.network).__name__} cannot be cut, because its parts in a row "

@@ -159,18 +159,16 @@ def measure_sizes(
     return {node: tuple(sizes[node] for sizes in found) for node in found[0]}
 
 
-def same_in_parts(
-    network: nn.Module, front: nn.Module, tail: nn.Module, image_shape: ImageShape
-) -> bool:
-    """Whether `tail` after `front` computes the same as `network`, on an image of noise.
+def same_in_parts(network: nn.Module, parts: Sequence[nn.Module], image_shape: ImageShape) -> bool:
+    """Whether parts in a row compute the same as `network`, on an image of noise.
 
     On the device `meta`, where there are no values, whether it returns the same shape.
     """
     images = noise(network, image_shape, 1)  # a number of images that no size was measured with
-    whole, parts = network(images), tail(front(images))
+    whole, joined = network(images), nn.Sequential(*parts)(images)
     if whole.is_meta:
-        return bool(whole.shape == parts.shape)
-    return torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+        return bool(whole.shape == joined.shape)
+    return torch.allclose(whole, joined, rtol=1e-3, atol=1e-4)
 
 
 def _run(network: nn.Module, images: Tensor) -> Any:

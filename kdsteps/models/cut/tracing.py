@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.cut.dependence import dependence
+from kdsteps.models.cut.in_place import Overwritable, overwritten
 from kdsteps.models.cut.outputs import OutputRule, average
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.input_type import input_type
@@ -133,6 +134,7 @@ class _Tracer(fx.Tracer):
         self.firsts: set[str] = set()
         self.constants: dict[str, Tensor] = {}
         self._made: dict[fx.Node, int] = {}
+        self._overwritten: dict[fx.Node, fx.Node] = {}  # by what has its value now
         self._names: dict[int, str] = {}
         self._network, self._image_shape = network, image_shape
         self._branches: list[_Values] = []
@@ -147,6 +149,17 @@ class _Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
         self._made[node] = len(self._made)
+        if (target := overwritten(node, self.root)) is not None:
+            self._overwritten[target] = node
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Overwritable(node, self)
+
+    def _current(self, node: fx.Node) -> fx.Node:
+        """The node that has the value of `node` now: the last one that overwrote it, or itself."""
+        while node in self._overwritten:
+            node = self._overwritten[node]
         return node
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
@@ -163,8 +176,8 @@ class _Tracer(fx.Tracer):
         self.calls[path] = self.calls.get(path, 0) + 1
         main = main_output(result)
         # one that returns its input, such as a drop path of rate 0, has no separate output
-        if isinstance(main, fx.Proxy) and self._made[main.node] >= before:
-            self.outputs[path] = main.node
+        if isinstance(main, fx.Proxy) and self._made[self._current(main.node)] >= before:
+            self.outputs[path] = self._current(main.node)
             if main is not result:
                 self.firsts.add(path)
         return result
@@ -202,6 +215,8 @@ class _Tracer(fx.Tracer):
         return cache[name]
 
     def create_arg(self, value: Any) -> Any:
+        if isinstance(value, fx.Proxy):
+            return self._current(value.node)
         if not isinstance(value, Tensor):
             return super().create_arg(value)
         name = self._names.get(id(value))
