@@ -1,4 +1,4 @@
-"""The memory format of a batch with which a network runs fast."""
+"""The memory format of a batch and of weights with which a network runs fast."""
 
 from __future__ import annotations
 
@@ -18,15 +18,46 @@ def batch_format(network: nn.Module) -> torch.memory_format:
     With a strided 1x1 convolution of fewer than 16 channels, such as the shortcut of a very narrow
     ResNet, it is contiguous: with the channels last and images from 48 pixels on, the backward pass
     of torch 2.13 on a CPU with AVX-512 writes past its memory, and the process crashes.
+
+    So is a network with a module that declares `needs_contiguous`, as a cut one does that was
+    tried and cannot run otherwise: after `x.view(len(x), -1)`, say.
     """
-    if any(map(_is_narrow, network.modules())):
+    if any(_needs_contiguous(module) or _is_narrow(module) for module in network.modules()):
         return torch.contiguous_format
+    return torch.channels_last if has_convolutions(network) else torch.contiguous_format
+
+
+def has_convolutions(network: nn.Module) -> bool:
+    """Whether a network has more than one convolution with a kernel larger than 1x1."""
     spatial = [
         module
         for module in network.modules()
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
     ]
-    return torch.channels_last if len(spatial) > 1 else torch.contiguous_format
+    return len(spatial) > 1
+
+
+def set_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Bring the weights of convolutions into a memory format.
+
+    Left as they are: those of parts that need contiguous maps, and other weights of four
+    dimensions, which a network may read in their order.
+    """
+    kept = {
+        inner
+        for module in network.modules()
+        if _needs_contiguous(module)
+        for inner in module.modules()
+    }
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in kept:
+            for weight in module.parameters():
+                if weight.ndim == 4:
+                    weight.data = weight.data.contiguous(memory_format=memory_format)
+
+
+def _needs_contiguous(module: nn.Module) -> bool:
+    return getattr(module, "needs_contiguous", False) is True
 
 
 def _is_narrow(module: nn.Module) -> bool:

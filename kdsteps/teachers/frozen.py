@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from kdsteps.models.chain import HEAD, BlockChain, Chain
 from kdsteps.models.input import Center, InputChain, Normalize, ToFloat
 from kdsteps.models.input_type import input_type
-from kdsteps.models.memory_format import batch_format
+from kdsteps.models.memory_format import batch_format, set_format
 from kdsteps.models.wrapped import Wrapped
 
 log = logging.getLogger("kdsteps")
@@ -47,7 +47,7 @@ def frozen(teacher: Chain, image_shape: tuple[int, int, int], *, fold: bool = Tr
     """
     plain = copy.deepcopy(teacher).requires_grad_(False).eval()
     chosen = _folded(plain, image_shape) if fold else plain
-    chosen.to(memory_format=batch_format(chosen))  # type: ignore[call-overload]
+    set_format(chosen, batch_format(chosen))
     return chosen
 
 

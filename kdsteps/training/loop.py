@@ -25,6 +25,7 @@ from kdsteps.data.images import ImageBatch, ImageSplit, Order, Views
 from kdsteps.files.checkpoints import load_state, save_state
 from kdsteps.methods.base import Batch, Method
 from kdsteps.models.chain import HEAD
+from kdsteps.models.memory_format import set_format
 from kdsteps.models.precision import autocast
 from kdsteps.study.training_settings import Training
 from kdsteps.teachers.logits import TeacherOutputs
@@ -99,7 +100,7 @@ class Fit:
         """
         self.method, self.split, self.recipe = method, split, recipe
         self.validate, self.teacher, self.resume = validate, teacher, resume
-        self.method.to(memory_format=split.memory_format)  # type: ignore[call-overload]
+        set_format(self.method, split.memory_format)
         self.processes, self.seed = processes, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.views = views_of(recipe)

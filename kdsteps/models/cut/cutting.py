@@ -41,6 +41,7 @@ class CutChain(Chain):
 
     Attributes:
         network: As given.
+        needs_contiguous: Whether it cannot run on images with the channels last.
 
     Raises:
         KdstepsError: It does not run on such images, or its logits cannot be distinguished from its
@@ -65,7 +66,7 @@ class CutChain(Chain):
         self._grids: dict[str, TokenGrid] = {}
         self._output = rule_for(network, output)
         self._maps = _Maps(rules or Rules(), image_shape, self._output)
-        self._writes = check_logits(network, self._output, image_shape)
+        self._writes, self.needs_contiguous = check_logits(network, self._output, image_shape)
         with evaluating(network):
             self._find_layers(stages, image_shape, prefix_tokens)
 
@@ -74,7 +75,11 @@ class CutChain(Chain):
 
     def for_network(self, images: Tensor) -> Tensor:
         """The images, or a copy if the network writes into them: the teacher sees them as well."""
-        return images.clone() if self._writes else images
+        return self.ordered(images.clone() if self._writes else images)
+
+    def ordered(self, features: Tensor) -> Tensor:
+        """Features in the memory format that the network needs."""
+        return features.contiguous() if self.needs_contiguous else features
 
     def trace(
         self,

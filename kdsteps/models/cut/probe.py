@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,24 +21,35 @@ from kdsteps.models.cut.taps import tapped
 from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_output, noise
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import as_text
+from kdsteps.models.memory_format import has_convolutions
 
 _ROUNDING = 1e-3
 
 
-def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> bool:
+class Behavior(NamedTuple):
+    """What a network does with its images.
+
+    Attributes:
+        writes: Whether it writes into them.
+        needs_contiguous: Whether it fails, or computes something else, with the channels last.
+    """
+
+    writes: bool
+    needs_contiguous: bool
+
+
+def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) -> Behavior:
     """Run a network in both modes and look for its logits, which many return differently.
 
     Training mode runs on copies of the buffers; a network that cannot run in it (images too small
     for its auxiliary heads, say) fails only once it is trained. Two outputs are averaged in
     training mode only, by a network that returns one tensor in eval mode.
 
-    Returns:
-        Whether it writes into its images.
-
     Raises:
-        KdstepsError: It does not run on such images, its logits cannot be identified, or those of
-            an image depend on the other images.
+        KdstepsError: It takes more than images, does not run on such images, its logits cannot be
+            identified, or those of an image depend on the other images.
     """
+    _check_arguments(network)
     images = noise(network, image_shape, 2)
     evaluated = replace(rule, averages=False)
     with evaluating(network), torch.random.fork_rng(devices=[]):
@@ -48,14 +60,51 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
                 "it should return logits (N, K), not feature maps"
             )
         _check_alone(network, evaluated, logits[0], image_shape)
+        _check_single(network, evaluated, logits, image_shape)
+        fresh = noise(network, image_shape, 2)
+        ordered = has_convolutions(network) and _needs_order(network, evaluated, logits, fresh)
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()}).train()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             returned = twin(images)
         except Exception:  # see above
-            return images._version > 0
+            return Behavior(images._version > 0, ordered)
     rule.logits(returned)
-    return images._version > 0
+    return Behavior(images._version > 0, ordered)
+
+
+def _check_arguments(network: nn.Module) -> None:
+    """Refuse a network that has to be called with more than images."""
+    for other in list(inspect.signature(network.forward).parameters.values())[1:]:
+        if other.default is other.empty and other.kind not in (
+            other.VAR_POSITIONAL,
+            other.VAR_KEYWORD,
+        ):
+            raise KdstepsError(
+                f"models: {type(network).__name__} is called with images alone, and its forward "
+                f"needs {other.name!r} too; give it a default"
+            )
+
+
+def _check_single(
+    network: nn.Module, rule: OutputRule, logits: Tensor, image_shape: ImageShape
+) -> None:
+    """Refuse a network that returns another shape for one image than for each of several."""
+    alone = rule.logits(_run(network, noise(network, image_shape, 1)))
+    if alone.shape != logits[:1].shape:
+        raise KdstepsError(
+            f"models: {rule.network} returns the shape {tuple(alone.shape)} for one image; it "
+            f"should be {tuple(logits[:1].shape)}, as with `.flatten(1)` in place of `.squeeze()`"
+        )
+
+
+def _needs_order(network: nn.Module, rule: OutputRule, logits: Tensor, images: Tensor) -> bool:
+    """Whether a network fails, or computes something else, on images with the channels last."""
+    try:
+        found = rule.logits(network(images.contiguous(memory_format=torch.channels_last)))
+    except RuntimeError:  # as `x.view(len(x), -1)` raises it
+        return True
+    return _has_values(images) and _differ(found, logits)
 
 
 def _check_alone(
@@ -70,12 +119,11 @@ def _check_alone(
         logits: (K,) of the first of two images of noise, beside the second one.
     """
     images = noise(network, image_shape, 2)
-    if images.is_meta or isinstance(images, FakeTensor):
-        return  # there are no values
+    if not _has_values(images):
+        return
 
     def differ(given: Tensor) -> bool:
-        difference = (rule.logits(network(given))[0] - logits).abs().max()
-        return bool(difference > _ROUNDING * logits.abs().max())
+        return _differ(rule.logits(network(given))[0], logits)
 
     if not differ(torch.cat([images[:1], torch.zeros_like(images[1:])])):
         return
@@ -90,6 +138,15 @@ def _check_alone(
         "as with batch normalization that uses the batch's statistics in eval mode; let it use "
         "running ones (`track_running_stats=True`)"
     )
+
+
+def _has_values(images: Tensor) -> bool:
+    return not images.is_meta and not isinstance(images, FakeTensor)
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    """Whether values differ by more than rounding."""
+    return bool((found - expected).abs().max() > _ROUNDING * expected.abs().max())
 
 
 def visit(

@@ -11,10 +11,13 @@ class Pieces(Protocol):
     """A cut network, as far as spans use it: its mode, and the graph between two layers."""
 
     network: nn.Module
+    needs_contiguous: bool
 
     def piece(self, start: str | None, stop: str) -> Piece: ...
 
     def for_network(self, images: Tensor) -> Tensor: ...
+
+    def ordered(self, features: Tensor) -> Tensor: ...
 
 
 class Span(nn.Module):
@@ -27,19 +30,23 @@ class Span(nn.Module):
         chain: The cut network.
         start: A layer, or None for the images.
         stop: A later layer, or `head`.
+
+    Attributes:
+        needs_contiguous: As that of the chain.
     """
 
     def __init__(self, chain: Pieces, start: str | None, stop: str) -> None:
         super().__init__()
         self._chain = (chain,)  # in a tuple, since a span does not own the rest of the network
         self._ends = (start, stop)
+        self.needs_contiguous = chain.needs_contiguous
         self.pieces = nn.ModuleDict()
         self._piece()
 
     def forward(self, features: Tensor) -> Tensor:
         (chain,) = self._chain
-        given = chain.for_network(features) if self._ends[0] is None else features
-        outputs: Tensor = self._piece()(given)
+        prepare = chain.for_network if self._ends[0] is None else chain.ordered
+        outputs: Tensor = self._piece()(prepare(features))
         return outputs
 
     def _piece(self) -> nn.Module:
