@@ -120,6 +120,20 @@ def test_a_list_that_is_none_is_refused(root):
         table.load(path=str(root / "list.parquet"))
 
 
+def test_a_row_with_a_value_too_many_or_too_few_is_shown(root):
+    for row in (("a/0.png", "cat, large"), ("a/0.png",)):
+        path = write(root, [("a/1.png", "dog"), row], header=("path", "label"))
+        with pytest.raises(KdstepsError) as refused:
+            table.load(path=path)
+        assert f"the row {','.join(row)!r} does not have 2 values; put quotes" in str(refused.value)
+
+
+def test_a_column_that_is_there_twice_is_not_chosen(root):
+    path = write(root, [("a/0.png", "cat", "x")], header=("path", "label", "label"))
+    with pytest.raises(KdstepsError, match="has two columns 'label'; rename one of them"):
+        table.load(path=path)
+
+
 def test_images_that_the_list_names_and_that_do_not_exist_are_named(tmp_path, root):
     path = write(root, [*ROWS, ("a/9.png", "dog", "test")])
     with pytest.raises(KdstepsError, match=r"1 of 4 images cannot be read: a/9.png: does"):

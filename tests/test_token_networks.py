@@ -217,10 +217,10 @@ def test_a_grid_is_that_of_a_map_or_has_the_proportions_of_the_image(
 
 
 def test_the_order_of_dimensions_follows_from_the_proportions_of_the_image():
-    assert layouts([(2, 8, 4, 8), (2, 4, 8, 8), (2, 5, 8), (2, 5)], (32, 64)) == [
+    assert layouts([(2, 8, 4, 8), (2, 4, 8, 8), (2, 5, 8), (2, 5)], (32, 64), ()) == [
         "map", "map_last", "tokens", "vector",
     ]  # fmt: skip
-    assert layouts([(2, 8, 8, 8), (2, 4, 4, 8)], (32, 32)) == ["map_last", "map_last"]
+    assert layouts([(2, 8, 8, 8), (2, 4, 4, 8)], (32, 32), ()) == ["map_last", "map_last"]
 
 
 def test_a_network_that_takes_no_such_proportions_names_the_size_that_it_takes():

@@ -114,6 +114,7 @@ def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:
         raise KdstepsError(
             f"datasets: path {str(file)!r} ends in {file.suffix!r}; use .csv, .tsv or .parquet"
         )
+    uneven: list[pc_csv.InvalidRow] = []
     try:
         names = _header(file) if file.suffix.lower() in _TEXT else pq.read_schema(file).names
         for option, name in columns.items():
@@ -122,12 +123,21 @@ def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:
                 raise KdstepsError(
                     f"{file}: has no column {name!r} for the option `{option}`{hint}"
                 )
+            if names.count(name) > 1:
+                raise KdstepsError(f"{file}: has two columns {name!r}; rename one of them")
         wanted = list(dict.fromkeys(columns.values()))
         if file.suffix.lower() not in _TEXT:
             return pq.read_table(file, columns=wanted)
+
+        def refuse(row: pc_csv.InvalidRow) -> str:
+            uneven.append(row)
+            return "error"
+
         return pc_csv.read_csv(
             file,
-            parse_options=pc_csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True),
+            parse_options=pc_csv.ParseOptions(
+                delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=refuse
+            ),
             convert_options=pc_csv.ConvertOptions(
                 include_columns=wanted,
                 column_types=dict.fromkeys(wanted, pa.string()),
@@ -136,6 +146,12 @@ def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:
             ),
         )
     except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+        if uneven:
+            row = uneven[0]
+            raise KdstepsError(
+                f"{file}: the row {row.text!r} does not have {row.expected_columns} values; put "
+                "quotes around values that have commas, tabs or semicolons"
+            ) from error
         reason = " ".join(str(error).split()).rstrip(".")
         raise KdstepsError(f"{file}: cannot be read ({reason}); write it again") from error
 

@@ -12,11 +12,12 @@ from torch import Tensor, fx, nn
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import HEAD, Chain, Layout, TokenGrid
+from kdsteps.models.cut.behavior import check_logits
 from kdsteps.models.cut.layers import block_ends, choose_stages, spots
 from kdsteps.models.cut.layouts import layouts, token_grid
 from kdsteps.models.cut.outputs import Output, OutputRule, rule_for
 from kdsteps.models.cut.pieces import CutMap, Sizes
-from kdsteps.models.cut.probe import check_logits, measure_sizes, same_in_parts, visit
+from kdsteps.models.cut.probe import fault_of_parts, measure_sizes, visit
 from kdsteps.models.cut.span import Piece, Span, Whole
 from kdsteps.models.cut.taps import Ending, detached, ending, tapped
 from kdsteps.models.cut.tracing import ImageShape, Rules, trace_network
@@ -153,21 +154,26 @@ class CutChain(Chain):
             self.notes.append(str(error))
             return
         candidates = spots(self.network, cut_map, named)
-        found, map_sizes = visit(self.network, candidates, image_shape)
+        found = visit(self.network, candidates, image_shape)
         modules = dict(self.network.named_modules())
         wanted = {path: cut_map.last_cut(path) for path in named if path in modules}
-        ends = block_ends(found, set(wanted.values()))
+        ends = block_ends(found.spots, set(wanted.values()))
         size = (image_shape[1], image_shape[2])
-        orders = layouts([spot.shape for spot in ends], size)
+        orders = layouts([spot.shape for spot in ends], size, found.maps)
         self.layers = tuple(spot.path for spot in ends)
         self._layouts = dict(zip(self.layers, orders, strict=True))
         self.stages = tuple(spot.path for spot in choose_stages(ends, orders, set(wanted.values())))
         self._check(image_shape)
-        if not self.notes:
+        if found.unusable:
+            self.notes.append(
+                f"models: {_some(found.unusable)} cannot be layers, because their outputs are not "
+                "maps (N, C, H, W), sequences (N, L, C) or vectors of real numbers"
+            )
+        elif not self.notes:
             self.notes += self._lost_stages(wanted)
         prefix = _prefix_tokens(self.network) if prefix_tokens is None else prefix_tokens
         self._grids = {
-            spot.path: token_grid(spot.shape[1], map_sizes, size, prefix)
+            spot.path: token_grid(spot.shape[1], found.sizes, size, prefix)
             for spot in ends
             if self._layouts[spot.path] == "tokens"
         }
@@ -204,16 +210,16 @@ class CutChain(Chain):
         ]
 
     def _check(self, image_shape: ImageShape) -> None:
-        """Cut it at all layers; a network whose logits then differ cannot be cut."""
+        """Cut it at all layers; a network whose parts then differ from it cannot be cut."""
         if not self.layers:
             return
         starts, stops = (None, *self.layers), (*self.layers, HEAD)
         parts = [self.span(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        if not same_in_parts(self, parts, image_shape):
+        if fault := fault_of_parts(self, parts, image_shape):
             self.layers, self.stages = (), ()
             self.notes.append(
                 f"models: {type(self.network).__name__} cannot be cut, because its parts in a row "
-                "compute other logits than the whole; methods that use logits alone can use it"
+                f"{fault}; methods that use logits alone can use it"
             )
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:

@@ -26,8 +26,19 @@ def overwritten(node: fx.Node, network: nn.Module) -> fx.Node | None:
     """
     if not _is_in_place(node, network):
         return None
-    target = node.kwargs.get("out", node.args[0] if node.args else node.kwargs.get("input"))
+    target = _target(node)
     return target if isinstance(target, fx.Node) and target.op != "get_attr" else None
+
+
+def written_buffer(node: fx.Node, network: nn.Module) -> fx.Node | None:
+    """The buffer or weight into which an operation of a graph writes, as its `get_attr` node."""
+    target = node
+    while _is_in_place(target, network):
+        given = _target(target)
+        if not isinstance(given, fx.Node):
+            return None
+        target = given
+    return target if target is not node and target.op == "get_attr" else None
 
 
 def _is_in_place(node: fx.Node, network: nn.Module) -> bool:
@@ -42,6 +53,11 @@ def _is_in_place(node: fx.Node, network: nn.Module) -> bool:
         or node.kwargs.get("inplace") is True
         or isinstance(node.kwargs.get("out"), fx.Node)
     )
+
+
+def _target(node: fx.Node) -> Any:
+    """What an operation in place overwrites."""
+    return node.kwargs.get("out", node.args[0] if node.args else node.kwargs.get("input"))
 
 
 def _with_item(value: Any, key: Any, item: Any) -> Any:

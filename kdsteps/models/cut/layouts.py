@@ -11,17 +11,21 @@ _MOST_PREFIX_TOKENS = 16  # that are recognized without being named; DINOv3 has 
 Size = tuple[int, int]
 
 
-def layouts(shapes: Sequence[tuple[int, ...]], image: Size) -> list[Layout]:
+def layouts(
+    shapes: Sequence[tuple[int, ...]], image: Size, maps: Collection[tuple[int, ...]]
+) -> list[Layout]:
     """The layout of outputs of these shapes (N, ...).
 
-    A map has the proportions of the image. Where the shape fits both orders, as with as many
-    channels as the map is wide, the other maps of the network decide.
+    What has the shape of a map that a convolution made is one. Any other map has the proportions of
+    the image. Where the shape fits both orders, as with as many channels as the map is wide, the
+    other maps of the network decide.
 
     Args:
         shapes: In forward order.
         image: Height and width.
+        maps: Shapes (C, H, W) of maps that convolutions made.
     """
-    decided = [_layout(shape, image) for shape in shapes]
+    decided = ["map" if shape[1:] in maps else _layout(shape, image) for shape in shapes]
     usual: Layout = "map_last" if "map_last" in decided else "map"
     return [layout or usual for layout in decided]
 

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from kdsteps.models.chain import HEAD
@@ -53,7 +54,7 @@ class CutMap:
         copier = _Copier(self, start)
         for node in self.nodes[self.order[start] + 1 : self.order[stop] + 1]:
             # in order and all of them: an operation in place may have no user, yet it counts
-            if node in self.content or node in self.sized:
+            if node in self.content or node in self.sized or node in self.traced.writes:
                 copier.copy(node)
         return copier.finish(stop)
 
@@ -129,7 +130,14 @@ class _Copier:
         self._weights: dict[str, fx.Node] = {}
 
     def copy(self, node: fx.Node) -> None:
+        if node not in self._map.traced.detached:
+            self._copies[node] = self._graph.node_copy(node, self._copied)
+            return
+        for source in node.all_input_nodes:  # they may not be under `no_grad`
+            self._copied(source)
+        before = self._graph.call_function(_stop_gradients)
         self._copies[node] = self._graph.node_copy(node, self._copied)
+        self._graph.call_function(torch.set_grad_enabled, (before,))
 
     def finish(self, stop: fx.Node) -> tuple[fx.Graph, tuple[str, ...]]:
         self._graph.output(self._copies[stop])
@@ -140,6 +148,8 @@ class _Copier:
             size = self._map.size(node)
             if size is not None:
                 self._copies[node] = self._written(size)
+            elif node in self._map.traced.writes:  # it wrote before this piece begins
+                self._copies[node] = self._copied(self._map.traced.writes[node])
             elif node.op == "get_attr":
                 self._copies[node] = self._weight(str(node.target))
             else:  # depends on parameters and sizes alone: computed again here
@@ -157,6 +167,13 @@ class _Copier:
             with self._graph.inserting_after(last):
                 self._weights[name] = self._graph.placeholder(f"weight_{len(self._weights)}")
         return self._weights[name]
+
+
+def _stop_gradients() -> bool:
+    """Turn gradients off; returns whether they were on."""
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    return before
 
 
 class SizeReader(fx.Interpreter):

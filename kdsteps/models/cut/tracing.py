@@ -8,13 +8,12 @@ that branches on their pixels has no graph.
 
 from __future__ import annotations
 
-import builtins
 import copy
 import inspect
 import math
+import pickle
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.cut.dependence import dependence
-from kdsteps.models.cut.in_place import Overwritable, overwritten
+from kdsteps.models.cut.in_place import Overwritable, overwritten, written_buffer
 from kdsteps.models.cut.outputs import OutputRule, average
+from kdsteps.models.cut.recording import Weight, len_of_proxies, own_functions
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.input_type import input_type
 
@@ -57,12 +57,16 @@ class Traced:
         outputs: The node of a module's output, by the module's path; only modules called once.
         firsts: Modules that return several things, of which `outputs` has the first.
         constants: Tensors made while tracing, by the target of their `get_attr` node.
+        writes: Operations that write into a buffer or weight, with its `get_attr` node.
+        detached: Operations under `torch.no_grad`.
     """
 
     graph: fx.Graph
     outputs: dict[str, fx.Node]
     firsts: set[str]
     constants: dict[str, Tensor]
+    writes: dict[fx.Node, fx.Node]
+    detached: set[fx.Node]
 
 
 def trace_network(
@@ -87,9 +91,10 @@ def trace_network(
         )
     twin = _twin(network)
     tracer = _Tracer(rules, network, image_shape)
-    before = _random_states()
+    before = _random_states(twin)
     try:
-        graph = tracer.trace(twin, concrete_args=_defaults(network))
+        with torch.enable_grad():  # operations under `no_grad` are those that turn it off
+            graph = tracer.trace(twin, concrete_args=_defaults(network))
     # third-party code may raise anything on a proxy: TraceError, TypeError, ...
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -97,14 +102,14 @@ def trace_network(
             f"models: {type(network).__name__} cannot be cut, because its forward pass has no "
             f"fixed graph ({reason}); methods that use logits alone can use it"
         ) from error
-    if _random_states() != before:  # operations of the graph draw when it runs
+    if _random_states(twin) != before:  # operations of the graph draw when it runs
         raise KdstepsError(
             f"models: {type(network).__name__} cannot be cut, because its forward pass draws "
             "random numbers outside of tensor operations; methods that use logits alone can use it"
         )
     _select_logits(graph, output)
     outputs = {path: node for path, node in tracer.outputs.items() if tracer.calls[path] == 1}
-    return Traced(graph, outputs, tracer.firsts, tracer.constants)
+    return Traced(graph, outputs, tracer.firsts, tracer.constants, tracer.writes, tracer.detached)
 
 
 def main_output(result: Any) -> Any:
@@ -133,17 +138,20 @@ class _Tracer(fx.Tracer):
         self.calls: dict[str, int] = {}
         self.firsts: set[str] = set()
         self.constants: dict[str, Tensor] = {}
+        self.writes: dict[fx.Node, fx.Node] = {}
+        self.detached: set[fx.Node] = set()
         self._made: dict[fx.Node, int] = {}
         self._overwritten: dict[fx.Node, fx.Node] = {}  # by what has its value now
         self._names: dict[int, str] = {}
         self._network, self._image_shape = network, image_shape
         self._branches: list[_Values] = []
+        self._casts = _casts()
         self._is_running = False  # the network, whose modules call the tracer meanwhile
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named: Iterable[tuple[str, Tensor]] = (*root.named_parameters(), *root.named_buffers())
         self._names = {id(tensor): name for name, tensor in named}
-        with _len_of_proxies():
+        with len_of_proxies(), own_functions(self):
             return super().trace(root, concrete_args)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -151,6 +159,12 @@ class _Tracer(fx.Tracer):
         self._made[node] = len(self._made)
         if (target := overwritten(node, self.root)) is not None:
             self._overwritten[target] = node
+        if (buffer := written_buffer(node, self.root)) is not None:
+            self.writes[node] = buffer
+        if not torch.is_grad_enabled():
+            self.detached.add(node)
+        if _casts() != self._casts:
+            raise KdstepsError("it turns autocast on or off")
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -211,7 +225,7 @@ class _Tracer(fx.Tracer):
             return value
         if name not in cache:
             node = self.create_node("get_attr", name, (), {})
-            cache[name] = _Weight(node, self, value)
+            cache[name] = Weight(node, self, value)
         return cache[name]
 
     def create_arg(self, value: Any) -> Any:
@@ -225,22 +239,6 @@ class _Tracer(fx.Tracer):
             self.constants[name] = value
             self._names[id(value)] = name  # the tensor stays in `constants`, so its id stays valid
         return self.create_node("get_attr", name, (), {})
-
-
-@contextmanager
-def _len_of_proxies() -> Iterator[None]:
-    """Let `len(images)` be a node of the graph: as a builtin it must return a number."""
-    plain = builtins.len
-
-    def length(value: Any) -> Any:
-        traced = isinstance(value, fx.Proxy) and not isinstance(value, _Weight)
-        return value.size(0) if traced else plain(value)
-
-    builtins.len = length
-    try:
-        yield
-    finally:
-        builtins.len = plain
 
 
 class _Values(fx.Interpreter):
@@ -272,39 +270,22 @@ class _Values(fx.Interpreter):
         return self._constants[target] if target in self._constants else super().fetch_attr(target)
 
 
-class _Weight(fx.Proxy):
-    """A parameter or buffer: values unknown while tracing, shape known."""
-
-    def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:
-        super().__init__(node, tracer)
-        self._shape = value.shape
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self._shape)
-
-    def size(self, dim: int | None = None) -> Any:
-        return self._shape if dim is None else self._shape[dim]
-
-    def dim(self) -> int:
-        return len(self._shape)
-
-    def numel(self) -> int:
-        return self._shape.numel()
-
-    def __len__(self) -> int:
-        return self._shape[0]
+def _casts() -> list[bool]:
+    """Whether autocast is on, on each kind of device."""
+    return [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
 
 
-def _random_states() -> tuple[Any, ...]:
-    """The states of all global generators on the CPU, as values that can be compared."""
-    _, words, position, *_ = np.random.get_state(legacy=True)
-    own = torch.get_rng_state().numpy().tobytes()
-    return own, random.getstate(), np.asarray(words).tobytes(), position
+def _random_states(network: nn.Module) -> bytes:
+    """The states of all global generators on the CPU, and of those that modules hold."""
+    states: list[Any] = [torch.get_rng_state(), random.getstate(), np.random.get_state()]
+    for value in (value for module in network.modules() for value in vars(module).values()):
+        if isinstance(value, random.Random):
+            states.append(value.getstate())
+        elif isinstance(value, np.random.Generator):
+            states.append(value.bit_generator.state)
+        elif isinstance(value, np.random.RandomState | torch.Generator):
+            states.append(value.get_state())
+    return pickle.dumps([s.tolist() if isinstance(s, Tensor) else s for s in states])
 
 
 def _twin(network: nn.Module) -> nn.Module:
