@@ -113,7 +113,7 @@ def test_a_list_that_is_none_is_refused(root):
     with pytest.raises(KdstepsError, match=r"ends in '.xlsx'; use .csv"):
         table.load(path=str(root / "list.xlsx"))
     (root / "list.csv").write_text("path,label\na/0.png,cat,more\n")
-    with pytest.raises(KdstepsError, match=r"list.csv: cannot be read"):
+    with pytest.raises(KdstepsError, match=r"list.csv: the row .a/0.png,cat,more. does not have"):
         table.load(path=str(root / "list.csv"))
     (root / "list.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(KdstepsError, match=r"list.parquet: cannot be read"):
