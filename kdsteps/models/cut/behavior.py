@@ -42,7 +42,8 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
 
     Raises:
         KdstepsError: It takes more than images, does not run on such images, its logits cannot be
-            identified, or those of an image depend on the other images.
+            identified, those of an image depend on the other images or have another shape without
+            them, or a copy of it computes something else.
     """
     _check_arguments(network)
     images = noise(network, image_shape, 2)
