@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from _edits import METHODS, NOTHING, PACKAGE, SOMETHING, STUDY, Edit, changed_jobs, expected_jobs
 from _edits import job_digests as digests
 
-from kdsteps.cli.calls import Call
-from kdsteps.cli.running import _check_code
-from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.identity.sources import COMPUTING, NEUTRAL
-from kdsteps.jobs.run_lock import LOCK
-from kdsteps.jobs.settings import JobSettings
 from kdsteps.study.loading import parse_study
 
 
@@ -355,36 +347,6 @@ def test_a_users_method_counts_wherever_the_networks_that_it_deploys_are_built(f
     assert expected["./mine.py:Mine"] == [code_identity.digest(("./mine.py:Mine",))]
 
 
-def test_a_job_refuses_code_of_the_user_that_changed_since_it_was_planned(folder: Path):
-    mine = Path("mine.py")
-    mine.write_text("class Mine:\n    weight = 1\n")
-    planned = {"./mine.py:Mine": [digest()], "ticket": ["an input"]}
-    call = Call("distil", JobSettings(), {}, {}, None, {}, planned)
-    for text in ("class Mine:\n    weight = 1  # as planned\n", "class Mine(\n"):
-        mine.write_text(text)  # Python says what is wrong with the second
-        _in_a_new_process()
-        _check_code(call)
-    mine.write_text("class Mine:\n    weight = 2\n")
-    _in_a_new_process()
-    with pytest.raises(KdstepsError, match=r"\./mine\.py:Mine: was changed after this run began"):
-        _check_code(call)
-
-
-def test_a_job_refuses_code_of_kdsteps_that_changed_since_its_run_began(folder: Path):
-    roots = ["kdsteps.stages.build:run"]
-    planned = {json.dumps(roots): [code_identity.digest(tuple(roots))]}
-    call = Call("build", JobSettings(), {}, {}, planned[json.dumps(roots)][0], {}, planned)
-    other = replace(call, code="another")  # as if the code had been another when it was planned
-    _check_code(other)  # no run began here
-    LOCK.parent.mkdir()
-    LOCK.touch()
-    _check_code(other)  # no file was written since
-    os.utime(LOCK, (0, 0))
-    _check_code(call)
-    with pytest.raises(KdstepsError, match="the code of kdsteps was changed after this run began"):
-        _check_code(other)
-
-
 def test_computing_rooms_use_nothing_else_of_planning():
     """What is not code decides no number: settings, tables of parts and names, and messages."""
     harmless = {
@@ -397,12 +359,6 @@ def test_computing_rooms_use_nothing_else_of_planning():
             r"^from kdsteps\.study\.(\w+) import", file.read_text(), re.MULTILINE
         ):
             assert used in harmless or f"kdsteps.study.{used}" in COMPUTING, (file, used)
-
-
-def _in_a_new_process() -> None:
-    """Forget the digests that this process has found."""
-    for found in (code_identity.digest, code_identity._code):
-        found.cache_clear()
 
 
 def test_a_field_of_a_class_counts_by_name_default_and_order_and_not_by_type(folder: Path):

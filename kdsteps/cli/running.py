@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.cli.calls import Call
+from kdsteps.cli.planned_code import PlannedCode
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
 from kdsteps.files.digests import write_digests
 from kdsteps.files.text import read_json
-from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs import graph
 from kdsteps.jobs.cache import remembered
 from kdsteps.jobs.gpu_slots import given_gpus
 from kdsteps.jobs.gpus import gpus_there
@@ -30,7 +30,7 @@ from kdsteps.jobs.own_files import check_own_files
 from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
-from kdsteps.jobs.run_lock import begun_at, during_job
+from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import DistilSettings, JobSettings
 from kdsteps.jobs.storage import files_below
 
@@ -68,7 +68,8 @@ def run_call(
         settings = call.settings.as_json()
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
-                _check_code(call)
+                code = PlannedCode(call.expected, call.code)
+                code.check_before()
                 check_own_files(call.settings)
                 job = Job(
                     settings=_settings(call),
@@ -83,7 +84,7 @@ def run_call(
                 )
                 loggers = logged_live(target, call.loggers)
                 at_the_end.enter_context(loggers)
-                _run(call.rule, job, final, optional, check_run)
+                _run(call.rule, job, final, optional, code, check_run)
         written = {name: path for name, path in final.items() if path.exists()}
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
@@ -126,33 +127,6 @@ def _check_provenance(call: Call) -> None:
             check_input(path, identity or None)
 
 
-def _check_code(call: Call) -> None:
-    """Refuse code that changed after the job was planned, the user's or of kdsteps.
-
-    The result would be recorded as one of the planned code, and be up to date if the change were
-    undone. All code together is compared only if a file of kdsteps was written since the run began.
-    """
-    for root, planned in call.expected.items():
-        if root.startswith("["):
-            if call.code is not None and code_identity.changed_since(begun_at()):
-                _check_roots("the code of kdsteps", tuple(json.loads(root)), call.code)
-        elif ":" in root:  # else it is the name of an input
-            _check_roots(f"{root}:", (root,), *planned)
-
-
-def _check_roots(what: str, roots: tuple[str, ...], planned: str) -> None:
-    """Refuse code whose digest is not the planned one."""
-    try:
-        now = code_identity.digest(roots)
-    except (ValueError, SyntaxError):  # importing it says that it is gone, or half written
-        return
-    if now != planned:
-        raise KdstepsError(
-            f"{what} was changed after this run began; run snakemake again, which uses the "
-            "changed code"
-        )
-
-
 def _settings(call: Call) -> JobSettings:
     """The settings of a job; of a student, with the values that the stage `tune` chose."""
     if not isinstance(call.settings, DistilSettings) or not call.settings.tuned:
@@ -171,6 +145,7 @@ def _run(
     job: Job[Any],
     final: Files,
     optional: Collection[str],
+    code: PlannedCode,
     check_run: Callable[[], None],
 ) -> None:
     """Run a job's stage; its files are put in place only if its run has not ended.
@@ -181,12 +156,14 @@ def _run(
         with _uncollected():
             run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
         try:
-            run(replace(job, outputs=Files(drafts, "--outputs")))
+            with code.checked_after_an_epoch():
+                run(replace(job, outputs=Files(drafts, "--outputs")))
         except RuntimeError as error:
             explain = import_module("kdsteps.training.out_of_memory").out_of_memory
             if sentence := explain(error, job):
                 raise KdstepsError(sentence) from error
             raise
+        code.check()
         check_own_files(job.settings)  # as they were at its end
         if "digest" in drafts:
             write_digests(drafts, final)

@@ -14,7 +14,8 @@ Files without code next to a module of the package, such as templates, count wit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -86,11 +87,6 @@ def _own_code(study: Study, rule: str, names: graph.Names) -> dict[str, list[str
     return {root: [digest((root,))] for root in used if not root.startswith("kdsteps.")}
 
 
-def changed_since(time: float) -> bool:
-    """Whether a file of the package was written later, in seconds since 1970."""
-    return any(file.stat().st_mtime > time for file in _PACKAGE.rglob("*.py"))
-
-
 def _identity(study: Study, node: graph.JobNode | None) -> str:
     if node is None:
         return ""
@@ -117,6 +113,18 @@ def _known(study: Study) -> _Known:
 def digest(roots: tuple[str, ...]) -> str:
     """The digest of some roots, `module:Name` or `./file.py:Name`, and of all that they use."""
     return _code().digest(roots)
+
+
+def reread() -> None:
+    """Forget all digests if the contents of a file that was read for them changed since."""
+    if _code().is_outdated():
+        digest.cache_clear()
+        _code.cache_clear()
+
+
+def followed(files: Set[str]) -> Set[str]:
+    """Those of some files, without links in their paths, that digests so far depend on."""
+    return files & {os.path.realpath(file) for file in _code().files}
 
 
 @cache

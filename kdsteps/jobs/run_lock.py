@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -101,14 +100,6 @@ def current_run() -> dict[str, Any] | None:
         return None
     finally:
         os.close(handle)
-
-
-def begun_at() -> float:
-    """When the last run of this folder began, in seconds since 1970; infinity if none did."""
-    try:
-        return LOCK.stat().st_mtime
-    except OSError:
-        return math.inf
 
 
 @contextmanager

@@ -10,7 +10,7 @@ by the digests of the round before.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -18,6 +18,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import cast
 
+from kdsteps.files.digests import digest_if_any
 from kdsteps.jobs.identity.normal_form import Writer
 from kdsteps.jobs.identity.references import Members, Piece
 from kdsteps.jobs.identity.sources import (
@@ -118,6 +119,16 @@ class Code:
             seen.update(new)
         several = {digest for digest, alike in twins.items() if len(alike) > 1}
         return [use for use in uses if use.partition(" ")[0] in several]
+
+    @property
+    def files(self) -> Set[Path]:
+        """The files that were read for all digests so far."""
+        return self._sources.contents.keys()
+
+    def is_outdated(self) -> bool:
+        """Whether a file that was read has other contents now, or is gone."""
+        contents = self._sources.contents
+        return any(digest_if_any(file) != read for file, read in contents.items())
 
     def sources(self, root: str) -> set[Path]:
         """The files in which a root and all that it uses are defined."""
@@ -239,7 +250,7 @@ class Code:
     def _contents(self, folder: Path) -> list[str]:
         if folder not in self._folders:
             self._folders[folder] = [
-                f"{file.relative_to(folder)} {_hash(file.read_bytes())}"
+                f"{file.relative_to(folder)} {_hash(self._sources.bytes_of(file))}"
                 for file in folder.rglob("*")
                 if file.suffix not in (".py", ".pyc") and file.is_file()
             ]

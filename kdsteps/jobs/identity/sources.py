@@ -11,6 +11,7 @@ import ast
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -133,10 +134,15 @@ class Source:
 
 
 class Sources:
-    """Every file that was looked at, by module and by path."""
+    """Every file that was looked at, by module and by path.
+
+    Attributes:
+        contents: Of each file that was read, the digest that `digest_if_any` returns.
+    """
 
     def __init__(self, package: Path) -> None:
         self.package = package
+        self.contents: dict[Path, str] = {}
         self._modules: dict[tuple[str, Path | None], Source | Neutral | None] = {}
         self._files: dict[Path, Source] = {}
 
@@ -268,8 +274,14 @@ class Sources:
 
     def _read(self, file: Path, name: str, *, own: bool) -> Source:
         if file not in self._files:
-            self._files[file] = Source(file, name, own, ast.parse(file.read_bytes()).body)
+            self._files[file] = Source(file, name, own, ast.parse(self.bytes_of(file)).body)
         return self._files[file]
+
+    def bytes_of(self, file: Path) -> bytes:
+        """What is in a file; its digest is added to `contents`."""
+        content = file.read_bytes()
+        self.contents[file] = blake2b(content, digest_size=20).hexdigest()
+        return content
 
 
 _ABOVE = 3  # folders above a file
