@@ -110,6 +110,26 @@ def test_what_a_killed_run_left_is_used_only_where_it_fits(tmp_path, options, mo
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_damaged_line_of_the_journal_is_not_used_nor_those_after_it(
+    tmp_path, options, monkeypatch
+):
+    prepare(tmp_path / "whole", "folder", options, broken="skip")
+    killed(tmp_path / "killed", options, 5)
+    name = ".images.npy.unfinished.jsonl"
+    key, nothing, *entries = (tmp_path / "killed" / name).read_text().splitlines(keepends=True)
+    for number, entry in enumerate(entries):
+        out = shutil.copytree(tmp_path / "killed", tmp_path / str(number))
+        last = entry.index("]", entry.index('"stored"')) - 1
+        other = str(int(entry[last]) ^ 1)  # by one bit another image, which may have another label
+        lines = [key, nothing, *entries[:number], entry[:last] + other + entry[last + 1 :]]
+        (out / name).write_text("".join([*lines, *entries[number + 1 :]]))
+        again = decoded_again(monkeypatch)
+        prepare(out, "folder", options, broken="skip")
+        used = [json.loads(line.partition(" ")[2]) for line in entries[:number]]
+        assert len(again) == COUNT - sum(len(e["stored"]) + len(e["broken"]) for e in used)
+        assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_an_array_source_is_resumed_as_well(tmp_path, monkeypatch):
     """Its rows are skipped, as encoded images are."""
     store = image_store.ImageStore

@@ -6,7 +6,6 @@ are removed when the run ends, with or without an error; if it is killed, they r
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from kdsteps.data.storing import Survey
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import HEADER_BYTES, write_array_header
 from kdsteps.files.atomic import DISK_FULL, atomic
+from kdsteps.files.journal import journal_line, read_journal
 
 log = logging.getLogger("kdsteps")
 
@@ -60,7 +60,7 @@ class ImageStore:
         else:
             self._file.write(b" " * HEADER_BYTES)
         lines = [{"key": key}, _entry(self.survey, 0, 0)]  # without a line that was being written
-        self.journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.journal.write_text("".join(map(journal_line, lines)))
         self._space_checked = False
 
     def add(self, images: np.ndarray) -> None:
@@ -113,7 +113,7 @@ class ImageStore:
         self._file.flush()
         os.fsync(self._file.fileno())
         with self.journal.open("a") as journal:
-            journal.write(json.dumps(_entry(self.survey, *self._recorded)) + "\n")
+            journal.write(journal_line(_entry(self.survey, *self._recorded)))
         self._recorded = len(self.survey.stored), len(self.survey.broken)
         self._saved_at = time.monotonic()
 
@@ -121,15 +121,13 @@ class ImageStore:
         """What an interrupted run recorded under the same key; empty if nothing matches."""
         survey = Survey()
         try:
-            first, *entries = self.journal.read_text().splitlines()
-            if json.loads(first) != {"key": key}:
-                return Survey()
-            for entry in entries:
-                _extend(survey, json.loads(entry))
-        except ValueError:  # the last line was being written
-            pass
-        except (OSError, KeyError, TypeError):
-            return Survey()
+            first, *entries = read_journal(self.journal)
+        except (OSError, ValueError):  # there is none, or not even its first line is whole
+            return survey
+        if first != {"key": key}:
+            return survey
+        for entry in entries:
+            _extend(survey, entry)
         size = self.pixels.stat().st_size if self.pixels.is_file() else 0
         one = int(np.prod(survey.shape)) if survey.shape else 0
         return survey if size >= HEADER_BYTES + len(survey.stored) * one else Survey()
