@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -182,6 +183,30 @@ def test_an_entry_that_does_not_say_what_it_holds_is_made_again(folder: Path, co
     assert run_job("third") == "second"
 
 
+def test_an_entry_in_the_place_of_another_is_not_taken_for_it(
+    folder: Path, caplog: pytest.LogCaptureFixture
+):
+    run_job("first")
+    first = entry(folder)
+    run_job("second", code="0the")
+    (second,) = [found.folder for found in cached_results() if found.folder.name != first.name]
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    assert run_job("third") == "third"
+    assert "that of another entry" in caplog.text
+    assert run_job("fourth") == "third"
+    assert run_job("fifth", code="0the") == "second"
+
+
+def test_an_entry_of_an_earlier_version_which_does_not_have_its_key_is_used(folder: Path):
+    run_job("first")
+    contents = entry(folder) / "contents.json"
+    content = json.loads(contents.read_text())
+    assert content.pop("key") == contents.parent.name
+    contents.write_text(json.dumps(content))
+    assert run_job("second") == "first"
+
+
 def test_a_damaged_result_leaves_what_is_there_until_the_job_is_done(folder: Path):
     run_job("first")
     (entry(folder) / "history").write_text("damaged")
@@ -229,8 +254,8 @@ def test_what_a_killed_job_left_is_deleted_a_day_later(folder: Path):
 def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run_job("x" * 5000)
-    run_job("x" * 5000, rule="train")
+    run_job("x" * 4950)
+    run_job("x" * 4950, rule="train")
     assert main(["jobcache"]) == 0
     shown = capsys.readouterr().out
     assert "distil" in shown and "train" in shown and "2 results" in shown
@@ -245,7 +270,7 @@ def test_the_command_shows_sizes_by_stage_and_keeps_to_a_limit(
 def test_results_that_cannot_be_deleted_are_not_counted_as_deleted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    run_job("x" * 5000)
+    run_job("x" * 4950)
     monkeypatch.setattr(cache, "_remove", lambda folder: None)  # they belong to another user
     assert main(["jobcache", "--limit", "1 KiB"]) == 2
     shown = capsys.readouterr()

@@ -37,7 +37,7 @@ what depends on the machine, such as latency, is measured every time."""
 _LIBRARIES = ("torch", "torchvision", "timm")
 _MORE_LIBRARIES = {"export": ("onnx", "onnxruntime", "onnxscript")}
 """Whose versions are in the key of every result, and in that of a rule's results."""
-_CONTENTS = "contents.json"  # what an entry holds: its stage, and a digest of each file
+_CONTENTS = "contents.json"  # of an entry: its key, its stage, and a digest of each file
 _ABANDONED = 24 * 3600  # seconds after which a half-written entry is taken for a killed job's
 
 
@@ -175,7 +175,7 @@ def _restore(entry: Path, outputs: Mapping[str, Path], optional: Collection[str]
         contents = _read_contents(entry)
         found = {} if contents is None else contents["files"]
         if not outputs.keys() - set(optional) <= found.keys() <= outputs.keys():
-            raise ValueError("it does not list its files")
+            raise ValueError("its list of files is missing, damaged or that of another entry")
         with all_or_none(outputs, optional) as drafts:
             for name, digest in found.items():
                 if _copy(entry / name, drafts[name]) != digest:
@@ -197,7 +197,7 @@ def _store(entry: Path, stage: str, outputs: Mapping[str, Path]) -> None:
         fresh.mkdir(parents=True)
         files = {name: _copy(path, fresh / name) for name, path in outputs.items()}
         with atomic(fresh / _CONTENTS) as part:
-            part.write_text(json.dumps({"stage": stage, "files": files}))
+            part.write_text(json.dumps({"key": entry.name, "stage": stage, "files": files}))
         if not entry.exists():
             os.replace(fresh, entry)
     except (OSError, KdstepsError) as error:
@@ -216,12 +216,17 @@ def _remove(folder: Path) -> None:
 
 
 def _read_contents(entry: Path) -> dict[str, Any] | None:
-    """The manifest of an entry; None if it cannot be read."""
+    """The manifest of an entry; None if it cannot be read, or is that of another entry.
+
+    Entries of earlier versions do not have their key.
+    """
     try:
         contents = json.loads((entry / _CONTENTS).read_text())
     except (OSError, ValueError):
         return None
     if not isinstance(contents, dict) or not isinstance(contents.get("files"), dict):
+        return None
+    if contents.get("key", entry.name) != entry.name:
         return None
     return contents if isinstance(contents.get("stage"), str) else None
 
