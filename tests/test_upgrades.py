@@ -294,6 +294,42 @@ def test_a_result_whose_input_is_damaged_is_refused(study: Study):
     assert KD not in refused
 
 
+def test_a_damaged_file_that_a_job_need_not_write_is_refused_as_verify_does(study: Study):
+    study = changed_params(export={"formats": ["safetensors"]})
+    (names,) = graph.jobs(study, "export")
+    node, outputs = graph.node(study, "export", names), graph.outputs("export", names)
+    write_result(outputs["record"], node.text)
+    card = Path(outputs["record"]).with_name("model_card.md")
+    card.write_text("a card")
+    files = {**outputs, "card": str(card)}
+    code = code_identity.code(study, "export", names)
+    made = provenance_of_job("export", node.text, code, node.inputs, files, 1000, 1001)
+    card.write_text("a cart")
+    made.write(outputs)
+    with pytest.raises(KdstepsError, match=f"{card}: was damaged or changed after its job"):
+        verify(study, "export")
+    replace(made, code=OLD).write(outputs)
+    (refused,) = accept(study, lambda status: status.rule == "export", run_here).refused
+    assert refused.why == f"{card} was damaged or changed after its job wrote it"
+
+
+def test_what_stale_says_of_damaged_results_is_what_accept_does(
+    study: Study, capsys: pytest.CaptureFixture[str]
+):
+    only = ["--stage", "distil", "--method", "kd"]
+    assert main(["stale", *only]) == 0
+    assert "`kdsteps accept` accepts 1 of the others" in capsys.readouterr().out
+    content = bytearray(Path(HISTORY).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(HISTORY).write_bytes(content)
+    assert main(["stale", *only]) == 0
+    shown = capsys.readouterr().out
+    assert f"{HISTORY} was damaged or changed after its job wrote it" in shown
+    assert "kdsteps accept" not in shown
+    assert main(["accept", *only]) == 2
+    assert "nothing is accepted: 1 result changed or missing" in capsys.readouterr().err
+
+
 def test_accepting_updates_the_lock_that_dvc_reads(study: Study, capsys: pytest.CaptureFixture):
     version = installed_version()
     LOCK.write_text(f'version: "{version}"\ncode: "of other code"\n')

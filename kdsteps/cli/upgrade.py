@@ -58,7 +58,7 @@ def show_stale(given: argparse.Namespace) -> None:
     """Print stale results by stage and reason."""
     study = load_study(given.params)
     _check_options(study, given)
-    found = [status for status in statuses(study) if _chosen(given, status)]
+    found = [each for each in statuses(study, thorough=True) if _chosen(given, each)]
     stale = [status for status in found if status.stale]
     if given.jobs:
         for status in stale:

@@ -1,6 +1,7 @@
 """Find the stale results of a study, and accept those where only the code changed.
 
-Reads what results were made from without running Snakemake, so it takes only a second.
+Reads what results were made from without running Snakemake, so it takes only a second; results
+that may be accepted are read as well, since they have to be as their jobs wrote them.
 """
 
 from __future__ import annotations
@@ -76,8 +77,13 @@ class Status:
         return [path for path in self.outputs if not (lacking and path == self.digest)]
 
 
-def statuses(study: Study) -> list[Status]:
-    """Every job of a study, and whether its result is what the job would make today."""
+def statuses(study: Study, *, thorough: bool = False) -> list[Status]:
+    """Every job of a study, and whether its result is what the job would make today.
+
+    Args:
+        thorough: Whether the contents of results where only code changed, and of what they were
+            made from, are compared with what jobs wrote; otherwise the sizes.
+    """
     known = {path: was for _, files, was in known_results(study) if was for path in files.values()}
     found = [
         _status(study, graph.node(study, rule, names), known)
@@ -85,6 +91,8 @@ def statuses(study: Study) -> list[Status]:
         for names in graph.jobs(study, rule)
     ]
     makers = {path: status for status in found for path in status.outputs}
+    if thorough:
+        _find_damage(found)
     while True:
         before = sum(status.stale for status in found)
         for status in found:
@@ -130,6 +138,30 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
     if other := _of_other_jobs(status.node, known):
         return "inputs", f"was made from {other[0]}, which it no longer reads"
     return _code_reason(status, known)
+
+
+def _find_damage(found: list[Status]) -> None:
+    """Give results where only code changed another reason if they, or their inputs, are damaged."""
+    makers = {path: status for status in found for path in status.written}
+
+    @cache
+    def damaged(path: str) -> bool:
+        known = makers[path].known if path in makers else None
+        return known is not None and Path(path).is_file() and not is_whole(Path(path), known)
+
+    for status in found:
+        if status.reason != "code" or status.rule == "report":
+            continue
+        assert status.known is not None
+        optional = lost_files(
+            status.rule, graph.outputs(status.rule, status.names), status.known, thorough=True
+        )
+        own = [*map(str, optional), *filter(damaged, sorted(status.written))]
+        read = [*filter(damaged, sorted(status.node.watched))]
+        if own or read:
+            status.reason = "missing" if own else "inputs"
+            which = own[0] if own else f"its input {read[0]}"
+            status.why = f"{which} was damaged or changed after its job wrote it"
 
 
 def _of_other_jobs(node: graph.JobNode, known: Provenance) -> list[str]:
@@ -212,19 +244,11 @@ def _accept(
     entries = read_accepted()
     taken: list[Status] = []
     refused: list[Status] = []
-    found = statuses(study)
-    makers = {path: status for status in found for path in status.written}
-
-    @cache
-    def damaged(path: str) -> bool:
-        known = makers[path].known if path in makers else None
-        return known is not None and Path(path).is_file() and not is_whole(Path(path), known)
-
+    found = statuses(study, thorough=True)
     for status in found:
         if status.rule == "report" or status.reason == "current" or not chosen(status):
             continue
-        acceptable = status.reason == "code" and _is_whole(status, damaged)
-        (taken if acceptable else refused).append(status)
+        (taken if status.reason == "code" else refused).append(status)
     outdated = [status for status in taken if is_outdated(status.rule, status.outputs)]
     as_before = [status for status in taken if status not in outdated]
     if taken:
@@ -285,17 +309,6 @@ def _add_digest(status: Status) -> None:
         files={**known.files, digest.name: file_digest(digest)},
         sizes={**known.sizes, digest.name: digest.stat().st_size},
     )
-
-
-def _is_whole(status: Status, damaged: Callable[[str], bool]) -> bool:
-    """Whether a job's files and those that it reads are as jobs wrote them; if not, say why."""
-    own = sorted(status.written)
-    for path in (*own, *sorted(status.node.watched)):
-        if damaged(path):
-            which = path if path in own else f"its input {path}"
-            status.why = f"{which} was damaged or changed after its job wrote it"
-            return False
-    return True
 
 
 def _entry(status: Status, entries: Mapping[str, Entry]) -> tuple[str, Entry]:
