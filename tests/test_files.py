@@ -188,10 +188,13 @@ def test_places_that_can_be_written_pass_and_nothing_is_made(tmp_path):
 def test_places_that_are_taken_are_told(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(KdstepsError, match=r"a file has the name of its folder .*file/deep; move"):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(KdstepsError, match=r"a file has the name of its folder .*/file; move"):
         check_places([tmp_path / "file/deep/a.json"])
     with pytest.raises(KdstepsError, match="a folder has this name; move it away"):
         check_places([tmp_path / "folder"])
+    with pytest.raises(KdstepsError, match="pipe: is not a regular file; move it away"):
+        check_places([tmp_path / "pipe"])
 
 
 # what is written reads back

@@ -196,6 +196,33 @@ def test_results_that_are_no_folder_are_refused_in_a_sentence(link: bool):
         start_run("params.yaml")
 
 
+@pytest.mark.parametrize(
+    "name", ["student.safetensors", "student.provenance.json", "model_card.md", "a file as folder"]
+)
+def test_what_has_the_name_of_a_result_and_is_no_file_is_refused_before_the_first_job(name: str):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY | {"export": {"formats": ["safetensors"]}}))
+    stage = "export/pair/best" if name == "model_card.md" else "distil/pair/kd/0"
+    path = Path("results", stage, name)
+    if name == "a file as folder":
+        path.parents[1].mkdir(parents=True)
+        path.parent.touch()
+        said = f"a file has the name of its folder {path.parent}; move it away"
+    else:
+        path.mkdir(parents=True)
+        said = f"^{path}: a folder has this name; move it away"
+    with pytest.raises(KdstepsError, match=said):
+        start_run("params.yaml")
+
+
+def test_a_pipe_with_the_name_of_a_result_is_refused_and_not_read():
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    path = Path("results/distil/pair/kd/0/history.parquet")
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(KdstepsError, match=f"^{path}: is not a regular file; move it away"):
+        start_run("params.yaml")
+
+
 def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("kdsteps.files.atomic.os.access", lambda *_: False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,13 +120,30 @@ def check_places(paths: Iterable[Path]) -> None:
         KdstepsError: A folder is read-only, or a folder or file has the name of the other.
     """
     for path in paths:
+        check_kind(path)
         there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-        if path.is_dir():
-            raise KdstepsError(_disk_sentence(path, IsADirectoryError(errno.EISDIR, "")))
         if not there.is_dir():
             raise KdstepsError(_disk_sentence(path, NotADirectoryError(errno.ENOTDIR, "")))
         if not os.access(there, os.W_OK | os.X_OK):
             raise KdstepsError(f"{path}: cannot be written; make the folder {there} writable")
+
+
+def check_kind(path: Path) -> None:
+    """Check that a path is one of a regular file, or that nothing is there.
+
+    Raises:
+        KdstepsError: A folder, a pipe or the like has its name, or a file that of its folder.
+    """
+    try:
+        mode = path.stat().st_mode
+    except NotADirectoryError as error:
+        raise KdstepsError(_disk_sentence(path, error)) from error
+    except OSError:  # nothing is there, or writing says what is wrong
+        return
+    if stat.S_ISDIR(mode):
+        raise KdstepsError(_disk_sentence(path, IsADirectoryError(errno.EISDIR, "")))
+    if not stat.S_ISREG(mode):
+        raise KdstepsError(f"{path}: is not a regular file; move it away")
 
 
 def damage(error: Exception, kind: str) -> str:
@@ -146,7 +164,8 @@ def _disk_sentence(path: Path, error: OSError) -> str:
     if error.errno == errno.EFBIG:
         return f"{path}: exceeds the limit on file sizes; raise it (`ulimit -f`)"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"{path}: a file has the name of its folder {path.parent}; move it away"
+        folder = next((each for each in path.parents if each.is_file()), path.parent)
+        return f"{path}: a file has the name of its folder {folder}; move it away"
     if error.errno == errno.EISDIR:
         return f"{path}: a folder has this name; move it away"
     there = next((folder for folder in path.parents if folder.is_dir()), path.parent)

@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import remove_stale_drafts
+from kdsteps.files.atomic import check_kind, remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
+from kdsteps.jobs.outputs import optional_outputs
+from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.resources import Sharing
 from kdsteps.jobs.restoring import restore_records
@@ -50,8 +52,9 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
         return study
     _check_results()
     remove_stale_drafts(Path("results"), below=True)
-    check_records()
     study = load_study(path)
+    _check_files(study)
+    check_records()
     to_pull = advice(study)
     for finding in [*restore_records(study), *to_pull]:
         _say(finding)
@@ -59,6 +62,16 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
     for finding in to_pull:
         atexit.register(_say, finding)
     return study
+
+
+def _check_files(study: Study) -> None:
+    """Refuse something else than a file where a job's result is to be."""
+    for rule in graph.OUTPUTS:
+        for names in graph.jobs(study, rule):
+            outputs = graph.outputs(rule, names)
+            optional = optional_outputs(rule, outputs).values()
+            for path in (*map(Path, outputs.values()), *optional, provenance_file(outputs)):
+                check_kind(path)
 
 
 def _check_results() -> None:
