@@ -18,10 +18,13 @@ import pytest
 import yaml
 from _study import TINY
 
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import run_lock
 from kdsteps.jobs.run_lock import LOCK, RUN, begin_run, during_job, end_run
 from kdsteps.jobs.starting import start_run
+from kdsteps.study.loading import load_study
 
 RUNS = "from kdsteps.jobs.run_lock import begin_run; begin_run()"
 JOB = """
@@ -221,6 +224,24 @@ def test_a_pipe_with_the_name_of_a_result_is_refused_and_not_read():
     os.mkfifo(path)
     with pytest.raises(KdstepsError, match=f"^{path}: is not a regular file; move it away"):
         start_run("params.yaml")
+
+
+@pytest.mark.parametrize("place", [".kdsteps", ".kdsteps/outputs", ".kdsteps/resume"])
+def test_a_file_with_the_name_of_a_folder_of_the_cache_is_refused(place: str):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).write_text("mine")
+    with pytest.raises(KdstepsError, match=f"^{place}: is not a folder; move it away"):
+        start_run("params.yaml")
+
+
+@pytest.mark.parametrize("name", ["outputs/1a.npy", "outputs/1a.lock", "resume/distil.pt"])
+def test_a_folder_with_the_name_of_a_file_of_the_cache_is_refused_by_a_job(name: str):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    Path(".kdsteps", name).mkdir(parents=True)
+    call = call_of(load_study(), "prepare", {"dataset": "digits"})
+    with pytest.raises(KdstepsError, match=f"^.kdsteps/{name}: a folder has this name; move it"):
+        run_call(call)
 
 
 def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from kdsteps.files.digests import write_digests
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import remembered
+from kdsteps.jobs.cache_folder import check_cache_folder
 from kdsteps.jobs.gpu_slots import given_gpus
 from kdsteps.jobs.gpus import gpus_there
 from kdsteps.jobs.job import Files, Job
@@ -56,6 +57,7 @@ def run_call(
     optional = optional_outputs(call.rule, call.outputs)
     final = Files(call.outputs | optional, "--outputs")
     check_places(final.values())
+    check_cache_folder()
     target = next(iter(final.values()), Path())
     with (
         ExitStack() as at_the_end,

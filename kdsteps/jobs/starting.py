@@ -11,6 +11,7 @@ from pathlib import Path
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import check_kind, remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.cache_folder import check_cache_folder
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
 from kdsteps.jobs.outputs import optional_outputs
@@ -51,6 +52,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
         _check(study)
         return study
     _check_results()
+    check_cache_folder()
     remove_stale_drafts(Path("results"), below=True)
     study = load_study(path)
     _check_files(study)
