@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,11 @@ from _edits import PACKAGE
 
 from kdsteps.cli import running
 from kdsteps.cli.calls import Call
-from kdsteps.cli.planned_code import PlannedCode
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity
 from kdsteps.jobs.cache import job_cache
 from kdsteps.jobs.identity.digests import Code
-from kdsteps.jobs.progress import EPOCHS
+from kdsteps.jobs.planned_code import PlannedCode
 from kdsteps.jobs.settings import JobSettings
 
 FIRST = "class Mine:\n    weight = 1\n"
@@ -56,16 +56,6 @@ def replace_by(file: Path, text: str) -> None:
     other.replace(file)
 
 
-def end_an_epoch(planned: PlannedCode) -> None:
-    level = EPOCHS.level
-    EPOCHS.setLevel("DEBUG")
-    try:
-        with planned.checked_after_an_epoch():
-            EPOCHS.debug("1 of 2")
-    finally:
-        EPOCHS.setLevel(level)
-
-
 def test_a_job_refuses_code_of_the_user_that_changed_before_it(mine: Path):
     code = planned()
     replace_by(mine, FIRST.replace("1", "1  # as planned"))
@@ -83,7 +73,7 @@ def test_a_job_refuses_code_that_changed_while_it_was_imported(mine: Path):
     replace_by(mine, OTHER)
     assert importlib.import_module("mine").Mine.weight == 2
     with pytest.raises(KdstepsError, match=REFUSED):
-        end_an_epoch(code)
+        code.digest((ROOT,))  # nothing is saved for code that was not imported
     with pytest.raises(KdstepsError, match=REFUSED):
         code.check()
 
@@ -101,19 +91,21 @@ def test_code_may_be_edited_once_a_training_has_imported_it(mine: Path):
     code = planned()
     code.check_before()
     importlib.import_module("mine")
-    end_an_epoch(code)
+    assert code.digest((ROOT,)) == code_identity.digest((ROOT,))
     mine.write_text(OTHER)
     code.check()
+    with pytest.raises(KdstepsError, match=REFUSED):
+        pickle.loads(pickle.dumps(code)).check()  # another process, which has to import it
 
 
-def test_code_that_is_imported_after_the_first_epoch_is_compared_again(mine: Path):
+def test_code_that_is_imported_later_is_compared_again(mine: Path):
     Path("late.py").write_text("WEIGHT = 1\n")
     mine.write_text("class Mine:\n    def weight(self):\n        import late\n")
     mine.write_text(mine.read_text() + "        return late.WEIGHT\n")
     code = planned()
     code.check_before()
     module = importlib.import_module("mine")
-    end_an_epoch(code)
+    code.check()
     replace_by(Path("late.py"), "WEIGHT = 2\n")
     code.check()  # not imported
     try:

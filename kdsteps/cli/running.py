@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.cli.calls import Call
-from kdsteps.cli.planned_code import PlannedCode
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, check_places
 from kdsteps.files.damaged import forget_aside
@@ -28,6 +27,7 @@ from kdsteps.jobs.job import Files, Job
 from kdsteps.jobs.live import logged_live
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.own_files import check_own_files
+from kdsteps.jobs.planned_code import PlannedCode
 from kdsteps.jobs.progress import reported
 from kdsteps.jobs.provenance import check_input, provenance_of_job
 from kdsteps.jobs.resources import cores_there
@@ -78,6 +78,7 @@ def run_call(
                     inputs=Files(call.inputs, "--inputs"),
                     outputs=final,
                     final=final,
+                    code=code,
                     lists=call.lists,
                     threads=max(1, min(threads or cores_there(), cores_there())),
                     gpus=_gpus_by_default(call) if gpus is None else gpus,
@@ -86,7 +87,7 @@ def run_call(
                 )
                 loggers = logged_live(target, call.loggers)
                 at_the_end.enter_context(loggers)
-                _run(call.rule, job, final, optional, code, check_run)
+                _run(call.rule, job, final, optional, check_run)
         written = {name: path for name, path in final.items() if path.exists()}
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
@@ -147,7 +148,6 @@ def _run(
     job: Job[Any],
     final: Files,
     optional: Collection[str],
-    code: PlannedCode,
     check_run: Callable[[], None],
 ) -> None:
     """Run a job's stage; its files are put in place only if its run has not ended.
@@ -158,14 +158,13 @@ def _run(
         with _uncollected():
             run = import_module(f"kdsteps.stages.{graph.stage_of(rule)}").run
         try:
-            with code.checked_after_an_epoch():
-                run(replace(job, outputs=Files(drafts, "--outputs")))
+            run(replace(job, outputs=Files(drafts, "--outputs")))
         except RuntimeError as error:
             explain = import_module("kdsteps.training.out_of_memory").out_of_memory
             if sentence := explain(error, job):
                 raise KdstepsError(sentence) from error
             raise
-        code.check()
+        job.code.check()
         check_own_files(job.settings)  # as they were at its end
         if "digest" in drafts:
             write_digests(drafts, final)

@@ -104,7 +104,9 @@ def accept_results(given: argparse.Namespace) -> None:
 
 def _make(study: Study, status: Status) -> None:
     """Run one job here, on results as they are, and update Snakemake's records."""
-    run_call(replace(call_of(study, status.rule, status.names), expected={}))
+    call = call_of(study, status.rule, status.names)
+    code = {root: known for root, known in call.expected.items() if root not in call.read}
+    run_call(replace(call, expected=code))
     restore_records(study)
 
 

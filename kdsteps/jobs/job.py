@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
 
 from kdsteps.errors import KdstepsError
+from kdsteps.jobs.planned_code import PlannedCode
 
 S = TypeVar("S", covariant=True)
 
@@ -36,6 +37,7 @@ class Job(Generic[S]):
         final: Where the outputs end up once all are written; the same paths unless they are
             written elsewhere first.
         lists: Lists of files to read, by name; only the report has them.
+        code: That it was planned with.
         threads: Cores it may use.
         gpus: GPUs it may use.
         jobs_per_gpu: Jobs that may share each of its GPUs, this one included.
@@ -50,6 +52,7 @@ class Job(Generic[S]):
     outputs: Mapping[str, Path]
     final: Mapping[str, Path] = field(default_factory=dict)
     lists: Mapping[str, list[Path]] = field(default_factory=dict)
+    code: PlannedCode = field(default_factory=lambda: PlannedCode({}, None))
     threads: int = 1
     gpus: int = 0
     jobs_per_gpu: int = 1

@@ -9,7 +9,6 @@ from hashlib import blake2b
 from kdsteps.data.draws import DrawnSplit
 from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
-from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import DistilSettings
 from kdsteps.methods.base import Method
@@ -88,6 +87,6 @@ def _key(
     """A digest of everything that combined logits depend on; the name of their file."""
     members = [outputs_key(job, _name(n), data, views) for n in range(len(job.lists["teachers"]))]
     labels = split.labels.tolist() if how.combine == "confidence" else []
-    code = code_identity.digest(_CODE)
+    code = job.code.digest(_CODE)
     known = json.dumps([members, how._asdict(), labels, code], sort_keys=True)
     return blake2b(known.encode(), digest_size=16).hexdigest()

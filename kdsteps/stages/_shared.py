@@ -23,7 +23,6 @@ from kdsteps.evaluation.predictions import accuracy, nll, predict
 from kdsteps.files.checkpoints import write_checkpoint
 from kdsteps.files.columns import HISTORY
 from kdsteps.files.tables import write_table
-from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import JobSettings
 from kdsteps.models import Chain, architecture, build_model
@@ -303,7 +302,7 @@ def resume_file(job: Job[Any], *roots: str) -> Resume:
     Args:
         roots: The definitions at which the code of the job begins.
     """
-    key = hashlib.sha256(repr([job.settings.as_text(), code_identity.digest(roots)]).encode())
+    key = hashlib.sha256(repr([job.settings.as_text(), job.code.digest(roots)]).encode())
     for name, path in sorted(job.inputs.items()):
         with Path(path).open("rb") as file:
             key.update(name.encode() + hashlib.file_digest(file, "sha256").digest())

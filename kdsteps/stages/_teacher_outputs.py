@@ -12,7 +12,6 @@ from kdsteps.data.images import ImageSplit, Views
 from kdsteps.data.prepared import Prepared
 from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table
-from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.models import Chain
 from kdsteps.stages._headers import entry_of
@@ -80,6 +79,6 @@ def outputs_key(
         "scaling": [data.mean.tolist(), data.std.tolist()],
         "views": settings.model_dump(),
         "layers": list(layers),
-        "code": code_identity.digest((*_CODE, registry.target("models", family))),
+        "code": job.code.digest((*_CODE, registry.target("models", family))),
     }
     return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -31,7 +31,6 @@ from kdsteps.files.columns import INDEX
 from kdsteps.files.manifest import source_state
 from kdsteps.files.tables import write_table
 from kdsteps.files.text import write_json
-from kdsteps.jobs import code_identity
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import PrepareSettings
 from kdsteps.jobs.words import plural
@@ -86,7 +85,7 @@ def _key(job: Job[PrepareSettings], source: Source) -> str:
         source_state(kind, options),
         source.names,
         source.labels.tolist(),
-        code_identity.digest((f"{__name__}:run", registry.target("data", kind))),
+        job.code.digest((f"{__name__}:run", registry.target("data", kind))),
     )
     return blake2b(repr(content).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 

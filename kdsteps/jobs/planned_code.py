@@ -8,15 +8,14 @@ that a file was replaced by one that is older.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import code_identity
-from kdsteps.jobs.progress import EPOCHS
 
 
 class PlannedCode:
@@ -64,18 +63,17 @@ class PlannedCode:
             raise KdstepsError(_changed("the code of this job")) from error
         self._compared = imported
 
-    @contextmanager
-    def checked_after_an_epoch(self) -> Iterator[None]:
-        """Check as soon as an epoch of a training ends: all that it needs is imported then.
+    def digest(self, roots: tuple[str, ...]) -> str:
+        """The digest of some code, for the name of what a job saves and a later one uses.
 
-        Code may be edited from then on, and a training does not go on with other code for hours.
+        Raises:
+            KdstepsError: The code that was imported for it may be another.
         """
-        first = _FirstEpoch(self)
-        EPOCHS.addHandler(first)
-        try:
-            yield
-        finally:
-            EPOCHS.removeHandler(first)
+        self.check()
+        return code_identity.digest(roots)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compared": None}  # another process imports all code again
 
     def _compare(self) -> None:
         """Refuse code that is not what was planned; of what is not valid Python, raise the error.
@@ -87,19 +85,6 @@ class PlannedCode:
         for what, roots, planned in self._planned:
             if code_identity.digest(roots) != planned:
                 raise KdstepsError(_changed(what))
-
-
-class _FirstEpoch(logging.Handler):
-    """Checks the code at the first record of the training loop."""
-
-    def __init__(self, planned: PlannedCode) -> None:
-        super().__init__(logging.DEBUG)
-        self._planned: PlannedCode | None = planned
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._planned is not None:
-            self._planned.check()
-            self._planned = None
 
 
 def _changed(what: str) -> str:
