@@ -498,7 +498,7 @@ def test_a_file_where_a_folder_should_be_is_said_before_the_training(refused, fo
     (folder / "results/distil").write_text("notes")
     said = refused("distil", *run_of("labels"))
     student = "results/distil/pair/labels/0/student.safetensors"
-    assert says(said, f"{student}: ", "file", "results/distil/pair/labels/0", "move it away")
+    assert says(said, f"{student}: ", "file", "its folder results/distil; move it away")
 
 
 def test_a_folder_where_a_file_should_be_is_said_before_the_training(refused, folder):
