@@ -319,6 +319,16 @@ def test_a_folder_that_jobs_could_not_write_is_a_problem(folder, capsys, monkeyp
     assert problems == [f"PROBLEM  disk: results/prepare/digits/images.npy: {said}"]
 
 
+def test_a_file_with_the_name_of_a_folder_of_the_cache_is_a_problem(folder, capsys):
+    write_study(folder, methods={"labels": {}})
+    Path(".kdsteps").mkdir(exist_ok=True)
+    Path(".kdsteps/outputs").write_text("mine")
+    assert main(["check", "--seconds", "0"]) == 2
+    problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
+    said = "is not a folder; move it away, since jobs cache files in it"
+    assert problems == [f"PROBLEM  disk: .kdsteps/outputs: {said}"]
+
+
 def test_a_study_that_is_done_needs_no_trial(folder, capsys, monkeypatch):
     write_study(folder)
     monkeypatch.setattr("kdsteps.rehearsal.check.remaining", lambda study: Remaining(24, [], []))

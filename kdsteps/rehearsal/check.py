@@ -15,6 +15,7 @@ from kdsteps.data.checks import doubt_of_bits
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import check_places
 from kdsteps.jobs import graph, run_lock
+from kdsteps.jobs.cache_folder import check_cache_folder
 from kdsteps.jobs.early_checks import batch_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
@@ -168,6 +169,7 @@ class _Check:
         ]
         try:
             check_places([*map(Path, chain(*made)), Path("logs/log"), run_lock.LOCK])
+            check_cache_folder()
         except KdstepsError as error:
             self.say("problem", "disk", str(error))
 
