@@ -173,6 +173,75 @@ def test_what_a_network_draws_from_a_generator_of_its_own_is_not_repeated_by_its
         chain.tail("b")
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+        return 2 * x
+
+
+class Banking(Counting):
+    """Assigns an item of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.bank[1] = x.detach().mean(dim=(0, 2, 3))
+        return x
+
+
+def test_a_buffer_that_is_assigned_is_named_and_one_of_which_an_item_is_assigned_is_followed():
+    chain = cut(Plain(Counting())).train()
+    with pytest.raises(KdstepsError, match=r"assigns the buffer 'between.steps'; let it write"):
+        chain.tail("b")
+    check_parts(cut(Plain(Banking())), training=True)
+
+
+def test_an_error_within_no_grad_leaves_gradients_as_they_were():
+    class Paused(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    tail = cut(Plain(Paused(4, 4, 1))).front("between")
+    with pytest.raises(RuntimeError, match="channels"):
+        tail(torch.rand(2, 7, 8, 8))
+    assert torch.is_grad_enabled()
+
+
+class Ramped(Plain):
+    """Scales by a buffer of its own, which grows while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__(self.scaled)
+        self.register_buffer("scale", torch.full((), 0.1))
+        self.register_buffer("own", torch.ones(()), persistent=False)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.own * self.scale * x
+
+
+def test_buffers_are_saved_and_loaded_with_the_parts_that_use_them():
+    one, other = cut(Ramped()), cut(Ramped())
+    part, again = one.front("b"), other.front("b")
+    one.network.scale.fill_(0.7)
+    state = part.state_dict()
+    again.load_state_dict(state)
+    assert other.network.scale == 0.7
+    assert torch.equal(again(images()), part(images()))
+    one.network.scale = torch.full((), 0.2)  # another tensor, as after `.to(device)`
+    assert [float(value) for value in part.state_dict().values() if value.ndim == 0][-1] != 0.7
+    assert len(state) == len(again.state_dict())
+    assert sum(value.ndim == 0 and value == 0.7 for value in state.values()) == 1
+
+
 # outputs that are layers
 
 
@@ -193,6 +262,59 @@ def test_the_output_of_a_convolution_has_its_channels_first_whatever_its_proport
     assert {layer: chain.layout(layer) for layer in chain.layers} == dict.fromkeys("abc", "map")
     features = chain.trace(images())["b"]
     assert torch.equal(as_map(chain, "b", features), features)
+
+
+class Patches(nn.Module):
+    """Tokens on a grid of 16 x 16 with 16 features, in their order in the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 1)
+        self.a, self.b = (nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)) for _ in range(2))
+        self.merge = nn.Sequential(nn.Linear(64, 12), nn.Linear(12, 12))
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(self.embed(x).permute(0, 2, 3, 1)))
+        x = x.unflatten(2, (8, 2)).unflatten(1, (8, 2)).permute(0, 1, 3, 2, 4, 5).flatten(3)
+        return self.fc(self.merge(x).mean(dim=(1, 2)))
+
+
+def test_maps_with_the_channels_last_are_so_even_if_their_shape_is_that_of_a_convolution():
+    chain = cut(Patches())
+    layers = ("a.0", "a.1", "b.0", "b.1", "merge.0", "merge.1")
+    assert chain.layers == ("embed", *layers)
+    assert {chain.layout(layer) for layer in layers} == {"map_last"}
+
+
+class Mixing(nn.Module):
+    """A convolution over tokens, (N, L, C) with L in the place of channels, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.features = nn.Conv1d(16, 16, 1), nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(x)
+        return x + self.features(x)
+
+
+class Mixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.blocks = nn.Conv2d(3, 24, 4, 4), nn.Sequential(Mixing(), Mixing())
+        self.norm, self.fc = nn.LayerNorm(24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.patch(x).flatten(2).transpose(1, 2))
+        return self.fc(self.norm(x).mean(dim=1))
+
+
+def test_tokens_are_layers_although_a_convolution_over_them_returns_their_shape():
+    chain = cut(Mixer())
+    assert {"blocks.0", "blocks.1"} <= set(chain.layers)
+    assert chain.layout("blocks.0") == "tokens"
+    assert chain.notes == []
 
 
 class Rows(Plain):
@@ -275,6 +397,27 @@ def test_a_network_that_views_its_maps_as_rows_keeps_them_contiguous():
     assert torch.allclose(tail[0](features), chain(images()), atol=1e-6)
 
 
+class Gray(LeNet):
+    """Its images have one channel, for which both memory formats are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(1, 4, 3, padding=1)
+
+
+class TrainedLeNet(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        if self.training:
+            x = x.view(len(x), -1).view_as(x)
+        return self.fc(self.c(x).mean(dim=(2, 3)))
+
+
+def test_it_does_with_gray_images_and_if_it_does_so_in_training_alone():
+    assert CutChain(Gray(), image_shape=(1, 16, 16)).needs_contiguous
+    assert cut(TrainedLeNet()).needs_contiguous
+
+
 def test_only_the_weights_of_convolutions_change_their_format():
     network = Plain()
     network.own = nn.Parameter(torch.rand(4, 4, 8, 2))
@@ -319,6 +462,12 @@ class Hooked(Plain):
 def test_what_cannot_be_a_network_of_a_study_is_refused_in_a_sentence(network, said):
     with pytest.raises(KdstepsError, match=said):
         cut(network())
+
+
+def test_a_network_that_torchscript_traced_has_logits_alone():
+    chain = CutChain(torch.jit.trace(Plain().eval(), images(2)), image_shape=SHAPE)
+    assert chain.layers == ()
+    assert "TorchScript" in chain.notes[0]
 
 
 class Starred(Plain):

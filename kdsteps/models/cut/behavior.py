@@ -16,7 +16,7 @@ from kdsteps.models.cut.outputs import OutputRule
 from kdsteps.models.cut.running import run
 from kdsteps.models.cut.tracing import ImageShape, noise
 from kdsteps.models.evaluating import evaluating
-from kdsteps.models.memory_format import has_convolutions
+from kdsteps.models.memory_format import has_convolutions, set_format
 
 _ROUNDING = 1e-3  # difference of logits that is rounding, of the largest one
 
@@ -58,20 +58,23 @@ def check_logits(network: nn.Module, rule: OutputRule, image_shape: ImageShape) 
         twin = copy.deepcopy(network, {id(tensor): tensor for tensor in network.parameters()})
         _check_alone(network, evaluated, logits[0], image_shape)
         _check_single(network, twin, evaluated, logits, image_shape)
-        fresh = noise(network, image_shape, 2)
-        ordered = has_convolutions(network) and _needs_order(network, evaluated, logits, fresh)
+        ordered = _needs_order(network, image_shape, evaluated, logits)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             returned = twin.train()(images)
         except Exception:  # see above
             return Behavior(images._version > 0, ordered)
-    rule.logits(returned)
-    return Behavior(images._version > 0, ordered)
+        rule.logits(returned)
+        return Behavior(images._version > 0, ordered or _needs_order(twin, image_shape))
 
 
 def _check_arguments(network: nn.Module) -> None:
     """Refuse a network that has to be called with more than images."""
-    for other in list(inspect.signature(network.forward).parameters.values())[1:]:
+    try:
+        taken = list(inspect.signature(network.forward).parameters.values())
+    except ValueError:  # compiled by TorchScript
+        return
+    for other in taken[1:]:
         if other.default is other.empty and other.kind not in (
             other.VAR_POSITIONAL,
             other.VAR_KEYWORD,
@@ -110,13 +113,32 @@ def _check_single(
         )
 
 
-def _needs_order(network: nn.Module, rule: OutputRule, logits: Tensor, images: Tensor) -> bool:
-    """Whether a network fails, or computes something else, on images with the channels last."""
+def _needs_order(
+    network: nn.Module,
+    image_shape: ImageShape,
+    rule: OutputRule | None = None,
+    logits: Tensor | None = None,
+) -> bool:
+    """Whether a network fails, or computes something else, with the channels last.
+
+    Args:
+        network: In any mode.
+        rule: Where its logits are.
+        logits: (2, K) of two images of noise; None: they are not compared.
+    """
+    if not has_convolutions(network):
+        return False
+    images = noise(network, image_shape, 2)
+    set_format(network, torch.channels_last)
     try:
-        found = rule.logits(network(images.contiguous(memory_format=torch.channels_last)))
+        found = network(images.contiguous(memory_format=torch.channels_last))
     except RuntimeError:  # as `x.view(len(x), -1)` raises it
         return True
-    return _has_values(images) and _differ(found, logits)
+    finally:
+        set_format(network, torch.contiguous_format)
+    if rule is None or logits is None or not _has_values(images):
+        return False
+    return _differ(rule.logits(found), logits)
 
 
 def _check_alone(

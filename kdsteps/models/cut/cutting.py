@@ -164,13 +164,13 @@ class CutChain(Chain):
         self._layouts = dict(zip(self.layers, orders, strict=True))
         self.stages = tuple(spot.path for spot in choose_stages(ends, orders, set(wanted.values())))
         self._check(image_shape)
+        if not self.notes and (self.layers or not found.unusable):
+            self.notes += self._lost_stages(wanted)
         if found.unusable:
             self.notes.append(
                 f"models: {_some(found.unusable)} cannot be layers, because their outputs are not "
                 "maps (N, C, H, W), sequences (N, L, C) or vectors of real numbers"
             )
-        elif not self.notes:
-            self.notes += self._lost_stages(wanted)
         prefix = _prefix_tokens(self.network) if prefix_tokens is None else prefix_tokens
         self._grids = {
             spot.path: token_grid(spot.shape[1], found.sizes, size, prefix)

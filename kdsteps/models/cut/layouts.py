@@ -16,16 +16,17 @@ def layouts(
 ) -> list[Layout]:
     """The layout of outputs of these shapes (N, ...).
 
-    What has the shape of a map that a convolution made is one. Any other map has the proportions of
-    the image. Where the shape fits both orders, as with as many channels as the map is wide, the
-    other maps of the network decide.
+    What has the shape of a map that a convolution made is one, unless its channels, height and
+    width are equal. Any other map has the proportions of the image. Where the shape fits both
+    orders, as with as many channels as the map is wide, the other maps of the network decide.
 
     Args:
         shapes: In forward order.
         image: Height and width.
         maps: Shapes (C, H, W) of maps that convolutions made.
     """
-    decided = ["map" if shape[1:] in maps else _layout(shape, image) for shape in shapes]
+    made = {shape for shape in maps if len(set(shape)) > 1}
+    decided = ["map" if shape[1:] in made else _layout(shape, image) for shape in shapes]
     usual: Layout = "map_last" if "map_last" in decided else "map"
     return [layout or usual for layout in decided]
 

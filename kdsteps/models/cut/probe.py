@@ -21,11 +21,10 @@ from kdsteps.models.cut.tracing import PROBE_BATCHES, ImageShape, Traced, main_o
 from kdsteps.models.evaluating import evaluating
 
 _SLOPES = 1e-2  # difference of gradients that is rounding, of the largest one
-_CHANNELS_FIRST = (
-    *(nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d),
-)
-"""Modules whose output is (N, C, L) or (N, C, H, W) whatever its sizes."""
+_OF_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+"""Modules whose output is (N, C, H, W) whatever its sizes."""
+_OF_ROWS = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d)
+"""Modules whose output is (N, C, L) where it has three dimensions."""
 
 
 class Visit(NamedTuple):
@@ -71,26 +70,25 @@ def visit(network: nn.Module, found: Sequence[Spot], image_shape: ImageShape) ->
     try:
         with (
             tapped({spot.path: spot.module for spot in found}, {}) as taken,
-            _channels_first(network) as made,
+            _channels_first(network) as (maps, rows),
         ):
             run(network, images)
     finally:
         for handle in handles:
             handle.remove()
     spots, unusable = [], []
-    rows = {shape[1:] for _, shape in made}
+    by_channel = {id(row) for row in rows}
     for spot in found:
         output = taken.get(spot.path)
         if spot.path not in versions or output is None or len(output) != len(images):
             continue
-        is_sequence_of_channels = output.ndim == 3 and tuple(output.shape[1:]) in rows
-        if not output.is_floating_point() or output.ndim > 4 or is_sequence_of_channels:
+        if not output.is_floating_point() or output.ndim > 4 or id(output) in by_channel:
             unusable.append(spot.path)
             continue
         is_lasting = output._version == versions[spot.path]
         spots.append(replace(spot, shape=tuple(output.shape), is_lasting=is_lasting))
-    sizes = {(shape[2], shape[3]) for module, shape in made if isinstance(module, nn.Conv2d)}
-    return Visit(spots, unusable, {row for row in rows if len(row) == 3}, sorted(sizes)[::-1])
+    sizes = {(shape[1], shape[2]) for module, shape in maps if isinstance(module, nn.Conv2d)}
+    return Visit(spots, unusable, {shape for _, shape in maps}, sorted(sizes)[::-1])
 
 
 def measure_sizes(
@@ -164,21 +162,41 @@ def _are_parallel(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=_SLOPES, atol=_SLOPES * float(one.abs().max()))
 
 
-@contextmanager
-def _channels_first(network: nn.Module) -> Iterator[list[tuple[nn.Module, tuple[int, ...]]]]:
-    """The modules whose output has the channels first, with its shape, while a network runs."""
-    made: list[tuple[nn.Module, tuple[int, ...]]] = []
+Maps = list[tuple[nn.Module, tuple[int, ...]]]
 
-    def note(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        made.append((module, tuple(output.shape)))
+
+@contextmanager
+def _channels_first(network: nn.Module) -> Iterator[tuple[Maps, list[Tensor]]]:
+    """What has its channels first by the module that makes it, while a network runs.
+
+    Yields:
+        Modules and the shapes (C, H, W) of their maps; sequences (N, C, L), among them those that
+        an activation or dropout makes of one.
+    """
+    maps: Maps = []
+    rows: list[Tensor] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, _OF_MAPS):
+            maps.append((module, tuple(output.shape[1:])))
+        elif isinstance(module, _OF_ROWS):
+            rows.extend([output] if output.ndim == 3 else [])
+        elif inputs and any(inputs[0] is row for row in rows):
+            rows.append(output)
 
     handles = [
         module.register_forward_hook(note)
         for module in network.modules()
-        if isinstance(module, _CHANNELS_FIRST)
+        if isinstance(module, _OF_MAPS + _OF_ROWS) or _is_elementwise(module)
     ]
     try:
-        yield made
+        yield maps, rows
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_elementwise(module: nn.Module) -> bool:
+    """Whether it is an activation other than attention, or dropout."""
+    kinds = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+    return type(module).__module__ in kinds and not isinstance(module, nn.MultiheadAttention)

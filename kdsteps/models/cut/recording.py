@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from kdsteps.models.cut.in_place import Overwritable
 
-class Weight(fx.Proxy):
+
+class Weight(Overwritable):
     """A parameter or buffer: values unknown while tracing, shape known."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: Tensor) -> None:

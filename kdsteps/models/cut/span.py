@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 
@@ -64,7 +65,8 @@ class Piece(nn.Module):
         network: Whose modules the graph names.
         graph: Its first placeholder is the features, the others the weights.
         weights: Owner and attribute of each further placeholder. They are read at each call, for a
-            buffer is another tensor after `.to(device)`.
+            buffer is another tensor after `.to(device)`. Those that the owner saves are saved and
+            loaded with the piece too, which may be deployed without its owner.
     """
 
     def __init__(
@@ -76,11 +78,28 @@ class Piece(nn.Module):
         for index, (owner, name) in enumerate(weights):
             if name in dict(owner.named_parameters(recurse=False)):
                 self.register_parameter(f"weight_{index}", getattr(owner, name))
+            elif name not in owner._non_persistent_buffers_set:
+                self.register_buffer(f"weight_{index}", getattr(owner, name))
 
     def forward(self, features: Tensor) -> Tensor:
         weights = [getattr(owner, name) for owner, name in self._weights]
-        outputs: Tensor = self.run(features, *weights)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # also restored after an error
+            outputs: Tensor = self.run(features, *weights)
         return outputs
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self._take_buffers()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._take_buffers()
+        super()._load_from_state_dict(*args)
+
+    def _take_buffers(self) -> None:
+        """Let the saved buffers be those of the owners today."""
+        for index, (owner, name) in enumerate(self._weights):
+            if f"weight_{index}" in self._buffers:
+                self._buffers[f"weight_{index}"] = getattr(owner, name)
 
 
 class Whole(nn.Module):

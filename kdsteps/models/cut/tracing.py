@@ -82,7 +82,7 @@ def trace_network(
 
     Raises:
         KdstepsError: Its forward pass branches on what it computes, or draws numbers that would be
-            the same in each run of the graph, or TorchScript compiled it.
+            the same in each run of the graph, or assigns a buffer, or TorchScript compiled it.
     """
     if isinstance(network, torch.jit.ScriptModule):
         raise KdstepsError(
@@ -107,6 +107,13 @@ def trace_network(
             f"models: {type(network).__name__} cannot be cut, because its forward pass draws "
             "random numbers outside of tensor operations; methods that use logits alone can use it"
         )
+    for name, buffer in twin.named_buffers():
+        if isinstance(buffer, fx.Proxy):
+            raise KdstepsError(
+                f"models: {type(network).__name__} cannot be cut, because its forward pass assigns "
+                f"the buffer {name!r}; let it write into the buffer (`.copy_`), or use methods "
+                "that use logits alone"
+            )
     _select_logits(graph, output)
     outputs = {path: node for path, node in tracer.outputs.items() if tracer.calls[path] == 1}
     return Traced(graph, outputs, tracer.firsts, tracer.constants, tracer.writes, tracer.detached)
