@@ -74,6 +74,15 @@ class PartlyScripted(Net):
 def scripted(num_classes):
     return torch.jit.script(Net(num_classes))
 
+class Lazy(nn.Module):
+    def __init__(self, num_classes, hidden: int = 8):
+        super().__init__()
+        self.first = nn.Sequential(nn.LazyConv2d(4, 3, padding=1), nn.LazyBatchNorm2d(), nn.ReLU())
+        self.second, self.head = nn.LazyLinear(hidden), nn.LazyLinear(num_classes)
+
+    def forward(self, images):
+        return self.head(self.second(self.first(images).flatten(1)))
+
 class Weightless(nn.Module):
     def forward(self, images):
         return images.mean(dim=(2, 3))[:, [0, 0, 1, 1, 2]]
@@ -132,6 +141,20 @@ def test_a_network_that_torchscript_compiled_has_logits_alone():
     chain = build("scripted")
     assert chain.layers == () and "TorchScript" in chain.notes[0]
     assert chain(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_lazy_layers_get_their_weights_from_the_seed_and_the_size_of_the_images():
+    options = {"num_classes": 5, "in_channels": 3, "image_size": (8, 12)}
+    torch.manual_seed(3)
+    chain = build_model("./nets.py:Lazy", **options).eval()
+    assert chain.layers == ("first", "second")
+    assert chain.plain().second.weight.shape == (8, 4 * 8 * 12)
+    assert chain(torch.rand(2, 3, 8, 12)).shape == (2, 5)
+    torch.manual_seed(3)
+    again = build_model("./nets.py:Lazy", **options).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in chain.state_dict().items())
+    with torch.device("meta"):
+        assert build_model("./nets.py:Lazy", **options).layers == ("first", "second")
 
 
 def test_a_chain_is_used_as_it_is():

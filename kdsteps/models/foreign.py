@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
@@ -66,10 +68,26 @@ def build_foreign(
     if size is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))
+    _complete(network, name, shape)
     chain = CutChain(network, image_shape=shape, **cutting)
     if given["num_classes"] is not None:
         _check_logits(chain, name, shape, given["num_classes"])
     return chain
+
+
+def _complete(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+    """Give lazy layers, such as `nn.LazyLinear`, their weights, by a run on images."""
+    lazy = [each for each in (*network.parameters(), *network.buffers()) if is_lazy(each)]
+    if not lazy:
+        return
+    with evaluating(network):
+        try:
+            network(torch.zeros(2, *shape, device=lazy[0].device))
+        except Exception as error:  # as above
+            reason = str(error).strip().partition("\n")[0]
+            raise KdstepsError(
+                f"models: {name} has lazy layers and does not run on images of {shape} ({reason})"
+            ) from error
 
 
 def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
