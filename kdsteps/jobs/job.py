@@ -52,7 +52,7 @@ class Job(Generic[S]):
     outputs: Mapping[str, Path]
     final: Mapping[str, Path] = field(default_factory=dict)
     lists: Mapping[str, list[Path]] = field(default_factory=dict)
-    code: PlannedCode = field(default_factory=lambda: PlannedCode({}, None))
+    code: PlannedCode = field(default_factory=lambda: PlannedCode({}, None), compare=False)
     threads: int = 1
     gpus: int = 0
     jobs_per_gpu: int = 1
