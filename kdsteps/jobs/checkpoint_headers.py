@@ -1,4 +1,4 @@
-"""What a checkpoint of kdsteps says of its network, compared with a study without labels.
+"""Compare the header of a kdsteps checkpoint with a study without labels that uses it.
 
 With labels, the check of the teacher finds a wrong normalization or order of classes by its
 accuracy. Without, nothing else would.

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from kdsteps.errors import KdstepsError
 from kdsteps.models.chain import Chain
 from kdsteps.models.cut.cutting import CutChain
+from kdsteps.models.cut.running import run
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.image_size import height_width, plain_size
 from kdsteps.models.input_type import zeros_for
@@ -68,26 +69,19 @@ def build_foreign(
     if size is None:
         raise KdstepsError(f"models: {name} can only be cut for a known image_size; set one")
     shape = (given["in_channels"], *height_width(size))
-    _complete(network, name, shape)
+    _complete(network, shape)
     chain = CutChain(network, image_shape=shape, **cutting)
     if given["num_classes"] is not None:
         _check_logits(chain, name, shape, given["num_classes"])
     return chain
 
 
-def _complete(network: nn.Module, name: str, shape: tuple[int, int, int]) -> None:
+def _complete(network: nn.Module, shape: tuple[int, int, int]) -> None:
     """Give lazy layers, such as `nn.LazyLinear`, their weights, by a run on images."""
     lazy = [each for each in (*network.parameters(), *network.buffers()) if is_lazy(each)]
-    if not lazy:
-        return
-    with evaluating(network):
-        try:
-            network(torch.zeros(2, *shape, device=lazy[0].device))
-        except Exception as error:  # as above
-            reason = str(error).strip().partition("\n")[0]
-            raise KdstepsError(
-                f"models: {name} has lazy layers and does not run on images of {shape} ({reason})"
-            ) from error
+    if lazy:
+        with evaluating(network):
+            run(network, torch.zeros(2, *shape, device=lazy[0].device))
 
 
 def _check_logits(chain: Chain, name: str, shape: tuple[int, int, int], num_classes: int) -> None:

@@ -27,6 +27,7 @@ from kdsteps.models.cut.dependence import dependence
 from kdsteps.models.cut.in_place import Overwritable, overwritten, written_buffer
 from kdsteps.models.cut.outputs import OutputRule, average
 from kdsteps.models.cut.recording import Weight, len_of_proxies, own_functions
+from kdsteps.models.cut.running import reason
 from kdsteps.models.evaluating import evaluating
 from kdsteps.models.input_type import input_type
 
@@ -97,10 +98,9 @@ def trace_network(
             graph = tracer.trace(twin, concrete_args=_defaults(network))
     # third-party code may raise anything on a proxy: TraceError, TypeError, ...
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KdstepsError(
             f"models: {type(network).__name__} cannot be cut, because its forward pass has no "
-            f"fixed graph ({reason}); methods that use logits alone can use it"
+            f"fixed graph ({reason(error)}); methods that use logits alone can use it"
         ) from error
     if _random_states(twin) != before:  # operations of the graph draw when it runs
         raise KdstepsError(
