@@ -53,7 +53,8 @@ def set_format(network: nn.Module, memory_format: torch.memory_format) -> None:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module not in kept:
             for weight in module.parameters():
                 if weight.ndim == 4:
-                    weight.data = weight.data.contiguous(memory_format=memory_format)
+                    # `contiguous` would leave strides that fit both formats, and round otherwise
+                    weight.data = weight.data.to(weight.device, memory_format=memory_format)
 
 
 def _needs_contiguous(module: nn.Module) -> bool:
