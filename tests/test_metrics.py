@@ -37,6 +37,7 @@ from kdsteps.evaluation.speed import (
 from kdsteps.files.tables import read_table
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
+from kdsteps.jobs.nodes import JobNode
 from kdsteps.jobs.resources import WORK_OF_A_CORE
 from kdsteps.report.results import run_columns
 from kdsteps.study.loading import load_study
@@ -144,6 +145,14 @@ def test_a_metric_that_returns_no_number_is_told_in_one_sentence(found, words):
     with pytest.raises(KdstepsError, match=rf"odd returned a value of {words}; return one number"):
         entry.value(None, None, num_classes=2, options={})
 
+
+OF_SPEED = """
+from kdsteps.evaluation.metrics import metric
+
+@metric(source="speed", unit="s")
+def brier(timing):
+    return max(timing.image_ms)
+"""
 
 BRIER = """
 from kdsteps.evaluation.metrics import metric
@@ -327,15 +336,32 @@ def test_two_metrics_of_one_name_are_told_before_anything_runs(tmp_path, monkeyp
         load_study(path)
 
 
-def test_the_file_of_a_metric_counts_as_code_of_the_jobs_that_use_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["predictions", "speed"])
+def test_the_file_of_a_metric_counts_as_code_of_the_jobs_that_use_it(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(BRIER)
+    Path("mine.py").write_text(BRIER if source == "predictions" else OF_SPEED)
     study = load_study(write_study(tmp_path, evaluate={"metrics": ["./mine.py:brier"]}))
     run = {"pair": "pair", "method": "labels", "seed": "0"}
-    using = {"evaluate": run, "evaluate_latency": {"pair": "pair"}, "report": {}}
-    for rule, names in (using | {"distil": run}).items():
-        used = "./mine.py:brier" in set(code_identity.roots(study, rule, names))
-        assert used == (rule in using), rule
+    jobs = {"distil": run, "evaluate": run, "evaluate_latency": {"pair": "pair"}, "report": {}}
+    used = {
+        rule
+        for rule, names in jobs.items()
+        if "./mine.py:brier" in set(code_identity.roots(study, rule, names))
+    }
+    assert used == {"evaluate", "report"} | ({"evaluate_latency"} if source == "speed" else set())
+
+
+def test_networks_are_timed_again_for_none_but_a_metric_of_speed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(BRIER)
+    Path("fast.py").write_text(OF_SPEED)
+
+    def timing(*metrics: str, seeds: tuple[int, ...] = (0, 1)) -> JobNode:
+        path = write_study(tmp_path, evaluate={"metrics": list(metrics)}, seeds=list(seeds))
+        return graph.node(load_study(path), "evaluate_latency", {"pair": "pair"})
+
+    assert timing("./mine.py:brier") == timing("./mine.py:brier", seeds=(1, 0)) == timing()
+    assert timing("./fast.py:brier").settings.evaluate.metrics == ("./fast.py:brier",)
 
 
 def test_size_counts_shared_weights_once_and_buffers_only_in_memory():

@@ -112,12 +112,12 @@ def _add_latency(graph: Graph, name: str) -> None:
 
     Several teachers are not timed: none of them is what the students are compared with.
 
-    Seeds share an architecture, so the first one represents them all.
+    Seeds share an architecture, so the smallest one represents them all.
     """
     study, pair = graph.study, graph.study.pairs[name]
-    first, methods = str(study.seeds[0]), sorted(study.methods)
+    seed, methods = str(min(study.seeds)), sorted(study.methods)
     students = [
-        outputs("distil", {"pair": name, "method": method, "seed": first}) for method in methods
+        outputs("distil", {"pair": name, "method": method, "seed": seed}) for method in methods
     ]
     read: dict[str, Any] = {
         "students": [files["model"] for files in students],
@@ -127,8 +127,10 @@ def _add_latency(graph: Graph, name: str) -> None:
     if with_teacher and pair.teachers is None:
         trained = outputs("train", {"dataset": pair.dataset, "teacher": pair.only_teacher})
         read |= as_teacher(trained["model"], trained)
+    timing = TimingSettings.taken_from(study.params.evaluate)
     settings = LatencySettings.model_construct(
-        evaluate=TimingSettings.taken_from(study.params.evaluate), methods=tuple(methods)
+        evaluate=timing.model_copy(update={"metrics": study.speed_metrics}),
+        methods=tuple(methods),
     )
     graph.add("evaluate_latency", {"pair": name}, read, settings)
 

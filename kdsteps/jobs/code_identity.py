@@ -139,9 +139,6 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     if rule == "prepare":
         yield registry.target("data", study.datasets[names["dataset"]].kind)
     probes = rule.startswith("evaluate_probe")
-    if rule.startswith("evaluate") and not probes:
-        for metric in study.params.evaluate.metrics:
-            yield registry.target("metrics", metric)
     models = [names["teacher"]] if "teacher" in names and rule != "score" else []
     if rule == "evaluate_latency":
         pair = study.pairs[names["pair"]]
@@ -167,7 +164,8 @@ def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
         if rule in ("distil", "tune") or (after_training and not method.startswith("kdsteps.")):
             yield method  # a user's method may deploy its own network
     if graph.stage_of(rule) in ("evaluate", "report") and not probes:
-        for reference in study.params.evaluate.metrics:
+        timing = rule == "evaluate_latency"
+        for reference in study.speed_metrics if timing else study.params.evaluate.metrics:
             yield registry.target("metrics", reference)
     for model in models:
         yield registry.target("models", study.models[model].family)

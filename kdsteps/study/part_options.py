@@ -105,7 +105,7 @@ class Description(BaseModel):
         refused: Options that params.yaml cannot express, and what to write instead.
         json_schema: The options as a JSON schema.
         is_checked: Whether the part has a function for what types of options cannot express.
-        column: Of a metric: its name in tables.
+        column, source: Of a metric: its name in tables, and what it is computed from.
         files: Digests of the files that all this was read from, by path; none for a shipped part.
     """
 
@@ -124,6 +124,7 @@ class Description(BaseModel):
     json_schema: dict[str, Any]
     is_checked: bool = False
     column: str | None = None
+    source: str | None = None
     files: dict[str, str] = {}
 
 
@@ -133,10 +134,7 @@ def describe(kind: Kind, reference: str) -> Description:
     Raises:
         KdstepsError: It cannot be imported, or needs an option that params.yaml cannot express.
     """
-    part, column = load(kind, reference), None
-    if kind == "metrics":
-        metrics = importlib.import_module("kdsteps.evaluation.metrics")
-        column = metrics.as_metric(part, reference).name
+    part = load(kind, reference)
     signature, told = signature_of(kind, part), _described_arguments(part)
     fields: dict[str, Any] = {}  # of a model that writes the JSON schema
     schemas: dict[str, Any] = {}
@@ -160,7 +158,12 @@ def describe(kind: Kind, reference: str) -> Description:
         default = ... if parameter.required else parameter.default
         fields[name] = (hint, Field(default, description=told.get(name)))
     model = _model(fields, summary(_documented(part)), is_open=signature.is_open)
-    traits = method_traits(reference, part, fields) if kind == "methods" else {}
+    traits: dict[str, Any] = {}
+    if kind == "methods":
+        traits = method_traits(reference, part, fields)
+    elif kind == "metrics":
+        metric = importlib.import_module("kdsteps.evaluation.metrics").as_metric(part, reference)
+        traits = {"column": metric.name, "source": metric.source}
     place = location(kind, reference)
     return Description(
         **traits,
@@ -175,7 +178,6 @@ def describe(kind: Kind, reference: str) -> Description:
         refused=refused,
         json_schema={k: v for k, v in model.model_json_schema().items() if k != "title"},
         is_checked=checker(part) is not None,
-        column=column,
         files={} if reference in shipped(kind) else _files(part),
     )
 

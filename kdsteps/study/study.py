@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from kdsteps.study import registry
 from kdsteps.study.entries import Pair, Params
 from kdsteps.study.exports import exported_runs
 from kdsteps.study.loggers import LoggerSettings
@@ -142,6 +143,13 @@ class Study:
         if export is None:
             return []
         return exported_runs(export, self.pairs, list(self.methods), self.seeds)
+
+    @cached_property
+    def speed_metrics(self) -> tuple[str, ...]:
+        """Those of your own metrics that are computed from the time that a network takes."""
+        metrics = self.params.evaluate.metrics
+        found = {metric: registry.find("metrics", metric, "evaluate.metrics") for metric in metrics}
+        return tuple(name for name, part in found.items() if part.described.source == "speed")
 
     @cached_property
     def described(self) -> dict[str, Any]:
