@@ -132,7 +132,10 @@ def test_the_score_of_more_layers_than_a_teacher_has_is_refused_where_no_pair_us
         (BuildStones(), "teacher", "the teacher has no stages"),
         (BuildStones(), "student", "the student has no stages"),
         (BuildStones(cuts="quality"), "teacher", "the teacher has no layers"),
+        (BuildStones(cuts="quality"), "student", "the student has no stages"),
         (BuildPairs(), "teacher", "the teacher has no layers"),
+        (BuildPairs(), "student", "the student has no stages"),
+        (BuildPairs(select="quality"), "student", "the student has no stages"),
     ],
 )
 def test_a_network_that_cannot_be_cut_is_named(section, without, who):
@@ -140,6 +143,14 @@ def test_a_network_that_cannot_be_cut_is_named(section, without, who):
     networks["student"] = networks["teacher"]
     with pytest.raises(KdstepsError, match=f"{who} to cut at; use methods that need"):
         check_build(section, 3, **networks | {without: Outline((), ())})
+
+
+def test_fewer_stages_than_selected_layers_stop_nothing():
+    networks = {"teacher": Outline(("a", "b", "c"), ("a", "c")), "student": Outline("ac", "ac")}
+    check_build(BuildPairs(), 3, **networks)
+    check_build(BuildPairs(student_layers=("c",)), 3, **networks)
+    with pytest.raises(KdstepsError, match=r"2 student layers .* for 1 teacher layers"):
+        check_build(BuildPairs(student_layers=("a", "c")), 1, **networks)
 
 
 def test_each_pair_is_checked_with_its_own_networks():

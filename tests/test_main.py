@@ -417,16 +417,20 @@ def test_layers_of_the_users_own_code_are_listed(tmp_path, monkeypatch, capsys):
         "    end = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes)\n"
         "    return nn.Sequential(first, nn.ReLU(), second, *end)\n"
     )
+    assert main(["layers", "./net.py:net"]) == 0
+    assert "for images of 3 x 32 x 32; set --image to the shape" in capsys.readouterr().out
     assert main(["layers", "./net.py:net", "--image", "1,8,8", "--classes", "3"]) == 0
     listed = capsys.readouterr().out
     assert "4 x 6 x 6" in listed and "6 x 4 x 4" in listed and "head" in listed
 
 
-def test_layers_are_listed_with_shapes_and_costs(capsys):
-    assert main(["layers", "big", "--image", "1,8,8"]) == 0
+@pytest.mark.parametrize("shape", [[], ["--image", "1,8,8"]], ids=["of the study", "given"])
+def test_layers_are_listed_with_shapes_and_costs(capsys, shape):
+    assert main(["layers", "big", *shape]) == 0
     text = capsys.readouterr().out
     assert "layer3.0" in text
     assert "2 x 2 x 2" in text  # 2 channels; the 8 x 8 pixels halved twice
+    assert ("for images of 1 x 8 x 8, as in the data set digits" in text) == (not shape)
 
 
 @pytest.mark.parametrize("command", ["schema", "jobcache"])  # more than a pipe takes, and one line

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from _commands import STUDY
+from _commands import DATA, STUDY, TEACHER, write_study
 
+from kdsteps.cli.main import main
 from kdsteps.errors import KdstepsError
+from kdsteps.files.columns import SCORES
+from kdsteps.files.tables import read_table
+from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.study.loading import parse_study
 from kdsteps.study.schema import study_schema
@@ -55,6 +60,24 @@ def test_a_teacher_of_named_layers_alone_is_not_scored():
     chosen = parse_study(STUDY | {"pairs": pairs, "methods": {"feature_only": {}}})
     assert graph.jobs(chosen, "score") == []
     assert len(graph.jobs(chosen, "train")) == 1
+
+
+def test_a_student_of_fewer_layers_learns_from_the_best_of_those_selected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build = {"student_layers": ["layer1.0", "layer3.0"]}
+    sections = {"pairs": {"pair": PAIR | {"build": build}}, "methods": {"feature_only": {}}}
+    write_study(tmp_path, **sections, score={"num_layers": 3})
+    assert main(["prepare", *DATA]) == 0
+    for stage in ("train", "cache", "score"):
+        assert main([stage, *TEACHER]) == 0
+    assert main(["build", "--pair", "pair", "--method", "feature_only"]) == 0
+    scores = read_table(Path("results/score/digits/big/scores.parquet"), SCORES).to_pylist()
+    assert sum(row["chosen"] for row in scores) == 3
+    plan = read_json(Path("results/build/pair/feature_only/plan.json"))
+    best = [row["layer"] for row in scores if row["rank"] <= 2]
+    assert [pair["teacher_layer"] for pair in plan["pairs"]] == best
+    assert [pair["student_layer"] for pair in plan["pairs"]] == build["student_layers"]
+    assert plan["chosen_by"] == "the 2 highest of those selected by the stage score"
 
 
 def test_a_misspelt_key_of_a_pairs_build_is_told_with_its_place():

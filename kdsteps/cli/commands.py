@@ -41,7 +41,9 @@ def add_commands(commands: Any) -> None:
     )
     layers.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
     layers.add_argument(
-        "--image", default="3,32,32", metavar="C,H,W", help="image shape (%(default)s)"
+        "--image",
+        metavar="C,H,W",
+        help="image shape (default: that of the study's images, or 3,32,32 where it is not known)",
     )
     layers.add_argument(
         "--classes", type=count, default=10, metavar="K", help="number of classes (%(default)s)"

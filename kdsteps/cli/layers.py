@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 
 from kdsteps.errors import KdstepsError, nearest
+from kdsteps.jobs.early_checks import image_shape
 from kdsteps.study.entries import ModelEntry
+from kdsteps.study.image_size import ImageShape
 from kdsteps.study.loading import load_study
 from kdsteps.study.resolving import parse, resolve_model
 from kdsteps.study.settings import Model
+
+_SHAPE: ImageShape = (3, 32, 32)
+"""Of images that nothing is known of."""
+_ASSUMED = "; set --image to the shape of yours"
 
 
 def show_layers(given: argparse.Namespace) -> None:
@@ -16,9 +22,9 @@ def show_layers(given: argparse.Namespace) -> None:
     from kdsteps.models import architecture, build_model
     from kdsteps.models.listing import list_layers, render_layers
 
-    model = _model(given)
-    channels, *size = _image_shape(given.image)
-    height, width = model.image_size or size
+    model, shape, of_whom = _asked(given)
+    channels, *own_size = shape if given.image is None else _image_shape(given.image)
+    height, width = model.image_size or own_size
     chain = build_model(
         model.family,
         num_classes=given.classes,
@@ -27,22 +33,31 @@ def show_layers(given: argparse.Namespace) -> None:
         **architecture(model.options),
     )
     rows = list_layers(chain, (channels, height, width))
+    if given.image is None:
+        size = "" if model.image_size is None else f", resized to {height} x {width}"
+        print(f"for images of {' x '.join(map(str, shape))}{of_whom}{size}")
     print(render_layers(rows, chain.notes))
 
 
-def _model(given: argparse.Namespace) -> Model:
-    """The network that the command line names."""
+def _asked(given: argparse.Namespace) -> tuple[Model, ImageShape, str]:
+    """The network that the command line names, the shape of its images, and whose that is."""
     family, colon, name = given.model.partition(":")
     if colon:
         is_own = "." in family or "/" in family  # ./file.py:Name, package.module:Name
         content = {"family": given.model if is_own else family}
         content |= {"name": name} if name and not is_own else {}
-        return resolve_model(parse(ModelEntry, content, given.model), given.model)
+        model = resolve_model(parse(ModelEntry, content, given.model), given.model)
+        return model, _SHAPE, _ASSUMED
     study = load_study(given.params)
     if family not in study.models:
         hint = nearest(family, study.models)
         raise KdstepsError(f"{given.params}: {family!r} is not under models{hint}")
-    return study.models[family]
+    pairs = study.pairs.values()
+    names = [pair.dataset for pair in pairs if family in (pair.student, *pair.teacher_names)]
+    for dataset in dict.fromkeys(names):
+        if (shape := image_shape(study, dataset)) is not None:
+            return study.models[family], shape, f", as in the data set {dataset}"
+    return study.models[family], _SHAPE, _ASSUMED
 
 
 def _image_shape(text: str) -> tuple[int, int, int]:

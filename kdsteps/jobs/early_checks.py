@@ -220,6 +220,14 @@ def _probe_problems(study: Study, prepared: Mapping[str, _Prepared | None]) -> I
             )
 
 
+def image_shape(study: Study, dataset: str) -> ImageShape | None:
+    """The shape (C, H, W) of a data set's images, as prepared or as params.yaml says.
+
+    None: it is known only when they are prepared.
+    """
+    return _shapes(study, {dataset: _prepared(study, dataset)})[dataset]
+
+
 def _shapes(study: Study, prepared: Mapping[str, _Prepared | None]) -> dict[str, ImageShape | None]:
     """The shape of each data set's images, as prepared or as params.yaml says."""
     return {

@@ -24,7 +24,7 @@ from kdsteps.plans.layer_pairs import plan_pairs
 from kdsteps.plans.stones import plan_stones
 from kdsteps.scores.selection import Criterion, choose_layers
 from kdsteps.stages._shared import untrained_model
-from kdsteps.study.joints import pair_layers, pair_stages, stage_layers
+from kdsteps.study.joints import most_pairs, pair_layers, pair_stages, stage_layers, stages_of
 from kdsteps.study.settings import BuildPairs, BuildStones
 
 log = logging.getLogger("kdsteps")
@@ -82,7 +82,7 @@ def _joints(
     if cuts == "stages":
         return pair_stages(teacher, student, section.num_stones)
     if cuts == "quality":
-        count = section.num_stones or len(student.stages)
+        count = section.num_stones or len(stages_of(student, "student"))
         chosen = [choice.layer for choice in choose_layers(scores, by="quality", count=count)]
         return pair_layers(teacher, student, chosen, "build.cuts")
     return [(ours, theirs) for ours, theirs in cuts]
@@ -92,15 +92,17 @@ def _layers(
     section: BuildPairs, teacher: Chain, student: Chain, scores: Rows
 ) -> tuple[list[str], str]:
     """The teacher's layers to learn from, and in words what selected them."""
-    select, count = section.select, section.num_pairs
+    select = section.select
     if isinstance(select, tuple):
         return list(select), "named in params.yaml"
     if not scores:  # of images without labels
         return stage_layers(section, teacher, student), "the ends of the teacher's stages"
-    if select is None and count is None:
-        chosen = [layer for layer, row in scores.items() if row["chosen"]]
-        return chosen, "as selected by the stage score"
-    count = count or len(section.student_layers or student.stages)
+    count = most_pairs(section, student)
+    if select is None and section.num_pairs is None:
+        selected = [layer for layer, row in scores.items() if row["chosen"]]
+        chosen = [layer for layer in selected if scores[layer]["rank"] <= count]
+        best = f"the {count} highest of those " if len(chosen) < len(selected) else "as "
+        return chosen, f"{best}selected by the stage score"
     by: Criterion = select or "quality"
     chosen = [choice.layer for choice in choose_layers(scores, by=by, count=count)]
     return chosen, f"the {count} highest by {by}"

@@ -70,23 +70,28 @@ def check_build(
             chosen = stage_layers(section, teacher, student)
         elif section.select is None and section.num_pairs is None:
             chosen = deepest(teacher, num_layers, "score.num_layers")
+            chosen = chosen[-most_pairs(section, student) :]
         else:
-            count = section.num_pairs or len(section.student_layers or student.stages)
-            chosen = deepest(teacher, count, "build.num_pairs")
+            chosen = deepest(teacher, most_pairs(section, student), "build.num_pairs")
         match_layers(teacher, student, section.student_layers, chosen)
     elif section.cuts == "stages":
         pair_stages(teacher, student, section.num_stones)
     elif section.cuts == "quality":
-        count = section.num_stones or len(student.stages)
+        count = section.num_stones or len(stages_of(student, "student"))
         chosen = deepest(teacher, count, "build.num_stones")
         pair_layers(teacher, student, chosen, "build.cuts")
     else:
         check_order(teacher, student, section.cuts)
 
 
+def most_pairs(section: BuildPairs, student: Layered) -> int:
+    """How many pairs `build` wants, or else one for each of the student's layers."""
+    return section.num_pairs or len(section.student_layers or stages_of(student, "student"))
+
+
 def stage_layers(section: BuildPairs, teacher: Layered, student: Layered) -> list[str]:
     """The teacher's layers to learn from where none are scored: the ends of its stages."""
-    count = section.num_pairs or len(section.student_layers or student.stages)
+    count = most_pairs(section, student)
     return thinned(teacher.stages, min(count, len(teacher.stages)))
 
 
@@ -106,6 +111,13 @@ def deepest(teacher: Layered, count: int, where: str) -> Sequence[str]:
     return teacher.layers[most - count :]
 
 
+def stages_of(network: Layered, who: str) -> Sequence[str]:
+    """The stages of a network; KdstepsError if it has none."""
+    if not network.stages:
+        raise KdstepsError(f"the {who} has no stages to cut at; use methods that need logits alone")
+    return network.stages
+
+
 def pair_stages(teacher: Layered, student: Layered, num_stones: int | None = None) -> Joints:
     """(student layer, teacher layer) for each stepping stone, at the ends of the networks' stages.
 
@@ -115,18 +127,15 @@ def pair_stages(teacher: Layered, student: Layered, num_stones: int | None = Non
     Raises:
         KdstepsError: There are fewer stages than stones wanted, or none.
     """
-    most = min(len(teacher.stages), len(student.stages))
+    theirs, ours = stages_of(teacher, "teacher"), stages_of(student, "student")
+    most = min(len(theirs), len(ours))
     count = most if num_stones is None else num_stones
-    if not most:
-        who = "student" if teacher.stages else "teacher"
-        raise KdstepsError(f"the {who} has no stages to cut at; use methods that need logits alone")
     if not 1 <= count <= most:
         raise KdstepsError(
             f"build.num_stones is {count}, but student and teacher have "
-            f"{len(student.stages)} and {len(teacher.stages)} stages to cut at; it should be "
-            f"1 to {most}"
+            f"{len(ours)} and {len(theirs)} stages to cut at; it should be 1 to {most}"
         )
-    return list(zip(thinned(student.stages, count), thinned(teacher.stages, count), strict=True))
+    return list(zip(thinned(ours, count), thinned(theirs, count), strict=True))
 
 
 def pair_layers(

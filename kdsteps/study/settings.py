@@ -135,7 +135,8 @@ class BuildPairs(Section):
     """The teacher's layers: the score that selects them, or their names; by default those that the
     stage `score` selected."""
     num_pairs: PositiveInt | None = None
-    """Number of pairs; by default one per stage of the student."""
+    """Number of pairs; by default as many as the stage `score` selected, at most one for each of a
+    student's layers."""
     student_layers: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The student's layers; by default the ends of its stages."""
     projector: Literal["conv", "three_layer"] = "conv"
