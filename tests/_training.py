@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def method_of(
     *,
     count: int = NUM_IMAGES,
     device: str = "cpu",
+    epochs: int = RECIPE.epochs,
     **options: Any,
 ) -> Method:
     """A method over a small student; the seed is that of its weights."""
@@ -56,7 +58,7 @@ def method_of(
     if kind.wants != "nothing":
         teacher = teacher or frozen_teacher()
     plan = plan_of(kind.plan, teacher, student) if teacher is not None else None
-    task = Task(IMAGE_SHAPE, NUM_CLASSES, images(count).labels, plan, RECIPE.batch_size)
+    task = Task(IMAGE_SHAPE, NUM_CLASSES, images(count).labels, plan, RECIPE.batch_size, epochs)
     if teacher is not None:
         teacher.to(device)
     return kind(teacher, student.to(device), task, **options).to(device)
@@ -73,15 +75,18 @@ def fit_of(
     teacher: Chain | None = None,
     count: int = NUM_IMAGES,
     device: str = "cpu",
+    options: Mapping[str, Any] | None = None,
     **recipe: Any,
 ) -> Fit:
     """A run of a method over the tiny images; with a path for its state, saved after each step."""
-    method = method_of(name, seed, teacher, count=count, device=device)
+    settings = RECIPE.model_copy(update=recipe)
+    given = {"count": count, "device": device, "epochs": settings.epochs} | dict(options or {})
+    method = method_of(name, seed, teacher, **given)
     torch.manual_seed(seed)
     return Fit(
         method,
         images(count, device=device),
-        RECIPE.model_copy(update=recipe),
+        settings,
         seed=seed,
         validate=dict,
         teacher=outputs,

@@ -69,8 +69,8 @@ def test_the_gradient_of_the_students_own_loss_passes_through_both_sides():
 def test_the_student_learns_from_itself_from_epoch_150_of_240_on_as_in_the_authors_code():
     method = make("sld")
     assert method.task.epochs == 240
-    assert list(terms_of(method, batch_of(epoch=149))) == ["labels", "teacher"]
-    assert list(terms_of(method, batch_of(epoch=150))) == ["labels", "teacher", "self"]
+    assert terms_of(method, batch_of(epoch=149))["self"] == 0
+    assert terms_of(method, batch_of(epoch=150))["self"] > 0
     without = make("sld", self_weight=0)
     assert list(terms_of(without, batch_of(epoch=239))) == ["labels", "teacher"]
 

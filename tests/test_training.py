@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _methods import CASES, class_of
 from _networks import network
 from _training import RECIPE, Stopped, fit_of, images, same_bytes, stopped_after, weights
 from torch import nn
@@ -51,6 +52,15 @@ def test_every_epoch_is_in_the_history_with_each_term_and_their_sum():
     assert set(history.name) == {"labels", "kd", "total", "learning_rate"}
     pairs = zip(history.of("labels"), history.of("kd"), strict=True)
     assert history.of("total") == pytest.approx([sum(pair) for pair in pairs])
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_every_epoch_of_a_whole_run_has_every_term_of_a_method(name, options):
+    shorter = {option: 0.5 for option in class_of(name).lengths if options.get(option)}
+    fit = trained(name, epochs=4, learning_rate=1e-3, options=dict(options) | shorter)
+    assert fit.diverged is None and fit.epoch == 4
+    assert set(fit.names) | {"total", "learning_rate"} == set(fit.history.name)
+    assert all(len(fit.history.of(term)) == 4 for term in fit.names)
 
 
 @pytest.mark.parametrize(

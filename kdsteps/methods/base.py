@@ -175,7 +175,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Named losses of one batch, weighted, each a finite scalar; the loop adds them up."""
+        """Named losses of one batch, weighted, each a finite scalar; the loop adds them up.
+
+        Every step has the same names, in the same order; a loss that does not apply yet, or no
+        longer, is a 0 without gradient.
+        """
 
     def draw(self, index: Tensor) -> dict[str, Tensor]:
         """What a step draws at random; each call continues the sequence of draws.

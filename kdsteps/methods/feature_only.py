@@ -113,12 +113,12 @@ class FeatureOnly(Method):
             return {
                 "features": self.weight * self._feature_loss(traced, self.teacher_features(batch))
             }
-        labels = {"labels": cross_entropy(traced[HEAD], batch.targets)}
-        if self.classifier_after and batch.epoch >= self.classifier_after:
-            return labels
-        targets = self.teacher_features(batch)
-        features = {"features": self.weight * self._feature_loss(traced, targets)}
-        return features if self.classifier_after else features | labels
+        features = labels = batch.images.new_zeros(())
+        if not self.classifier_after or batch.epoch < self.classifier_after:
+            features = self.weight * self._feature_loss(traced, self.teacher_features(batch))
+        if not self.classifier_after or batch.epoch >= self.classifier_after:
+            labels = cross_entropy(traced[HEAD], batch.targets)
+        return {"features": features, "labels": labels}
 
     def _feature_loss(self, traced: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         met = [

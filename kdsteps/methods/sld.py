@@ -116,10 +116,12 @@ class SLD(LogitMethod):
             "labels": self.labels_term(batch, student),
             "teacher": self.weight_at(batch) * self.loss(student, teacher, batch),
         }
-        if self.self_weight and batch.epoch >= self.self_after:
-            own = student.detach() if self.self_detach else student
-            terms["self"] = self.self_weight * self.loss(student, own, batch)
-        return terms
+        if not self.self_weight:
+            return terms
+        if batch.epoch < self.self_after:
+            return terms | {"self": student.new_zeros(())}
+        own = student.detach() if self.self_detach else student
+        return terms | {"self": self.self_weight * self.loss(student, own, batch)}
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return sld_loss(student, teacher, single_labels(batch, self.name), self.temperatures)
