@@ -47,12 +47,16 @@ class Noisy(Labels):
 
 @dataclass(frozen=True)
 class Case:
-    """A training: a method, where the teacher's logits come from, values of the recipe, draws."""
+    """A training: a method, where the teacher's logits come from, values of the recipe, draws.
+
+    The last are the method's options.
+    """
 
     method: str
     outputs: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     draws: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Distil:
@@ -67,6 +71,8 @@ CASES = {
     "kd, cached logits of fixed draws": Case("kd", "cached", {"mixup": 1.0}, draws=3),
     "fitnet": Case("fitnet", recipe={"learning_rate": 0.005}),
     "simkd, with unused weights": Case("simkd"),
+    "sld, whose third loss begins later": Case("sld", "live", {"learning_rate": 0.005}),
+    "feature_only, its classifier later": Case("feature_only", options={"classifier_after": 0.5}),
     "mixup": Case("labels", recipe={"mixup": 1.0}),
     "randaugment": Case("labels", recipe={"randaugment": 5}),
     "adamw, clipped": Case(
@@ -96,7 +102,7 @@ def fit_of(
         student = method_of("labels").student
         method: Any = Noisy(None, student, Task(IMAGE_SHAPE, NUM_CLASSES, split.labels))
     else:
-        method = method_of(case.method, teacher=teacher)
+        method = method_of(case.method, teacher=teacher, epochs=recipe.epochs, **case.options)
     outputs: TeacherOutputs | None = None
     if case.outputs:
         terms = Terms("always" if case.outputs == "cached" else "never", 0, 99)
