@@ -16,7 +16,6 @@ from typing import NoReturn
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import special
 from torch import Tensor
 
 from kdsteps.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -268,6 +267,8 @@ def _fractions(alpha: float, device: torch.device) -> Tensor:
 
     A table, so that an entry is the same on every device.
     """
+    from scipy import special  # a quarter of a second, which only mixed images need
+
     chances = (np.arange(_LEVELS) + 0.5) / _LEVELS
     found: Tensor = torch.from_numpy(special.betaincinv(alpha, alpha, chances))
     return found.maximum(1 - found).to(device)

@@ -1,7 +1,5 @@
 """Whether a difference between methods is more than noise: pairs by seed, intervals, corrections.
 
-And whether an accuracy is more than chance.
-
 With the same seed two methods have the same initial student and the same order of images, so they
 are compared by their differences within each seed.
 """
@@ -16,7 +14,6 @@ import numpy as np
 from scipy import optimize, special
 
 ROUNDING = 1e-12  # fractions that differ by less are equal, computed in another order
-LEARNED = 0.01  # of what lies between chance and all images right
 FARTHEST = 1e5  # t quantile from which on scipy's noncentral t takes minutes, and is wrong
 
 
@@ -181,16 +178,6 @@ def rank_correlation(ours: Sequence[float], theirs: Sequence[float]) -> float | 
     from scipy import stats  # half a second, which only layer sweeps need
 
     return float(stats.spearmanr(ours, theirs).statistic)
-
-
-def at_chance(accuracy: float, chance: float) -> bool:
-    """Whether predictions are hardly better than chance, so that nothing useful was learned.
-
-    Args:
-        accuracy: A fraction.
-        chance: The accuracy of always predicting the most common class.
-    """
-    return accuracy < chance + LEARNED * (1 - chance)
 
 
 def _half_width(spread: float, count: int, confidence: float) -> float:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from kdsteps.evaluation.chance import at_chance
 from kdsteps.evaluation.metrics import METRICS
-from kdsteps.evaluation.statistics import at_chance
 from kdsteps.export.loading_code import loading_code
 from kdsteps.export.markdown import code, prose, table
 from kdsteps.export.record import ExportedFile, Record

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from kdsteps.evaluation.statistics import ROUNDING, Difference, at_chance, holm, paired
+from kdsteps.evaluation.chance import at_chance
+from kdsteps.evaluation.statistics import ROUNDING, Difference, holm, paired
 from kdsteps.jobs.words import plural
 from kdsteps.report.formats import decimals, listed, p_value, percent, points, with_sign
 from kdsteps.report.tables import Comparison, MethodRow, PairTable, verdict_of

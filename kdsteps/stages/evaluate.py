@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 from kdsteps.errors import KdstepsError
+from kdsteps.evaluation.chance import at_chance
 from kdsteps.evaluation.metrics import all_metrics, compute
 from kdsteps.evaluation.predictions import AGAIN, VARYING, accuracy_per_class, predict, varies
-from kdsteps.evaluation.statistics import at_chance
 from kdsteps.files.checkpoints import read_checkpoint_header
 from kdsteps.files.columns import PREDICTIONS
 from kdsteps.files.tables import read_table, write_table
