@@ -128,7 +128,7 @@ def test_planning_and_help_do_without_torch_and_pandas():
     ("stages", "heavy"),
     [
         (("distil", "train", "evaluate"), {"torchvision", "timm", "sklearn", "altair"}),
-        (("distil", "evaluate"), {"scipy"}),  # the jobs of which a study has many
+        (("distil", "evaluate"), {"scipy", "triton"}),  # the jobs of which a study has many
     ],
 )
 def test_a_stage_imports_libraries_only_where_they_are_used(stages, heavy):

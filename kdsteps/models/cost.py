@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from kdsteps.models.evaluating import evaluating
 
@@ -78,7 +78,10 @@ class _FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # it imports triton
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self.formulas: Mapping[Any, Any] = flop_registry
         self.flops: int = 0
 
     @classmethod
@@ -87,7 +90,7 @@ class _FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        formula: Any = flop_registry.get(func.overloadpacket)
+        formula = self.formulas.get(func.overloadpacket)
         if formula is None:
             with self:
                 parts = func.decompose(*args, **kwargs)
