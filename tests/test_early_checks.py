@@ -21,6 +21,7 @@ from kdsteps.cli.main import main
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import graph
 from kdsteps.jobs.early_checks import check_study
+from kdsteps.jobs.provenance import provenance_of_job
 from kdsteps.models import build_model
 from kdsteps.models.cost import activations, multiply_adds, num_parameters
 from kdsteps.models.outline import outline
@@ -29,6 +30,7 @@ from kdsteps.study.image_size import declared_shape
 from kdsteps.study.joints import Outline, check_build
 from kdsteps.study.loading import parse_study
 from kdsteps.study.settings import BuildPairs, BuildStones, Dataset
+from kdsteps.study.study import Study
 
 LAYERS = "stem, layer1.0, layer2.0, layer3.0, pool"  # of NET
 DEEP = {"family": "cifar_resnet", "depth": 14, "widths": [2, 2, 2, 2]}
@@ -360,11 +362,38 @@ def test_finished_jobs_and_unreadable_files_have_no_problem_of_size(folder):
     assert said(models=models) == "", "the job that reads it says what is wrong"
 
 
-def finished(rule: str, **names: str) -> None:
-    """Make empty files of a job's results, as if it had run."""
-    for path in graph.outputs(rule, names).values():
+def finished(rule: str, *, with_settings_of: Study | None = None, **names: str) -> None:
+    """Make empty files of a job's results, as if it had run, with a record of settings or none."""
+    outputs = graph.outputs(rule, names)
+    for path in outputs.values():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
+    if with_settings_of is not None:
+        text = graph.node(with_settings_of, rule, names).text
+        provenance_of_job(rule, text, "", {}, outputs, 0.0, 0.0).write(outputs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "sections", "mistake"),
+    [
+        ("prepare", {"dataset": "digits"}, {}, data("folder", path="nowhere")),
+        (
+            *("prepare", {"dataset": "digits"}, data("folder", path="gone")),
+            data("folder", path="gone", image_size=4),
+        ),
+        (
+            *("train", {"dataset": "digits", "teacher": "big"}, {}),
+            {"models": {"big": NET | {"checkpoint": "theirs.pt"}, "small": NET}},
+        ),
+    ],
+)
+def test_a_missing_file_is_named_although_results_of_other_settings_exist(
+    folder, rule, names, sections, mistake
+):
+    before = parse_study(STUDY | sections)
+    finished(rule, with_settings_of=before, **names)
+    assert said(**sections) == ""
+    assert "there is no file" in said(**mistake)
 
 
 # batches
@@ -390,6 +419,12 @@ def test_a_batch_larger_than_the_data_is_refused_as_soon_as_the_data_are_known(f
         for seed in "01":
             finished("distil", pair="pair", method=name, seed=seed)
     assert said(**large) == ""  # finished by an earlier version
+    for name in STUDY["methods"]:
+        for seed in "01":
+            before = parse_study(STUDY)
+            finished("distil", with_settings_of=before, pair="pair", method=name, seed=seed)
+    assert said() == ""
+    assert "batch_size is 5000" in said(**large)  # finished with the batch size of before
 
 
 def test_a_batch_larger_than_the_data_is_refused_by_the_first_job_that_knows(folder, capsys):

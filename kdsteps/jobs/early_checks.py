@@ -20,7 +20,8 @@ from kdsteps.jobs.checkpoint_headers import normalization_doubts, order_problems
 from kdsteps.jobs.known import built_for, network_outlines, without_weights
 from kdsteps.jobs.provenance import provenance_file, read_provenance
 from kdsteps.jobs.published_weights import classifier_problems
-from kdsteps.jobs.settings import DistilSettings, PrepareSettings, TrainSettings, TuneSettings
+from kdsteps.jobs.settings import DistilSettings, TrainSettings, TuneSettings
+from kdsteps.jobs.upgrades import settings_changed
 from kdsteps.study.image_size import ImageShape, declared_shape
 from kdsteps.study.joints import Outline, check_build, check_layers, deepest
 from kdsteps.study.part_cache import weights_problems
@@ -88,10 +89,10 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
 
 
 def _image_problems(study: Study, dataset: str) -> Iterator[str]:
-    node = graph.node(study, "prepare", {"dataset": dataset})
     entry = study.datasets[dataset]
-    assert isinstance(node.settings, PrepareSettings)
-    if entry.kind not in shipped("data") or node.settings.source or _is_done(node):
+    if entry.kind not in shipped("data"):
+        return
+    if _is_done(graph.node(study, "prepare", {"dataset": dataset})):
         return
     if (problem := missing_images(entry.kind, entry.options)) is not None:
         yield f"datasets.{dataset}: {problem}"
@@ -140,7 +141,11 @@ def _that_start_from(study: Study, model: str) -> Iterator[graph.JobNode]:
 
 
 def _is_done(node: graph.JobNode) -> bool:
-    return all(map(isfile, graph.outputs(node.rule, node.names).values()))
+    """Whether a job's results exist, unless they are known to be those of other settings."""
+    outputs = graph.outputs(node.rule, node.names)
+    known = read_provenance(provenance_file(outputs))
+    made_otherwise = known is not None and settings_changed(known, node.text)
+    return all(map(isfile, outputs.values())) and not made_otherwise
 
 
 class _Prepared(NamedTuple):

@@ -131,7 +131,7 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
             return "missing", f"{path} was damaged or changed"
     if lost := lost_files(status.rule, graph.outputs(status.rule, status.names), known):
         return "missing", f"{lost[0]} is missing or was changed"
-    if difference := _settings_changed(known, status.node.text):
+    if difference := settings_changed(known, status.node.text):
         return "settings", f"settings changed: {difference}"
     for path in sorted(changed_inputs(status.node, known, found)):
         return "inputs", f"an input changed: {path}"
@@ -191,7 +191,7 @@ def _code_reason(status: Status, known: Provenance) -> tuple[Reason, str]:
     return "current", ""
 
 
-def _settings_changed(known: Provenance, wanted: str) -> str:
+def settings_changed(known: Provenance, wanted: str) -> str:
     """The first value that differs, in words; empty if the settings mean the same."""
     if known.settings == wanted:
         return ""
