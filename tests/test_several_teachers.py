@@ -31,6 +31,7 @@ from kdsteps.jobs.inputs import input_paths
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.settings import AuditSettings
+from kdsteps.models import build_model
 from kdsteps.stages import distil, export, train, tune
 from kdsteps.study.loading import parse_study
 from kdsteps.study.study import Study
@@ -428,6 +429,21 @@ def permuted(ran, tmp_path):
     assert any(not torch.equal(moved[name], weights[name]) for name in weights)
     write_checkpoint(tmp_path / "bad.safetensors", moved, header)
     return replace(job, lists={"teachers": [*good, tmp_path / "bad.safetensors"]})
+
+
+def test_a_teacher_whose_family_is_cut_is_audited_like_any_other(ran, tmp_path):
+    folder, found = ran
+    job = job_of(found, "train_audit", {"pair": "middle"}, tmp_path)
+    *good, path = (folder / path for path in job.lists["teachers"])
+    options = {"name": "test_resnet"}
+    network = build_model("timm", num_classes=10, in_channels=1, image_size=8, **options)
+    model = {"family": "timm", "options": options}
+    _, header = read_checkpoint(path)
+    cut = tmp_path / "cut.safetensors"
+    write_checkpoint(cut, network.plain().state_dict(), header | {"model": model})
+    settings = job.settings.model_copy(update={"tolerated": ("deep",)})  # it is not trained
+    train.run(replace(job, settings=settings, lists={"teachers": [*good, cut]}))
+    assert [each["teacher"] for each in read_json(job.outputs["audit"])["teachers"]][2] == "deep"
 
 
 def test_a_teacher_that_is_far_out_stops_the_study(permuted):

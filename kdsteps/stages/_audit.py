@@ -9,6 +9,7 @@ import torch
 
 from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
+from kdsteps.evaluation.predictions import predict
 from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import AUDITED, AuditSettings
@@ -20,7 +21,6 @@ from kdsteps.training.device import choose_device
 log = logging.getLogger("kdsteps")
 
 
-@torch.inference_mode()
 def audit(job: Job[AuditSettings]) -> None:
     """Write how each teacher compares with the others, on up to `AUDITED` training images.
 
@@ -35,11 +35,11 @@ def audit(job: Job[AuditSettings]) -> None:
     logits = {}
     for name, path in zip(settings.teachers, job.lists["teachers"], strict=True):
         network = trained_model(path, data).to(data.device)
-        found = [
-            network(part.take(some, Views(), torch.zeros_like(some)).images).float().cpu()
+        batches = (
+            part.take(some, Views(), torch.zeros_like(some))
             for some in index.split(settings.batch_size)
-        ]
-        logits[name] = torch.cat(found)
+        )
+        logits[name], _ = predict(network, batches)
     audits = audit_teachers(logits, labels[index] if data.labeled else None, space=settings.space)
     for each in audits:
         for line in each.warnings:
