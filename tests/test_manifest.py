@@ -185,9 +185,12 @@ def test_links_out_of_a_folder_are_refused_while_planning():
     assert source_digest("folder", {"path": "set", "follow_links": True})
 
 
-def test_a_list_without_the_column_is_refused():
-    with pytest.raises(KdstepsError, match=r"list.csv: .*no column 'file'"):
-        source_digest("table", {"path": "set/list.csv", "image": "file"})
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_list_without_the_column_is_refused_with_the_columns_that_it_has(ending):
+    list_file, said = f"set/list.{ending}", "has no column '{}' for the option `image`; {}"
+    for column, right in {"pth": "did you mean 'path'", "file": "there are path, label"}.items():
+        with pytest.raises(KdstepsError, match=f"{list_file}: " + said.format(column, right)):
+            source_digest("table", {"path": list_file, "image": column})
 
 
 # DVC

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from kdsteps.errors import KdstepsError
+from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.home import expanded
 from kdsteps.files.input_digests import (
     combined,
@@ -216,17 +216,26 @@ def _listed(table: Path, column: str) -> dict[str, str]:
         if table.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
+            _check_column(column, pq.read_schema(table).names, table)
             names = pq.read_table(table, columns=[column])[column].to_pylist()
         else:
             with table.open(encoding="utf-8-sig", newline="") as lines:
                 first = lines.readline()
                 lines.seek(0)
                 rows = csv.DictReader(lines, delimiter=max("\t,;", key=first.count))
+                _check_column(column, rows.fieldnames or (), table)
                 names = [row[column] for row in rows]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        reason = f"no column {column!r}" if isinstance(error, KeyError) else str(error)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = " ".join(str(error).split())
         remedy = "save it as UTF-8" if isinstance(error, UnicodeDecodeError) else "write it again"
         raise KdstepsError(
-            f"{table}: cannot be read as a list of images ({' '.join(reason.split())}); {remedy}"
+            f"{table}: cannot be read as a list of images ({reason}); {remedy}"
         ) from error
     return {name: str(table.parent / expanded(name)) for name in names if name}
+
+
+def _check_column(column: str, columns: Sequence[str], table: Path) -> None:
+    if column not in columns:
+        raise KdstepsError(
+            f"{table}: has no column {column!r} for the option `image`{nearest(column, columns)}"
+        )
