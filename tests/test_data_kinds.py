@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from kdsteps.data.kinds import digits, folder, parquet, torchvision
 from kdsteps.data.source import Broken
 from kdsteps.data.split_names import split_of_folder
 from kdsteps.errors import KdstepsError
+from kdsteps.study.part_checks import options_problem
 
 
 def pixels(source) -> list[np.ndarray]:
@@ -385,8 +387,11 @@ def test_a_download_without_a_network_is_said(tmp_path, monkeypatch):
 
 
 def test_a_name_that_torchvision_has_not_gets_the_nearest():
-    with pytest.raises(KdstepsError, match="'CIFAR1000' from torchvision; did you mean 'CIFAR100'"):
+    said = "name is 'CIFAR1000', .* torchvision; did you mean 'CIFAR100'"
+    with pytest.raises(KdstepsError, match=f"datasets: {said}"):
         torchvision.load(name="CIFAR1000")
+    while_planning = options_problem("data", "torchvision", {"name": "CIFAR1000", "root": "data"})
+    assert re.match(said, while_planning or "")
 
 
 # real images, where they are

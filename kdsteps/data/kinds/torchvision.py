@@ -78,10 +78,8 @@ def load(
     Raises:
         KdstepsError: There is no such data set, or its files are missing or cannot be downloaded.
     """
-    known = (*_BY_TRAIN, *_SPLITS, *_UNDIVIDED)
-    if name not in known:
-        hint = nearest(name, sorted(known))
-        raise KdstepsError(f"datasets: name: kdsteps does not read {name!r} from torchvision{hint}")
+    if problem := options_problem(name=name):
+        raise KdstepsError(f"datasets: {problem}")
     folder = expanded(root)
     found = _from_idx(folder, name, download) if name in _IDX else _opened(folder, name, download)
     labels = np.concatenate([one.labels for one in found.values()])
@@ -106,6 +104,16 @@ def load(
         crop=crop,
         store=store,
         image_size=image_size,
+    )
+
+
+def options_problem(*, name: str) -> str | None:
+    """What is wrong with the name of a data set, or None."""
+    known = (*_BY_TRAIN, *_SPLITS, *_UNDIVIDED)
+    if name in known:
+        return None
+    return f"name is {name!r}, which kdsteps does not read from torchvision" + nearest(
+        name, sorted(known)
     )
 
 
