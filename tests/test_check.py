@@ -420,7 +420,7 @@ def _provide(study: Any, names: Names) -> None:
     node = graph.node(study, "prepare", names)
     files = graph.outputs("prepare", names)
     code = code_identity.code(study, "prepare", names)
-    provenance_of_job("prepare", node.text, code, node.inputs, files, 0.0, 1.0).write(files)
+    provenance_of_job("prepare", node.text, code, {}, files, 0.0, 1.0).write(files)
 
 
 def test_jobs_run_side_by_side_as_their_cores_allow(folder):

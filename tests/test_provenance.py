@@ -6,18 +6,22 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from _study import TINY
 
+from kdsteps.cli.calls import call_of
+from kdsteps.cli.running import run_call
 from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import write_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.provenance import (
     check_input,
+    input_digests,
     provenance_file,
     provenance_of_job,
     read_provenance,
@@ -52,7 +56,8 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def write(study: Study, rule: str, names: graph.Names, **changes: Any) -> None:
     node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
     code = code_identity.code(study, rule, names)
-    made = provenance_of_job(rule, node.text, code, node.inputs, outputs, 1, 2)
+    read = input_digests(rule, node.inputs)
+    made = provenance_of_job(rule, node.text, code, read, outputs, 1, 2)
     replace(made, **changes).write(outputs)
 
 
@@ -219,6 +224,24 @@ def _record_name(path: str) -> str:
     from base64 import urlsafe_b64encode
 
     return urlsafe_b64encode(path.encode()).decode()
+
+
+def test_a_result_is_refused_if_a_file_that_its_job_reads_is_changed_meanwhile(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    before = STUDENT.read_bytes()
+
+    def run(job: Any) -> None:  # while `dvc checkout` runs, for instance
+        job.outputs["model"].write_text("made from the earlier teacher")
+        write_json(job.inputs["teacher_digest"], {"of": "another teacher"})
+
+    stage = SimpleNamespace(run=run)
+    monkeypatch.setattr("kdsteps.cli.running.import_module", lambda name: stage)
+    call = call_of(study, "distil", KD)
+    call = replace(call, code=None, outputs={"model": STUDENT})
+    with pytest.raises(KdstepsError, match=r"big/digest.json: was changed while a job read it"):
+        run_call(call)
+    assert STUDENT.read_bytes() == before
 
 
 def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Study):

@@ -29,6 +29,7 @@ from kdsteps.jobs.accepted import ACCEPTED, accepted_lines, read_accepted, write
 from kdsteps.jobs.earlier_versions import as_today
 from kdsteps.jobs.provenance import (
     Provenance,
+    input_digests,
     provenance_file,
     provenance_of_file,
     provenance_of_job,
@@ -60,7 +61,8 @@ def write_result(path: str, settings: str) -> None:
 def write_provenance(study: Study, rule: str, names: graph.Names, **changes: Any) -> None:
     """What a job's files were made from: today's settings and other code, unless given."""
     node, outputs = graph.node(study, rule, names), graph.outputs(rule, names)
-    made = provenance_of_job(rule, node.text, OLD, node.inputs, outputs, 1000, 1001)
+    read = input_digests(rule, node.inputs)
+    made = provenance_of_job(rule, node.text, OLD, read, outputs, 1000, 1001)
     replace(made, **changes).write(outputs)
 
 
@@ -303,7 +305,8 @@ def test_a_damaged_file_that_a_job_need_not_write_is_refused_as_verify_does(stud
     card.write_text("a card")
     files = {**outputs, "card": str(card)}
     code = code_identity.code(study, "export", names)
-    made = provenance_of_job("export", node.text, code, node.inputs, files, 1000, 1001)
+    read = input_digests("export", node.inputs)
+    made = provenance_of_job("export", node.text, code, read, files, 1000, 1001)
     card.write_text("a cart")
     made.write(outputs)
     with pytest.raises(KdstepsError, match=f"{card}: was damaged or changed after its job"):

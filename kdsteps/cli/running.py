@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -29,7 +29,7 @@ from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.own_files import check_own_files
 from kdsteps.jobs.planned_code import PlannedCode
 from kdsteps.jobs.progress import reported
-from kdsteps.jobs.provenance import check_input, provenance_of_job
+from kdsteps.jobs.provenance import check_input, input_digests, provenance_of_job
 from kdsteps.jobs.resources import cores_there
 from kdsteps.jobs.run_lock import during_job
 from kdsteps.jobs.settings import DistilSettings, JobSettings
@@ -66,7 +66,13 @@ def run_call(
         files_below(call.root),
     ):
         started = time.time()
+        read = input_digests(call.rule, call.read, call.root)
         _check_provenance(call)
+
+        def check() -> None:
+            check_run()
+            _check_unchanged(call, read)
+
         settings = call.settings.as_json()
         with remembered(call.rule, settings, call.code, call.read, final, optional) as known:
             if not known:
@@ -87,12 +93,12 @@ def run_call(
                 )
                 loggers = logged_live(target, call.loggers)
                 at_the_end.enter_context(loggers)
-                _run(call.rule, job, final, optional, check_run)
+                _run(call.rule, job, final, optional, check)
         written = {name: path for name, path in final.items() if path.exists()}
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
-            *(call.rule, call.settings.as_text(), call.code or "", call.read, written),
-            *(started, time.time(), digests, call.root),
+            *(call.rule, call.settings.as_text(), call.code or "", read, written),
+            *(started, time.time(), digests),
         )
         made.write(call.outputs)
         _date_after(written.values(), [path for paths in call.read.values() for path in paths])
@@ -130,6 +136,16 @@ def _check_provenance(call: Call) -> None:
             check_input(path, identity or None)
 
 
+def _check_unchanged(call: Call, read: Mapping[str, str]) -> None:
+    """Refuse a result if other files than it is recorded to be made from may have been read."""
+    now = input_digests(call.rule, call.read, call.root)
+    if other := [path for path in read if now[path] != read[path]]:
+        raise KdstepsError(
+            f"{other[0]}: was changed while a job read it; run snakemake again, which uses what "
+            "is there now"
+        )
+
+
 def _settings(call: Call) -> JobSettings:
     """The settings of a job; of a student, with the values that the stage `tune` chose."""
     if not isinstance(call.settings, DistilSettings) or not call.settings.tuned:
@@ -148,9 +164,9 @@ def _run(
     job: Job[Any],
     final: Files,
     optional: Collection[str],
-    check_run: Callable[[], None],
+    check: Callable[[], None],
 ) -> None:
-    """Run a job's stage; its files are put in place only if its run has not ended.
+    """Run a job's stage; its files are put in place only if `check` raises no error.
 
     Torch is first imported here, when only the job's own GPUs are visible.
     """
@@ -168,7 +184,7 @@ def _run(
         check_own_files(job.settings)  # as they were at its end
         if "digest" in drafts:
             write_digests(drafts, final)
-        check_run()
+        check()
 
 
 @contextmanager

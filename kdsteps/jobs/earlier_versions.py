@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,8 @@ def adopt_records(node: JobNode, outputs: Mapping[str, str]) -> Provenance | Non
         return None
     text = json.dumps(json.loads(settings), sort_keys=True)
     started, ended = (float(records[0].get(name) or 0) for name in ("starttime", "endtime"))
-    made = provenance_of_job(node.rule, text, code, {}, there, started, ended)
-    known = replace(made, inputs=_digests_of_inputs(records[0], node))
+    read = _digests_of_inputs(records[0], node)
+    known = provenance_of_job(node.rule, text, code, read, there, started, ended)
     known.write(outputs)
     return known
 

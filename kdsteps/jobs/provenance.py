@@ -81,37 +81,47 @@ def provenance_of_job(
     rule: str,
     settings: str,
     code: str,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, str],
     outputs: Mapping[str, str | Path],
     started: float,
     ended: float,
     digests: Mapping[str, str] | None = None,
-    root: Path | None = None,
 ) -> Provenance:
     """The provenance of files that were just written.
 
     Args:
-        inputs: Paths, or lists of paths, by name.
+        inputs: As `input_digests` returned them before the job read these files.
         outputs: Paths by name.
         digests: Of files whose digest is known, by their names.
-        root: The folder in which the inputs have their paths; None: the study's folder.
     """
-    skipped = covered(rule, inputs)
-    watched = [
-        path for name, given in inputs.items() if name not in skipped for path in flat(given)
-    ]
     files = {name: Path(path) for name, path in outputs.items()}
     known = digests or {}
     return Provenance(
         rule=rule,
         settings=settings,
         code=code,
-        inputs={_within(root, path): file_digest(Path(path)) for path in sorted(watched)},
+        inputs=inputs,
         files={p.name: known.get(p.name) or file_digest(p) for p in files.values()},
         sizes={p.name: p.stat().st_size for p in files.values()},
         started=started,
         ended=ended,
     )
+
+
+def input_digests(rule: str, inputs: Mapping[str, Any], root: Path | None = None) -> dict[str, str]:
+    """The digest of each file that a job reads, by path; "" where one has disappeared.
+
+    Files whose digests are in another of them are left out.
+
+    Args:
+        inputs: Paths, or lists of paths, by name.
+        root: The folder in which the inputs have their paths; None: the study's folder.
+    """
+    skipped = covered(rule, inputs)
+    watched = [
+        path for name, given in inputs.items() if name not in skipped for path in flat(given)
+    ]
+    return {_within(root, path): digest_if_any(path) for path in sorted(watched)}
 
 
 def _within(root: Path | None, path: str) -> str:

@@ -17,6 +17,7 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.earlier_versions import adopt_records
 from kdsteps.jobs.provenance import (
     Provenance,
+    input_digests,
     is_damaged,
     lost_files,
     provenance_file,
@@ -83,7 +84,8 @@ def known_results(
             known = known or adopt_records(node, outputs)
             if known is None and trust and all(map(os.path.isfile, outputs.values())):
                 code, now = code_identity.code(study, rule, names), time.time()
-                known = provenance_of_job(rule, node.text, code, node.inputs, outputs, now, now)
+                read = input_digests(rule, node.inputs)
+                known = provenance_of_job(rule, node.text, code, read, outputs, now, now)
                 known.write(outputs)
             yield node, outputs, known
 
