@@ -217,6 +217,29 @@ def test_what_has_the_name_of_a_result_and_is_no_file_is_refused_before_the_firs
         start_run("params.yaml")
 
 
+@pytest.mark.parametrize("name", ["logs", "results"])
+@pytest.mark.parametrize("link", [True, False])
+def test_what_is_in_the_place_of_a_folder_is_refused_before_the_first_job(name: str, link: bool):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    if link:
+        Path(name).symlink_to("nowhere")
+    else:
+        Path(name).touch()
+    said = "a link to 'nowhere', where there is no folder" if link else "a file; move it away"
+    with pytest.raises(KdstepsError, match=f"^{name}: is {said}"):
+        start_run("params.yaml")
+
+
+def test_logs_that_cannot_be_written_are_refused_before_the_first_job(monkeypatch):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    place = Path("logs/distil").absolute()
+    place.mkdir(parents=True)
+    monkeypatch.setattr("kdsteps.files.atomic.os.access", lambda path, *_: path != place)
+    said = f"^logs/distil/pair/feature_only/0.txt: cannot be written; make the folder {place} "
+    with pytest.raises(KdstepsError, match=said):
+        start_run("params.yaml")
+
+
 def test_a_pipe_with_the_name_of_a_result_is_refused_and_not_read():
     Path("params.yaml").write_text(yaml.safe_dump(TINY))
     path = Path("results/distil/pair/kd/0/history.parquet")

@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import check_kind, remove_stale_drafts
+from kdsteps.files.atomic import check_kind, check_places, remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache_folder import check_cache_folder
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
+from kdsteps.jobs.job_states import LOGS
 from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.pulling import advice
@@ -51,7 +52,8 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
         os.environ[GIVEN] = as_text(graph.own_inputs(study))
         _check(study)
         return study
-    _check_results()
+    _check_folder("results", "results are")
+    _check_folder("logs", "logs are")
     check_cache_folder()
     remove_stale_drafts(Path("results"), below=True)
     study = load_study(path)
@@ -67,26 +69,34 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
 
 
 def _check_files(study: Study) -> None:
-    """Refuse something else than a file where a job's result is to be."""
+    """Refuse something else than a file where a job's files are to be; logs have to be writable.
+
+    Snakemake writes into the logs before a job could say what is wrong.
+    """
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             outputs = graph.outputs(rule, names)
             optional = optional_outputs(rule, outputs).values()
             for path in (*map(Path, outputs.values()), *optional, provenance_file(outputs)):
                 check_kind(path)
+            check_places([Path(LOGS[rule].format(**names))])
 
 
-def _check_results() -> None:
-    """Refuse something else than a folder where the results are to be."""
-    if os.path.isdir("results"):
+def _check_folder(name: str, what: str) -> None:
+    """Refuse something else than a folder where files of all jobs are to be.
+
+    Args:
+        what: It is put there, such as `logs are`.
+    """
+    if os.path.isdir(name):
         return
-    if os.path.islink("results"):
+    if os.path.islink(name):
         raise KdstepsError(
-            f"results: is a link to {os.readlink('results')!r}, where there is no folder; make it "
+            f"{name}: is a link to {os.readlink(name)!r}, where there is no folder; make it "
             "available, or remove the link"
         )
-    if os.path.lexists("results"):
-        raise KdstepsError("results: is a file; move it away, since results are put into a folder")
+    if os.path.lexists(name):
+        raise KdstepsError(f"{name}: is a file; move it away, since {what} put into a folder")
 
 
 def _check(study: Study, *, with_files: bool = True) -> None:
