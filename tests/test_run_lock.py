@@ -22,8 +22,10 @@ from kdsteps.cli.calls import call_of
 from kdsteps.cli.running import run_call
 from kdsteps.errors import KdstepsError
 from kdsteps.jobs import run_lock
+from kdsteps.jobs.job import Job
 from kdsteps.jobs.run_lock import LOCK, RUN, begin_run, during_job, end_run
 from kdsteps.jobs.starting import start_run
+from kdsteps.stages.tune import _result_of_training
 from kdsteps.study.loading import load_study
 
 RUNS = "from kdsteps.jobs.run_lock import begin_run; begin_run()"
@@ -238,6 +240,20 @@ def test_logs_that_cannot_be_written_are_refused_before_the_first_job(monkeypatc
     said = f"^logs/distil/pair/feature_only/0.txt: cannot be written; make the folder {place} "
     with pytest.raises(KdstepsError, match=said):
         start_run("params.yaml")
+
+
+def test_the_student_of_a_trial_that_was_killed_is_removed_when_a_run_begins():
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    left: list[Path] = []
+
+    def train(job: Any) -> None:  # is killed, and the next run begins
+        start_run("params.yaml")
+        left.extend(path for path in job.outputs.values() if path.parent.exists())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _result_of_training(Job(None, {}, {}), train)
+    assert not left
 
 
 def test_a_pipe_with_the_name_of_a_result_is_refused_and_not_read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
@@ -26,3 +27,9 @@ def check_cache_folder() -> None:
     for folder in _FOLDERS:
         for path in folder.glob("*"):
             check_kind(path)
+
+
+def remove_trials() -> None:
+    """Remove the students of trials whose jobs were killed; for a run that has just begun."""
+    for folder in _CACHE.glob("trial-*"):
+        shutil.rmtree(folder, ignore_errors=True)

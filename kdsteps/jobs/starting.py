@@ -11,7 +11,7 @@ from pathlib import Path
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import check_kind, check_places, remove_stale_drafts
 from kdsteps.jobs import code_identity, graph
-from kdsteps.jobs.cache_folder import check_cache_folder
+from kdsteps.jobs.cache_folder import check_cache_folder, remove_trials
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
 from kdsteps.jobs.job_states import LOGS
@@ -55,6 +55,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
     _check_folder("results", "results are")
     _check_folder("logs", "logs are")
     check_cache_folder()
+    remove_trials()
     remove_stale_drafts(Path("results"), below=True)
     study = load_study(path)
     _check_files(study)
