@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -101,21 +101,23 @@ def run_call(
             *(started, time.time(), digests),
         )
         made.write(call.outputs)
-        _date_after(written.values(), [path for paths in call.read.values() for path in paths])
+        _date_before([path for paths in call.read.values() for path in paths], written.values())
         forget_aside(final.values())
         for name in optional.keys() & call.outputs.keys():  # declared, since they are in storage
             call.outputs[name].touch()
 
 
-def _date_after(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Let no output have an earlier time than an input, whatever the clocks of machines say.
+def _date_before(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Let no input have a later time than an output, as after a clock was ahead.
 
-    Snakemake takes such outputs for corrupted, and deletes them.
+    Snakemake takes such outputs for corrupted, and deletes them. It looks at their times only after
+    it has set them to its own, so those of the inputs have to change.
     """
-    newest = max((path.stat().st_mtime_ns for path in inputs), default=0)
-    for path in outputs:
-        if path.stat().st_mtime_ns < newest:
-            os.utime(path, ns=(newest, newest))
+    oldest = min(path.stat().st_mtime_ns for path in outputs)
+    for path in inputs:
+        if path.stat().st_mtime_ns > oldest:
+            with suppress(OSError):  # a file of another user
+                os.utime(path, ns=(oldest, oldest))
 
 
 def _check_inputs(call: Call) -> None:
