@@ -157,6 +157,16 @@ def test_lazy_layers_get_their_weights_from_the_seed_and_the_size_of_the_images(
         assert build_model("./nets.py:Lazy", **options).layers == ("first", "second")
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_is_built_without_gradients_is_cut_alike_and_can_be_trained(mode):
+    built = {"num_classes": 3, "in_channels": 1, "image_size": 8, "name": "test_resnet"}
+    with mode():
+        chain = build_model("timm", **built)
+    assert chain.layers == build_model("timm", **built).layers
+    chain(torch.rand(2, 1, 8, 8)).sum().backward()
+    assert all(weight.grad is not None for weight in chain.parameters())
+
+
 def test_a_chain_is_used_as_it_is():
     assert "layer1.0" in build("chain").layers
 

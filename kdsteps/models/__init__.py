@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from kdsteps.errors import KdstepsError
 from kdsteps.models.backbone import DUMMY_CLASSES, drop_classifier
 from kdsteps.models.chain import Chain
@@ -19,6 +21,7 @@ __all__ = ["Chain", "architecture", "build_model"]
 _WEIGHTS = ("checkpoint", "checkpoint_key", "checkpoint_prefix", "pretrained")
 
 
+@torch.inference_mode(mode=False)  # a network that is cut is tried by its gradient
 def build_model(
     family: str,
     *,
@@ -32,6 +35,8 @@ def build_model(
     **options: Any,
 ) -> Chain:
     """A network of `family`, with fresh weights or with those of a file.
+
+    It can be trained even if it is built within `torch.inference_mode()`.
 
     Args:
         family: A name such as `cifar_resnet`, or a factory such as `./nets.py:Net`.
