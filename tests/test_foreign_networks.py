@@ -175,7 +175,7 @@ def test_a_chain_is_used_as_it_is():
     ("name", "options", "said"),
     [
         ("fixed", {}, "returns (2, 7) for 2 images; the study has 5 classes"),
-        ("nothing", {}, "returns a NoneType; it should return an nn.Module"),
+        ("nothing", {}, "returns a value of type NoneType; it should return an nn.Module"),
         ("failing", {"width": 3}, "cannot be built (RuntimeError: width is odd)"),
         ("Net", {"widht": 3}, "widht is an unknown key; did you mean 'width'"),
         ("Net", {"width": 2.5}, "width is 2.5; it should be a whole number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from _pictures import FILES, as_bytes, color, prepare, prepared, write_folder
 from PIL import Image
 
 from kdsteps.data import prepared as prepared_module
-from kdsteps.data.checks import check_source, doubt_of_bits
+from kdsteps.data.checks import check_returned, check_source, doubt_of_bits
 from kdsteps.data.hashes import Hashes
 from kdsteps.data.prepared import load_prepared
 from kdsteps.data.source import Source
@@ -29,6 +30,7 @@ from kdsteps.files.columns import INDEX
 from kdsteps.files.tables import read_table, write_table
 from kdsteps.files.text import read_json, write_json
 from kdsteps.rehearsal.images import look_at_source
+from kdsteps.stages.prepare import load_source
 from kdsteps.study.settings import Dataset, Prepare
 
 CPU = torch.device("cpu")
@@ -399,10 +401,39 @@ def test_a_source_that_does_not_fit_together_is_refused():
         check_source(source(np.zeros((4, 1, 2, 2)), class_names=("a", "a ")))
     with pytest.raises(KdstepsError, match="two classes are called 'a'"):
         check_source(source(images, class_names=("a", "a")))
-    with pytest.raises(ValueError, match="differ in length"):
-        check_source(source(images, labels=[0, 1]))
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
-        check_source(source(images, split=["dev"] * 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"images": np.zeros((4, 9, 9, 3))}, r"images of the shape \(4, 9, 9, 3\); it should be "),
+        ({"images": np.zeros((4, 9, 9))}, r"images of the shape \(4, 9, 9\); it should be \(N, c"),
+        ({"images": [np.zeros((1, 9, 9))] * 4}, "images of type list; they should be an array"),
+        ({"labels": [0, 1, 0, 1]}, "labels of type list; it should be an array"),
+        ({"labels": np.zeros(4)}, "labels of float64; they should be whole numbers from 0"),
+        ({"labels": np.array([0, 1])}, "labels of length 2 for 4 images; each image needs one"),
+        ({"names": ("a",)}, "names of length 1 for 4 images"),
+        ({"split": None}, "split of type NoneType; it should be an array"),
+        ({"split": np.array(["dev"] * 4)}, "the split 'dev'; use train, validation and test"),
+        ({"class_names": (0, 1)}, r"the class names \(0, 1\); they should be text"),
+        ({"image_size": 8}, r"image_size 8; it should be \(height, width\)"),
+    ],
+)
+def test_what_a_kind_of_data_should_not_return_is_said(given, found):
+    whole = source(np.zeros((4, 1, 9, 9), np.uint8))
+    assert check_returned(whole, "./own.py:load") is whole
+    said = rf"datasets: ./own.py:load returned a Source with {found}"
+    with pytest.raises(KdstepsError, match=said):
+        check_returned(replace(whole, **given), "./own.py:load")
+
+
+def test_a_kind_of_data_that_returns_no_source_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def load():\n    return 5\n")
+    said = "datasets: ./own.py:load returned a value of type int; it should be a kdsteps.data"
+    for entry in ({}, {"labels": "none"}):
+        with pytest.raises(KdstepsError, match=said):
+            load_source(Dataset(kind="./own.py:load", options={}, **entry))
 
 
 # what other stages read

@@ -1,4 +1,4 @@
-"""Checks of the labels of a source before its images are stored."""
+"""Checks of a source and its labels before its images are stored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,51 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.text import unprintable
 
 
+def check_returned(returned: object, kind: str) -> Source:
+    """What a kind of data returned, which may be the user's own: a `Source` as that class says.
+
+    Raises:
+        KdstepsError: It returned something else.
+    """
+    if not isinstance(returned, Source):
+        raise KdstepsError(
+            f"datasets: {kind} returned a value of type {type(returned).__name__}; it should be a "
+            "kdsteps.data.source.Source"
+        )
+    if problem := _form_problem(returned):
+        raise KdstepsError(f"datasets: {kind} returned a Source with {problem}")
+    return returned
+
+
+def _form_problem(source: Source) -> str | None:
+    """What is wrong with the types, shapes and lengths of a source, and its splits; or None."""
+    images, labels, split = source.images, source.labels, source.split
+    if isinstance(images, np.ndarray):
+        shape = images.shape
+        if len(shape) != 4 or (shape[3] in (1, 3) and shape[1] not in (1, 3)):  # channels last
+            return f"images of the shape {shape}; it should be (N, channels, height, width)"
+    elif not hasattr(images, "pictures"):
+        return f"images of type {type(images).__name__}; they should be an array (N, C, H, W)"
+    for name, values in {"labels": labels, "split": split}.items():
+        if not isinstance(values, np.ndarray) or values.ndim != 1:
+            return f"{name} of type {type(values).__name__}; it should be an array (N,)"
+    if not np.issubdtype(labels.dtype, np.integer):
+        return f"labels of {labels.dtype}; they should be whole numbers from 0"
+    if not all(isinstance(name, str) for name in source.class_names):
+        return f"the class names {source.class_names}; they should be text"
+    lengths = {"labels": len(labels), "split": len(split), "names": len(source.names)}
+    for name, length in lengths.items():
+        if length != len(images):
+            return f"{name} of length {length} for {len(images)} images; each image needs one"
+    if unknown := set(split.tolist()) - {*SPLITS, ""}:
+        return f"the split {unknown.pop()!r}; use train, validation and test, or '' for all images"
+    if source.image_size is not None and len(np.shape(source.image_size)) != 1:
+        return f"image_size {source.image_size}; it should be (height, width)"
+    return None
+
+
 def check_source(source: Source, *, labeled: bool = True) -> None:
-    """Check that the labels, names and splits of a source match.
+    """Check the images and labels of a source.
 
     Args:
         labeled: Whether it should have labels.
@@ -20,26 +63,15 @@ def check_source(source: Source, *, labeled: bool = True) -> None:
     Raises:
         KdstepsError: There are no images, fewer than two classes, a class name that cannot be
             printed, or a label out of range.
-        ValueError: The source does not have one label, name and split for each image, or has an
-            unknown split.
     """
-    count = len(source.images)
-    if count == 0:
+    if len(source.images) == 0:
         needed = "every class needs some" if labeled else "put some there"
         raise KdstepsError(f"the data set has no images; {needed}")
-    lengths = {len(source.labels), len(source.names), len(source.split), count}
-    if len(lengths) > 1:
-        raise ValueError(f"images, labels, names and split differ in length: {sorted(lengths)}")
-    unknown = set(np.unique(source.split).tolist()) - set(SPLITS) - {""}
-    if unknown:
-        raise ValueError(f"the source has an unknown split {min(unknown)!r}")
     if labeled:
         _check_classes(source)
 
 
 def _check_classes(source: Source) -> None:
-    if not np.issubdtype(source.labels.dtype, np.integer):
-        raise ValueError(f"labels are {source.labels.dtype}, not whole numbers")
     if len(source.class_names) < 2:
         raise KdstepsError(
             f"the data set has only one class ({''.join(source.class_names)}); at least two are "

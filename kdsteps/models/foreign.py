@@ -59,7 +59,8 @@ def build_foreign(
         return network
     if not isinstance(network, nn.Module):
         raise KdstepsError(
-            f"models: {name} returns a {type(network).__name__}; it should return an nn.Module"
+            f"models: {name} returns a value of type {type(network).__name__}; it should return an "
+            "nn.Module"
         )
     if next(network.parameters(), None) is None:
         raise KdstepsError(

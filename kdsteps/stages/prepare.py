@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kdsteps.data.checks import check_classes, check_source, doubt_of_bits
+from kdsteps.data.checks import check_classes, check_returned, check_source, doubt_of_bits
 from kdsteps.data.image_store import image_store
 from kdsteps.data.source import SPLITS, UNKNOWN, Source, without_labels
 from kdsteps.data.splitting import complete_split, duplicates
@@ -70,11 +70,10 @@ def load_source(settings: Dataset) -> Source:
     """The images of a data set; labels that a kind reads in any case are dropped if not wanted."""
     load = registry.load("data", settings.kind)
     if settings.labels is None:
-        source: Source = load(**settings.options)
-        return source
+        return check_returned(load(**settings.options), settings.kind)
     optional = "labeled" in signature_of("data", load).parameters
-    source = load(**settings.options, **({"labeled": False} if optional else {}))
-    return without_labels(source, settings.classes or ())
+    found = load(**settings.options, **({"labeled": False} if optional else {}))
+    return without_labels(check_returned(found, settings.kind), settings.classes or ())
 
 
 def _key(job: Job[PrepareSettings], source: Source) -> str:
