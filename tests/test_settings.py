@@ -186,6 +186,12 @@ def test_a_wrong_value_is_shown_with_its_place_and_what_would_be_right(
         ({"methods": {"mine": {"method": "kdd"}}}, "methods.mine.method: there is no", "'kd'?"),
         (big(family="cifar_resnt"), "models.big.family: there is no model family", "'cifar_resnet"),
         (big(train={"epochs": 0}), "pairs.pair.teacher is 'big'", "set a checkpoint"),
+        (big(normalize="pretrained"), "models.big.normalize is 'pretrained'", "or leave it out"),
+        (
+            big(normalize={"mean": [0.5], "std": [0.2, 0.2, 0.2]}),
+            "models.big.normalize has 1 means and 3 stds",
+            "one of each per channel",
+        ),
         ({"seeds": [0, 0]}, "seeds has 0 twice", "once"),
         ({"evaluate": {"metrics": ["./a.py:b"] * 2}}, "evaluate.metrics has", "once"),
         (

@@ -87,6 +87,8 @@ class ModelEntry(_Entry):
                 f"interpolation is {self.interpolation!r} and image_size is not set; set it to the "
                 "size to which images are resized"
             )
+        if problem := self._normalize_problem():
+            return problem
         if self.classes is None:
             return None
         by_number = any(isinstance(name, int) for name in self.classes)
@@ -95,6 +97,21 @@ class ModelEntry(_Entry):
             return (
                 "classes are numbers of outputs, and without weights the network has no outputs to "
                 "choose from; set checkpoint or pretrained, or list the names of its outputs"
+            )
+        return None
+
+    def _normalize_problem(self) -> str | None:
+        given = self.normalize
+        if isinstance(given, Normalization) and len(given.mean) != len(given.std):
+            return (
+                f"normalize has {len(given.mean)} means and {len(given.std)} stds; it should have "
+                "one of each per channel"
+            )
+        without_weights = {*shipped("models")} - {"timm", "torchvision"}
+        if given == "pretrained" and self.family in without_weights:
+            return (
+                f"normalize is 'pretrained', and the family {self.family!r} has no published "
+                "weights; set {mean: [...], std: [...]}, or leave it out"
             )
         return None
 
