@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from kdsteps.files.checkpoints import read_checkpoint
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
 from kdsteps.models import build_model
-from kdsteps.report.probes import gap_closed
+from kdsteps.report.citation import results_digest
+from kdsteps.report.probes import gap_closed, pair_probes
+from kdsteps.report.results import load_results
 from kdsteps.study.loading import load_study
 
 # by hand
@@ -176,6 +179,31 @@ def test_by_name_evaluating_a_student_measures_its_features(folder):
     assert done.returncode == 0, done.stderr
     again = read_json(path)
     assert again["values"] == pytest.approx(before["values"])
+
+
+@pytest.mark.slow
+def test_the_report_shows_how_fast_the_networks_are(folder):
+    page = (folder / "results/report/index.html").read_text()
+    cost = " ".join(re.sub("<[^>]+>", " ", page.split('<section id="cost">')[1]).split())
+    timed = read_json(folder / "results/evaluate/latency/pair/latency.json")
+    for name, found in {"big, teacher": timed["teacher"], "embedding": timed["students"]}.items():
+        found = found.get("embedding", found)
+        assert re.search(f"{name} .*?{found['latency_ms']:.2f}", cost)
+    assert "<h2>Cost</h2>" in page and "runs.parquet" not in page
+
+
+@pytest.mark.slow
+def test_the_digest_of_the_report_is_that_of_the_features(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    study = load_study()
+    call = call_of(study, "report", {})
+    results = load_results(call.lists, study)
+    first, second = pair_probes(call.lists, results, study), pair_probes(call.lists, results, study)
+    assert results_digest(results) is None
+    found = results_digest(results, first)
+    assert f"<code>{found}</code>" in (folder / "results/report/index.html").read_text()
+    second[0].rows[0].values.clear()
+    assert results_digest(results, second) != found
 
 
 @pytest.mark.slow

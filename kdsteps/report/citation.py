@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdsteps.jobs import graph
+from kdsteps.report.probes import PairProbes, probe_metrics
 from kdsteps.report.results import Results
 from kdsteps.report.tables import PairTable
 
@@ -80,8 +81,8 @@ def student_files(table: PairTable, runs: pd.DataFrame) -> list[StudentFile]:
     return found
 
 
-def results_digest(results: Results) -> str:
-    """A digest of what all networks predict, as far as their metrics show it; 32 digits.
+def results_digest(results: Results, probes: Sequence[PairProbes] = ()) -> str | None:
+    """A digest of all metrics of predictions and features; 32 digits, or None if there are none.
 
     Times, versions and paths are not part of it, so that a repeated study can be compared.
     """
@@ -89,7 +90,9 @@ def results_digest(results: Results) -> str:
     columns = ["pair", "method", "seed", "diverged", "num_images", *metrics]
     runs = json.loads(results.runs[columns].to_json(orient="records", double_precision=15))
     runs.sort(key=lambda run: (run["pair"], run["method"], run["seed"]))
-    text = json.dumps(runs, sort_keys=True)
+    if not runs and not probes:
+        return None
+    text = json.dumps([runs, probe_metrics(probes)] if probes else runs, sort_keys=True)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -18,7 +18,7 @@ from kdsteps.report.charts.theme import DARK, LIGHT
 from kdsteps.report.citation import bibtex, commands, commits, kdsteps_version, results_digest
 from kdsteps.report.exports import export_view
 from kdsteps.report.gallery import find_mistakes, sheets
-from kdsteps.report.pair_view import pair_view
+from kdsteps.report.pair_view import pair_speeds, pair_view
 from kdsteps.report.probes import PairProbes
 from kdsteps.report.published import MARKERS
 from kdsteps.report.results import Results
@@ -91,6 +91,11 @@ def render(
             (name, figures.costs(group, results.metrics), figures.scale_of(group[0]))
             for name, group in figures.by_dataset(tables)
         ],
+        speeds=[
+            pair_speeds(results, study, name)
+            for name in study.pairs
+            if name in results.speeds and not study.has_labels(name)
+        ],
         qualities=_qualities(results.scores),
         data=results.data,
         leaks=_leaks(results.data),
@@ -101,7 +106,7 @@ def render(
         commits=made_at,
         commands=commands(made_at, kdsteps_version()),
         version=kdsteps_version(),
-        digest=results_digest(results),
+        digest=results_digest(results, probes),
         bibtex=bibtex(study.method_names),
         markers=MARKERS,
         scores=SCORES,

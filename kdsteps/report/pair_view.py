@@ -89,6 +89,17 @@ class PairView:
         return formats.decimals(self.table.num_images)
 
 
+@dataclass(frozen=True)
+class PairSpeeds:
+    """The speed of the networks of a pair without labels; all attributes are as in `PairView`."""
+
+    pair: str
+    costs: list[Metric]
+    networks: list[CostRow]
+    resizing: str
+    timing: str
+
+
 def pair_view(
     results: Results,
     table: PairTable,
@@ -116,7 +127,7 @@ def pair_view(
         quality=_there(results.metrics, table, ("predictions", "teacher")),
         costs=(costs := _there(results.metrics, table, ("network", "speed"))),
         networks=_networks(table, costs),
-        resizing=_resizing(table, study, results.data[table.dataset]),
+        resizing=_resizing(study, table.pair, results, timed_teacher=table.teacher is not None),
         timing=_timing(results.speeds.get(table.pair, {})),
         weakest=_weakest(results, table),
         strip=figures.strip(table, much) if table.rows and much.tables else Markup(),
@@ -152,20 +163,46 @@ def _there(metrics: Sequence[Metric], table: PairTable, sources: Sequence[str]) 
     return [metric for metric in metrics if metric.source in sources and metric.name in known]
 
 
+def pair_speeds(results: Results, study: Study, pair: str) -> PairSpeeds:
+    """The speed of the networks of a pair."""
+    speed, metrics = results.speeds[pair], [m for m in results.metrics if m.source == "speed"]
+    students = {
+        method: tuple(found.get(metric.name) for metric in metrics)
+        for method, found in speed["students"].items()
+    }
+    taught_by = study.pairs[pair].taught_by
+    return PairSpeeds(
+        pair=pair,
+        costs=metrics,
+        networks=_cost_rows(students, speed["teacher"], taught_by, metrics),
+        resizing=_resizing(study, pair, results, timed_teacher=speed["teacher"] is not None),
+        timing=_timing(speed),
+    )
+
+
 def _networks(table: PairTable, metrics: Sequence[Metric]) -> list[CostRow]:
+    students = {row.method: _costs(row, metrics) for row in table.rows}
+    return _cost_rows(students, table.teacher, table.teacher_name, metrics)
+
+
+def _cost_rows(
+    students: Mapping[str, tuple[float | None, ...]],
+    teacher: Mapping[str, Any] | None,
+    teacher_name: str,
+    metrics: Sequence[Metric],
+) -> list[CostRow]:
     """One row per deployed network; methods that deploy the same one are in the same row."""
     methods: dict[tuple[float | None, ...], list[str]] = {}
-    for row in table.rows:
-        methods.setdefault(_costs(row, metrics), []).append(row.method)
+    for method, values in students.items():
+        methods.setdefault(values, []).append(method)
     names = [metric.name for metric in metrics]
-    students = [
+    rows = [
         CostRow(formats.listed(group), False, dict(zip(names, values, strict=True)))
         for values, group in methods.items()
     ]
-    if table.teacher is None:
-        return students
-    teacher = {name: table.teacher.get(name) for name in names}
-    return [CostRow(table.teacher_name, True, teacher), *students]
+    if teacher is None:
+        return rows
+    return [CostRow(teacher_name, True, {name: teacher.get(name) for name in names}), *rows]
 
 
 def _costs(row: MethodRow, metrics: Sequence[Metric]) -> tuple[float | None, ...]:
@@ -174,11 +211,12 @@ def _costs(row: MethodRow, metrics: Sequence[Metric]) -> tuple[float | None, ...
     return tuple(float(f"{sample.mean:.9g}") if sample else None for sample in samples)
 
 
-def _resizing(table: PairTable, study: Study, summary: Mapping[str, Any]) -> str:
+def _resizing(study: Study, pair: str, results: Results, *, timed_teacher: bool) -> str:
     """Which networks of a pair are built for another size than that of the images."""
-    images = tuple(summary["image_shape"][1:])
-    names = [] if table.teacher is None else [table.teacher_name]
-    sizes = {name: study.models[name].image_size for name in (*names, table.student_name)}
+    entry = study.pairs[pair]
+    images = tuple(results.data[entry.dataset]["image_shape"][1:])
+    names = [*([entry.only_teacher] if timed_teacher else []), entry.student]
+    sizes = {name: study.models[name].image_size for name in names}
     resized = [
         f"to {formats.shape(size)} for {name}"
         for name, size in sizes.items()
