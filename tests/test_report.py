@@ -426,7 +426,9 @@ def test_a_student_at_the_level_of_chance_is_named():
 
 def test_one_seed_is_told_as_one_run_each():
     found = verdict(table_of({"labels": {0: 0.9}, "kd": {0: 0.95}}))
-    assert found.headline == "One run each: kd reached 95.0%, labels (90.0%)"
+    assert found.headline == "One run each: kd reached 95.0%, labels 90.0%"
+    found = verdict(table_of({"labels": {0: 0.9}, "kd": {0: 0.9}}))
+    assert found.headline == "One run each: labels and kd tie at 90.0%"
 
 
 def test_diverged_runs_are_named_and_their_methods_come_last():
@@ -611,6 +613,7 @@ def test_a_missing_result_is_told_by_its_path(tmp_path):
 
 def test_numbers_are_written_as_a_reader_expects():
     assert percent(0.97222, 1) == "97.2"
+    assert (percent(-0.5, 0), percent(-0.0001, 1)) == ("−50", "0.0")
     assert percent(None) == percent(float("nan")) == "–"
     assert [points(value) for value in (0.031, -0.002, 0.0001)] == ["+3.1", "−0.2", "0.0"]
     assert (points(-0.0001), signed(-0.01), number(-0.0001)) == ("0.0", "0.0", "0.000")

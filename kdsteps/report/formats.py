@@ -47,7 +47,7 @@ def with_sign(fraction: float | None, digits: int = 1) -> str:
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}" if _known(fraction) else MISSING
+    return _printed(f"{100 * fraction:.{digits}f}") if _known(fraction) else MISSING
 
 
 def points(difference: float | None, digits: int = 1) -> str:

@@ -89,13 +89,17 @@ def _headline(table: PairTable) -> str:
     best = table.best
     if len(table.rows) == 1:
         return f"{_reached(best, table, 'reached')}"
-    if table.num_seeds == 1:
-        return f"One run each: {_reached(best, table, 'reached')}, {_reached(table.rows[1], table)}"
     whole = [row for row in table.rows if row.method not in table.diverged]
     tied = [row for row in whole if abs(best.accuracy.mean - row.accuracy.mean) < ROUNDING]
     if len(tied) > 1:
         names = listed([row.method for row in tied])
-        return f"{names} tie at {with_sign(best.accuracy.mean, decimals(table.num_images))}"
+        return f"{'One run each: ' * (table.num_seeds == 1)}{names} tie at {_at(best, table)}"
+    if table.num_seeds == 1:
+        second = table.rows[1]
+        return (
+            f"One run each: {_reached(best, table, 'reached')}, "
+            f"{second.method} {_at(second, table)}"
+        )
     if best.method == table.references.get("labels"):
         methods = "No method without diverged runs" if table.diverged else "No method"
         return f"{methods} did better than {_reached(best, table)}"
