@@ -492,7 +492,7 @@ def test_the_listing_adds_up_to_the_network():
     assert (rows[-1].parameters, rows[-1].multiply_adds) == (8 * 3 + 3, 8 * 3)
     text = render_layers(rows, ["models: a note"])
     assert text.splitlines()[0].split() == [
-        "layer", "shape", "layout", "parameters", "multiply-adds", "stage",
+        "layer", "shape", "layout", "parameters", "MACs", "stage",
     ]  # fmt: skip
     assert [line.split()[0] for line in text.splitlines() if line.endswith(" *")] == [
         "stages.0.1", "stages.1.1",

@@ -58,6 +58,10 @@ def test_a_method_of_ones_own_has_its_options_described(capsys, tmp_path, monkey
     text = printed(capsys, "methods", "./mine.py:Mine")
     assert "What I try." in text
     assert "sharpness: 2.5 (number) How sharp it is." in text
+    source = (tmp_path / "mine.py").read_text()
+    (tmp_path / "plain.py").write_text(source.replace('    """What I try."""\n\n', ""))
+    assert main(["options", "methods", "./plain.py:Mine"]) == 0
+    assert capsys.readouterr().out.startswith("method ./plain.py:Mine\n")
 
 
 def test_a_name_that_does_not_exist_has_a_suggestion(capsys):

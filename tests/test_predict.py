@@ -243,10 +243,10 @@ def test_an_empty_folder_is_named_and_the_others_are_classified(
     assert main(["predict", str(folder), *given]) == 2
     said = capsys.readouterr()
     assert said.out.startswith(given[1])
-    assert f"{given[0]}: has no images of the endings" in said.err
+    assert f"{given[0]}: has no images; files should end in" in said.err
     assert "1 of 2 images or folders could not be classified" in said.err
     assert main(["predict", str(folder), given[0]]) == 2
-    assert "has no images of the endings" in capsys.readouterr().err
+    assert "has no images; files should end in" in capsys.readouterr().err
 
 
 def test_each_image_has_a_line(folder: Path, images: Path, capsys: pytest.CaptureFixture[str]):

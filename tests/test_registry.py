@@ -452,7 +452,7 @@ CHECKS: list[tuple[str, dict[str, Any], str | None]] = [
     ("wide_resnet", {"depth": 20}, "depth is 20; it should be 6 n + 4: 10, 16"),
     ("shufflenet", {"size": 3.0}, "size is 3; it should be one of 0.5, 1.0"),
     ("vit", {"width": 10, "heads": 4}, "heads is 4, which does not divide width 10"),
-    ("timm", TIMM | {"name": "resnet19"}, "name is 'resnet19', which timm does not have; near are"),
+    ("timm", TIMM | {"name": "resnet19"}, "name is 'resnet19', which timm does not have; the"),
     ("timm", TIMM | {"name": "resnet18.a9_in1k"}, "resnet18.a1_in1k"),
     ("timm", TIMM | {"name": "resnet18.a1_in1k", "drop_path_rate": 0.1}, None),
     (
@@ -462,7 +462,7 @@ CHECKS: list[tuple[str, dict[str, Any], str | None]] = [
     ),
     ("timm", TIMM | {"name": "resnet18", "features_only": True}, "features_only is true"),
     ("timm", TIMM | {"name": "hf-hub:somebody/network"}, None),
-    ("torchvision", TORCHVISION | {"name": "resnet19"}, "near are resnet18"),
+    ("torchvision", TORCHVISION | {"name": "resnet19"}, "the nearest are resnet18"),
     (
         "torchvision",
         TORCHVISION | {"name": "mobilenet_v2", "dropot": 0.1},

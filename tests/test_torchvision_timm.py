@@ -209,7 +209,7 @@ def test_a_grey_image_is_seen_as_its_colour_copy_was():
 
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
 def test_an_unknown_name_is_answered_with_the_nearest(family):
-    with pytest.raises(KdstepsError, match=rf"'resnet19', which {family}.*near are .*resnet18"):
+    with pytest.raises(KdstepsError, match=rf"'resnet19', which {family}.*nearest are .*resnet18"):
         build_model(family, name="resnet19", num_classes=5, image_size=32)
 
 

@@ -81,7 +81,7 @@ def _all(section: str) -> Iterator[str]:
 def _one(section: str, name: str) -> Iterator[str]:
     kind = SECTIONS[section]
     part = registry.find(kind, name, section)
-    yield f"{NOUNS[kind]} {name}: {_summary(part)}"
+    yield ": ".join(filter(None, (f"{NOUNS[kind]} {name}", _summary(part))))
     if kind == "methods":
         yield f"needs {_NEEDS[part.wants or 'nothing']}, and {_labels(part)}"
     entry = f"an entry of the section `{section}` in params.yaml"

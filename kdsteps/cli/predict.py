@@ -76,7 +76,7 @@ def predict(given: argparse.Namespace) -> None:
     paths = [path for argument in given.images for path in inside[argument]]
     endings = ", ".join(SUFFIXES)
     empty = [
-        f"{argument}: has no images of the endings {endings}"
+        f"{argument}: has no images; files should end in {endings}"
         for argument, found in inside.items()
         if not found
     ]

@@ -72,7 +72,7 @@ def render_layers(rows: Sequence[LayerRow], notes: Sequence[str] = ()) -> str:
         rows: Of one network.
         notes: Sentences to end with, such as a chain's notes.
     """
-    table = [("layer", "shape", "layout", "parameters", "multiply-adds", "stage")]
+    table = [("layer", "shape", "layout", "parameters", "MACs", "stage")]
     table += [
         (
             row.layer,

@@ -220,8 +220,7 @@ def _images(
                 _doubt_classes(folder, images)
         elif not any(images.values()):
             raise KdstepsError(
-                f"{folder}: has no images; put some there, with one of the endings "
-                f"{', '.join(SUFFIXES)}"
+                f"{folder}: has no images; put files there that end in {', '.join(SUFFIXES)}"
             )
         rows += [
             (split, file, entry.name if labeled else "")
@@ -243,8 +242,8 @@ def _check_classes(folder: Path, images: Mapping[Path, Sequence[Path]]) -> None:
     """Raise KdstepsError for a class without images; links to class folders do not count."""
     if not any(images.values()):
         raise KdstepsError(
-            f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, with one "
-            f"of the endings {', '.join(SUFFIXES)}, or set `labels: none`"
+            f"{folder}: has no images in class folders; put them at {folder}/cat/1.png, as files "
+            f"that end in {', '.join(SUFFIXES)}, or set `labels: none`"
         )
     empty = [entry for entry, inside in images.items() if not inside and not entry.is_symlink()]
     if empty:

@@ -17,7 +17,7 @@ _UNKNOWN = re.compile(r"unexpected keyword argument(?:\(s\): \[)? ?'(\w+)'")
 def unknown_name(name: str, library: str, names: Collection[str]) -> str:
     """What is wrong with the name of a network, with the names that are nearest to it."""
     near = difflib.get_close_matches(name, names, n=3)
-    right = f"near are {', '.join(near)}" if near else "see its list_models()"
+    right = f"the nearest are {', '.join(near)}" if near else "see its list_models()"
     return f"name is {name!r}, which {library} does not have; {right}"
 
 
