@@ -182,6 +182,11 @@ def test_a_list_that_does_not_match_the_folder_is_refused(pets, text, message):
         folder.load(path=str(pets), test="test.txt")
 
 
+def test_a_list_that_does_not_exist_is_the_one_that_is_named(pets):
+    with pytest.raises(KdstepsError, match=r"datasets: test: .*/held-out.txt does not exist; name"):
+        folder.load(path=str(pets), test="held-out.txt")
+
+
 def test_lists_and_folders_are_not_mixed(tmp_path):
     write_folder(tmp_path / "train", {"a": 1, "b": 1})
     (tmp_path / "test.txt").write_text("a/0.png")

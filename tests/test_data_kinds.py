@@ -177,7 +177,7 @@ def test_what_is_wrong_with_folders_is_said(tmp_path):
     write_folder(parts / "test", {"a": 1, "c": 1})
     with pytest.raises(KdstepsError, match=r"test images have a class 'c' that the training"):
         folder.load(path=str(parts))
-    with pytest.raises(KdstepsError, match=r"test: .*exam is not a folder"):
+    with pytest.raises(KdstepsError, match=r"test: .*exam does not exist; name a folder, or"):
         folder.load(path=str(parts), test="exam")
 
 

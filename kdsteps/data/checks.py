@@ -127,7 +127,7 @@ def check_classes(labels: np.ndarray, split: np.ndarray, class_names: Sequence[s
     if empty:
         raise KdstepsError(
             f"class {empty[0]!r} has no training images"
-            + (f" (nor do {len(empty) - 1} others)" if len(empty) > 1 else "")
+            + (f" (and {len(empty) - 1} more)" if len(empty) > 1 else "")
             + (
                 "; if labels start at 1, subtract 1 from each"
                 if empty == ["0"]

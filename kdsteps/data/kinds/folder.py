@@ -149,12 +149,13 @@ def _split_folders(root: Path, given: Mapping[str, Sequence[str]]) -> dict[str, 
     """The folders of each split; {"": [root]} where `root` itself has the class folders."""
     if given:
         wanted = {"train": ("train",)} | dict(given)
-        for split, names in wanted.items():
-            for name in names:
-                if not _within(root, name).is_dir():
+        for split in (*given, "train"):
+            for folder in (_within(root, name) for name in wanted[split]):
+                if not folder.is_dir():
+                    what = "is not a folder" if folder.exists() else "does not exist"
                     raise KdstepsError(
-                        f"datasets: {split}: {_within(root, name)} is not a folder; name one "
-                        f"within {root}, or a text file with one image per line"
+                        f"datasets: {split}: {folder} {what}; name a folder, or a text file with "
+                        f"one image per line, within {root}"
                     )
         return {split: [_within(root, name) for name in names] for split, names in wanted.items()}
     inside = _folders_in(root)
