@@ -174,6 +174,7 @@ def test_two_values_that_change_places_are_noticed(study: Study):
 
 def test_a_changed_value_runs_its_jobs_and_the_old_one_is_restored_without_training(study: Study):
     before = study.bytes_of(STUDENTS)
+    study.run(["find", "results", "-exec", "touch", "--date", "2 days", "{}", "+"])
     study.change(methods=WARMER, loggers={"dvclive": None})
     study.snakemake()
     assert set(study.executed()) == KD
