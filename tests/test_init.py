@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +15,14 @@ import timm
 import torch
 import yaml
 from _pictures import as_bytes, color, write_folder
-from _study import REPOSITORY
+from _study import REPOSITORY, clean_environment
 from PIL import Image
 
 from kdsteps.cli import main as cli
 from kdsteps.cli.init import _pipeline
 from kdsteps.cli.networks import Network, pretrained_network
 from kdsteps.cli.proposal import STUDENT, TEACHER, proposed_study, training_length
+from kdsteps.cli.resolve import check_dependencies
 from kdsteps.data.overview import Overview, look_at
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import write_checkpoint
@@ -464,6 +467,18 @@ def test_paths_in_the_study_are_relative_and_others_stay_absolute(here: Path, mo
     assert cli.main(["init", "../other", "--images", str(here / "elsewhere")]) == 0
     other = load_study("../other/params.yaml").datasets["elsewhere"]
     assert other.options["path"] == str(here / "elsewhere")
+
+
+def test_images_in_a_folder_named_like_a_value_of_dvc_are_followed(here: Path, monkeypatch):
+    write_folder(here / "a${b}", {"cat": 2, "dog": 2})
+    assert cli.main(["init", "study", "--images", "a${b}"]) == 0
+    monkeypatch.chdir("study")
+    listed = [sys.executable, "-m", "dvc", "stage", "list"]  # which replaces values
+    subprocess.run(listed, env=clean_environment(), check=True)
+    check_dependencies([Path("../a${b}")], "params.yaml")
+    Path("dvc.yaml").write_text("stages: {resolve: {cmd: kdsteps resolve, deps: [kdsteps.lock]}}")
+    with pytest.raises(KdstepsError, match=re.escape(r"`deps: [kdsteps.lock, '../a\${b}']`")):
+        check_dependencies([Path("../a${b}")], "params.yaml")
 
 
 def test_a_link_to_images_elsewhere_is_named_as_a_link(here: Path):

@@ -15,6 +15,7 @@ import yaml
 
 from kdsteps.cli.networks import Network, is_file, network_of_file, pretrained_network
 from kdsteps.cli.proposal import STUDENT, TEACHER, described, proposed_study, stored_size
+from kdsteps.cli.resolve import as_dependencies
 from kdsteps.errors import KdstepsError
 from kdsteps.files.home import expanded
 from kdsteps.files.manifest import source_paths
@@ -218,10 +219,10 @@ def _pipeline(inputs: list[str], params: str) -> str:
         params: The text of params.yaml, whose first pair has the student that DVC knows by name.
     """
     text = (_TEMPLATES / "pipeline.yaml").read_text(encoding="utf-8")
-    followed = yaml.safe_dump([str(LOCK), *inputs], default_flow_style=True, width=10_000)
+    followed = as_dependencies([str(LOCK), *inputs])
     pair = next(iter(yaml.safe_load(params)["pairs"]))
     text = text.replace("results/export/resnet20-resnet8/", f"results/export/{pair}/")
-    return text.replace(f"deps: [{LOCK}]", f"deps: {followed.strip()}")
+    return text.replace(f"deps: [{LOCK}]", f"deps: {followed}")
 
 
 def _is_in_git(folder: Path) -> bool:

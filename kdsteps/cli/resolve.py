@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kdsteps.study.study import Study
 _PIPELINE = Path("dvc.yaml")
 _STAGE = "resolve"
 _EXPORTS = "results/export"
+_VALUE = "${"  # what DVC replaces by a value begins so, unless a backslash is before it
 FOLDER = "results/settings"
 
 
@@ -63,8 +64,6 @@ def check_dependencies(paths: Sequence[Path], params: str) -> None:
     Raises:
         KdstepsError: The stage does not depend on one of them; the message has the line to write.
     """
-    import yaml
-
     if (dependencies := _dependencies()) is None:
         return
     listed = {os.path.abspath(path) for path in dependencies}
@@ -77,12 +76,10 @@ def check_dependencies(paths: Sequence[Path], params: str) -> None:
                 "since it has the results as well; move the images into a folder for them alone"
             )
     if missing:
-        line = yaml.safe_dump(
-            [*dependencies, *map(str, missing)], default_flow_style=True, width=10_000
-        )
+        line = as_dependencies([*dependencies, *map(str, missing)])
         raise KdstepsError(
             f"{_PIPELINE}: the stage {_STAGE!r} does not depend on {', '.join(map(str, missing))}, "
-            f"so `dvc status` would miss a change there; write `deps: {line.strip()}` in that stage"
+            f"so `dvc status` would miss a change there; write `deps: {line}` in that stage"
         )
 
 
@@ -110,7 +107,16 @@ def _dependencies() -> list[str] | None:
         entries = _pipeline()["stages"][_STAGE].get("deps") or []
     except (AttributeError, KeyError, TypeError):
         return None  # what is wrong with dvc.yaml is for DVC to say
-    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    paths = [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+    return [path.replace(f"\\{_VALUE}", _VALUE) for path in paths]
+
+
+def as_dependencies(paths: Iterable[str]) -> str:
+    """Paths as the value of `deps` in dvc.yaml, where DVC would replace `${NAME}` by a value."""
+    import yaml
+
+    escaped = [path.replace(_VALUE, f"\\{_VALUE}") for path in paths]
+    return yaml.safe_dump(escaped, default_flow_style=True, width=10_000).strip()
 
 
 def _pipeline() -> dict[str, Any]:
