@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import inspect
 import re
 from importlib import import_module
@@ -78,6 +79,19 @@ def test_the_commands_start_from_the_commit_without_its_mark():
         "# with kdsteps 0.1.0 and its extra `workflow` installed",
     ]
     assert commands([], None) == ["snakemake --cores 4 --resources gpu=1  # or: dvc repro"]
+
+
+def test_the_page_has_the_whole_study_with_the_defaults_of_all_options(tmp_path):
+    job = make_results(tmp_path, make_study(seeds=2, methods=("labels", "kd")))
+    shown = render_page(job).split("params.yaml with all defaults")[1].split("<pre>")[1]
+    found = yaml.safe_load(html.unescape(shown.split("</pre>")[0]))
+    assert found["methods"]["kd"]["temperature"] == 4
+    study, again = parse_study(job.settings.study), parse_study(found)
+    assert (again.methods, again.models, again.datasets) == (
+        study.methods,
+        study.models,
+        study.datasets,
+    )
 
 
 def test_the_digest_depends_on_predictions_and_not_on_times(tmp_path):

@@ -110,8 +110,23 @@ def render(
         bibtex=bibtex(study.method_names),
         markers=MARKERS,
         scores=SCORES,
-        params=yaml.safe_dump(study.described, sort_keys=False, allow_unicode=True),
+        params=yaml.safe_dump(_settings(study), sort_keys=False, allow_unicode=True),
     )
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """The study as in params.yaml, with all sections and options in full."""
+    parts: dict[str, Mapping[str, Any]] = {
+        "datasets": study.datasets,
+        "models": study.models,
+        "methods": study.methods,
+    }
+    written = study.described
+    in_full = {
+        section: {name: entry | entries[name].options for name, entry in written[section].items()}
+        for section, entries in parts.items()
+    }
+    return written | in_full
 
 
 def _leaks(data: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
