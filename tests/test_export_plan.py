@@ -109,6 +109,15 @@ def test_runs_have_the_order_of_the_files_after_the_settings_were_json():
     assert all(f"/{run}/" in path for run, path in pairs)
 
 
+def test_another_order_of_seeds_exports_nothing_again():
+    names = {"pair": "pair", "student": "best"}
+    one, other = (
+        graph.node(parse_study(STUDY | {"seeds": seeds, "export": {}}), "export", names)
+        for seeds in ([0, 1], [1, 0])
+    )
+    assert one == other
+
+
 def test_code_of_every_network_that_may_be_exported_counts():
     methods = {"labels": {}, "simkd": {}}
     chosen = parse_study(STUDY | {"methods": methods, "export": {"runs": ["best", "labels"]}})

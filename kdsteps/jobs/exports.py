@@ -31,7 +31,7 @@ def export_settings(study: Study, name: str, run: str) -> ExportSettings:
         several=pair.teachers is not None,
         run=run,
         methods=methods,
-        seeds=study.seeds,
+        seeds=tuple(sorted(study.seeds)),
         formats=params.export.formats,
         int8=params.export.int8,
         latency_runs=params.evaluate.latency_runs,
