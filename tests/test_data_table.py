@@ -93,7 +93,7 @@ def test_a_list_is_prepared_as_the_folder_that_it_lists(tmp_path):
     [
         (ROWS, {"image": "file"}, "no column 'file' for the option `image`"),
         (ROWS, {"split": "fold"}, "no column 'fold' for the option `split`"),
-        (ROWS, {"test": "test"}, "test needs `split`"),
+        (ROWS, {"test": "fold"}, "test needs `split`"),
         (ROWS, {"split": "split", "test": "exam"}, "no row has the split 'exam'"),
         (ROWS, {"split": "split", "test": "train"}, "train and test are both 'train'; an image is"),
         ([*ROWS, ("a/0.png", "cat", "dev set")], {"split": "split"}, "row 3 has the split 'dev"),

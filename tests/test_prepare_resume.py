@@ -17,6 +17,7 @@ from _pictures import FILES, as_bytes, color, prepare, prepared, settings_of, wr
 
 from kdsteps.data import encoded, image_store, storing
 from kdsteps.errors import KdstepsError
+from kdsteps.study.part_checks import options_problem
 
 COUNT, CHUNK = 96, 8
 # Prepares slowly, in small pieces that are all recorded; killed by the test.
@@ -213,5 +214,10 @@ def test_store_is_resize_and_crop_in_one(tmp_path):
 def test_sizes_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(KdstepsError, match="store and crop both set the stored size"):
         sized(tmp_path, store=16, crop=12)
+    sizes = {"store": 16, "resize": None, "crop": 12}
+    others = {"split": None, "train": None, "validation": None, "test": None, "name": "CIFAR10"}
+    for kind in ("folder", "table", "parquet", "torchvision"):
+        found = options_problem("data", kind, sizes | others)
+        assert found is not None and "both set the stored size" in found, kind
     with pytest.raises(KdstepsError, match=r"image_size is 20 x 20, images are stored with 16"):
         sized(tmp_path, store=16, image_size=20)

@@ -68,6 +68,16 @@ def pair(size: Size) -> tuple[int, int]:
     return height, width
 
 
+def size_problem(*, store: Size | None, resize: Size | None, crop: Size | None) -> str | None:
+    """What is wrong with options that set the stored size, or None."""
+    if store is None or (resize is None and crop is None):
+        return None
+    other = "resize" if resize is not None else "crop"
+    return (
+        f"store and {other} both set the stored size; `store` alone resizes and crops to the center"
+    )
+
+
 def make_form(
     *,
     resize: Size | None,
@@ -83,12 +93,8 @@ def make_form(
     Raises:
         KdstepsError: `store` is combined with `resize` or `crop`.
     """
-    if store is not None and (resize is not None or crop is not None):
-        other = "resize" if resize is not None else "crop"
-        raise KdstepsError(
-            f"datasets: store and {other} both set the stored size; `store` alone resizes and "
-            "crops to the center"
-        )
+    if problem := size_problem(store=store, resize=resize, crop=crop):
+        raise KdstepsError(f"datasets: {problem}")
     if store is None and resize is None and crop is None:
         store = image_size
     return Form(3, resize, store, crop)

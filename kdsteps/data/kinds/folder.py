@@ -15,6 +15,7 @@ from pydantic import PositiveInt
 
 from kdsteps.data.decoding import SUFFIXES, Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.form import size_problem
 from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_lists import splits_by_list
@@ -25,6 +26,8 @@ from kdsteps.files.home import expanded
 from kdsteps.files.walk import Walk, is_debris
 
 log = logging.getLogger("kdsteps")
+
+options_problem = size_problem  # no other options contradict each other
 
 _SHOWN = 3  # names of classes in a sentence
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class, box, tab between them

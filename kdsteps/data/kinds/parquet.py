@@ -21,12 +21,15 @@ from pydantic import PositiveInt
 from kdsteps.data.class_labels import classes_of, label_column, numbered
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.form import size_problem
 from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.subset import matching, thinned
 from kdsteps.errors import KdstepsError, nearest
 
 _AT_A_TIME = 256  # rows whose images are in memory before they are decoded
+
+options_problem = size_problem  # no other options contradict each other
 
 
 def load(

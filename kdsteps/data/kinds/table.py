@@ -6,7 +6,7 @@ import csv
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 from kdsteps.data.class_labels import classes_of, label_column, whole_numbers
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.form import size_problem
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import thinned
@@ -69,15 +70,13 @@ def load(
             does not exist; or two splits have one name.
     """
     file = expanded(path)
+    given = {"train": train, "validation": validation, "test": test}
+    if problem := options_problem(split=split, **given, store=store, resize=resize, crop=crop):
+        raise KdstepsError(f"datasets: {problem}")
     columns = {"image": image} | ({"label": label} if labeled else {})
     columns |= {} if split is None else {"split": split}
     table = _read(file, columns)
-    given = {"train": train, "validation": validation, "test": test}
     named = {name: value for name, value in given.items() if value is not None}
-    if named and split is None:
-        raise KdstepsError(
-            f"datasets: {next(iter(named))} needs `split`, the column it is found in"
-        )
     splits = _splits(table, split, named, file)
     values = _labels(table, label, file) if labeled else np.full(len(table), "")
     labels, class_names = classes_of(values)
@@ -103,6 +102,14 @@ def load(
         store=store,
         image_size=image_size,
     )
+
+
+def options_problem(*, split: str | None, **others: Any) -> str | None:
+    """What is wrong with options together, or None."""
+    named = next((name for name in SPLITS if others[name] is not None), None)
+    if named is not None and split is None:
+        return f"{named} needs `split`, the column it is found in"
+    return size_problem(**{name: others[name] for name in ("store", "resize", "crop")})
 
 
 def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:

@@ -14,6 +14,7 @@ from pydantic import PositiveInt
 
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
+from kdsteps.data.form import size_problem
 from kdsteps.data.idx import find_idx, read_idx
 from kdsteps.data.source import Source
 from kdsteps.data.subset import thinned
@@ -78,7 +79,7 @@ def load(
     Raises:
         KdstepsError: There is no such data set, or its files are missing or cannot be downloaded.
     """
-    if problem := options_problem(name=name):
+    if problem := options_problem(name=name, store=store, resize=resize, crop=crop):
         raise KdstepsError(f"datasets: {problem}")
     folder = expanded(root)
     found = _from_idx(folder, name, download) if name in _IDX else _opened(folder, name, download)
@@ -107,11 +108,11 @@ def load(
     )
 
 
-def options_problem(*, name: str) -> str | None:
-    """What is wrong with the name of a data set, or None."""
+def options_problem(*, name: str, **sizes: Any) -> str | None:
+    """What is wrong with the name of a data set, or with options of the stored size; or None."""
     known = (*_BY_TRAIN, *_SPLITS, *_UNDIVIDED)
     if name in known:
-        return None
+        return size_problem(**{option: sizes[option] for option in ("store", "resize", "crop")})
     return f"name is {name!r}, which kdsteps does not read from torchvision" + nearest(
         name, sorted(known)
     )
