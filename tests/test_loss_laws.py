@@ -239,5 +239,14 @@ def test_maps_of_other_sizes_are_compared_at_the_smaller_one():
     assert torch.allclose(at_loss(small, large), at_loss(small, pooled))
 
 
+@pytest.mark.parametrize("name", MAP_LOSSES)
+@pytest.mark.parametrize("size", [(8, 2), (6, 3), (5, 1)])
+def test_a_loss_of_maps_does_not_tell_height_from_width(name, size):
+    torch.manual_seed(0)
+    student, teacher = torch.rand(2, 3, 4, *size, dtype=torch.float64)
+    turned = MAP_LOSSES[name](student.transpose(2, 3), teacher.transpose(2, 3))
+    assert turned.item() == pytest.approx(MAP_LOSSES[name](student, teacher).item())
+
+
 def test_one_image_alone_has_no_relations():
     assert rkd_loss(torch.ones(1, 3), torch.ones(1, 2), 25.0, 50.0).item() == 0

@@ -28,7 +28,7 @@ def hcl_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         Scalar; the maps themselves have weight 1, their averages over 4x4, 2x2 and 1x1 cells, as
         far as those are coarser than the maps, 1/2, 1/4 and 1/8, and the weights are scaled to sum
-        to 1.
+        to 1. A side shorter than the cells keeps its length: the paper has square maps only.
 
     Raises:
         ValueError: The shapes differ.
@@ -37,8 +37,10 @@ def hcl_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """
     same_shape(student_map, teacher_map, "maps")
     total, weights, weight = F.mse_loss(student_map, teacher_map), 1.0, 1.0
-    for cells in (4, 2, 1):
-        if cells >= student_map.shape[2]:
+    height, width = student_map.shape[2:]
+    for side in (4, 2, 1):
+        cells = min(side, height), min(side, width)
+        if cells == (height, width):
             continue
         weight /= 2
         student_cells = F.adaptive_avg_pool2d(student_map, cells)
