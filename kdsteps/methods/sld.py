@@ -119,7 +119,7 @@ class SLD(LogitMethod):
         if not self.self_weight:
             return terms
         if batch.epoch < self.self_after:
-            return terms | {"self": student.new_zeros(())}
+            return terms | {"self": terms["teacher"].new_zeros(())}
         own = student.detach() if self.self_detach else student
         return terms | {"self": self.self_weight * self.loss(student, own, batch)}
 
