@@ -340,6 +340,21 @@ def test_one_cycle_leaves_the_momentum_of_the_recipe_alone(momentum):
     assert fit.optimizer.param_groups[0]["momentum"] == momentum
 
 
+def test_one_cycle_has_the_rates_and_moments_that_its_setting_describes():
+    described = {"learning_rate": 1.0, "schedule": "onecycle", "epochs": 20, "optimizer": "adamw"}
+    fit = fit_of("labels", **described)
+    group, rates, moments = fit.optimizer.param_groups[0], [], []
+    for _ in range(fit.recipe.epochs * fit.steps_per_epoch + 1):
+        rates.append(group["lr"])
+        moments.append(group["betas"][0])
+        fit.optimizer.step()
+        if len(rates) <= fit.recipe.epochs * fit.steps_per_epoch:
+            fit.schedule.step()
+    assert (rates[0], rates[-1]) == (pytest.approx(1 / 25), pytest.approx(1 / 250_000))
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert (moments[0], min(moments), moments[-1]) == pytest.approx((0.95, 0.85, 0.95), abs=0.001)
+
+
 @pytest.mark.parametrize(
     ("terms", "words"),
     [

@@ -135,7 +135,9 @@ class Training(AugmentationSettings):
     weight_decay: NonNegativeFloat = 5e-4
     """Weight decay; decoupled from the gradient for adamw."""
     schedule: Literal["constant", "cosine", "onecycle", "steps"] = "steps"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate falls after the warm-up. `onecycle` is PyTorch's `OneCycleLR`: it rises
+    from a 25th of the peak and falls to a 250,000th of it, both along a cosine; with adamw, beta1
+    falls from 0.95 to 0.85 meanwhile, and rises again."""
     warmup: Fraction = 0.0
     """Fraction of all steps in which the learning rate rises; onecycle: 0.3 if this is 0."""
     milestones: tuple[PositiveFloat, ...] = (0.625, 0.75, 0.875)
