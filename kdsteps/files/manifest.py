@@ -216,14 +216,14 @@ def _listed(table: Path, column: str) -> dict[str, str]:
         if table.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            _check_column(column, pq.read_schema(table).names, table)
+            check_column(table, "image", column, pq.read_schema(table).names)
             names = pq.read_table(table, columns=[column])[column].to_pylist()
         else:
             with table.open(encoding="utf-8-sig", newline="") as lines:
                 first = lines.readline()
                 lines.seek(0)
                 rows = csv.DictReader(lines, delimiter=max("\t,;", key=first.count))
-                _check_column(column, rows.fieldnames or (), table)
+                check_column(table, "image", column, rows.fieldnames or ())
                 names = [row[column] for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         reason = " ".join(str(error).split())
@@ -234,8 +234,9 @@ def _listed(table: Path, column: str) -> dict[str, str]:
     return {name: str(table.parent / expanded(name)) for name in names if name}
 
 
-def _check_column(column: str, columns: Sequence[str], table: Path) -> None:
+def check_column(table: Path, option: str, column: str, columns: Sequence[str]) -> None:
+    """Raise KdstepsError if a table lacks the column that an option of a data set names."""
     if column not in columns:
         raise KdstepsError(
-            f"{table}: has no column {column!r} for the option `image`{nearest(column, columns)}"
+            f"{table}: has no column {column!r} for the option `{option}`{nearest(column, columns)}"
         )

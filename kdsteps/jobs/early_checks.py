@@ -143,9 +143,10 @@ def _that_start_from(study: Study, model: str) -> Iterator[graph.JobNode]:
 def _is_done(node: graph.JobNode) -> bool:
     """Whether a job's results exist, unless they are known to be those of other settings."""
     outputs = graph.outputs(node.rule, node.names)
+    if not all(map(isfile, outputs.values())):
+        return False
     known = read_provenance(provenance_file(outputs))
-    made_otherwise = known is not None and settings_changed(known, node.text)
-    return all(map(isfile, outputs.values())) and not made_otherwise
+    return known is None or not settings_changed(known, node.text)
 
 
 class _Prepared(NamedTuple):

@@ -8,10 +8,9 @@ from contextlib import suppress
 from kdsteps.errors import KdstepsError
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
-from kdsteps.study.settings import Dataset, Model
+from kdsteps.study.settings import WITH_PUBLISHED_WEIGHTS, Dataset, Model
 from kdsteps.study.study import Study
 
-_FAMILIES = ("timm", "torchvision")
 _OF_ANYONE = ("hf-hub:", "local-dir:")  # names of weights that timm passes through
 _FEWEST = 384  # outputs of any classifier that timm 1.0 or torchvision 0.28 publishes
 _NUM_DIGITS = 10
@@ -42,7 +41,7 @@ def classifier_problems(study: Study) -> Iterator[str]:
 def _num_outputs_needed(model: Model, dataset: Dataset, name: str) -> int | None:
     """How many outputs published weights have to have; None where that cannot be said."""
     weights = str(model.options.get("name", ""))
-    known = model.family in _FAMILIES and not weights.startswith(_OF_ANYONE)
+    known = model.family in WITH_PUBLISHED_WEIGHTS and not weights.startswith(_OF_ANYONE)
     if not (known and model.options.get("pretrained")) or model.options.get("checkpoint"):
         return None
     if model.classes:

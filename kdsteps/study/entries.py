@@ -20,6 +20,7 @@ from kdsteps.study.part_imports import shipped
 from kdsteps.study.probe_settings import Probe
 from kdsteps.study.section import EachOnce, Section, Seed
 from kdsteps.study.settings import (
+    WITH_PUBLISHED_WEIGHTS,
     Build,
     Cache,
     Combination,
@@ -107,7 +108,7 @@ class ModelEntry(_Entry):
                 f"normalize has {len(given.mean)} means and {len(given.std)} stds; it should have "
                 "one of each per channel"
             )
-        without_weights = {*shipped("models")} - {"timm", "torchvision"}
+        without_weights = {*shipped("models")} - {*WITH_PUBLISHED_WEIGHTS}
         if given == "pretrained" and self.family in without_weights:
             return (
                 f"normalize is 'pretrained', and the family {self.family!r} has no published "

@@ -236,6 +236,10 @@ class Dataset(Section):
     classes: tuple[str, ...] | None = None
 
 
+WITH_PUBLISHED_WEIGHTS = ("timm", "torchvision")
+"""Families whose networks can start from weights that their library publishes."""
+
+
 class Model(Section):
     """A network: its family with the options of that family, `checkpoint` among them.
 

@@ -25,7 +25,8 @@ from kdsteps.data.form import size_problem
 from kdsteps.data.overlaps import check_once
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.subset import matching, thinned
-from kdsteps.errors import KdstepsError, nearest
+from kdsteps.errors import KdstepsError
+from kdsteps.files.manifest import check_column
 
 _AT_A_TIME = 256  # rows whose images are in memory before they are decoded
 
@@ -122,10 +123,9 @@ def _open(path: Path, image: str, label: str | None) -> pq.ParquetFile:
             f"{path}: is not a readable Parquet file ({error}); use a complete one"
         ) from error
     schema = file.schema_arrow
-    for key, name in (("image", image), ("label", label)):
-        if name is not None and name not in schema.names:
-            hint = nearest(name, schema.names)
-            raise KdstepsError(f"{path}: has no column {name!r} for the option `{key}`{hint}")
+    for option, name in (("image", image), ("label", label)):
+        if name is not None:
+            check_column(path, option, name, schema.names)
     kind = schema.field(image).type
     if not (_is_bytes(kind) or _is_struct(kind)):
         raise KdstepsError(

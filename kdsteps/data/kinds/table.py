@@ -6,7 +6,7 @@ import csv
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,13 @@ from pydantic import PositiveInt
 from kdsteps.data.class_labels import classes_of, label_column, whole_numbers
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
-from kdsteps.data.form import size_problem
+from kdsteps.data.form import Size, size_problem
 from kdsteps.data.source import SPLITS, Source
 from kdsteps.data.split_names import SPELLINGS
 from kdsteps.data.subset import thinned
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.home import expanded
+from kdsteps.files.manifest import check_column
 
 log = logging.getLogger("kdsteps")
 
@@ -104,12 +105,22 @@ def load(
     )
 
 
-def options_problem(*, split: str | None, **others: Any) -> str | None:
+def options_problem(
+    *,
+    split: str | None,
+    train: str | None,
+    validation: str | None,
+    test: str | None,
+    store: Size | None,
+    resize: Size | None,
+    crop: Size | None,
+) -> str | None:
     """What is wrong with options together, or None."""
-    named = next((name for name in SPLITS if others[name] is not None), None)
+    given = {"train": train, "validation": validation, "test": test}
+    named = next((name for name, value in given.items() if value is not None), None)
     if named is not None and split is None:
         return f"{named} needs `split`, the column it is found in"
-    return size_problem(**{name: others[name] for name in ("store", "resize", "crop")})
+    return size_problem(store=store, resize=resize, crop=crop)
 
 
 def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:
@@ -125,11 +136,7 @@ def _read(file: Path, columns: Mapping[str, str]) -> pa.Table:
     try:
         names = _header(file) if file.suffix.lower() in _TEXT else pq.read_schema(file).names
         for option, name in columns.items():
-            if name not in names:
-                hint = nearest(name, names)
-                raise KdstepsError(
-                    f"{file}: has no column {name!r} for the option `{option}`{hint}"
-                )
+            check_column(file, option, name, names)
             if names.count(name) > 1:
                 raise KdstepsError(f"{file}: has two columns {name!r}; rename one of them")
         wanted = list(dict.fromkeys(columns.values()))

@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 
 from kdsteps.data.decoding import Content
 from kdsteps.data.encoded import encoded_source
-from kdsteps.data.form import size_problem
+from kdsteps.data.form import Size, size_problem
 from kdsteps.data.idx import find_idx, read_idx
 from kdsteps.data.source import Source
 from kdsteps.data.subset import thinned
@@ -108,11 +108,13 @@ def load(
     )
 
 
-def options_problem(*, name: str, **sizes: Any) -> str | None:
+def options_problem(
+    *, name: str, store: Size | None = None, resize: Size | None = None, crop: Size | None = None
+) -> str | None:
     """What is wrong with the name of a data set, or with options of the stored size; or None."""
     known = (*_BY_TRAIN, *_SPLITS, *_UNDIVIDED)
     if name in known:
-        return size_problem(**{option: sizes[option] for option in ("store", "resize", "crop")})
+        return size_problem(store=store, resize=resize, crop=crop)
     return f"name is {name!r}, which kdsteps does not read from torchvision" + nearest(
         name, sorted(known)
     )
