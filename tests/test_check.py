@@ -284,7 +284,7 @@ def test_a_batch_larger_than_images_that_are_not_prepared_is_a_problem(folder, c
     assert main(["check", "--seconds", "0"]) == 2
     problems = [line for line in capsys.readouterr().out.splitlines() if "PROBLEM" in line]
     assert len(problems) == 1
-    assert "pairs.pair with labels: batch_size is 5000, but there are " in problems[0]
+    assert "pairs.pair with labels: distil.batch_size is 5000, but there are " in problems[0]
 
 
 @pytest.mark.parametrize(

@@ -404,11 +404,11 @@ def test_a_batch_larger_than_the_data_is_refused_as_soon_as_the_data_are_known(f
     assert main(["prepare", *DATA]) == 0
     assert said() == ""
     large = {"distil": {"batch_size": 5000}}
-    assert "pairs.pair with labels: batch_size is 5000, but there are " in said(**large)
-    assert "models.big: batch_size is 5000, but" in said(train={"batch_size": 5000})
+    assert "pairs.pair with labels: distil.batch_size is 5000, but there are " in said(**large)
+    assert "models.big: train.batch_size is 5000, but" in said(train={"batch_size": 5000})
     tuned = {"labels": {"tune": {"distil.batch_size": [64, 5000]}}}
     assert (
-        "pairs.pair with labels and distil.batch_size: 5000: batch_size is 5000, but there are "
+        "pairs.pair with labels and distil.batch_size: 5000: distil.batch_size is 5000, but "
         in said(methods=STUDY["methods"] | tuned)
     )
     assert said(**large, prepare={"validation": 0.3}) == ""  # will be prepared again
@@ -427,15 +427,29 @@ def test_a_batch_larger_than_the_data_is_refused_as_soon_as_the_data_are_known(f
     assert "batch_size is 5000" in said(**large)  # finished with the batch size of before
 
 
+def test_crops_that_would_show_nothing_of_an_image_are_refused(folder, capsys):
+    assert said(distil={"crop_padding": 7}) == ""
+    sentence = (
+        "crop_padding is 8, but the images have 8 x 8 pixels, so some crops would show nothing of "
+        "them; it should be at most 7"
+    )
+    assert f"pairs.pair with labels: distil.{sentence}" in said(distil={"crop_padding": 8})
+    assert f"models.big: train.{sentence}" in said(train={"crop_padding": 8})
+    write_study(folder, train={"crop_padding": 8, "epochs": 1})
+    assert main(["prepare", *DATA]) == 0
+    assert main(["train", *TEACHER]) == 2
+    assert f"train.{sentence}" in capsys.readouterr().err
+
+
 def test_a_batch_larger_than_the_data_is_refused_by_the_first_job_that_knows(folder, capsys):
     write_study(folder, train={"batch_size": 5000, "epochs": 1})
     assert main(["prepare", *DATA]) == 0
     assert main(["train", *TEACHER]) == 2
-    assert "train: batch_size is 5000, but there are" in capsys.readouterr().err
+    assert "train.batch_size is 5000, but there are" in capsys.readouterr().err
     write_study(folder, distil={"batch_size": 5000, "epochs": 1})
     assert main(["train", *TEACHER]) == 0
     assert main(["distil", *run_of("labels")]) == 2
-    assert "distil: batch_size is 5000, but there are" in capsys.readouterr().err
+    assert "distil.batch_size is 5000, but there are" in capsys.readouterr().err
 
 
 # by the real program

@@ -78,8 +78,10 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
         problems += order_problems(study)
         problems += _size_problems(study, _shapes(study, prepared))
     problems += classifier_problems(study)
-    known = {dataset: found.num_images for dataset, found in prepared.items() if found is not None}
-    problems += batch_problems(study, known)
+    numbers = {
+        dataset: found.num_images for dataset, found in prepared.items() if found is not None
+    }
+    problems += recipe_problems(study, numbers, _shapes(study, prepared))
     problems += _probe_problems(study, prepared)
     problems += _package_problems(study)
     networks = _networks(study, prepared)
@@ -170,20 +172,25 @@ def _prepared(study: Study, dataset: str) -> _Prepared | None:
         return None
 
 
-def batch_problems(study: Study, num_images: Mapping[str, int]) -> Iterator[str]:
-    """Batches larger than the data set.
+def recipe_problems(
+    study: Study, num_images: Mapping[str, int], shapes: Mapping[str, ImageShape | None]
+) -> Iterator[str]:
+    """Batches larger than the data set, and crops that would show nothing of an image.
 
     Args:
         num_images: Training images of each data set of which the number is known.
+        shapes: (C, H, W) of the images of each data set, where it is known.
     """
     for rule in ("train", "tune", "distil"):
         for names in graph.jobs(study, rule):
             node = graph.node(study, rule, names)
             dataset, recipe, spot = _training(study, node)
-            number = num_images.get(dataset)
-            problem = None if number is None else recipe.batch_problem(number)
+            shape = shapes.get(dataset)
+            size = None if shape is None else shape[1:]
+            problem = recipe.misfit(num_images.get(dataset), size)
             if problem and not _is_done(node):
-                yield f"{spot}: {problem}"
+                section = "train" if rule == "train" else "distil"
+                yield f"{spot}: {section}.{problem}"
 
 
 def _training(study: Study, node: graph.JobNode) -> tuple[str, Training, str]:

@@ -16,7 +16,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import check_places
 from kdsteps.jobs import graph, run_lock
 from kdsteps.jobs.cache_folder import check_cache_folder
-from kdsteps.jobs.early_checks import batch_problems, study_problems
+from kdsteps.jobs.early_checks import recipe_problems, study_problems
 from kdsteps.jobs.findings import Finding, Status
 from kdsteps.jobs.gpu_diagnosis import doubt
 from kdsteps.jobs.gpus import gpus_there
@@ -120,7 +120,9 @@ class _Check:
         with tempfile.TemporaryDirectory(prefix="kdsteps-check-") as folder:
             images, decoding = self._images(study, left, sharing)
             numbers = {dataset: found.counts["train"] for dataset, found in images.items()}
-            for problem in batch_problems(study, numbers):  # also before images are prepared
+            shapes = {dataset: found.shape for dataset, found in images.items()}
+            # also before images are prepared
+            for problem in recipe_problems(study, numbers, shapes):
                 self.say("problem", "settings", f"params.yaml: {problem}")
             for sentence in erasing(study, left.left, numbers):
                 self.say("note", "methods", sentence)

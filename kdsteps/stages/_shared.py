@@ -231,10 +231,11 @@ def trained_model(path: Path, data: Prepared, *, even_diverged: bool = False) ->
     return chain.requires_grad_(False).eval()
 
 
-def check_batch(recipe: ViewSettings, num_images: int, section: str) -> None:
-    """Raise KdstepsError if a batch is larger than the training images."""
-    if problem := recipe.batch_problem(num_images):
-        raise KdstepsError(f"{section}: {problem}")
+def check_recipe(recipe: ViewSettings, images: ImageSplit, section: str) -> None:
+    """Raise KdstepsError if a recipe does not fit the training images."""
+    height, width = images.image_shape[1:]
+    if problem := recipe.misfit(len(images), (height, width)):
+        raise KdstepsError(f"{section}.{problem}")
 
 
 def share_cores(network: nn.Module, data: Prepared, batch_size: int) -> int:

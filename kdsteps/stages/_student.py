@@ -24,7 +24,7 @@ from kdsteps.models.wrapped import Wrapped
 from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     as_built,
-    check_batch,
+    check_recipe,
     fresh_model,
     prepared,
     resume_file,
@@ -89,7 +89,7 @@ def train(
     if isinstance(settings.numbered_views, DrawSettings):
         num_classes = data.num_classes if data.labeled else 0
         split = DrawnSplit(split, draws_of(settings.numbered_views, num_classes))
-    check_batch(recipe, len(split), "distil")
+    check_recipe(recipe, split, "distil")
     method = _method(job, teacher, student, data, split).to(device)
     check_seed(settings.seed, f"methods: {settings.method}")
     _deployed_entry(job, method, data)  # raises before training what cannot be deployed

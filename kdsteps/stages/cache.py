@@ -26,7 +26,7 @@ from kdsteps.files.text import write_json
 from kdsteps.jobs.job import Job
 from kdsteps.jobs.settings import FeatureSettings, LogitSettings
 from kdsteps.models.feature_shapes import feature_shapes
-from kdsteps.stages._shared import check_batch, prepared, trained_model
+from kdsteps.stages._shared import check_recipe, prepared, trained_model
 from kdsteps.stages._teacher_outputs import outputs_key, outputs_of
 from kdsteps.study.training_settings import DrawSettings, num_views
 from kdsteps.teachers.features import balanced_sample, forecast_bytes, write_features
@@ -78,7 +78,7 @@ def _cache_logits(job: Job[LogitSettings]) -> None:
         part = DrawnSplit(data.part("train", stream=views.per_image), draws_of(views))
     else:
         part = data.part("train")
-    check_batch(views, len(part), "distil")
+    check_recipe(views, part, "distil")
     outputs_of(job, "model", teacher, data, part, views, passes=job.passes)
     ticket = {
         "key": outputs_key(job, "model", data, views),

@@ -52,7 +52,7 @@ from kdsteps.stages._audit import audit
 from kdsteps.stages._headers import entry_of
 from kdsteps.stages._shared import (
     as_built,
-    check_batch,
+    check_recipe,
     fresh_model,
     prepared,
     resume_file,
@@ -103,7 +103,7 @@ def _train(job: Job[TrainSettings], processes: Processes) -> None:
     data = replace(data, memory_format=batch_format(network))
     share_cores(network, data, recipe.batch_size)
     split = data.part("train", stream=recipe.per_image)
-    check_batch(recipe, len(split), "train")
+    check_recipe(recipe, split, "train")
     task = Task(data.image_shape, len(data.class_names), split.labels)
     fit = Fit(
         Labels(None, network, task),

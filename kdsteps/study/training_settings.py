@@ -50,14 +50,25 @@ class ViewSettings(Section):
         precision = [self.precision] * (self.precision != "float32")
         return "_".join([*shown, *precision, f"batch{self.batch_size}"])
 
-    def batch_problem(self, num_images: int) -> str | None:
-        """What is wrong with `batch_size` for a number of training images, or None."""
-        if self.batch_size <= num_images:
-            return None
-        return (
-            f"batch_size is {self.batch_size}, but there are {num_images} training images; it "
-            f"should be at most {num_images}"
-        )
+    def misfit(self, num_images: int | None, size: tuple[int, int] | None) -> str | None:
+        """What of these settings does not fit the training images, or None.
+
+        Args:
+            num_images: Training images; None: not known yet.
+            size: Height and width of the images; None: not known yet.
+        """
+        if num_images is not None and self.batch_size > num_images:
+            return (
+                f"batch_size is {self.batch_size}, but there are {num_images} training images; it "
+                f"should be at most {num_images}"
+            )
+        if size is not None and self.crop_padding >= min(size):
+            return (
+                f"crop_padding is {self.crop_padding}, but the images have {size[0]} x {size[1]} "
+                f"pixels, so some crops would show nothing of them; it should be at most "
+                f"{min(size) - 1}"
+            )
+        return None
 
 
 class AugmentationSettings(ViewSettings):
@@ -233,9 +244,9 @@ class Train(Training):
     teacher_check: Literal["stop", "warn"] = "stop"
     """What to do if the trained teacher fails its check: stop the study, or log a warning."""
 
-    def batch_problem(self, num_images: int) -> str | None:
+    def misfit(self, num_images: int | None, size: tuple[int, int] | None) -> str | None:
         """As for any training; a network that is not trained has no batches."""
-        return super().batch_problem(num_images) if self.epochs else None
+        return super().misfit(num_images, size) if self.epochs else None
 
 
 class Distil(Training):
