@@ -167,11 +167,13 @@ def test_without_mixing_the_targets_are_the_labels():
     assert torch.equal(batch.targets, batch.labels)
 
 
-def test_only_what_is_switched_on_counts_as_active():
-    assert not Augmentation(num_classes=10).active
-    assert Augmentation(randaugment=1).active
-    assert Augmentation(num_classes=10, cutmix=0.5).active
-    assert not Augmentation(num_classes=10, cutmix=0.5).changes_pixels
+def test_only_what_is_switched_on_changes_or_mixes_images():
+    for augmentation, found in (
+        (Augmentation(num_classes=10), (False, False)),
+        (Augmentation(randaugment=1), (True, False)),
+        (Augmentation(num_classes=10, cutmix=0.5), (False, True)),
+    ):
+        assert (augmentation.changes_pixels, augmentation.mixes) == found
 
 
 def test_images_without_labels_are_mixed_too():

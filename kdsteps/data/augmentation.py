@@ -43,11 +43,6 @@ class Augmentation:
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
 
-    @property
-    def active(self) -> bool:
-        """Whether images differ from their views, so that nothing about them can be cached."""
-        return self.changes_pixels or self.mixes
-
     def window(self, stored: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the views that `pixels` starts from.
 

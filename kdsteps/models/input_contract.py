@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from kdsteps.errors import KdstepsError
 
@@ -37,21 +37,6 @@ class InputContract:
     ) -> InputContract:
         """The contract that resizes images and leaves their values unchanged."""
         return cls((0.0,) * channels, (1 / PIXEL_MAX,) * channels, size, interpolation)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> InputContract:
-        """What `as_dict` wrote, also after JSON."""
-        size, limits = values["size"], values["limits"]
-        return cls(
-            tuple(values["mean"]),
-            tuple(values["std"]),
-            None if size is None else (size[0], size[1]),
-            values["interpolation"],
-            None if limits is None else tuple((low, high) for low, high in limits),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     @property
     def keeps_values(self) -> bool:

@@ -22,8 +22,6 @@ from kdsteps.models.cost import multiply_adds, num_parameters
 from kdsteps.models.feature_shapes import FeatureShape, feature_shapes
 from kdsteps.study.joints import check_order
 
-Cuts = Literal["stages", "quality"] | Sequence[Sequence[str]]
-
 
 def plan_stones(
     teacher: Chain,
