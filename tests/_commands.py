@@ -74,8 +74,8 @@ def _environment() -> dict[str, str]:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by its path, with its bytes; without caches and locks."""
-    names = (".kdsteps/parts.json", ".kdsteps/manifests", ".kdsteps/jobs", ".snakemake")
-    cached = [folder / name for name in names]
+    names = ("parts.json", "code.json", "manifests", "jobs")
+    cached = [folder / ".snakemake", *(folder / ".kdsteps" / name for name in names)]
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")

@@ -401,6 +401,15 @@ def test_the_help_lists_every_command(capsys):
     assert all(f"\n    {name} " in text for name in COMMANDS)
 
 
+@pytest.mark.parametrize("module", ["kdsteps.cli.commands", "kdsteps.jobs.starting"])
+def test_commands_and_planning_begin_without_large_libraries(module):
+    """Every job and every start of Snakemake would wait for them."""
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    large = {"torch", "numpy", "pandas", "pyarrow", "scipy", "PIL", "onnxruntime", "rich"}
+    assert not large & set(done.stdout.split())
+
+
 def test_help_comes_without_torch(folder):
     (folder / "torch.py").write_text("raise RuntimeError('torch was imported')")
     environment = {"PYTHONPATH": os.pathsep.join([str(folder), str(Path(__file__).parents[1])])}

@@ -37,7 +37,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    for found in (code_identity.digest, code_identity._code):
+    for found in (code_identity.digest, code_identity._code, code_identity._kept):
         found.cache_clear()  # as in a new process
     Path("mine.py").write_text(FIRST)
     yield Path("mine.py")

@@ -13,7 +13,6 @@ from typing import Any
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import damage
-from kdsteps.files.columns import Settings
 from kdsteps.files.text import write_bytes
 
 log = logging.getLogger("kdsteps")
@@ -21,7 +20,9 @@ log = logging.getLogger("kdsteps")
 _DIGEST_BYTES = 20  # before the state of a training run
 
 
-def write_checkpoint(path: str | Path, weights: Mapping[str, Any], header: Settings) -> None:
+def write_checkpoint(
+    path: str | Path, weights: Mapping[str, Any], header: Mapping[str, Any]
+) -> None:
     """Weights as safetensors with `header` as JSON; the same content results in the same bytes.
 
     A digest of the weights is stored with them, so that damaged files are detected.

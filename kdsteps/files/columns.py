@@ -6,12 +6,10 @@ The comment above each table describes one row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 
 Columns = Mapping[str, pa.DataType]
-Settings = Mapping[str, Any]
 # One row is one image of a prepared data set, in the order of images.npy.
 INDEX: Columns = {
     "image": pa.int32(),  # row in images.npy

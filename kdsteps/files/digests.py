@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,6 +27,23 @@ def digest_if_any(path: str | Path) -> str:
         return file_digest(Path(path))
     except OSError:
         return ""
+
+
+def folder_digest(folder: Path, leave_out: Collection[str] = ()) -> str:
+    """A digest of all files below a folder, by path and content, 40 hexadecimal digits.
+
+    Args:
+        leave_out: Names of folders directly in it that do not count; bytecode never does.
+    """
+    digest = blake2b(digest_size=20)
+    for place, folders, names in os.walk(folder):
+        skipped = {"__pycache__", *(leave_out if place == str(folder) else ())}
+        folders[:] = sorted(set(folders) - skipped)
+        for name in sorted(names):
+            path = Path(place, name)  # may be gone: editors write temporary files
+            line = f"{path.relative_to(folder).as_posix()}\0{digest_if_any(path)}\n"
+            digest.update(line.encode())
+    return digest.hexdigest()
 
 
 def write_digests(written: Mapping[str, Path], final: Mapping[str, Path]) -> None:

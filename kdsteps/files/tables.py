@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import atomic, damage
-from kdsteps.files.columns import Columns, Settings
+from kdsteps.files.columns import Columns
 
 
 def write_table(
     path: str | Path,
     rows: Mapping[str, Any],
     columns: Columns,
-    settings: Settings | None = None,
-    provenance: Settings | None = None,
+    settings: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """A table of `columns` from {column: values}, with settings and provenance in its schema."""
     schema = pa.schema(list(columns.items()), metadata=_metadata(settings, provenance))
@@ -100,7 +100,9 @@ def _parquet(path: str | Path) -> pq.ParquetFile:
         return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
-def _metadata(settings: Settings | None, provenance: Settings | None) -> dict[str, str]:
+def _metadata(
+    settings: Mapping[str, Any] | None, provenance: Mapping[str, Any] | None
+) -> dict[str, str]:
     given = {"settings": settings, "provenance": provenance}
     return {
         f"kdsteps.{key}": json.dumps(value, sort_keys=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.identity.digests import Code
+from kdsteps.jobs.identity.kept import KeptDigests
 from kdsteps.jobs.outputs import flat
 from kdsteps.jobs.provenance import identity
 from kdsteps.study import registry
@@ -57,11 +58,15 @@ def code(study: Study, rule: str, names: graph.Names) -> str:
 
 
 def read_code(study: Study) -> None:
-    """Find the digests of all jobs as the code is now, and free the memory of the parsed code."""
+    """Find the digests of all jobs as the code is now, and free the memory of the parsed code.
+
+    What was found is kept for the jobs, and for later runs (see `kdsteps.jobs.identity.kept`).
+    """
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
             code(study, rule, names)
             _own_code(study, rule, names)
+    _kept().save(_code())
     _code.cache_clear()
 
 
@@ -112,24 +117,35 @@ def _known(study: Study) -> _Known:
 @cache
 def digest(roots: tuple[str, ...]) -> str:
     """The digest of some roots, `module:Name` or `./file.py:Name`, and of all that they use."""
-    return _code().digest(roots)
+    if not all(root.startswith("kdsteps.") for root in roots):
+        return _code().digest(roots)
+    found = _kept().find(roots)
+    if found is None:
+        found = _code().digest(roots)
+        _kept().add(roots, found)
+    return found
 
 
 def reread() -> None:
-    """Forget all digests if the contents of a file that was read for them changed since."""
-    if _code().is_outdated():
-        digest.cache_clear()
-        _code.cache_clear()
+    """Forget all digests if the contents of a file that they depend on changed since."""
+    if _kept().is_outdated() or _code().is_outdated():
+        for found in (digest, _code, _kept):
+            found.cache_clear()
 
 
 def followed(files: Set[str]) -> Set[str]:
     """Those of some files, without links in their paths, that digests so far depend on."""
-    return files & {os.path.realpath(file) for file in _code().files}
+    return files & {os.path.realpath(file) for file in _code().files | _kept().files}
 
 
 @cache
 def _code() -> Code:
     return Code(_PACKAGE)
+
+
+@cache
+def _kept() -> KeptDigests:
+    return KeptDigests(_PACKAGE)
 
 
 def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:

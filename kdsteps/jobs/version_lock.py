@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import folder_digest
 from kdsteps.files.text import write_text
 from kdsteps.places import installed_version, shipped
 from kdsteps.study.yaml_text import NotYaml, read_yaml
@@ -88,11 +89,6 @@ def code_changed() -> bool:
 
 def _code_digest() -> str:
     """A digest of the files of the package and of the workflow."""
-    digest = blake2b(digest_size=16)
-    for name, root in (("kdsteps", _PACKAGE), ("workflow", shipped("workflow"))):
-        for file in sorted(root.rglob("*")):
-            inside = file.relative_to(root)
-            ours = name == "workflow" or inside.parts[0] not in ("workflow", "profiles", "recipes")
-            if ours and file.is_file() and "__pycache__" not in inside.parts:
-                digest.update(f"{name}/{inside.as_posix()}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+    package = folder_digest(_PACKAGE, leave_out=("workflow", "profiles", "recipes"))
+    both = package + folder_digest(shipped("workflow"))
+    return blake2b(both.encode(), digest_size=16).hexdigest()

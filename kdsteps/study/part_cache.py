@@ -26,7 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.digests import digest_if_any
+from kdsteps.files.digests import digest_if_any, folder_digest
 from kdsteps.files.text import write_text
 from kdsteps.study.joints import Outline
 from kdsteps.study.part_imports import PACKAGE, Kind, shipped
@@ -291,9 +291,6 @@ def _seal(entries: Sequence[_Entry], answers: Sequence[_Answer]) -> str:
 
 @cache
 def _made_with() -> str:
-    """A digest of everything the descriptions of shipped parts depend on; takes milliseconds."""
+    """Everything that the descriptions of shipped parts depend on; takes milliseconds."""
     libraries = [version(name) for name in ("pydantic", "timm", "torchvision")]
-    digest = blake2b(f"{sys.version} {libraries}".encode(), digest_size=16)
-    for file in sorted(PACKAGE.rglob("*.py")):
-        digest.update(str(file.relative_to(PACKAGE)).encode() + file.read_bytes())
-    return digest.hexdigest()
+    return f"{sys.version} {libraries} {folder_digest(PACKAGE)}"

@@ -23,6 +23,7 @@ from studies import SEVERAL, Folder, heal, problems, run_here
 
 from kdsteps.jobs import graph
 from kdsteps.jobs.cache import job_cache
+from kdsteps.jobs.identity import kept
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.snakemake_records import RECORDS
 from kdsteps.study import part_cache
@@ -106,6 +107,7 @@ def _kinds(study: Study) -> Iterator[Kind]:
     cached = sorted(path for path in job_cache().rglob("*") if path.is_file())
     yield Kind("job cache", cached, readers.of_job_cache(study, every))
     yield Kind("parts.json", [part_cache.FILE], readers.of_parts())
+    yield Kind("code.json", [kept.FILE], readers.of_code())
     features = ("distil", {"pair": "pair", "method": "feature_only", "seed": "0"})
     yield Kind("teacher logits", _cached_outputs(), readers.of_logits(study, features))
     states = [readers.saved_state()]

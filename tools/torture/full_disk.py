@@ -33,7 +33,8 @@ def full_disk(
             shutil.rmtree(study.path / path, ignore_errors=True)
         (study.path / ".jobcache").mkdir()
         if place == ".kdsteps":
-            (study.path / ".kdsteps/parts.json").unlink()
+            for name in ("parts.json", "code.json"):
+                (study.path / ".kdsteps" / name).unlink()
         try:
             with _small(study.path / place) as fill:
                 _trial(study, reference, place, fill, outcomes, rng)

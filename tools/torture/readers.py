@@ -19,8 +19,10 @@ from kdsteps.cli.running import run_call
 from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import load_state, save_state
-from kdsteps.jobs import graph
+from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache import NOT_CACHED, job_cache, remembered
+from kdsteps.jobs.identity import kept
+from kdsteps.jobs.identity.kept import KeptDigests
 from kdsteps.jobs.outputs import flat, stage_of
 from kdsteps.jobs.provenance import read_provenance
 from kdsteps.jobs.restoring import restore_records
@@ -180,6 +182,21 @@ def of_parts() -> Read:
             raise SilentlyWrong("a part is described differently")
         if any(answers.get(name) != each for name, each in found.answers.items()):
             raise SilentlyWrong("a part answers differently")
+
+    return read
+
+
+def of_code() -> Read:
+    """The digests of code are as before, or found again."""
+    package = Path(code_identity.__file__).parents[1]
+    jobs = [tuple(json.loads(roots)) for roots in json.loads(kept.FILE.read_text())["digests"]]
+    known = {roots: KeptDigests(package).find(roots) for roots in jobs}
+    assert all(known.values()), "the study was made with this version of kdsteps"
+
+    def read(path: Path, content: bytes) -> None:
+        found = KeptDigests(package)
+        if any(found.find(roots) not in (None, digest) for roots, digest in known.items()):
+            raise SilentlyWrong("code has another digest")
 
     return read
 
