@@ -16,6 +16,7 @@ from _edits import PACKAGE
 from _study import TINY
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.digests import folder_digest
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.identity.digests import Code
 from kdsteps.jobs.identity.kept import FILE, KeptDigests
@@ -102,6 +103,15 @@ def test_any_edit_of_the_package_has_all_of_it_followed_again(
     assert followed
     changed = {job for job in first if first[job] != second[job]}
     assert changed == ({"report"} if name.startswith("report") else set())
+
+
+def test_what_python_writes_while_it_imports_does_not_count(package: Path):
+    roots = ("kdsteps.stages.report:run",)
+    first = Code(package).digest(roots), folder_digest(package)
+    cache = package / "report/templates/__pycache__"
+    cache.mkdir()
+    (cache / "page.cpython-311.pyc.140031").write_bytes(b"half of it")
+    assert (Code(package).digest(roots), folder_digest(package)) == first
 
 
 def test_what_a_method_does_counts_although_digests_are_kept(study: Study, package: Path):

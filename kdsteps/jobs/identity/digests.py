@@ -252,7 +252,8 @@ class Code:
             self._folders[folder] = [
                 f"{file.relative_to(folder)} {_hash(self._sources.bytes_of(file))}"
                 for file in folder.rglob("*")
-                if file.suffix not in (".py", ".pyc") and file.is_file()
+                if not {".py", ".pyc", "__pycache__"} & {file.suffix, *file.parts}
+                and file.is_file()
             ]
         return self._folders[folder]
 
