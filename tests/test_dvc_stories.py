@@ -25,9 +25,9 @@ STUDENTS = "results/distil/**/student.safetensors"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A small study that `dvc repro` has finished, committed."""
+    """A small study that is finished and committed."""
     study = Study.new(tmp_path_factory.mktemp("dvc") / "study", PARAMS)
-    study.dvc("repro")
+    study.record()
     study.commit()
     return study
 

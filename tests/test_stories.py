@@ -311,10 +311,11 @@ def test_a_run_killed_while_a_job_writes_goes_on_to_the_same_files(
         # the others hold seconds and milliseconds
 
 
-def test_a_study_that_probes_the_images_it_trains_on_is_complete_after_a_run(tmp_path: Path):
-    probed = {"methods": {"labels": {}}, "probe": {"dataset": "digits"}}
-    study = Study.new(tmp_path / "study", TINY | probed)
+def test_a_study_that_probes_the_images_it_trains_on_is_complete_after_a_run(study: Study):
+    study.change(methods={"labels": {}}, probe={"dataset": "digits"})
     study.snakemake()
+    probes = {"evaluate/probes/students/pair/labels/0", "evaluate/probes/untrained/pair/0"}
+    assert probes <= set(study.executed())
     assert study.planned() == Counter()
 
 
