@@ -358,6 +358,56 @@ def test_a_file_of_timms_training_script_names_its_network(photos: Path):
     assert "learning_rate: 0.01" in Path("study/params.yaml").read_text()
 
 
+def test_a_network_with_options_can_be_named_with_a_file(photos: Path, capsys):
+    options = {"channels": [8, 8, 16, 16]}
+    network = timm.create_model("test_resnet", num_classes=3, **options)
+    sets = {"student": network.state_dict(), "teacher": network.float().state_dict()}
+    sets["teacher"] = {name: 2 * tensor for name, tensor in sets["teacher"].items()}
+    torch.save(sets, "narrow.pth")
+    arguments = ["init", "study", "--images", "photos", "--teacher", "narrow.pth"]
+    said = refused(capsys, *arguments, "--teacher-network", "timm:test_resnet")
+    assert "options that it was built with go into --teacher-network, as in '{family:" in said
+    entry = "{family: timm, name: test_resnet, channels: [8, 8, 16, 16], "
+    entry += "image_size: 40, checkpoint_key: teacher}"
+    assert cli.main([*arguments, "--teacher-network", entry]) == 0
+    teacher = models()["teacher"]
+    assert teacher["channels"] == [8, 8, 16, 16]
+    assert (teacher["checkpoint_key"], teacher["checkpoint"]) == ("teacher", "../narrow.pth")
+    assert (teacher["image_size"], teacher["train"]) == (40, {"epochs": 0})
+
+
+def test_the_size_that_weights_alone_were_trained_at_is_said_to_be_assumed(photos: Path, capsys):
+    save_resnet("plain.pth", 3)
+    arguments = ["init", "study", "--images", "photos", "--teacher", "plain.pth"]
+    assert cli.main([*arguments, "--teacher-network", "test_resnet"]) == 0
+    sentence = "set `image_size` if they had another size"
+    assert sentence in capsys.readouterr().out
+    assert sentence in Path("study/params.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("{family: timm", ["closing bracket is missing", "'{family: torchvision, name:"]),
+        ("{name: test_resnet}", ["family is missing"]),
+        ("{family: timn, name: test_resnet}", ["'timn'", "did you mean 'timm'"]),
+        ("{family: timm, name: test_resnet, normalize: none}", ["normalize is not an option"]),
+        ("{family: ./net.py:Net}", ["your own code", "leave out --teacher", "`checkpoint`"]),
+        ("./net.py:Net", ["your own code", "leave out --teacher", "`checkpoint`"]),
+        ("mylab.nets:Net", ["your own code", "leave out --teacher", "`checkpoint`"]),
+    ],
+)
+def test_an_entry_that_cannot_be_the_network_of_a_file_is_one_sentence(
+    photos: Path, capsys, entry: str, words: list[str]
+):
+    save_resnet("plain.pth", 3)
+    arguments = ["init", "study", "--images", "photos", "--teacher", "plain.pth"]
+    said = refused(capsys, *arguments, "--teacher-network", entry)
+    assert said.startswith("kdsteps init: --teacher-network")
+    assert said.count("\n") == 1
+    assert all(word in said for word in words), said
+
+
 def test_a_gray_teacher_gets_gray_images(photos: Path):
     weights = timm.create_model("test_resnet", num_classes=3, in_chans=1).state_dict()
     torch.save(weights, "gray.pth")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kdsteps.cli.networks import Network, is_file, network_of_file, pretrained_network
+from kdsteps.cli.networks import OPTIONS, Network, is_file, network_of_file, pretrained_network
 from kdsteps.cli.proposal import STUDENT, TEACHER, described, proposed_study, stored_size
 from kdsteps.cli.resolve import as_dependencies
 from kdsteps.errors import KdstepsError
@@ -70,8 +70,9 @@ def add_commands(commands: Any) -> None:
         )
         parser.add_argument(
             f"--{role}-network",
-            metavar="NAME",
-            help=f"the network that the file of --{role} belongs to, if the file does not name it",
+            metavar="NAME|ENTRY",
+            help=f"the network that the file of --{role} belongs to, if the file does not name it; "
+            f"with its options, as an entry of `models` in params.yaml: {OPTIONS}",
         )
     parser.set_defaults(run=init)
     locking = commands.add_parser(

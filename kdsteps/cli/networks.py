@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.home import expanded
 from kdsteps.study import registry
+from kdsteps.study.entries import ModelEntry
+from kdsteps.study.resolving import parse, part_of
+from kdsteps.study.yaml_text import NotYaml, read_yaml
 
 if TYPE_CHECKING:
     from kdsteps.data.overview import Overview
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".tar")  # endings of files
 _SHOWN = 5  # names of classes in a sentence
+OPTIONS = "'{family: torchvision, name: mobilenet_v2, width_mult: 0.5}'"  # as a user types them
+_NEEDED = {"family", "image_size", "checkpoint_key", "checkpoint_prefix"}  # to load weights
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ def named_network(name: str, option: str) -> dict[str, Any]:
     family, colon, rest = name.partition(":")
     if not colon and name in registry.names("models"):
         return {"family": name}
+    if colon and {".", "/"} & {*family}:
+        raise KdstepsError(_own_code(name, option))
     if colon and family not in registry.names("models"):
         hint = nearest(family, registry.names("models"))
         raise KdstepsError(f"{option}: there is no model family {family!r}{hint}")
@@ -86,6 +93,38 @@ def named_network(name: str, option: str) -> dict[str, Any]:
         if not timm.is_model(rest):
             raise KdstepsError(f"{option}: timm has no {rest!r}{nearest(rest, timm.list_models())}")
     return {"family": family} | ({"name": rest} if rest else {})
+
+
+def network_with_options(text: str, option: str) -> dict[str, Any]:
+    """The entry of `models` for a network with options, `{family: ..., ...}` as in params.yaml.
+
+    Raises:
+        KdstepsError: It is no such entry, or has keys that are not needed to load weights.
+    """
+    try:
+        content = read_yaml(text)
+    except NotYaml as error:
+        raise KdstepsError(f"{option}: {error.problem}; an example is {OPTIONS}") from error
+    entry = parse(ModelEntry, content, option)
+    if ":" in entry.family:
+        raise KdstepsError(_own_code(entry.family, option))
+    part_of("models", entry.family, entry, option, "family")
+    if later := [key for key in content if key in {*ModelEntry.model_fields} - _NEEDED]:
+        raise KdstepsError(
+            f"{option}: {later[0]} is not an option of the network; write it into params.yaml "
+            "afterwards"
+        )
+    return dict(content)
+
+
+def _own_code(name: str, option: str) -> str:
+    """Why a network in the user's code cannot be given, and what to do."""
+    role = option.removeprefix("--").removesuffix("-network")
+    keys = f"`family: {name}`" + (" and `checkpoint`" if option.endswith("-network") else "")
+    return (
+        f"{option}: {name} is your own code, which `kdsteps init` does not run; leave out "
+        f"--{role}, and write {keys} into params.yaml afterwards (docs/own-networks.md)"
+    )
 
 
 def pretrained_network(name: str, option: str) -> Network:
@@ -125,14 +164,20 @@ def network_of_file(
     from kdsteps.models.network_in_file import network_in_file
 
     option = f"--{role}"
-    named = None if kind is None else named_network(kind, f"{option}-network")
+    named = None
+    if kind is not None:
+        reads = network_with_options if kind.lstrip().startswith("{") else named_network
+        named = reads(kind, f"{option}-network")
     channels = (1, 3) if found.gray else (3, 1)
     try:
         network = network_in_file(file, named, channels=channels, size=size)
     except KdstepsError as error:
         hint = f"; name it with {option}-network, such as {option}-network timm:resnet18"
-        unknown = "does not say which network" in str(error)
-        raise KdstepsError(f"{option}: {error}{hint if unknown else ''}") from error
+        if "does not fit the network" in str(error):
+            hint = f"; options that it was built with go into {option}-network, as in {OPTIONS}"
+        elif "does not say which network" not in str(error):
+            hint = ""
+        raise KdstepsError(f"{option}: {error}{hint}") from error
     classes = tuple(found.class_counts)
     entry = {**network.entry, "checkpoint": checkpoint}
     as_it_is = role == "teacher" and (not classes or _covers(network, classes))
@@ -141,6 +186,11 @@ def network_of_file(
         notes.append(
             f"{file.name}: images are assumed to be normalized as for the weights of this network "
             f"that {network.entry['family']} publishes; change `normalize` if they are not."
+        )
+    if network.size is None and "image_size" not in entry:
+        notes.append(
+            f"{file.name}: its training images are assumed to have had the size in params.yaml; "
+            "set `image_size` if they had another size."
         )
     if as_it_is:
         if set(classes) <= set(network.outputs) and classes != network.outputs and classes:

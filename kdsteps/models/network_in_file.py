@@ -10,6 +10,7 @@ from typing import Any
 from kdsteps.errors import KdstepsError
 from kdsteps.files.checkpoints import has_header, read_checkpoint
 from kdsteps.models import Chain, architecture, build_model
+from kdsteps.models.image_size import height_width
 from kdsteps.models.num_outputs import num_outputs
 from kdsteps.models.weight_files import read_file
 from kdsteps.study.resolving import parse
@@ -44,9 +45,10 @@ def network_in_file(
     """The network in a checkpoint of kdsteps or in a file from elsewhere, after a try to load it.
 
     Args:
-        named: {family, **options} of the network; None: the file says which one it is.
+        named: {family, **options} of the network, and its `image_size` if that is known; None: the
+            file says which network it is.
         channels: Of images, in the order in which they are tried.
-        size: (height, width) of images, where the file does not say it.
+        size: (height, width) of images, where neither the file nor `named` says it.
 
     Raises:
         KdstepsError: The file cannot be read without running code in it, does not say which network
@@ -57,9 +59,10 @@ def network_in_file(
             raise KdstepsError(f"{path}: says itself which network it is; leave the name out")
         return _from_kdsteps(path)
     entry = dict(named or _stated(path))
-    family = entry.pop("family")
+    family, own_size = entry.pop("family"), entry.pop("image_size", None)
+    sizes = [(size[0], size[1]), _USUAL] if own_size is None else [height_width(own_size)]
     problems = []
-    for tried in dict.fromkeys([(size[0], size[1]), _USUAL]):
+    for tried in dict.fromkeys(sizes):
         for count in channels:
             try:
                 chain = _built(family, entry, path, count, tried)
@@ -68,7 +71,7 @@ def network_in_file(
                 continue
             known: dict[str, Any] = {"family": family, **entry}
             known |= {} if chain.published is None else {"normalize": "pretrained"}
-            known |= {} if tried == tuple(size) else {"image_size": list(tried)}
+            known |= {} if tried == tuple(size) else {"image_size": own_size or list(tried)}
             outputs = _num_outputs(family, entry, path, count, tried)
             return NetworkInFile(known, outputs, (), count, None)
     of_the_file = (each for each in problems if str(each).startswith(f"checkpoint {path}"))
