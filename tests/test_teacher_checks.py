@@ -142,6 +142,14 @@ def test_an_untrained_classifier_is_not_taken_for_another_order():
     assert class_order(outputs[labels], labels, 10) is None
 
 
+def test_another_order_is_found_although_few_images_of_a_class_are_recognized():
+    labels = torch.arange(6).repeat_interleave(8)
+    order = torch.tensor([5, 0, 4, 2, 1, 3])
+    meant = labels.clone()
+    meant[labels == 1] = torch.tensor([3, 3, 3, 3, 3, 1, 3, 3])  # an image that is not fitted
+    assert class_order(order.argsort()[meant], labels, 6) == tuple(order.tolist())
+
+
 def test_classes_that_a_teacher_was_not_trained_on_are_named():
     logits, labels = predictions(0.9)
     logits[:, 7:] -= 20

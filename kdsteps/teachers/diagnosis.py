@@ -92,7 +92,8 @@ def class_order(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[in
     fitted, tested = by_class[0::2], by_class[1::2]
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)  # (output, class)
     np.add.at(confusion, (predicted[fitted].numpy(), labels[fitted].numpy()), 1)
-    if 10 * int((confusion.sum(axis=1) == 0).sum()) > num_classes:
+    unused = torch.bincount(predicted, minlength=num_classes) == 0
+    if 10 * int(unused.sum()) > num_classes:
         return None
     _, found = optimize.linear_sum_assignment(
         confusion + np.eye(num_classes) * 0.5,  # ties, such as classes never predicted, stay
