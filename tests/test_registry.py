@@ -393,6 +393,26 @@ def test_the_cache_is_valid_until_a_file_that_it_was_read_from_changes(folder):
 
 
 @pytest.mark.slow
+def test_a_part_that_is_described_after_another_has_only_the_files_that_it_uses_itself(folder):
+    names = ("one.py", "two.py", "shared.py")
+    for name in names[:2]:
+        write(name, f"import shared\n{METHOD}")
+    write("shared.py", "")
+    code = """
+        from kdsteps.study import registry
+        for name in ("one.py", "two.py"):
+            files = registry.find("methods", f"./{name}:Mine", "").described.files
+            print(*sorted(file.rpartition("/")[2] for file in files), sep=",")
+    """
+    apart = planned(code).splitlines()
+    users = [{*names} & {*line.split(",")} for line in apart]
+    assert users == [{"one.py", "shared.py"}, {"two.py", "shared.py"}]
+    content = json.loads(part_cache.FILE.read_text())
+    part_cache.FILE.write_text(json.dumps(content | {"made_with": "another version"}))
+    assert planned(code).splitlines() == apart  # both are described by one process
+
+
+@pytest.mark.slow
 def test_without_a_place_for_the_cache_planning_goes_on(folder):
     Path(".kdsteps").write_text("a file where the folder should be")
     write("mine.py", METHOD)
