@@ -522,8 +522,8 @@ def test_variants_are_compared_with_the_one_that_the_study_lists(tmp_path):
         "labels": ["base"],
     }
     page = " ".join(text_of(render(results, tables, study)).split())
-    assert "cold won" in page and "difference to base" in page
-    assert "difference to labels" not in page
+    assert "cold won" in page and "difference from base" in page
+    assert "difference from labels" not in page
 
 
 def test_a_stone_starts_as_the_student_and_ends_as_the_teacher(finished):
