@@ -164,6 +164,7 @@ def test_classes_that_a_teacher_was_not_trained_on_are_named():
 def test_less_than_what_was_expected_is_stopped():
     found = check_teacher(*predictions(0.6), NAMES, expected_accuracy=0.8)
     assert "below expected_accuracy (80.0%)" in found.problems[0]
+    assert "check its weights, normalization, image size and class order" in found.problems[0]
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.6, 0.8, 0.95])

@@ -38,7 +38,7 @@ _CLEARLY = 0.1  # of accuracy: a form of the images that is so much better stops
 _SUM = 1e-3  # how near to 1 a sum of probabilities is
 _CHANGED, _FEW_CHANGES = 0.01, 2  # predictions that rounding may change: a fraction, and a number
 _CENTER = "subtract the mean of each image's logits in the network, which changes no probability"
-_ADVICE = "check its weights, normalization and class order"
+_ADVICE = "check its weights, normalization, image size and class order"
 _SHOWN, _LISTED = 5, 20  # classes that a message names, and that a list in it has at most
 
 
