@@ -7,8 +7,11 @@ import json
 import pytest
 import torch
 from _methods import batch_of, make, step
-from _networks import CUT_ENTRIES, ENTRIES, build
+from _networks import CUT_ENTRIES, ENTRIES, NUM_CLASSES, build
 
+from kdsteps.methods.base import Task
+from kdsteps.methods.simkd import SimKD
+from kdsteps.models import build_model
 from kdsteps.study import registry
 
 PAIRS = [
@@ -46,3 +49,14 @@ def test_what_simkd_deploys_follows_its_own_mode_and_the_teacher_keeps_its_own()
     assert not any(module.training for module in method.teacher.modules())
     front = deployed.front("front")
     assert not torch.equal(front(images), front(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "last_map"), [("mobilenetv3_small_050", "blocks.5"), ("test_efficientnet", "bn2")]
+)
+def test_simkd_matches_the_last_map_even_where_the_pooled_one_is_a_map_too(name, last_map):
+    chain = build_model("timm", name=name, num_classes=NUM_CLASSES, image_size=64)
+    assert chain.layers[-1] in ("act2", "global_pool")  # pooled: (N, C, 1, 1) and (N, C)
+    method = SimKD(chain, chain, Task((3, 64, 64), NUM_CLASSES, torch.arange(NUM_CLASSES)))
+    assert (method.student_layer, method.teacher_layer) == (last_map, last_map)
+    assert method.target.size == (2, 2)

@@ -107,9 +107,8 @@ class OneLayer(FeatureMethod):
         )
         self.student_layers, self.teacher_layers = (self.student_layer,), (self.teacher_layer,)
 
-    @staticmethod
     @abstractmethod
-    def default_layer(chain: Chain) -> str:
+    def default_layer(self, chain: Chain) -> str:
         """The layer to read where none is named."""
 
 

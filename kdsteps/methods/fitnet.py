@@ -57,8 +57,7 @@ class FitNet(OneLayer):
             feature_shapes(self.teacher, self.task.image_shape)[self.teacher_layer],
         )
 
-    @staticmethod
-    def default_layer(chain: Chain) -> str:
+    def default_layer(self, chain: Chain) -> str:
         return chain.stages[:2][-1]  # the second stage, or the only one
 
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:

@@ -58,10 +58,14 @@ class SimKD(OneLayer):
         # not registered, like the teacher it belongs to
         self.__dict__["tail"] = self.teacher.tail(self.teacher_layer)
 
-    @staticmethod
-    def default_layer(chain: Chain) -> str:
-        """The last layer that is not pooled yet."""
-        return [layer for layer in chain.layers if chain.layout(layer) != "vector"][-1]
+    def default_layer(self, chain: Chain) -> str:
+        """The last layer that is not pooled yet; pooled maps may be maps of one position."""
+        shapes = feature_shapes(chain, self.task.image_shape)
+        maps = [layer for layer in chain.layers if shapes[layer].layout != "vector"]
+        wide = [layer for layer in maps if shapes[layer].size != (1, 1)]
+        # of small images, the last stage may have one position before it is pooled
+        is_pooled = wide and chain.position(wide[-1]) >= chain.position(chain.stages[-1])
+        return wide[-1] if is_pooled else maps[-1]
 
     @classmethod
     def keeps_teacher(cls, options: Mapping[str, Any]) -> bool:

@@ -47,8 +47,7 @@ class SP(OneLayer):
     def __init__(self, *given: Any, weight: NonNegativeFloat = 3000.0, **options: Any) -> None:
         super().__init__(*given, weight=weight, **options)
 
-    @staticmethod
-    def default_layer(chain: Chain) -> str:
+    def default_layer(self, chain: Chain) -> str:
         return chain.stages[-1]
 
     def loss(self, ours: Outputs, theirs: Outputs, batch: Batch) -> Tensor:
