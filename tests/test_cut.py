@@ -454,6 +454,29 @@ def test_what_enters_the_last_relu_can_be_read():
     assert chain.last_norm("act") is chain.plain().bn
 
 
+class Projected(nn.Module):
+    """A residual block whose shortcut, with a norm, is computed first; the branch may be gated."""
+
+    def __init__(self, *, gated: bool) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+        self.relu, self.gated = nn.ReLU(), gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut, branch = self.shortcut(x), self.branch(x.tanh())
+        if self.gated:
+            branch = branch * branch.mean(dim=(2, 3), keepdim=True).sigmoid()
+        return self.relu(shortcut + branch)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_last_norm_of_a_residual_block_is_never_that_of_its_shortcut(gated):
+    block = Projected(gated=gated)
+    chain = cut(nn.Sequential(block, nn.Flatten(), nn.Linear(192, 3)))
+    assert chain.last_norm("0") is (None if gated else block.branch[1])
+
+
 @torch.no_grad()
 def test_before_the_activation_of_a_preactivated_network_is_the_next_norm():
     network = nn.Sequential(Preactivated(), Preactivated(), nn.Flatten(), nn.Linear(192, 3))

@@ -230,9 +230,10 @@ class CutChain(Chain):
         return self.network.get_submodule(path), attribute
 
     def _ending(self, layer: str) -> Ending:
-        node = self._maps.evaluated.node_of(layer)
+        cut_map = self._maps.evaluated
+        node = cut_map.node_of(layer)
         assert node is not None  # it is a layer
-        return ending(self.network, node)
+        return ending(self.network, node, cut_map.depth)
 
     def _known(self, names: Collection[str]) -> list[str]:
         """The names in forward order."""

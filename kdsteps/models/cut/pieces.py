@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ class CutMap:
         self._sizes: Sizes = {}
         self._known: dict[fx.Node, bool] = {}
         self.cuts = self._find_cuts(measure)
+
+    @cached_property
+    def depth(self) -> Mapping[fx.Node, int]:
+        """How many operations are on the longest way to each node."""
+        found: dict[fx.Node, int] = {}
+        for node in self.nodes:
+            found[node] = 1 + max((found[source] for source in node.all_input_nodes), default=0)
+        return found
 
     def piece(self, start: fx.Node | None, stop: fx.Node) -> tuple[fx.Graph, tuple[str, ...]]:
         """The operations that turn `start` (None: the images) into `stop`.

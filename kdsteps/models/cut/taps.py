@@ -26,13 +26,20 @@ class Ending(NamedTuple):
     norm: nn.Module | None
 
 
-def ending(network: nn.Module, node: fx.Node) -> Ending:
-    """How the layer whose output is `node` ends."""
+def ending(network: nn.Module, node: fx.Node, depth: Mapping[fx.Node, int]) -> Ending:
+    """How the layer whose output is `node` ends.
+
+    Args:
+        network: Whose modules the graph of `node` names.
+        node: Of the graph.
+        depth: Of each node: the operations on the longest way to it.
+    """
     if isinstance(_module(network, node), _RELUS):
         entering = node.all_input_nodes[0]
-        branches = [entering] if entering.op == "call_module" else entering.all_input_nodes
-        norms = [found for found in (_norm(network, n) for n in branches) if found]
-        return Ending(_module(network, node), norms[0] if norms else None)
+        if entering.op != "call_module" and entering.all_input_nodes:
+            # of an addition the residual branch, which is longer than the shortcut
+            entering = max(entering.all_input_nodes, key=depth.__getitem__)
+        return Ending(_module(network, node), _norm(network, entering))
     for user in node.users:
         norm, following = _norm(network, user), list(user.users)
         if norm and len(following) == 1 and isinstance(_module(network, following[0]), _RELUS):
