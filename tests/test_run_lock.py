@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -265,12 +265,50 @@ def test_a_pipe_with_the_name_of_a_result_is_refused_and_not_read():
         start_run("params.yaml")
 
 
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Path], None]:
+    """Takes the permission to write to one path."""
+
+    def forbid(place: str | Path) -> None:
+        path, allowed = Path(place).absolute(), os.access
+        monkeypatch.setattr(
+            os,
+            "access",
+            lambda where, mode: Path(where).absolute() != path and allowed(where, mode),
+        )
+
+    return forbid
+
+
 @pytest.mark.parametrize("place", [".kdsteps", ".kdsteps/outputs", ".kdsteps/resume"])
 def test_a_file_with_the_name_of_a_folder_of_the_cache_is_refused(place: str):
     Path("params.yaml").write_text(yaml.safe_dump(TINY))
     Path(place).parent.mkdir(exist_ok=True)
     Path(place).write_text("mine")
     with pytest.raises(KdstepsError, match=f"^{place}: is not a folder; move it away"):
+        start_run("params.yaml")
+
+
+@pytest.mark.parametrize("place", [".kdsteps", ".kdsteps/outputs", ".kdsteps/resume"])
+def test_a_folder_of_the_cache_that_cannot_be_written_is_refused(place, forbidden):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    Path(place).mkdir(parents=True)
+    forbidden(place)
+    said = f"{place}: cannot be written; make the folder {Path(place).absolute()} writable, "
+    with pytest.raises(KdstepsError, match=f"^{re.escape(said)}"):
+        start_run("params.yaml")
+    call = call_of(load_study(), "prepare", {"dataset": "digits"})
+    with pytest.raises(KdstepsError, match=f"^{re.escape(said)}"):
+        run_call(call)
+
+
+def test_a_lock_of_the_cache_that_cannot_be_written_is_refused(forbidden):
+    Path("params.yaml").write_text(yaml.safe_dump(TINY))
+    lock = Path(".kdsteps/outputs/1a.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    forbidden(lock)
+    with pytest.raises(KdstepsError, match=f"^{lock}: cannot be written; make it writable"):
         start_run("params.yaml")
 
 

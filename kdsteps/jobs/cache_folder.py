@@ -14,19 +14,27 @@ _FOLDERS = (_CACHE / "outputs", _CACHE / "resume")  # what else is in it is neve
 
 
 def check_cache_folder() -> None:
-    """Check that folders of the cache are folders, and what is in them are files.
+    """Check that the cache has folders that can be written, and files in them.
 
     Raises:
-        KdstepsError: One is something else, which a job would be stopped by.
+        KdstepsError: One is not, which would stop a job.
     """
     for folder in (_CACHE, *_FOLDERS):
         if os.path.lexists(folder) and not folder.is_dir():
             raise KdstepsError(
                 f"{folder}: is not a folder; move it away, since jobs cache files in it"
             )
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise KdstepsError(
+                f"{folder}: cannot be written; make the folder {there.absolute()} writable, since "
+                "jobs cache files in it"
+            )
     for folder in _FOLDERS:
         for path in folder.glob("*"):
             check_kind(path)
+            if path.suffix == ".lock" and not os.access(path, os.W_OK):
+                raise KdstepsError(f"{path}: cannot be written; make it writable, or delete it")
 
 
 def remove_trials() -> None:
