@@ -24,6 +24,7 @@ from _training import fit_of, same_bytes, weights
 
 from kdsteps.cli.main import main
 from kdsteps.cli.status import Snapshot, lines, look
+from kdsteps.errors import KdstepsError
 from kdsteps.evaluation.standing import BEHIND, is_diverging, standing
 from kdsteps.files.text import read_json
 from kdsteps.jobs import graph
@@ -253,7 +254,28 @@ def test_students_of_other_settings_are_not_shown(begun, monkeypatch, capsys):
 def test_a_job_that_was_killed_is_stopped_and_not_failed(folder, capsys):
     progress_file(TARGET).parent.mkdir(parents=True)
     progress_file(TARGET).write_text('{"started": 1.0}\n')
-    assert "stopped   distil pair kd 0: its log is empty" in status(capsys)
+    assert "stopped   distil pair kd 0: no reason was recorded" in status(capsys)
+
+
+def test_a_job_that_failed_by_hand_is_quoted_and_not_its_earlier_log(folder, capsys):
+    log = Path("logs/distil/pair/kd/0.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("kdsteps distil: stopped\n")
+    os.utime(log, (1.0, 1.0))
+    with pytest.raises(KdstepsError), reported(TARGET):
+        raise KdstepsError("models: big is not a network")
+    assert f"failed    distil pair kd 0: models: big is not a network ({log})" in status(capsys)
+    with suppress(KeyboardInterrupt), reported(TARGET):
+        raise KeyboardInterrupt
+    assert "stopped   distil pair kd 0: no reason was recorded" in status(capsys)
+
+
+def test_a_file_of_a_job_that_cannot_be_removed_stops_nothing(folder, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with reported(TARGET):
+        monkeypatch.setattr(Path, "unlink", refuse)
 
 
 def test_a_job_that_ended_before_it_began_has_failed(folder, capsys):

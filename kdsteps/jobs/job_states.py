@@ -49,7 +49,7 @@ class JobState:
 
     Attributes:
         seconds: That it took, if it is done and was computed here.
-        why: The last line of the log of a job that failed or was stopped.
+        why: The error of a job that failed, or the last line of its log; also if it was stopped.
         progress: Of a job that has not finished.
     """
 
@@ -91,11 +91,20 @@ def _state(status: Status) -> JobState:
     last = lines[-1] if (lines := last_lines(log)) else ""
     if progress is not None:
         state: State = "failed" if progress.failed else "stopped"
-        return JobState(node, state, why=last or "its log is empty", progress=progress)
+        logged = last if _is_written_since(log, progress.started) else ""  # not by hand
+        why = progress.why or logged or "no reason was recorded"
+        return JobState(node, state, why=why, progress=progress)
     refused = last.startswith(f"kdsteps {graph.stage_of(node.rule)}: ")
     if refused and not Path(outputs[0]).exists():  # it ended before its work began
         return JobState(node, "failed", why=last)
     return JobState(node, "waiting")
+
+
+def _is_written_since(log: Path, moment: float) -> bool:
+    try:
+        return log.stat().st_mtime >= moment
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

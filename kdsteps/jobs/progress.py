@@ -22,8 +22,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from traceback import format_exception_only
 from typing import Any
 
+from kdsteps.errors import KdstepsError
 from kdsteps.jobs.job import Job
 
 FOLDER = Path(".kdsteps/jobs")  # a cache: it may be deleted at any time
@@ -37,6 +39,7 @@ class Progress:
     Attributes:
         running: Whether its process is alive.
         failed: Whether it ended with an error, not because it was stopped.
+        why: That error in one line; "" if there is none, or it is not known.
         started: The last attempt, in seconds since 1970.
         epoch, epochs: The last epoch that ended, and how many there are; 0: not known.
         history: For each epoch from 1, its losses and metrics by name.
@@ -46,6 +49,7 @@ class Progress:
     running: bool
     failed: bool
     started: float
+    why: str = ""
     epoch: int = 0
     epochs: int = 0
     history: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
@@ -81,10 +85,11 @@ def reported(target: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _append(handle, {"failed": isinstance(error, Exception)})
+        _append(handle, {"failed": isinstance(error, Exception), "why": _said(error)})
         raise
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only folder
+            path.unlink()
     finally:
         EPOCHS.removeHandler(writer)
         EPOCHS.setLevel(before[0])
@@ -155,6 +160,14 @@ def last_epoch(record: logging.LogRecord) -> dict[str, Any]:
     return {"epoch": epoch, "epochs": epochs, "values": values}
 
 
+def _said(error: BaseException) -> str:
+    """An error as the last line of a job's log says it; "" for an interrupt."""
+    if not isinstance(error, Exception):
+        return ""
+    text = str(error) if isinstance(error, KdstepsError) else format_exception_only(error)[-1]
+    return text.strip().rpartition("\n")[2]
+
+
 def _append(handle: int, content: Mapping[str, Any]) -> None:
     with suppress(OSError):  # a full disk
         os.write(handle, json.dumps(content).encode() + b"\n")
@@ -180,15 +193,15 @@ def parsed(line: bytes) -> dict[str, Any]:
 
 
 def _progress(lines: list[dict[str, Any]], running: bool) -> Progress | None:
-    started, failed, epochs = 0.0, False, 0
+    started, failed, why, epochs = 0.0, False, "", 0
     history: dict[int, Mapping[str, float]] = {}
     times: list[float] = []
     try:
         for line in lines:
             if "started" in line:
-                started, failed, times = float(line["started"]), False, []
+                started, failed, why, times = float(line["started"]), False, "", []
             elif "failed" in line:
-                failed = bool(line["failed"])
+                failed, why = bool(line["failed"]), str(line.get("why", ""))
             elif "epoch" in line:
                 epoch, epochs = int(line["epoch"]), int(line["epochs"])
                 history = {number: there for number, there in history.items() if number < epoch}
@@ -201,6 +214,7 @@ def _progress(lines: list[dict[str, Any]], running: bool) -> Progress | None:
         running=running,
         failed=failed and not running,
         started=started,
+        why=why,
         epoch=max(history, default=0),
         epochs=epochs,
         history=history,
