@@ -239,6 +239,32 @@ def test_students_of_another_teacher_or_of_other_images_are_refused(study: Study
     assert HISTORY not in read_accepted()
 
 
+def test_evaluations_of_students_of_one_teacher_and_of_several_differ_in_more_than_code(
+    study: Study,
+):
+    names = {"pair": "pair", "method": "kd", "seed": "0"}
+    one = TINY["pairs"]["pair"]
+    several = {"dataset": "digits", "teachers": ["big", "other"], "student": "small"}
+    models = TINY["models"] | {"other": TINY["models"]["big"]}
+    both = {"models": models, "methods": {"labels": {}, "kd": {}}}
+    digest = "results/evaluate/teachers/digits/big/digest.json"
+    for before, after, why in (
+        (one, several, f"was made from {digest}, which it no longer reads"),
+        (several, one, f"was made without {digest}, which it now reads"),
+    ):
+        study = changed_params(**both, pairs={"pair": before})
+        write_provenance(
+            study, "evaluate", names, code=code_identity.code(study, "evaluate", names)
+        )
+        study = changed_params(**both, pairs={"pair": after})
+        assert reasons(study)["evaluate pair kd 0"] == why
+        assert names not in [
+            each.names
+            for each in accept(study, everything, run_here).taken
+            if each.rule == "evaluate"
+        ]
+
+
 def test_a_result_that_was_made_again_is_no_longer_an_accepted_one(study: Study):
     accept(study, everything, run_here)
     assert HISTORY in read_accepted()

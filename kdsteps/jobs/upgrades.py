@@ -135,8 +135,8 @@ def _reason(status: Status, found: Mapping[str, Provenance]) -> tuple[Reason, st
         return "settings", f"settings changed: {difference}"
     for path in sorted(changed_inputs(status.node, known, found)):
         return "inputs", f"an input changed: {path}"
-    if other := _of_other_jobs(status.node, known):
-        return "inputs", f"was made from {other[0]}, which it no longer reads"
+    if difference := _other_jobs(status, known):
+        return "inputs", difference
     return _code_reason(status, known)
 
 
@@ -164,19 +164,23 @@ def _find_damage(found: list[Status]) -> None:
             status.why = f"{which} was damaged or changed after its job wrote it"
 
 
-def _of_other_jobs(node: graph.JobNode, known: Provenance) -> list[str]:
-    """Inputs of a result in whose place its job now reads files of another job of the same stage.
+def _other_jobs(status: Status, known: Provenance) -> str:
+    """In which other jobs' files a result's inputs differ from today's, in words; "" if in none.
 
-    This is so if a pair has another teacher or data set than before. Whether there is such an input
-    at all depends on the code.
+    This is so if a pair has another teacher or data set than before, or several teachers instead of
+    one. Other code may have read no file of a job at all, or one more: then, only an input in whose
+    place there is another job's of the same stage counts.
     """
-    folders = {os.path.dirname(path) for path in node.read}
-    stages = {Path(path).parts[:2] for path in node.read}
-    return [
-        path
-        for path in sorted(known.inputs)
-        if os.path.dirname(path) not in folders and Path(path).parts[:2] in stages
-    ]
+    read, before = status.node.read, sorted(known.inputs)
+    folders, earlier = set(map(os.path.dirname, read)), set(map(os.path.dirname, before))
+    gone = [path for path in before if os.path.dirname(path) not in folders]
+    new = [path for path in sorted(status.node.watched) if os.path.dirname(path) not in earlier]
+    if known.code != status.code or not before:
+        stages = {Path(path).parts[:2] for path in read}
+        gone, new = [path for path in gone if Path(path).parts[:2] in stages], []
+    if gone:
+        return f"was made from {gone[0]}, which it no longer reads"
+    return f"was made without {new[0]}, which it now reads" if new else ""
 
 
 def _code_reason(status: Status, known: Provenance) -> tuple[Reason, str]:
