@@ -258,3 +258,25 @@ def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Stud
     STUDENT.unlink()
     with pytest.raises(KdstepsError, match=r"student.safetensors: not found; run snakemake"):
         verify(study, "distil")
+
+
+def test_nor_does_it_record_files_that_were_made_from_those_of_another_job(study: Study):
+    other = KD | {"method": "labels"}
+    made = [graph.outputs("evaluate", names) for names in (KD, other)]
+    for here, there in zip(
+        *([*files.values(), provenance_file(files)] for files in made), strict=True
+    ):
+        for source, target in ((here, "aside"), (there, here), ("aside", there)):
+            Path(source).rename(target)
+    wrong = r"kd/0/measures.json: was made from other files .*distil/pair/\w+/0/digest.json"
+    with pytest.raises(KdstepsError, match=wrong):
+        verify(study, "evaluate")
+
+
+def test_nor_files_of_which_an_input_was_made_again(study: Study):
+    files = graph.outputs("distil", KD)
+    write_json(Path(files["digest"]), {"of": "another student"})
+    write(study, "distil", KD)
+    assert verify(study, "distil") == 3
+    with pytest.raises(KdstepsError, match=r"kd/0/measures.json: was made from other files"):
+        verify(study, "evaluate")

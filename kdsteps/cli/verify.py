@@ -20,6 +20,7 @@ from kdsteps.jobs.provenance import (
     provenance_file,
     read_provenance,
 )
+from kdsteps.jobs.restoring import changed_inputs
 from kdsteps.jobs.settings import first_difference
 from kdsteps.jobs.words import plural
 from kdsteps.study.loading import load_study
@@ -30,7 +31,8 @@ def verify(study: Study, stage: str) -> int:
     """Check that the files of a stage are what the study's jobs wrote; return the number of jobs.
 
     Raises:
-        KdstepsError: A file is missing or damaged, or was made with other settings or code.
+        KdstepsError: A file is missing or damaged, or was made with other settings or code or from
+            other files.
     """
     jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
     for rule, names in jobs:
@@ -44,6 +46,7 @@ def verify(study: Study, stage: str) -> int:
         _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
         if known.code != code_identity.code(study, rule, names):
             raise KdstepsError(f"{outputs[0]}: was made by different code; run snakemake again")
+        _check_made_from(outputs[0], known, graph.node(study, rule, names))
         outputs += lost_files(rule, graph.outputs(rule, names), known, thorough=True)
         for path in outputs:
             if not path.is_file() or not is_whole(path, known):
@@ -61,6 +64,16 @@ def _check_made_for(path: Path, known: Provenance, wanted: str) -> None:
     raise KdstepsError(
         f"{path}: was made with {said}, but params.yaml has {meant}; run snakemake again"
     )
+
+
+def _check_made_from(path: Path, known: Provenance, node: graph.JobNode) -> None:
+    """Refuse files that were made from others than their job reads, such as another job's."""
+    other = (known.inputs.keys() ^ node.watched) or changed_inputs(node, known, {})
+    if other:
+        raise KdstepsError(
+            f"{path}: was made from other files than are there now ({min(other)}); run snakemake "
+            "again"
+        )
 
 
 def _check_unchanged(study: Study, stage: str, params: str) -> None:
