@@ -327,3 +327,19 @@ def test_a_run_in_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypat
     said = f"{LOCK}: cannot be written; make the folder {tmp_path} writable"
     with pytest.raises(KdstepsError, match=f"^{re.escape(said)}$"):
         begin_run()
+
+
+def test_a_lock_that_cannot_be_opened_is_refused_and_not_left_out(forbidden):
+    LOCK.parent.mkdir()
+    LOCK.touch()
+    forbidden(LOCK)
+    with pytest.raises(KdstepsError, match=f"^{LOCK}: cannot be written; make it writable$"):
+        begin_run()
+
+
+def test_whoever_may_write_to_the_folder_may_write_to_its_lock():
+    LOCK.parent.mkdir()
+    for mode in (0o775, 0o755):
+        LOCK.parent.chmod(mode)
+        with during_job(Path("results/a")):
+            assert LOCK.stat().st_mode & 0o777 == mode & 0o666

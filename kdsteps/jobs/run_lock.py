@@ -54,6 +54,8 @@ def begin_run(sharing: Sharing | None = None) -> None:
         KdstepsError: Another run has not ended, the disk is full, or the folder is read-only.
     """
     check_places([LOCK])
+    if LOCK.exists() and not os.access(LOCK, os.W_OK):
+        raise KdstepsError(f"{LOCK}: cannot be written; make it writable")
     with suppress(OSError):
         LOCK.parent.mkdir(exist_ok=True)
         check_space()
@@ -259,10 +261,19 @@ def _processes(handle: int) -> list[int]:
 
 
 def _opened(path: Path) -> int | None:
+    """Open the file of a lock; to read it alone where it cannot be written, which a lock allows.
+
+    Whoever may write to its folder may write to it as well.
+    """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:
+        with suppress(OSError):
+            return os.open(path, os.O_RDONLY)
         return None
+    with suppress(OSError):  # it belongs to another user
+        os.fchmod(handle, path.parent.stat().st_mode & 0o666)
+    return handle
 
 
 def _nothing() -> None:
