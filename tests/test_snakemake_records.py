@@ -72,6 +72,14 @@ def test_records_that_are_links_into_another_store_become_files_of_their_own(fol
     assert stored.read_text() == "record"
 
 
+@pytest.mark.parametrize("length", range(180, 196))
+def test_a_record_may_have_a_name_as_long_as_names_can_be(folder, length):
+    output = "x" * length
+    snakemake_records.write_records([output], "distil", ["{}"], [], {})
+    snakemake_records.check_records()
+    assert snakemake_records.read_record(output) is not None
+
+
 def test_python_in_a_rule_is_the_one_that_runs_the_workflow(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", "/usr/bin")
     snakemake_records.use_this_python()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -96,6 +97,21 @@ def remove_stale_drafts(folder: Path, name: str = "", *, below: bool = False) ->
         process = re.search(r"\.(\d+)\.part$", draft.name)
         if process and not _alive(int(process[1])):
             _remove(draft)
+
+
+def replace_by_copy(path: Path) -> None:
+    """Replace a link, or a file of another user, by a copy that this user may write to.
+
+    Raises:
+        KdstepsError: The disk is full, or the file cannot be read.
+    """
+    draft = path.with_name(f".{os.getpid()}.part")  # the name may be as long as names can be
+    try:
+        shutil.copyfile(path, draft)
+        os.replace(draft, path)
+    except OSError as error:
+        _remove(draft)
+        raise KdstepsError(_disk_sentence(path, error)) from error
 
 
 def _alive(process: int) -> bool:

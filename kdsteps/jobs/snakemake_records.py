@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import replace_by_copy
 from kdsteps.jobs.provenance import is_provenance
 
 RECORDS = Path(".snakemake/metadata")
@@ -109,7 +109,7 @@ def write_records(
     for output in stale:
         path = Path(_record_path(RECORDS, output))
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{os.getpid()}.part")  # the name may be as long as names can be
         part.write_text(text)
         os.replace(part, path)
 
@@ -160,9 +160,7 @@ def _own_files(folder: Path) -> None:
     """Replace links into DVC's cache by files, since Snakemake rewrites records in place."""
     for file in _files(folder):
         if file.is_symlink() or file.stat().st_nlink > 1:
-            copy = file.with_name(f"{file.name}.{os.getpid()}.part")
-            shutil.copyfile(file, copy)
-            os.replace(copy, file)
+            replace_by_copy(file)
 
 
 def _files(folder: Path, skip: Iterable[str] = ()) -> Iterator[Path]:
