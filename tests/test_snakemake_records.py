@@ -72,6 +72,15 @@ def test_records_that_are_links_into_another_store_become_files_of_their_own(fol
     assert stored.read_text() == "record"
 
 
+def test_records_of_another_user_become_those_of_this_one(folder, monkeypatch):
+    record = put(".snakemake/metadata/cmVzdWx0cw==", "record")
+    before = record.stat().st_ino
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).stat().st_ino != before)
+    snakemake_records.check_records()
+    assert record.stat().st_ino != before
+    assert record.read_text() == "record"
+
+
 @pytest.mark.parametrize("length", range(180, 196))
 def test_a_record_may_have_a_name_as_long_as_names_can_be(folder, length):
     output = "x" * length

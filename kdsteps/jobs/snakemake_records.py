@@ -157,9 +157,9 @@ def _longest_name(folder: str) -> int:
 
 
 def _own_files(folder: Path) -> None:
-    """Replace links into DVC's cache by files, since Snakemake rewrites records in place."""
+    """Replace links into DVC's cache, and files of others, since Snakemake rewrites records."""
     for file in _files(folder):
-        if file.is_symlink() or file.stat().st_nlink > 1:
+        if file.is_symlink() or file.stat().st_nlink > 1 or not os.access(file, os.W_OK):
             replace_by_copy(file)
 
 
