@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -28,6 +30,7 @@ from kdsteps.jobs.provenance import (
 )
 from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.snakemake_records import read_record
+from kdsteps.jobs.writable import let_jobs_write
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -280,3 +283,33 @@ def test_nor_files_of_which_an_input_was_made_again(study: Study):
     assert verify(study, "distil") == 3
     with pytest.raises(KdstepsError, match=r"kd/0/measures.json: was made from other files"):
         verify(study, "evaluate")
+
+
+def test_files_of_another_user_are_replaced_only_where_jobs_will_write_new_ones(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    log = Path("logs/distil/pair/kd/0.txt")
+    log.parent.mkdir(parents=True)
+    log.write_text("of the earlier attempt")
+    forbid = {path.absolute() for path in (log, *Path("results").rglob("*.*"))}
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).absolute() not in forbid)
+    write(study, "distil", KD, code="0123456789abcdef")
+    write(study, "report", {}, code="0123456789abcdef")
+    page = Path(graph.outputs("report", {})["page"])
+    monkeypatch.setattr("kdsteps.jobs.writable.replace_by_copy", replaced := Mock())
+    let_jobs_write(study)
+    found = {call.args[0] for call in replaced.call_args_list}
+    assert {STUDENT, log, page, MEASURES} <= found, "what reads a stale result is stale as well"
+    assert not {path for path in found if "labels" in path.parts}
+
+
+def test_results_that_cannot_be_written_are_refused_if_jobs_will_run(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    place = STUDENT.parent.absolute()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).absolute() != place)
+    let_jobs_write(study)
+    write(study, "distil", KD, code="0123456789abcdef")
+    said = f"^{STUDENT}: cannot be written; make the folder {place} writable$"
+    with pytest.raises(KdstepsError, match=said):
+        let_jobs_write(study)

@@ -14,8 +14,6 @@ from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.cache_folder import check_cache_folder, remove_trials
 from kdsteps.jobs.early_checks import check_study
 from kdsteps.jobs.inputs import GIVEN, as_text
-from kdsteps.jobs.job_states import LOGS
-from kdsteps.jobs.outputs import optional_outputs
 from kdsteps.jobs.provenance import provenance_file
 from kdsteps.jobs.pulling import advice
 from kdsteps.jobs.resources import Sharing
@@ -23,6 +21,7 @@ from kdsteps.jobs.restoring import restore_records
 from kdsteps.jobs.run_lock import begin_run
 from kdsteps.jobs.snakemake_records import check_records
 from kdsteps.jobs.version_lock import check_lock
+from kdsteps.jobs.writable import files_of, let_jobs_write
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
 
@@ -64,6 +63,7 @@ def start_run(path: str, sharing: Sharing | None = None, *, stored: bool = False
     for finding in [*restore_records(study), *to_pull]:
         _say(finding)
     _check(study, with_files=not to_pull)
+    let_jobs_write(study)
     for finding in to_pull:
         atexit.register(_say, finding)
     return study
@@ -76,11 +76,10 @@ def _check_files(study: Study) -> None:
     """
     for rule in graph.OUTPUTS:
         for names in graph.jobs(study, rule):
-            outputs = graph.outputs(rule, names)
-            optional = optional_outputs(rule, outputs).values()
-            for path in (*map(Path, outputs.values()), *optional, provenance_file(outputs)):
+            *files, log = files_of(graph.node(study, rule, names))
+            for path in (*files, provenance_file(graph.outputs(rule, names))):
                 check_kind(path)
-            check_places([Path(LOGS[rule].format(**names))])
+            check_places([log])
 
 
 def _check_folder(name: str, what: str) -> None:
