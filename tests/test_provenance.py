@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -245,6 +246,23 @@ def test_a_result_is_refused_if_a_file_that_its_job_reads_is_changed_meanwhile(
     with pytest.raises(KdstepsError, match=r"big/digest.json: was changed while a job read it"):
         run_call(call)
     assert STUDENT.read_bytes() == before
+
+
+def test_a_clock_that_is_set_back_does_not_shorten_a_job(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+):
+    def run(job: Any) -> None:
+        job.outputs["model"].write_text("a student")
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+
+    stage = SimpleNamespace(run=run)
+    monkeypatch.setattr("kdsteps.cli.running.import_module", lambda name: stage)
+    call = call_of(study, "distil", KD)
+    run_call(replace(call, code=None, outputs={"model": STUDENT}))
+    known = read_provenance(provenance_file({"model": STUDENT}))
+    assert known is not None
+    assert known.started > 0
+    assert known.ended >= known.started
 
 
 def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Study):

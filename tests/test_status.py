@@ -12,6 +12,7 @@ import signal
 import struct
 import sys
 import termios
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,17 @@ def test_a_job_that_resumes_continues_its_history(folder):
         found = read_progress(TARGET)
         assert found is not None
         assert found.history == {1: {"total": 3.0}, 2: {"total": 1.5}}
+
+
+def test_a_clock_that_is_set_back_does_not_shorten_epochs(folder, monkeypatch):
+    with reported(TARGET):
+        for epoch in (1, 2, 3):
+            monkeypatch.setattr(time, "time", lambda now=1e9 - 1000 * epoch: now)
+            epoch_of(epoch, 10, total=1.0)
+        found = read_progress(TARGET)
+    assert found is not None
+    assert found.epoch_seconds is not None
+    assert found.epoch_seconds >= 0
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\n[1]\n", b'{"epoch": "x", "epochs": 2}\n'])

@@ -65,7 +65,7 @@ def run_call(
         reported(target),
         files_below(call.root),
     ):
-        started = time.time()
+        started, clock = time.time(), time.monotonic()  # the first may be set back meanwhile
         read = input_digests(call.rule, call.read, call.root)
         _check_provenance(call)
 
@@ -98,7 +98,7 @@ def run_call(
         digests = read_json(final["digest"]) if "digest" in final else {}
         made = provenance_of_job(
             *(call.rule, call.settings.as_text(), call.code or "", read, written),
-            *(started, time.time(), digests),
+            *(started, started + time.monotonic() - clock, digests),
         )
         made.write(call.outputs)
         _date_before([path for paths in call.read.values() for path in paths], written.values())

@@ -148,7 +148,7 @@ class _Writer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         values = last_epoch(record)
-        _append(self._handle, {**values, "time": record.created})
+        _append(self._handle, {**values, "time": time.monotonic()})  # clocks may be set back
 
 
 def last_epoch(record: logging.LogRecord) -> dict[str, Any]:
