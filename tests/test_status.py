@@ -283,7 +283,7 @@ def test_a_job_that_failed_by_hand_is_quoted_and_not_its_earlier_log(folder, cap
 
 
 def test_a_file_of_a_job_that_cannot_be_removed_stops_nothing(folder, monkeypatch):
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, **_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     with reported(TARGET):
