@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from _study import TINY
 
 from kdsteps.cli.calls import call_of
+from kdsteps.cli.main import main
 from kdsteps.cli.running import run_call
 from kdsteps.cli.verify import verify
 from kdsteps.errors import KdstepsError
@@ -279,6 +281,13 @@ def test_dvc_records_only_files_that_their_jobs_wrote_for_this_study(study: Stud
     STUDENT.unlink()
     with pytest.raises(KdstepsError, match=r"student.safetensors: not found; run snakemake"):
         verify(study, "distil")
+
+
+def test_whoever_may_only_read_a_study_may_check_it(study: Study, monkeypatch, capsys):
+    shutil.rmtree("results/tune", ignore_errors=True)  # without jobs
+    monkeypatch.setattr(Path, "mkdir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert main(["verify", "tune", "distil"]) == 0
+    assert capsys.readouterr().out.startswith("tune: 0 jobs match params.yaml\n")
 
 
 def test_nor_does_it_record_files_that_were_made_from_those_of_another_job(study: Study):

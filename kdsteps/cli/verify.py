@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kdsteps.cli.resolve import FOLDER, resolved
 from kdsteps.errors import KdstepsError
+from kdsteps.files.atomic import DISK_FULL
 from kdsteps.files.text import read_json
 from kdsteps.jobs import code_identity, graph
 from kdsteps.jobs.provenance import (
@@ -93,4 +94,13 @@ def check_stages(given: argparse.Namespace) -> None:
         _check_unchanged(study, stage, given.params)
         count = verify(study, stage)
         print(f"{stage}: {plural(count, 'job')} match{'es' * (count == 1)} params.yaml")
-        Path("results", stage).mkdir(parents=True, exist_ok=True)
+        _create_folder(Path("results", stage))
+
+
+def _create_folder(folder: Path) -> None:
+    """Create the folder of a stage without jobs, unless the study can only be read."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
