@@ -110,6 +110,34 @@ def test_another_normalization_is_named_and_right_once_it_is_set(plant, trained)
     assert "[0.485, 0.456, 0.406]" in found["notes"][0]
 
 
+def test_another_image_size_is_named_and_right_once_it_is_set(tmp_path, monkeypatch, capsys):
+    weights: Weights = {}
+    for size in (32, 64):  # at which the teacher was trained, and that of the study
+        (tmp_path / str(size)).mkdir()
+        monkeypatch.chdir(tmp_path / str(size))
+        study = Teachers(write_shapes(Path.cwd()) | {"resize": size})
+        if size == 32:
+            assert study.check(capsys, "good", **NETWORK).status == 0
+            weights = study.weights("good")
+    save_file(weights, "planted.safetensors")
+    entry = NETWORK | {"checkpoint": "planted.safetensors", "train": {"epochs": 0}}
+    assert_stopped(study.check(capsys, "planted", **entry), "with `image_size: 32`")
+    found = study.check(capsys, "resized", **entry, image_size=32).found
+    assert found["problems"] == found["warnings"] == []
+
+
+def test_another_normalization_and_another_order_are_named_together(plant, trained):
+    order = [1, 2, 3, 0, 4, 5, 7, 6]
+    weights = changed(trained("pixels", normalize=BYTES), HEAD, lambda tensor: tensor[order])
+    right = [CLASSES[number] for number in order]
+    assert_stopped(
+        plant(weights),
+        "with `normalize: {mean: [0, 0, 0], std: [0.00392, 0.00392, 0.00392]}`",
+        f"in another class order, `classes: [{', '.join(right)}]`",
+    )
+    assert plant(weights, normalize=BYTES, classes=right).found["problems"] == []
+
+
 def test_permuted_classes_are_named_with_the_right_order(plant, good):
     order = [1, 2, 3, 0, 4, 5, 7, 6]
     weights = changed(good, HEAD, lambda tensor: tensor[order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from kdsteps.models import build_model
 from kdsteps.teachers.checks import as_yaml, check_teacher
 from kdsteps.teachers.diagnosis import (
     best_temperature,
@@ -18,7 +20,7 @@ from kdsteps.teachers.diagnosis import (
     more_often,
     proportion,
 )
-from kdsteps.teachers.variants import better_forms
+from kdsteps.teachers.variants import better_forms, input_forms
 
 NAMES = [f"class{number}" for number in range(10)]
 
@@ -39,13 +41,13 @@ def predictions(accuracy: float = 0.9, count: int = 400, seed: int = 0) -> tuple
 def form(accuracy: float, seen: list[int] | None = None) -> Callable[[Tensor], Tensor]:
     """A form of the images in which the teacher has an accuracy; notes how many it was shown."""
 
-    def correct(numbers: Tensor) -> Tensor:
+    def predicted(numbers: Tensor) -> Tensor:
         if seen is not None:
             seen.append(len(numbers))
-        logits, labels = predictions(accuracy, seed=1)
-        return (logits.argmax(dim=1) == labels)[numbers]
+        logits, _ = predictions(accuracy, seed=1)
+        return logits.argmax(dim=1)[numbers]
 
-    return correct
+    return predicted
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -208,7 +210,8 @@ def test_a_form_that_is_a_little_better_is_a_warning():
     logits, labels = predictions(0.9)
     correct = logits.argmax(dim=1) == labels
     better = correct | (torch.arange(len(labels)) % 3 > 0)  # two of three errors less
-    forms = {"`normalize: none`": lambda numbers: better[numbers]}
+    predicted = torch.where(better, labels, (labels + 1) % len(NAMES))
+    forms = {"`normalize: none`": lambda numbers: predicted[numbers]}
     found = check_teacher(logits, labels, NAMES, forms=forms)
     assert found.problems == ()
     assert "% with `normalize: none`" in found.warnings[0]
@@ -234,16 +237,63 @@ def test_few_images_are_shown_in_other_forms_unless_there_is_doubt():
 
 
 def test_forms_are_compared_on_the_same_images_of_all_classes():
-    correct = torch.arange(1000) >= 500  # images sorted by class, the first half is not known
+    labels = torch.arange(1000) // 100
+    predicted = torch.where(labels >= 5, labels, 9)  # the first half is not known
     shown: list[Tensor] = []
 
     def same(numbers: Tensor) -> Tensor:
         shown.append(numbers)
-        return correct[numbers]
+        return predicted[numbers]
 
-    assert better_forms(correct, {"same": same}, doubtful=True) == []
+    assert better_forms(predicted, labels, {"same": same}, doubtful=True) == []
     assert len(shown[0].unique()) == 512
     assert 220 < int((shown[0] < 500).sum()) < 292
+
+
+def test_another_order_is_also_sought_in_other_forms_of_the_images():
+    """Both faults at once: as they are, the images look alike to the teacher."""
+    logits, labels = predictions(0.9)
+    as_it_is = torch.zeros_like(logits)
+    as_it_is[:, 3] = 5.0
+    forms = {
+        "`normalize: none`": lambda numbers: logits.roll(1, dims=1).argmax(dim=1)[numbers],
+        "other pixels": lambda numbers: as_it_is.argmax(dim=1)[numbers],
+    }
+    found = check_teacher(as_it_is, labels, NAMES, forms=forms)
+    (problem,) = found.problems
+    both = r"with `normalize: none` and in another class order, `classes: \[class9, "
+    assert re.search(rf"but (89|9\d)\.\d% {both}", problem)
+    assert found.classes == (NAMES[-1], *NAMES[:-1])
+    assert "near chance" in check_teacher(as_it_is, labels, NAMES).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "tried"),
+    [
+        ((32, 32), ["28", "48", "64"]),
+        ((224, 224), ["112", "160", "320", "448"]),
+        ((16, 48), ["[8, 24]", "[11, 32]", "[24, 72]", "[32, 96]"]),
+    ],
+)
+@torch.no_grad()
+def test_smaller_and_larger_images_are_tried_where_the_network_takes_them(size, tried):
+    torch.manual_seed(0)
+    chain = build_model("cifar_resnet", depth=8, widths=[4, 4, 4, 8], num_classes=3).eval()
+    forms = input_forms(chain, (0.5,) * 3, (0.25,) * 3, size)
+    names = re.findall(r"`image_size: (.*?)`", " ".join(forms))
+    assert names == tried
+    images = torch.rand(5, 3, *size)
+    last = forms[f"`image_size: {names[-1]}` (resized images)"](images)
+    larger = torch.nn.functional.interpolate(images, scale_factor=2, mode="bilinear")
+    assert torch.allclose(last, chain(larger), atol=1e-5)
+    assert not torch.allclose(last, chain(images), atol=1e-3)
+
+
+def test_a_network_for_images_of_one_size_is_tried_at_no_other():
+    options = {"width": 16, "depth": 1, "heads": 2, "mlp": 16, "patch": 8}
+    chain = build_model("vit", num_classes=3, image_size=32, **options)
+    forms = input_forms(chain.eval(), (0.5,) * 3, (0.25,) * 3, (32, 32))
+    assert len(forms) == 4 and not any("image_size" in form for form in forms)
 
 
 def test_more_often_is_decided_by_the_images_that_differ():

@@ -70,7 +70,7 @@ from kdsteps.teachers.checks import (
     no_classifier,
     with_classifier,
 )
-from kdsteps.teachers.variants import Correct, input_forms
+from kdsteps.teachers.variants import Predicted, input_forms
 from kdsteps.training.device import choose_device
 from kdsteps.training.loop import Fit
 from kdsteps.training.processes import Processes, in_processes
@@ -237,18 +237,20 @@ def _is_from_elsewhere(entry: Mapping[str, Any]) -> bool:
 
 def _forms(
     network: Chain, data: Prepared, images: ImageSplit, batch_size: int
-) -> dict[str, Correct]:
-    """Which images the network gets right in other forms: bool (n,) from their numbers (n,)."""
+) -> dict[str, Predicted]:
+    """What the network predicts for images in other forms: (n,) from their numbers (n,)."""
 
-    def correct(form: Callable[[Tensor], Tensor], numbers: Tensor) -> Tensor:
+    def predicted(form: Callable[[Tensor], Tensor], numbers: Tensor) -> Tensor:
         found = []
         for some in numbers.split(batch_size):
             batch = images.take(some, Views(), torch.zeros_like(some))
-            found.append(form(batch.images).argmax(dim=1) == batch.labels)
+            found.append(form(batch.images).argmax(dim=1))
         return torch.cat(found).cpu()
 
-    forms = input_forms(network, data.mean.tolist(), data.std.tolist())
-    return {what: torch.inference_mode()(partial(correct, form)) for what, form in forms.items()}
+    height, width = data.image_shape[1:]
+    with torch.inference_mode():
+        forms = input_forms(network, data.mean.tolist(), data.std.tolist(), (height, width))
+    return {what: torch.inference_mode()(partial(predicted, form)) for what, form in forms.items()}
 
 
 def _normalization(entry: Mapping[str, Any]) -> str:

@@ -26,7 +26,13 @@ from kdsteps.teachers.diagnosis import (
     proportion,
     separation,
 )
-from kdsteps.teachers.variants import Better, Correct, better_forms
+from kdsteps.teachers.variants import (
+    Better,
+    Predicted,
+    Reordered,
+    better_forms,
+    reordered_form,
+)
 
 CONFIDENT = 0.9  # a probability from which on an error is called confident
 _SMALL, _LARGE = 0.1, 4.0  # best temperatures beyond which logits are scaled
@@ -74,7 +80,7 @@ def check_teacher(
     *,
     outputs: Sequence[str] | None = None,
     expected_accuracy: float | None = None,
-    forms: Mapping[str, Correct] | None = None,
+    forms: Mapping[str, Predicted] | None = None,
 ) -> TeacherCheck:
     """Check a teacher by its predictions for the validation images.
 
@@ -84,7 +90,7 @@ def check_teacher(
         class_names: K names.
         outputs: The model's `classes`, at least K names; None: `class_names`.
         expected_accuracy: The accuracy that it is known to reach, from 0 to 1.
-        forms: Which images it gets right in other forms, by what to set for each form.
+        forms: What it predicts for images in other forms, by what to set for each form.
 
     Raises:
         ValueError: There are no images, or the shapes do not fit.
@@ -100,23 +106,25 @@ def check_teacher(
     accuracy = proportion(right)
     ignorant = by_chance(predicted, labels, len(class_names))
     unknown = [class_names[number] for number in missing_classes(logits, labels)]
-    fault = (
-        _near_chance(accuracy, ignorant)
-        or _unknown(unknown, len(class_names))
-        or _below(accuracy, expected_accuracy)
-    )
+    guesses = _near_chance(accuracy, ignorant)
+    fault = guesses or _unknown(unknown, len(class_names)) or _below(accuracy, expected_accuracy)
     order = class_order(predicted, labels, len(class_names))
-    better = better_forms(right, forms or {}, doubtful=bool(fault or order))
+    better = better_forms(predicted, labels, forms or {}, doubtful=bool(fault or order))
     causes = {_form_cause(form, len(labels)): form.accuracy for form in better}
-    classes = None
+    found_order = None
     if order is not None:
-        meant = {class_names[n]: class_names[target] for n, target in enumerate(order)}
+        right_then = torch.tensor(order)[predicted] == labels
+        found_order = Reordered("", order, float(right_then.double().mean()), len(labels))
+    elif guesses and not better:
+        found_order = reordered_form(labels, forms or {}, len(class_names))
+    classes = None
+    if found_order is not None:
+        meant = {class_names[n]: class_names[to] for n, to in enumerate(found_order.order)}
         classes = tuple(meant.get(name, name) for name in outputs or class_names)
-        reached = proportion(torch.tensor(order)[predicted] == labels).value
-        causes[_order_cause(reached, meant, classes)] = reached
+        causes[_order_cause(found_order, meant, classes, len(labels))] = found_order.accuracy
     best = max(causes.values(), default=0.0)
     likely = " or ".join(cause for cause, value in causes.items() if value >= best - _CLEARLY)
-    stops = bool(fault or order or best >= accuracy.value + _CLEARLY)
+    stops = bool(fault or found_order or best >= accuracy.value + _CLEARLY)
     found = [f"its validation accuracy is {accuracy}, {f'but {likely}' if likely else fault}"]
     unsuited = _unsuited(logits)
     temperature = best_temperature(logits, labels)
@@ -207,15 +215,23 @@ def _below(accuracy: Proportion, expected: float | None) -> str | None:
 
 def _form_cause(form: Better, num_images: int) -> str:
     """What another form of the images would reach, and how to set it."""
+    return f"{_reached(form, num_images)} with {form.form}"
+
+
+def _reached(form: Better | Reordered, num_images: int) -> str:
     counted = f" (of {form.count} images)" if form.count < num_images else ""
-    return f"{100 * form.accuracy:.1f}%{counted} with {form.form}"
+    return f"{100 * form.accuracy:.1f}%{counted}"
 
 
-def _order_cause(reached: float, meant: Mapping[str, str], classes: Sequence[str]) -> str:
-    """What another class order would reach, and how to set it."""
+def _order_cause(
+    found: Reordered, meant: Mapping[str, str], classes: Sequence[str], num_images: int
+) -> str:
+    """What another class order would reach, maybe in another form, and how to set it."""
+    also = f" with {found.form} and" if found.form else ""
     moved = [f"{name} means {target}" for name, target in meant.items() if name != target]
     named = f"`classes: {as_yaml(classes)}`" if len(classes) <= _LISTED else "`classes` as logged"
-    return f"{100 * reached:.1f}% in another class order, {named} ({_shown(moved)})"
+    reached = _reached(found, num_images)
+    return f"{reached}{also} in another class order, {named} ({_shown(moved)})"
 
 
 def as_yaml(names: Sequence[str]) -> str:
