@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.arrays import read_array, write_array
-from kdsteps.files.atomic import all_or_none, atomic, check_places
+from kdsteps.files.atomic import all_or_none, atomic, check_places, remove_stale_drafts
 from kdsteps.files.checkpoints import (
     load_state,
     read_checkpoint,
@@ -166,6 +166,9 @@ def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_left(tmp_p
         path.write_text("half")
     with all_or_none({"one": tmp_path / "one"}) as drafts:
         write_json(drafts["one"], {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "one"]
+    (tmp_path / f".{ended.pid}.part").write_text("half of a copy that a link is replaced by")
+    remove_stale_drafts(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "one"]
 
 

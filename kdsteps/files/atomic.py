@@ -93,7 +93,8 @@ def remove_stale_drafts(folder: Path, name: str = "", *, below: bool = False) ->
         name: Of the file to which they belong; by default any.
         below: Whether the folders below are searched as well.
     """
-    for draft in (folder.rglob if below else folder.glob)(f".*{name}.*.part"):
+    pattern = f".*{name}.*.part" if name else ".*.part"
+    for draft in (folder.rglob if below else folder.glob)(pattern):
         process = re.search(r"\.(\d+)\.part$", draft.name)
         if process and not _alive(int(process[1])):
             _remove(draft)
