@@ -667,3 +667,5 @@ def test_results_of_the_first_round_are_taken_over(tmp_path: Path):
     study.snakemake()
     assert study.planned() == {}
     assert study.bytes_of("results/distil/**/student.safetensors") == students
+    study.dvc("repro")
+    assert study.bytes_of("results/distil/**/student.safetensors") == students
