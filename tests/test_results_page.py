@@ -39,7 +39,7 @@ def test_the_columns_that_are_named_are_those_of_the_tables():
 
 
 def row_of(name: str) -> str:
-    """What the table says of a file."""
+    """What the page says about a file, in the second column of its table."""
     (row,) = re.findall(rf"^\| `[^`]*/{re.escape(name)}` \| (.*) \|$", PAGE, re.MULTILINE)
     return row
 

@@ -138,11 +138,21 @@ def check_places(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         check_kind(path)
-        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        there = nearest_folder(path.absolute().parent)
         if not there.is_dir():
             raise KdstepsError(_disk_sentence(path, NotADirectoryError(errno.ENOTDIR, "")))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not may_write_into(there):
             raise KdstepsError(f"{path}: cannot be written; make the folder {there} writable")
+
+
+def nearest_folder(folder: Path) -> Path:
+    """A folder, or the nearest one above it if it does not exist."""
+    return next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+
+
+def may_write_into(folder: Path) -> bool:
+    """Whether this user may create and replace files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def check_kind(path: Path) -> None:

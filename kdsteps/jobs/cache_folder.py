@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from kdsteps.errors import KdstepsError
-from kdsteps.files.atomic import check_kind
+from kdsteps.files.atomic import check_kind, may_write_into, nearest_folder
 
 _CACHE = Path(".kdsteps")
 _FOLDERS = (_CACHE / "outputs", _CACHE / "resume")  # what else is in it is never needed
@@ -24,8 +24,7 @@ def check_cache_folder() -> None:
             raise KdstepsError(
                 f"{folder}: is not a folder; move it away, since jobs cache files in it"
             )
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not may_write_into(there := nearest_folder(folder)):
             raise KdstepsError(
                 f"{folder}: cannot be written; make the folder {there.absolute()} writable, since "
                 "jobs cache files in it"

@@ -71,20 +71,21 @@ def study_problems(study: Study, *, with_files: bool = True) -> EarlyChecks:
     """All problems that `check_study` looks for."""
     datasets = study.used_datasets
     prepared = {dataset: _prepared(study, dataset) for dataset in datasets}
+    shapes = _shapes(study, prepared)
     problems: list[str] = []
     if with_files:
         problems += [found for dataset in datasets for found in _image_problems(study, dataset)]
         problems += _checkpoint_problems(study)
         problems += order_problems(study)
-        problems += _size_problems(study, _shapes(study, prepared))
+        problems += _size_problems(study, shapes)
     problems += classifier_problems(study)
     numbers = {
         dataset: found.num_images for dataset, found in prepared.items() if found is not None
     }
-    problems += recipe_problems(study, numbers, _shapes(study, prepared))
-    problems += _probe_problems(study, prepared)
+    problems += recipe_problems(study, numbers, shapes)
+    problems += _probe_problems(study, shapes)
     problems += _package_problems(study)
-    networks = _networks(study, prepared)
+    networks = _networks(study, shapes)
     problems += _layer_problems(study, networks)
     found = (problems, normalization_doubts(study), _unknown_layers(study, networks))
     return EarlyChecks(*([f"params.yaml: {each}" for each in dict.fromkeys(of)] for of in found))
@@ -219,11 +220,11 @@ def _package_problems(study: Study) -> Iterator[str]:
         )
 
 
-def _probe_problems(study: Study, prepared: Mapping[str, _Prepared | None]) -> Iterator[str]:
+def _probe_problems(study: Study, shapes: Mapping[str, ImageShape | None]) -> Iterator[str]:
     """Whether the images of `probe` have another size than those of a pair."""
     if study.params.probe is None:
         return
-    sizes = {dataset: shape[1:] for dataset, shape in _shapes(study, prepared).items() if shape}
+    sizes = {dataset: shape[1:] for dataset, shape in shapes.items() if shape}
     own = sizes.get(study.params.probe.dataset)
     for dataset, size in sizes.items():
         if own is not None and size != own:
@@ -253,9 +254,8 @@ Networks = Mapping[tuple[str, str], Outline | None]
 """By data set and model; None where the layers are not known yet."""
 
 
-def _networks(study: Study, prepared: Mapping[str, _Prepared | None]) -> Networks:
+def _networks(study: Study, shapes: Mapping[str, ImageShape | None]) -> Networks:
     """The networks of the pairs and methods that name layers, or join networks at them."""
-    shapes = _shapes(study, prepared)
     datasets = [study.pairs[name].dataset for name, _ in _with_layers(study)]
     return network_outlines(study, datasets, shapes)
 

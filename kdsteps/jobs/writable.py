@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdsteps.files.atomic import check_places, replace_by_copy
+from kdsteps.files.atomic import check_places, may_write_into, nearest_folder, replace_by_copy
 from kdsteps.jobs import graph
 from kdsteps.jobs.job_states import LOGS
 from kdsteps.jobs.outputs import optional_outputs
@@ -25,8 +25,8 @@ def let_jobs_write(study: Study) -> None:
     """
     nodes = [graph.node(study, rule, n) for rule in graph.OUTPUTS for n in graph.jobs(study, rule)]
     files = [path for node in nodes for path in files_of(node)]
-    folders = {path.parent for path in files}
-    if not any(map(_is_closed, folders)) and not any(map(_is_read_only, files)):
+    folders = {nearest_folder(folder) for folder in {path.parent for path in files}}
+    if all(map(may_write_into, folders)) and not any(map(_is_read_only, files)):
         return
     for status in statuses(study):
         for path in files_of(status.node) if status.stale else ():
@@ -41,13 +41,6 @@ def files_of(node: graph.JobNode) -> Iterator[Path]:
     yield from map(Path, outputs.values())
     yield from optional_outputs(node.rule, outputs).values()
     yield Path(LOGS[node.rule].format(**node.names))
-
-
-def _is_closed(folder: Path) -> bool:
-    """Whether this user may not write to a folder, or to the one in which it would be created."""
-    while not folder.exists():
-        folder = folder.absolute().parent
-    return not os.access(folder, os.W_OK)
 
 
 def _is_read_only(file: Path) -> bool:

@@ -65,7 +65,7 @@ class ViewSettings(Section):
         if size is not None and self.crop_padding >= min(size):
             return (
                 f"crop_padding is {self.crop_padding}, but the images have {size[0]} x {size[1]} "
-                f"pixels, so some crops would show nothing of them; it should be at most "
+                "pixels, so some crops would show nothing of them; it should be at most "
                 f"{min(size) - 1}"
             )
         return None

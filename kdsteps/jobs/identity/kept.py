@@ -78,7 +78,7 @@ class KeptDigests:
             content = read_json(FILE)
             if content.pop("seal") == self._seal(content):
                 return content
-        except (KdstepsError, KeyError, AttributeError, TypeError):
+        except (KdstepsError, KeyError):
             pass
         return {}
 
