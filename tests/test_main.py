@@ -292,7 +292,7 @@ class Interrupt:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Interrupt())
-sys.argv = ["kdsteps", "schema"]
+sys.argv = ["kdsteps", "resolve"]
 runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -306,7 +306,7 @@ import os, runpy, signal, sys, time
 
 class Swallow:
     def find_spec(self, name, *_):
-        if name == "kdsteps.study.schema":
+        if name == "kdsteps.models.listing":
             try:
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(10)
@@ -315,11 +315,11 @@ class Swallow:
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Swallow())
-sys.argv = ["kdsteps", "schema"]
+sys.argv = ["kdsteps", "layers", "timm:resnet18"]
 runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "kdsteps schema: stopped\n")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "kdsteps layers: stopped\n")
 
 
 def test_the_end_of_a_process_is_skipped_only_after_success_and_loses_no_output():
@@ -401,13 +401,39 @@ def test_the_help_lists_every_command(capsys):
     assert all(f"\n    {name} " in text for name in COMMANDS)
 
 
-@pytest.mark.parametrize("module", ["kdsteps.cli.commands", "kdsteps.jobs.starting"])
-def test_commands_and_planning_begin_without_large_libraries(module):
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from kdsteps.cli.main import main; atexit.register(show); main(['--help'])",
+        "import kdsteps.jobs.starting; show()",
+    ],
+    ids=["commands", "planning"],
+)
+def test_commands_and_planning_begin_without_large_libraries(code):
     """Every job and every start of Snakemake would wait for them."""
-    code = f"import {module}, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     large = {"torch", "numpy", "pandas", "pyarrow", "scipy", "PIL", "onnxruntime", "rich"}
-    assert not large & set(done.stdout.split())
+    assert not large & modules_of(code)
+
+
+def test_a_command_begins_without_the_modules_of_others():
+    """Every job would wait for them, and `predict` runs where most packages are not installed."""
+    begin = "from kdsteps.cli.main import main; atexit.register(show); main([{!r}, '--help'])"
+    shown = modules_of(begin.format("distil"))
+    assert "kdsteps.cli.stages" in shown
+    assert not {"kdsteps.cli.check", "kdsteps.cli.init", "kdsteps.cli.status"} & shown
+    alone = modules_of(begin.format("predict"))
+    assert {name for name in alone if name.startswith("kdsteps.cli.")} == {
+        f"kdsteps.cli.{name}" for name in ("commands", "main", "predict", "whole_numbers")
+    }
+    assert not {"pydantic", "yaml"} & alone
+
+
+def modules_of(code: str) -> set[str]:
+    """The modules that a program has imported where it calls `show`."""
+    begin = "import atexit, sys\nshow = lambda: print('', *sys.modules, sep='\\n')\n"
+    command = [sys.executable, "-c", begin + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines())
 
 
 def test_help_comes_without_torch(folder):

@@ -20,7 +20,7 @@ from kdsteps.study.loading import load_study
 _MARKS = {"ok": "ok", "problem": "PROBLEM", "note": "note"}
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add `check` to the commands of `kdsteps`."""
     parser = commands.add_parser(
         "check",

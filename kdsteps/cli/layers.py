@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from kdsteps.cli.whole_numbers import count
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.jobs.early_checks import image_shape
 from kdsteps.study.entries import ModelEntry
@@ -15,6 +17,31 @@ from kdsteps.study.settings import Model
 _SHAPE: ImageShape = (3, 32, 32)
 """Of images that nothing is known of."""
 _ASSUMED = "; set --image to the shape of yours"
+
+
+def add_commands(commands: Any) -> None:
+    """Add `layers` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "layers",
+        help="list the layers at which a network can be cut",
+        description="Build a network and list the layers at which it can be cut, with the shape "
+        "of each. These names can be used in params.yaml.",
+    )
+    parser.add_argument(
+        "model",
+        help="a name under `models` in params.yaml, FAMILY:NAME such as timm:resnet18, or your own "
+        "./file.py:Name",
+    )
+    parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    parser.add_argument(
+        "--image",
+        metavar="C,H,W",
+        help="image shape (default: that of the study's images, or 3,32,32 where it is not known)",
+    )
+    parser.add_argument(
+        "--classes", type=count, default=10, metavar="K", help="number of classes (%(default)s)"
+    )
+    parser.set_defaults(run=show_layers)
 
 
 def show_layers(given: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from kdsteps.cli import predict
+from kdsteps.cli.commands import COMMANDS, add_commands
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.files.atomic import DISK_FULL
 from kdsteps.places import installed_version
@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Any other error is a bug in kdsteps and keeps its traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    only_predict = arguments[:1] == ["predict"]  # which does without what the others need
-    given = _parser(only_predict).parse_args(arguments)
+    given = _parser(next(iter(arguments), None)).parse_args(arguments)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `kdsteps.__main__`
         signal.signal(signal.SIGINT, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -95,8 +94,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match(r"argument command: invalid choice: '(.*?)' ", message):
-            from kdsteps.cli.commands import COMMANDS
-
             hint = nearest(unknown[1], COMMANDS)
             self.exit(2, f"{self.prog}: there is no command {unknown[1]!r}{hint}\n")
         message = re.sub("^the following arguments are required: ", "missing: ", message)
@@ -104,21 +101,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
-def _parser(only_predict: bool) -> argparse.ArgumentParser:
+def _parser(named: str | None) -> argparse.ArgumentParser:
+    """The parser of the command that the first argument names, or of all commands."""
     parser = _Parser(prog="kdsteps", description=SUMMARY)
     parser.add_argument("--version", action="version", version=f"kdsteps {installed_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    predict.add_command(commands)
-    if not only_predict:
-        try:
-            from kdsteps.cli.commands import add_commands
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("kdsteps"):
-                raise
-            parser.exit(
-                2,
-                f"kdsteps: {error.name} is not installed, and every command but `predict` needs "
-                "it; run `pip install kdsteps`\n",
-            )
-        add_commands(commands)
+    try:
+        add_commands(commands, named)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("kdsteps"):
+            raise
+        parser.exit(
+            2,
+            f"kdsteps: {error.name} is not installed, and every command but `predict` needs "
+            "it; run `pip install kdsteps`\n",
+        )
     return parser

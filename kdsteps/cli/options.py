@@ -43,8 +43,8 @@ _NEEDS = {
 }
 
 
-def add_command(commands: Any) -> None:
-    """Add the command."""
+def add_commands(commands: Any) -> None:
+    """Add `options` to the commands of `kdsteps`."""
     parser = commands.add_parser(
         "options",
         help="list methods, model families, kinds of data and loggers, or the options of one",

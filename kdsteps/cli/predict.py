@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kdsteps.export.student import Prediction
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add `predict` to the commands of `kdsteps`."""
     parser = commands.add_parser(
         "predict",

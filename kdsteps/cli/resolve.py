@@ -24,6 +24,21 @@ _VALUE = "${"  # what DVC replaces by a value begins so, unless a backslash is b
 FOLDER = "results/settings"
 
 
+def add_commands(commands: Any) -> None:
+    """Add `resolve` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "resolve",
+        help="write the settings of every job to files (run by `dvc repro`)",
+        description="Write the settings of every job, with all defaults, to one file per stage. "
+        "`dvc repro` compares these files to find the stages that are stale.",
+    )
+    parser.add_argument(
+        "folder", nargs="?", default=FOLDER, help="the folder to write to (%(default)s)"
+    )
+    parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    parser.set_defaults(run=resolve)
+
+
 def resolve(given: argparse.Namespace) -> None:
     """Write one JSON file per stage: the settings and the code digest of each of its jobs.
 

@@ -20,7 +20,13 @@ from kdsteps.jobs.resources import cores_there
 HINTS = ("keep", "passes", "budget_mib", "checkpoint_seconds")  # options that change no result
 
 
-def add_stage(commands: Any, stage: str) -> None:
+def add_commands(commands: Any) -> None:
+    """Add the commands of all stages to those of `kdsteps`."""
+    for stage in graph.STAGES:
+        _add_stage(commands, stage)
+
+
+def _add_stage(commands: Any, stage: str) -> None:
     """Add a stage's command; its help is the docstring of its module, read without importing it."""
     text = _docstring(f"kdsteps.stages.{stage}")
     summary = text.splitlines()[0].rstrip(".")

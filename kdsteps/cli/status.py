@@ -36,7 +36,7 @@ _WIDTH = 12  # of a drawn curve
 _STYLES = {"ahead": "green", BEHIND: "yellow", "diverging": "bold red"}
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add `status` to the commands of `kdsteps`."""
     parser = commands.add_parser(
         "status",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from kdsteps.cli.resolve import FOLDER, resolved
 from kdsteps.errors import KdstepsError
@@ -26,6 +27,21 @@ from kdsteps.jobs.settings import first_difference
 from kdsteps.jobs.words import plural
 from kdsteps.study.loading import load_study
 from kdsteps.study.study import Study
+
+
+def add_commands(commands: Any) -> None:
+    """Add `verify` to the commands of `kdsteps`."""
+    parser = commands.add_parser(
+        "verify",
+        help="check that the results of stages match params.yaml (run by `dvc repro`)",
+        description="Check that the results of stages are complete, undamaged and made with the "
+        "settings of params.yaml. `dvc repro` runs this before it records results.",
+    )
+    parser.add_argument(
+        "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
+    )
+    parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    parser.set_defaults(run=check_stages)
 
 
 def verify(study: Study, stage: str) -> int:
