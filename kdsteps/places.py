@@ -1,4 +1,4 @@
-"""The installed kdsteps: its version, and the folders `workflow`, `profiles` and `recipes`."""
+"""Where things are: the installed kdsteps, what ships with it, and the folder of a study."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ def installed_version() -> str:
         return version("kdsteps")
     except PackageNotFoundError:
         return "unknown"
+
+
+def study_folder() -> Path:
+    """The folder of the study, with what it caches: the current one.
+
+    A temporary clone that `dvc exp run --temp` makes inside a study uses the study's own.
+    """
+    here = Path.cwd()
+    for parent in here.parents:
+        if parent.name == ".dvc" and here.is_relative_to(parent / "tmp" / "exps"):
+            return parent.parent
+    return Path()

@@ -87,6 +87,22 @@ def test_code_that_did_not_change_is_followed_once(
     assert followed == []
 
 
+def test_a_temporary_experiment_has_the_digests_of_its_study(
+    study: Study,
+    package: Path,
+    followed: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    first = codes(study)
+    followed.clear()
+    experiment = Path(".dvc/tmp/exps/tmpabc")
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    assert codes(study) == first
+    assert followed == []
+    assert not FILE.exists()
+
+
 @pytest.mark.parametrize("name", ["methods/kd.py", "report/templates/page.js", "methods/new.py"])
 def test_any_edit_of_the_package_has_all_of_it_followed_again(
     study: Study, package: Path, followed: list[tuple[str, ...]], name: str

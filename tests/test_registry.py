@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -410,6 +411,19 @@ def test_a_part_that_is_described_after_another_has_only_the_files_that_it_uses_
     content = json.loads(part_cache.FILE.read_text())
     part_cache.FILE.write_text(json.dumps(content | {"made_with": "another version"}))
     assert planned(code).splitlines() == apart  # both are described by one process
+
+
+@pytest.mark.slow
+def test_a_temporary_experiment_has_the_descriptions_of_its_study(folder, monkeypatch):
+    write("mine.py", METHOD)
+    assert planned(ASK) == "0.25 2"
+    experiment = Path(".dvc/tmp/exps/tmpabc")
+    experiment.mkdir(parents=True)
+    shutil.copy2("mine.py", experiment)
+    monkeypatch.chdir(experiment)
+    assert planned(ASK) == "0.25 0"
+    write("mine.py", METHOD.replace("START = 0.25", "START = 0.5"))
+    assert planned(ASK) == "0.5 1"
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.atomic import all_or_none, atomic
 from kdsteps.files.digests import file_digest
 from kdsteps.jobs.outputs import flat
+from kdsteps.places import study_folder
 
 _log = logging.getLogger("kdsteps")
 
@@ -98,17 +99,10 @@ def files_if_cached(
 
 
 def job_cache() -> Path:
-    """The folder of the job cache: KDSTEPS_JOB_CACHE, or .jobcache in the study's folder.
-
-    A temporary clone that `dvc exp run --temp` makes inside a study uses the study's cache.
-    """
+    """The folder of the job cache: KDSTEPS_JOB_CACHE, or .jobcache in the study's folder."""
     if given := os.environ.get("KDSTEPS_JOB_CACHE"):
         return Path(given)
-    here = Path.cwd()
-    for parent in here.parents:
-        if parent.name == ".dvc" and here.is_relative_to(parent / "tmp" / "exps"):
-            return parent.parent / ".jobcache"
-    return Path(".jobcache")
+    return study_folder() / ".jobcache"
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _input_paths(study: Study) -> Iterator[Path]:
         *(("metrics", reference) for reference in study.params.evaluate.metrics),
     ]
     for kind, reference in parts:
-        for file in map(Path, registry.find(kind, reference, kind).described.files):
+        for file in map(Path.cwd().joinpath, registry.find(kind, reference, kind).described.files):
             if is_users(file) and file.is_relative_to(Path.cwd()):
                 yield file.relative_to(Path.cwd())
 

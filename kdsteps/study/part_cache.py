@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any, folder_digest
 from kdsteps.files.text import write_text
+from kdsteps.places import study_folder
 from kdsteps.study.joints import Outline
 from kdsteps.study.part_imports import PACKAGE, Kind, shipped
 from kdsteps.study.part_options import Description, describe
@@ -192,7 +193,7 @@ def _answers(questions: Sequence[_Question]) -> list[Any]:
 @cache
 def _known(folder: str) -> _Known:
     """The valid entries of a folder's cache; later ones are added."""
-    content = _read(Path(folder, FILE))
+    content = _read(study_folder() / FILE)
     if content is None or content.made_with != _seal(content.entries, content.answers):
         return _Known({}, {})
     described = {
@@ -211,7 +212,7 @@ def _known(folder: str) -> _Known:
 def _extend(known: _Known, asked: Name) -> None:
     """Describe a part, and all others of which the cache has no valid entry."""
     table = known.described
-    content = _read(FILE)
+    content = _read(study_folder() / FILE)
     former = [(e.kind, e.reference) for e in content.entries] if content is not None else []
     every: list[Name] = [(kind, name) for kind in _KINDS for name in shipped(kind)]
     missing = [name for name in dict.fromkeys((*every, *former, asked)) if name not in table]
@@ -237,7 +238,7 @@ def _save(known: _Known) -> None:
     content = _Content(made_with=_seal(entries, answers), entries=entries, answers=answers)
     text = content.model_dump_json()
     with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
-        write_text(FILE, text)
+        write_text(study_folder() / FILE, text)
 
 
 _KINDS: tuple[Kind, ...] = ("methods", "models", "data")

@@ -20,12 +20,13 @@ from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import folder_digest
 from kdsteps.files.text import read_json, write_json
 from kdsteps.jobs.identity.digests import Code
+from kdsteps.places import study_folder
 
 FILE = Path(".kdsteps/code.json")  # in the study's folder
 
 
 class KeptDigests:
-    """The digests that the current folder has of a package as it is now.
+    """The digests that the study's folder has of a package as it is now.
 
     Args:
         package: The folder of the package.
@@ -54,7 +55,7 @@ class KeptDigests:
         self._digests[json.dumps(roots)], self._added = digest, True
 
     def save(self, code: Code) -> None:
-        """Write what was added into the current folder, unless a file has changed meanwhile.
+        """Write what was added into the study's folder, unless a file has changed meanwhile.
 
         Args:
             code: Which found the digests that were added.
@@ -65,7 +66,7 @@ class KeptDigests:
         read = {str(f.relative_to(package)) for f in code.files if f.is_relative_to(package)}
         content = {"digests": self._digests, "files": sorted({*self._followed, *read})}
         with suppress(KdstepsError):  # a folder that cannot be written costs time, nothing else
-            write_json(FILE, {"seal": self._seal(content), **content})
+            write_json(study_folder() / FILE, {"seal": self._seal(content), **content})
             self._added = False
 
     def is_outdated(self) -> bool:
@@ -75,7 +76,7 @@ class KeptDigests:
     def _read(self) -> dict[str, Any]:
         """What is kept; empty if it is of other code, or damaged."""
         try:
-            content = read_json(FILE)
+            content = read_json(study_folder() / FILE)
             if content.pop("seal") == self._seal(content):
                 return content
         except (KdstepsError, KeyError):
