@@ -52,7 +52,7 @@ MANY = [
     Published(T, "skresnet18", 32, 4),
     Published(T, "resnest14d", 32, 4),
     Published(T, "res2net50_26w_4s", 32, 4),
-    Published(T, "vgg11_bn", 32, 6),
+    Published(T, "vgg11_bn", 32, 6, {"mlp_ratio": 0.03}),
     Published(T, "densenet121", 32, 4),
     Published(T, "dla46x_c", 32, 6),
     Published(T, "dpn48b", 32, 5),

@@ -127,26 +127,26 @@ def test_auxiliary_heads_are_left_out_of_the_logits():
 
 
 @pytest.mark.parametrize(
-    ("family", "name", "factor"),
+    ("published", "factor"),
     [
-        ("timm", "resnet18", 4),
-        ("timm", "resnet18d", 4),
-        ("timm", "densenet121", 4),
-        ("timm", "regnetx_002", 2),
-        ("timm", "mobilenetv3_small_050", 2),
-        ("timm", "tf_mobilenetv3_small_minimal_100", 2),
-        ("timm", "convnext_atto", 4),
-        ("timm", "vgg11", 1),
-        ("torchvision", "resnet18", 4),
-        ("torchvision", "mobilenet_v2", 2),
-        ("torchvision", "squeezenet1_1", 4),
-        ("torchvision", "convnext_tiny", 4),
+        (Published("timm", "resnet18", 64, 0), 4),
+        (Published("timm", "resnet18d", 64, 0), 4),
+        (Published("timm", "densenet121", 64, 0), 4),
+        (Published("timm", "regnetx_002", 64, 0), 2),
+        (Published("timm", "mobilenetv3_small_050", 64, 0), 2),
+        (Published("timm", "tf_mobilenetv3_small_minimal_100", 64, 0), 2),
+        (Published("timm", "convnext_atto", 64, 0), 4),
+        (Published("timm", "vgg11", 64, 0, {"mlp_ratio": 0.03}), 1),
+        (Published("torchvision", "resnet18", 64, 0), 4),
+        (Published("torchvision", "mobilenet_v2", 64, 0), 2),
+        (Published("torchvision", "squeezenet1_1", 64, 0), 4),
+        (Published("torchvision", "convnext_tiny", 64, 0), 4),
     ],
+    ids=str,
 )
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_small_stem_keeps_more_of_a_small_image(family, name, factor):
-    published = Published(family, name, 64, 0)
+def test_a_small_stem_keeps_more_of_a_small_image(published, factor):
     usual, small = build(published), build(published, small_stem=True)
     images = pictures(published, 2)
     # the last map before pooling; squeezenet's poolings have no padding
