@@ -6,10 +6,19 @@ import os
 import sys
 
 import pytest
+from _study import Study
 
 # Jobs that tests run take all cores, and tests run side by side: threads that spin while they wait
 # for others would take the cores from these, and a training would take four times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One folder for all processes that run tests; what kdsteps is gets described there once."""
+    folder = tmp_path_factory.getbasetemp()
+    in_parallel = "PYTEST_XDIST_WORKER" in os.environ
+    Study.described = (folder.parent if in_parallel else folder) / "described"
 
 
 @pytest.fixture(autouse=True)
