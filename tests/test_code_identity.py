@@ -36,7 +36,7 @@ def test_a_study_with_18_methods_is_planned_quickly():
     methods = {name: {} for name in (*METHODS, *_other_methods())}
     study = parse_study({**STUDY, "methods": methods, "seeds": [0, 1, 2]})
     jobs = [(rule, names) for rule in graph.OUTPUTS for names in graph.jobs(study, rule)]
-    roots = [tuple(code_identity.roots(study, *job)) for job in jobs]
+    roots = [code_identity.roots(study, *job) for job in jobs]
     code, started = Code(PACKAGE), time.process_time()
     for job in roots:
         code.digest(job)

@@ -138,16 +138,20 @@ def check_places(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         check_kind(path)
-        there = nearest_folder(path.absolute().parent)
+        there = nearest_folder(path.parent)
         if not there.is_dir():
             raise KdstepsError(_disk_sentence(path, NotADirectoryError(errno.ENOTDIR, "")))
         if not may_write_into(there):
-            raise KdstepsError(f"{path}: cannot be written; make the folder {there} writable")
+            raise KdstepsError(
+                f"{path}: cannot be written; make the folder {there.absolute()} writable"
+            )
 
 
 def nearest_folder(folder: Path) -> Path:
     """A folder, or the nearest one above it if it does not exist."""
-    return next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
+    if os.path.lexists(folder):
+        return folder
+    return next(above for above in folder.absolute().parents if os.path.lexists(above))
 
 
 def may_write_into(folder: Path) -> bool:

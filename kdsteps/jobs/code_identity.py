@@ -53,7 +53,7 @@ def code(study: Study, rule: str, names: graph.Names) -> str:
     """The digest of all code that one job depends on."""
     known, job = _known(study).codes, (rule, *names.items())
     if job not in known:
-        known[job] = digest(tuple(roots(study, rule, names)))
+        known[job] = digest(roots(study, rule, names))
     return known[job]
 
 
@@ -82,7 +82,7 @@ def identities(study: Study, node: graph.JobNode) -> dict[str, list[str]]:
         name: [_identity(study, graph.maker(study, path)) for path in flat(given)]
         for name, given in node.inputs.items()
     }
-    everything = json.dumps([*roots(study, node.rule, node.names)])
+    everything = json.dumps(roots(study, node.rule, node.names))
     known = {everything: [code(study, node.rule, node.names)]}
     return inputs | _own_code(study, node.rule, node.names) | known
 
@@ -107,6 +107,7 @@ class _Known:
 
     codes: dict[tuple[Any, ...], str] = field(default_factory=dict)
     identities: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    roots: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=8)
@@ -148,8 +149,15 @@ def _kept() -> KeptDigests:
     return KeptDigests(_PACKAGE)
 
 
-def roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
+def roots(study: Study, rule: str, names: graph.Names) -> tuple[str, ...]:
     """The definitions at which the code of a job begins."""
+    known, job = _known(study).roots, (rule, *names.items())
+    if job not in known:
+        known[job] = tuple(_roots(study, rule, names))
+    return known[job]
+
+
+def _roots(study: Study, rule: str, names: graph.Names) -> Iterator[str]:
     for function in _functions(study, rule, names):
         yield f"kdsteps.stages.{function}"
     if rule == "prepare":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from functools import cache
@@ -116,7 +117,9 @@ def method_in(module: ModuleType) -> type:
 def source_of(module: ModuleType) -> Path | None:
     """The Python source file of a module, if there is one."""
     path = getattr(module, "__file__", None)
-    return Path(path) if path and path.endswith(".py") else None
+    if not path or not path.endswith(".py") or not os.path.isabs(path):
+        return None  # `torch.ops` calls itself _ops.py, and is no file
+    return Path(path)
 
 
 def _imported(place: str, root: Path) -> ModuleType:
