@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from kdsteps.errors import KdstepsError
 from kdsteps.models import build_model
+from kdsteps.models.chain import Chain
 from kdsteps.models.families._download import reachable
 from kdsteps.models.families.torchvision import _published_size
 from kdsteps.models.input import Normalize
@@ -36,11 +37,23 @@ RANDOM = [
 ]
 
 
-@pytest.mark.parametrize("published", EVERY)
-@torch.no_grad()
-def test_tail_after_front_is_the_network_at_every_layer(published):
+@pytest.fixture(scope="module", params=EVERY)
+def published(request: pytest.FixtureRequest) -> Published:
+    found: Published = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def chain(published: Published) -> Chain:
+    """The network, which takes a while to build, with weights that hide no wrong cut."""
+    torch.manual_seed(0)
     chain = build(published)
     stir(chain.plain(), pictures(published, 8))
+    return chain
+
+
+@torch.no_grad()
+def test_tail_after_front_is_the_network_at_every_layer(published, chain):
     images = pictures(published, 3, seed=1)
     whole = chain(images)
     spread = (whole - whole.mean(dim=0)).abs().max()
@@ -55,10 +68,8 @@ def test_tail_after_front_is_the_network_at_every_layer(published):
     assert set(chain.stages) <= set(chain.layers)
 
 
-@pytest.mark.parametrize("published", EVERY)
-def test_a_step_of_training_moves_the_network_and_its_state_is_the_plain_one(published):
+def test_a_step_of_training_moves_the_network_and_its_state_is_the_plain_one(published, chain):
     torch.manual_seed(0)
-    chain = build(published)
     images, labels = pictures(published, 8), torch.arange(8) % 5
     optimizer = torch.optim.SGD(chain.parameters(), lr=0.01)
     before = copy.deepcopy(chain.plain().state_dict())
