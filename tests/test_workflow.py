@@ -134,11 +134,12 @@ def test_each_stage_follows_the_settings_of_its_jobs_and_these_follow_params_and
         assert "params" not in STAGES[stage]
 
 
-def test_every_stage_is_verified_after_snakemake():
+def test_every_stage_is_verified_and_made_by_snakemake():
     for stage in graph.STAGES:
         entry = STAGES[stage]
-        assert entry["cmd"][0].startswith("snakemake ")
-        assert entry["cmd"][1:] == [f"python -m kdsteps verify {stage}"]
+        target = "" if stage == "report" else f" {stage}_all"
+        made = f"snakemake{target} $SNAKEMAKE_ARGS"
+        assert entry["cmd"] == f'python -m kdsteps verify {stage} --make "{made}"'
         assert {"Snakefile", "workflow"} <= set(entry["deps"])
 
 

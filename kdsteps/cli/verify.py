@@ -1,14 +1,18 @@
 """The command `verify`: check that the files of a stage were made as params.yaml describes.
 
-DVC runs it after Snakemake, so that it never records a file under settings it was not made with.
+DVC records what it has checked, and so no file under settings that it was not made with. Only where
+results do not match does it run Snakemake, whose start takes longer than the check.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kdsteps.cli.resolve import FOLDER, resolved
 from kdsteps.errors import KdstepsError
@@ -41,6 +45,11 @@ def add_commands(commands: Any) -> None:
         "stages", nargs="+", choices=graph.STAGES, metavar="stage", help="such as train"
     )
     parser.add_argument("--params", default="params.yaml", help="the study (%(default)s)")
+    parser.add_argument(
+        "--make",
+        metavar="COMMAND",
+        help="run this first where the results do not match, such as 'snakemake train_all'",
+    )
     parser.set_defaults(run=check_stages)
 
 
@@ -52,26 +61,33 @@ def verify(study: Study, stage: str) -> int:
             other files.
     """
     jobs = [(rule, names) for rule in graph.rules_of(stage) for names in graph.jobs(study, rule)]
-    for rule, names in jobs:
-        outputs = [Path(path) for path in graph.outputs(rule, names).values()]
-        for path in outputs:
-            if not path.is_file():
-                raise KdstepsError(f"{path}: not found; run snakemake first")
-        known = read_provenance(provenance_file(graph.outputs(rule, names)))
-        if known is None:
-            raise KdstepsError(f"{outputs[0]}: no record of how it was made; run snakemake again")
-        _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
-        if known.code != code_identity.code(study, rule, names):
-            raise KdstepsError(f"{outputs[0]}: was made by different code; run snakemake again")
-        _check_made_from(outputs[0], known, graph.node(study, rule, names))
-        outputs += lost_files(rule, graph.outputs(rule, names), known, thorough=True)
-        for path in outputs:
+    made = [(*job, _made_as_described(study, *job)) for job in jobs]
+    for rule, names, known in made:  # which reads all files, and so takes longer
+        outputs = graph.outputs(rule, names)
+        lost = lost_files(rule, outputs, known, thorough=True)
+        for path in (*map(Path, outputs.values()), *lost):
             if not path.is_file() or not is_whole(path, known):
                 raise KdstepsError(
                     f"{path}: was damaged or changed after its job wrote it; delete the file and "
                     "run snakemake"
                 )
     return len(jobs)
+
+
+def _made_as_described(study: Study, rule: str, names: graph.Names) -> Provenance:
+    """How the files of a job were made, which has to be as the study describes it."""
+    outputs = [Path(path) for path in graph.outputs(rule, names).values()]
+    for path in outputs:
+        if not path.is_file():
+            raise KdstepsError(f"{path}: not found; run snakemake first")
+    known = read_provenance(provenance_file(graph.outputs(rule, names)))
+    if known is None:
+        raise KdstepsError(f"{outputs[0]}: no record of how it was made; run snakemake again")
+    _check_made_for(outputs[0], known, graph.settings_text(study, rule, names))
+    if known.code != code_identity.code(study, rule, names):
+        raise KdstepsError(f"{outputs[0]}: was made by different code; run snakemake again")
+    _check_made_from(outputs[0], known, graph.node(study, rule, names))
+    return known
 
 
 def _check_made_for(path: Path, known: Provenance, wanted: str) -> None:
@@ -108,9 +124,22 @@ def check_stages(given: argparse.Namespace) -> None:
     study = load_study(given.params)
     for stage in given.stages:
         _check_unchanged(study, stage, given.params)
-        count = verify(study, stage)
+        try:
+            count = verify(study, stage)
+        except KdstepsError:
+            if given.make is None:
+                raise
+            _make_and_check(given)
         print(f"{stage}: {plural(count, 'job')} match{'es' * (count == 1)} params.yaml")
         _create_folder(Path("results", stage))
+
+
+def _make_and_check(given: argparse.Namespace) -> NoReturn:
+    """Become a shell that makes the results and checks them again; it alone receives signals."""
+    begin = sys.orig_argv[: 1 - len(sys.argv)]  # `python -m kdsteps`, or the path of `kdsteps`
+    again = [*begin, given.command, *given.stages, "--params", given.params]
+    sys.stdout.flush()
+    os.execlp("sh", "sh", "-c", f"{given.make} && exec {shlex.join(again)}")
 
 
 def _create_folder(folder: Path) -> None:
