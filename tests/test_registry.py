@@ -13,6 +13,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from _commands import STUDY
 
 from kdsteps.errors import KdstepsError, nearest
 from kdsteps.methods import base, lskd
@@ -411,6 +412,20 @@ def test_a_part_that_is_described_after_another_has_only_the_files_that_it_uses_
     content = json.loads(part_cache.FILE.read_text())
     part_cache.FILE.write_text(json.dumps(content | {"made_with": "another version"}))
     assert planned(code).splitlines() == apart  # both are described by one process
+
+
+@pytest.mark.slow
+def test_a_study_depends_on_the_files_of_its_own_code_and_on_no_others(folder):
+    """Descriptions are made by a process with torch, some of whose modules name no real file."""
+    write("mine.py", "import helper\n" + METHOD)
+    write("helper.py", "")
+    study = f"parse_study({STUDY | {'methods': {'mine': {'method': './mine.py:Mine'}}}!r})"
+    code = f"""
+    from kdsteps.jobs.inputs import input_paths
+    from kdsteps.study.loading import parse_study
+    print(*sorted(map(str, input_paths({study}))))
+    """
+    assert planned(code) == "helper.py mine.py"
 
 
 @pytest.mark.slow

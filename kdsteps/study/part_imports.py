@@ -115,11 +115,12 @@ def method_in(module: ModuleType) -> type:
 
 
 def source_of(module: ModuleType) -> Path | None:
-    """The Python source file of a module, if there is one."""
+    """The Python source file of a module, if there is one.
+
+    Some of torch's modules, such as `torch.ops`, name a file without a folder, which is not there.
+    """
     path = getattr(module, "__file__", None)
-    if not path or not path.endswith(".py") or not os.path.isabs(path):
-        return None  # `torch.ops` calls itself _ops.py, and is no file
-    return Path(path)
+    return Path(path) if path and path.endswith(".py") and os.path.isabs(path) else None
 
 
 def _imported(place: str, root: Path) -> ModuleType:
