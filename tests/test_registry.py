@@ -442,6 +442,23 @@ def test_a_temporary_experiment_has_the_descriptions_of_its_study(folder, monkey
 
 
 @pytest.mark.slow
+def test_a_temporary_experiment_has_its_own_files_next_to_the_study(folder, monkeypatch):
+    """In a study below the top of its git repository, whose files DVC copies as well."""
+    edited = METHOD.replace("START = 0.25", "START = 0.5")
+    ask = ASK.replace("./mine.py", "../mine.py")
+    experiment = Path("study/.dvc/tmp/exps/tmpabc")
+    for top, text in {Path(): edited, experiment: METHOD}.items():
+        write(str(top / "mine.py"), text)
+        (top / "study").mkdir(exist_ok=True)
+    monkeypatch.chdir("study")
+    assert planned(ask).startswith("0.5 ")
+    monkeypatch.chdir(folder / experiment / "study")
+    assert planned(ask).startswith("0.25 ")
+    monkeypatch.chdir(folder / "study")
+    assert planned(ask).startswith("0.5 ")
+
+
+@pytest.mark.slow
 def test_without_a_place_for_the_cache_planning_goes_on(folder):
     Path(".kdsteps").write_text("a file where the folder should be")
     write("mine.py", METHOD)

@@ -98,7 +98,8 @@ def _input_paths(study: Study) -> Iterator[Path]:
         *(("metrics", reference) for reference in study.params.evaluate.metrics),
     ]
     for kind, reference in parts:
-        for file in map(Path.cwd().joinpath, registry.find(kind, reference, kind).described.files):
+        described = registry.find(kind, reference, kind).described
+        for file in map(Path, map(os.path.abspath, described.files)):
             if is_users(file) and file.is_relative_to(Path.cwd()):
                 yield file.relative_to(Path.cwd())
 

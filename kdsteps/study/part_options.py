@@ -19,7 +19,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import (
@@ -107,8 +107,8 @@ class Description(BaseModel):
         json_schema: The options as a JSON schema.
         is_checked: Whether the part has a function for what types of options cannot express.
         column, source: Of a metric: its name in tables, and what it is computed from.
-        files: Digests of the files that all this was read from, by path, which is relative in the
-            folder of the study; none for a shipped part.
+        files: Digests of the files that all this was read from, by path; those of the user's files
+            are relative to the folder of the study. None for a shipped part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -237,9 +237,9 @@ def _files(part: Any) -> dict[str, str]:
     own = {source_of(sys.modules[name]) for name in names if name in sys.modules}
     every = filter(None, map(source_of, list(sys.modules.values())))
     files = {file for file in own if file} | {file for file in every if is_users(file)}
-    here = Path.cwd()
-    shown = {file: file.relative_to(here) if file.is_relative_to(here) else file for file in files}
-    return {str(shown[file]): digest_if_any(file) for file in sorted(files)}
+    # relative: in a temporary experiment, `../mine.py` is another file than in its study
+    shown = {file: os.path.relpath(file) if is_users(file) else str(file) for file in files}
+    return {shown[file]: digest_if_any(file) for file in sorted(files)}
 
 
 def _constructors(part: Any) -> Iterator[tuple[Any, int]]:
