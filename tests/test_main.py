@@ -322,6 +322,20 @@ runpy.run_module("kdsteps", run_name="__main__", alter_sys=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "kdsteps layers: stopped\n")
 
 
+def test_a_missing_package_ends_in_one_sentence(refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert refusal("status") == "kdsteps status: yaml is not installed; run `pip install kdsteps`"
+
+
+def test_a_package_that_the_users_code_lacks_keeps_its_traceback(monkeypatch):
+    def run(job: Any) -> None:
+        import lacking  # noqa: F401
+
+    monkeypatch.setattr("kdsteps.stages.prepare.run", run)
+    with pytest.raises(ModuleNotFoundError):
+        main(["prepare", *DATA])
+
+
 def test_the_end_of_a_process_is_skipped_only_after_success_and_loses_no_output():
     code = """
 import os, runpy, sys

@@ -8,7 +8,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -53,11 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (Exception, KeyboardInterrupt) as error:
         # torch, for one, swallows an interrupt while it imports numpy, which then fails later
-        if not _interrupted and not isinstance(error, KeyboardInterrupt):
+        if _interrupted or isinstance(error, KeyboardInterrupt):
+            print(f"kdsteps {given.command}: stopped", file=sys.stderr)
+            return 130
+        if not isinstance(error, ModuleNotFoundError) or not _is_imported_by_kdsteps(error):
             raise
-        print(f"kdsteps {given.command}: stopped", file=sys.stderr)
-        return 130
+        print(
+            f"kdsteps {given.command}: {error.name} is not installed; run `pip install kdsteps`",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+def _is_imported_by_kdsteps(error: ModuleNotFoundError) -> bool:
+    """Whether kdsteps itself imports what is missing, and not the user's code or a library."""
+    *_, importer = traceback.extract_tb(error.__traceback__)
+    ours = Path(importer.filename).is_relative_to(Path(__file__).parent.parent)
+    return ours and not (error.name or "kdsteps").startswith("kdsteps")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
