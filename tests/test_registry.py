@@ -590,6 +590,36 @@ def test_a_check_that_fails_is_a_sentence_and_not_cached(folder):
 
 
 @pytest.mark.slow
+def test_what_is_known_of_options_is_asked_again_when_a_file_that_they_name_changes(folder):
+    write(
+        "net.py",
+        """
+        from pathlib import Path
+        from torch import nn
+
+        def build(num_classes, *, layout: str):
+            width = int(Path(layout).read_text())
+            layers = [nn.Conv2d(3, width, 1), nn.Flatten(), nn.Linear(width, num_classes)]
+            return nn.Sequential(*layers)
+
+        def options_problem(*, layout):
+            return "layout is odd" if int(Path(layout).read_text()) % 2 else None
+        """,
+    )
+    code = """
+        from kdsteps.study import part_cache, registry
+        registry.find("models", "./net.py:build", "")
+        options = {"layout": "width.txt"}
+        (network,) = part_cache.outlines([("./net.py:build", options, (3, 1, 1))])
+        print(network.parameters, *part_cache.problems([("models", "./net.py:build", options)]))
+    """
+    write("width.txt", "1")
+    assert planned(code) == "24 layout is odd"
+    write("width.txt", "2")
+    assert planned(code) == "38 None"
+
+
+@pytest.mark.slow
 def test_a_problem_of_options_is_said_with_its_place_while_planning(folder):
     write("net.py", CHECKED_NET)
     study = {

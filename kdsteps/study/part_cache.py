@@ -3,14 +3,15 @@
 Planning has to know the options of methods, networks and kinds of data without importing torch. A
 description is valid while the files it was read from are unchanged: those of kdsteps for a part
 that ships with it, the user's own for any other; and so is what was found out about its options:
-what is wrong with them, and which layers a network has with them. If the file is missing or
-damaged, everything is described again.
+what is wrong with them, and which layers a network has with them, while the files that options name
+are unchanged as well. If the file is missing or damaged, everything is described again.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdsteps.errors import KdstepsError
 from kdsteps.files.digests import digest_if_any, folder_digest
+from kdsteps.files.home import expanded
+from kdsteps.files.input_digests import content_hashes
+from kdsteps.files.manifest import texts_in
 from kdsteps.files.text import write_text
 from kdsteps.places import study_folder
 from kdsteps.study.joints import Outline
@@ -171,18 +175,31 @@ def _of(asked: Sequence[tuple[str, Mapping[str, Any], Sequence[int]]]) -> list[_
 
 
 def _keys(questions: Sequence[_Question]) -> list[tuple[Kind, str, str]]:
-    """What the answers to questions are stored under."""
-    return [(kind, name, json.dumps(about, sort_keys=True)) for kind, name, about in questions]
+    """What the answers to questions are stored under: as JSON, with files that options name."""
+    return [
+        (kind, name, json.dumps({**about, **_named_files(kind, name, about)}, sort_keys=True))
+        for kind, name, about in questions
+    ]
+
+
+def _named_files(kind: Kind, name: str, about: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The hashes of the files that options of the user's own part name, if there are any."""
+    if name in shipped(kind):
+        return {}
+    paths = {text: expanded(text) for text in texts_in(about["options"])}
+    files = {text: str(path) for text, path in paths.items() if os.path.isfile(path)}
+    found = {text: content_hashes({text: file}, Path(file))[text] for text, file in files.items()}
+    return {"files": found} if found else {}
 
 
 def _answers(questions: Sequence[_Question]) -> list[Any]:
     """What is known of parts with options; another process finds out what is not."""
     known = _known(str(Path.cwd()))
     keys = _keys(questions)
-    missing = [key for key in dict.fromkeys(keys) if key not in known.answers]
+    by_key = dict(zip(keys, questions, strict=True))
+    missing = {key: question for key, question in by_key.items() if key not in known.answers}
     if missing:
-        lines = [(kind, name, json.loads(about)) for kind, name, about in missing]
-        for key, answer in zip(missing, _elsewhere(lines), strict=True):
+        for key, answer in zip(missing, _elsewhere(list(missing.values())), strict=True):
             if "error" in answer:
                 raise KdstepsError(f"{key[0]}: {answer['error']}")
             known.answers[key] = answer["found"]
