@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -271,6 +272,30 @@ def test_a_half_written_shard_and_a_torn_note_are_written_again(path, small_shar
     write_outputs(path, counting, images(), VIEWS)
     assert path.read_bytes() == whole
     assert counting.asked == 1 + 2 * 9  # a look, the shard that changed, that of the torn note
+
+
+def full(file: int, offset: int, length: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_a_sentence_and_an_array_without_space_is_not_left(path, monkeypatch):
+    path.parent.mkdir()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for _ in range(2):
+        with pytest.raises(KdstepsError, match=r"key\.npy: cannot be written \(the disk is full\)"):
+            write_outputs(path, live_of(), images(), VIEWS)
+        assert list(path.parent.iterdir()) == []
+
+
+def test_space_is_reserved_for_the_rest_of_an_unfinished_array(path, monkeypatch):
+    """Writing into a hole of it would end the process by SIGBUS where the disk is full."""
+    path.parent.mkdir()
+    write_outputs(path, live_of(), images(), VIEWS)
+    unfinished = path.rename(path.with_suffix(".npy.part"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(KdstepsError, match="the disk is full"):
+        write_outputs(path, live_of(), images(), VIEWS)
+    assert unfinished.exists()
 
 
 def changed_byte(path: Path) -> None:

@@ -189,11 +189,24 @@ def cannot_be_written(path: Path) -> Iterator[None]:
 
 
 def reserved(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A new float16 array in a file, whose space is reserved at once."""
-    fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    with path.open("r+b") as file:  # a full disk is noticed here and not as a crash while writing
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    """A new float16 array in a file, whose space is reserved at once.
+
+    Raises:
+        OSError: The disk is full; the file is removed, and takes no space.
+    """
+    try:
+        fresh = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        _reserve(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return fresh
+
+
+def _reserve(path: Path) -> None:
+    """Reserve the space of a file: a full disk is noticed here, and not by a crash later."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def publish(draft: Path, path: Path, rows: np.memmap, images_each: int, sums: list[int]) -> None:
@@ -213,13 +226,20 @@ def publish(draft: Path, path: Path, rows: np.memmap, images_each: int, sums: li
 
 
 def _opened(path: Path, progress: Path, shape: tuple[int, ...]) -> np.memmap:
-    """The unfinished array of that shape, or a new one whose space is reserved at once."""
+    """The unfinished array of that shape, or a new one; the space of either is reserved."""
+    if (there := _unfinished(path, shape)) is not None:
+        _reserve(path)  # of a job that was killed before it had done so, or of a copy
+        return there
+    progress.unlink(missing_ok=True)
+    return reserved(path, shape)
+
+
+def _unfinished(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
     with suppress(OSError, ValueError, EOFError):
         there = np.load(path, mmap_mode="r+", allow_pickle=False)
         if isinstance(there, np.memmap) and there.shape == shape and there.dtype == np.float16:
             return there
-    progress.unlink(missing_ok=True)
-    return reserved(path, shape)
+    return None
 
 
 def _finished(progress: Path, rows: np.ndarray, images_each: int) -> dict[int, int]:
