@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ def said(*blocks: str) -> list[str]:
 def test_a_failed_job_is_named_with_what_it_said_last(how: str, log: str | None, sentence: str):
     (found,) = said(block("distil/pair/kd/0", how, log))
     assert found.startswith(f"distil pair kd 0 {sentence}")
+
+
+def test_an_empty_log_on_a_full_disk_is_explained(monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    (found,) = said(block("distil/pair/kd/0", STATUS.format(1), ""))
+    assert found == (
+        "distil pair kd 0 failed; its log logs/distil/pair/kd/0.txt is empty, since its disk is "
+        "full; free some space and run again"
+    )
 
 
 @pytest.mark.parametrize("how", [STATUS.format(143), SIGNAL.format("SIGTERM: 15")])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
+from pathlib import Path
 
+from kdsteps.files.atomic import nearest_folder
 from kdsteps.files.text import last_lines
 from kdsteps.jobs.failed_jobs import FailedJob
 from kdsteps.jobs.words import plural
 
 _STOPPED = ("SIGINT", "SIGTERM", "SIGHUP", "130", "143")
 _KILLED = ("SIGKILL", "137")
+_LINE = 4096  # bytes: a block of a disk, which is what the first line of a log takes
 
 
 def failures(failed: Iterable[FailedJob]) -> list[str]:
@@ -36,7 +40,9 @@ def _sentence(job: FailedJob) -> str:
         )
     said = last_lines(job.log)
     if not said:
-        return f"{job.name} failed; its log {job.log} is empty"
+        full = shutil.disk_usage(nearest_folder(Path(job.log).absolute().parent)).free < _LINE
+        why = ", since its disk is full; free some space and run again" if full else ""
+        return f"{job.name} failed; its log {job.log} is empty{why}"
     command, colon, sentence = said[-1].partition(": ")
     if colon and command.startswith("kdsteps "):  # a mistake that the user can fix
         return f"{job.name} failed: {sentence}"
