@@ -442,6 +442,21 @@ def test_a_temporary_experiment_has_the_descriptions_of_its_study(folder, monkey
 
 
 @pytest.mark.slow
+def test_a_temporary_experiment_may_import_code_from_its_study(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as for the command `kdsteps`
+    ask = ASK.replace("./mine.py:Mine", "mylib:Mine")
+    write("mylib.py", METHOD)
+    assert planned(ask, [str(Path.cwd())]) == "0.25 2"
+    experiment = Path(".dvc/tmp/exps/tmpabc")
+    experiment.mkdir(parents=True)
+    shutil.copy2("mylib.py", experiment)
+    write("mylib.py", METHOD.replace("START = 0.25", "START = 0.5"))
+    path = [str(Path.cwd())]
+    monkeypatch.chdir(experiment)
+    assert planned(ask, path) == "0.5 1"
+
+
+@pytest.mark.slow
 def test_a_temporary_experiment_has_its_own_files_next_to_the_study(folder, monkeypatch):
     """In a study below the top of its git repository, whose files DVC copies as well."""
     edited = METHOD.replace("START = 0.25", "START = 0.5")

@@ -107,8 +107,8 @@ class Description(BaseModel):
         json_schema: The options as a JSON schema.
         is_checked: Whether the part has a function for what types of options cannot express.
         column, source: Of a metric: its name in tables, and what it is computed from.
-        files: Digests of the files that all this was read from, by path; those of the user's files
-            are relative to the folder of the study. None for a shipped part.
+        files: Digests of the files that all this was read from, by path; those of the user also by
+            the path from the folder of the study. None for a shipped part.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -237,9 +237,12 @@ def _files(part: Any) -> dict[str, str]:
     own = {source_of(sys.modules[name]) for name in names if name in sys.modules}
     every = filter(None, map(source_of, list(sys.modules.values())))
     files = {file for file in own if file} | {file for file in every if is_users(file)}
-    # relative: in a temporary experiment, `../mine.py` is another file than in its study
-    shown = {file: os.path.relpath(file) if is_users(file) else str(file) for file in files}
-    return {shown[file]: digest_if_any(file) for file in sorted(files)}
+    found: dict[str, str] = {}
+    for file in sorted(files):
+        # a temporary experiment may read its own copy of `../mine.py`, or that of its study
+        paths = (str(file), os.path.relpath(file)) if is_users(file) else (str(file),)
+        found |= dict.fromkeys(paths, digest_if_any(file))
+    return found
 
 
 def _constructors(part: Any) -> Iterator[tuple[Any, int]]:
