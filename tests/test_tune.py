@@ -469,6 +469,7 @@ def test_the_report_says_what_was_tried_what_was_chosen_and_where_it_is_at_an_ed
         '<td class="n">93.21</td>',
         "6 trials, 7 trainings of 240 epochs",
         "Fewer than 8 trials: kd (6). Not tuned: labels.",
+        "The best trial, of those that were trained with the most seeds, has the highest",
         "in total, including teachers, without the trials of tuning.",
         '<span class="tag worse">diverged</span>',
     ):

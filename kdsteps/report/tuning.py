@@ -55,6 +55,7 @@ class Tuning:
 
     Attributes:
         budget: How many trials and seeds each method may have, and how they were chosen.
+        halved: Whether only the best trials were trained with all seeds.
         num_trials: How many trials each may have.
         unequal: Methods with fewer trials than they may have, such as `kd (4)`.
         left_out: Methods that were not tuned.
@@ -63,6 +64,7 @@ class Tuning:
 
     tuned: list[Tuned]
     budget: str
+    halved: bool
     num_trials: int
     unequal: list[str]
     left_out: list[str]
@@ -81,6 +83,7 @@ def tuning_of(study: Study, found: Sequence[Mapping[str, Any]]) -> Tuning | None
     return Tuning(
         tuned=[_tuned(study, each) for each in found],
         budget=_budget(study),
+        halved=study.params.tune.halving is not None,
         num_trials=study.params.tune.trials,
         unequal=[
             f"{name} ({count})"

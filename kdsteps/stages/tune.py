@@ -13,10 +13,10 @@ writes  choice     choice.json: the values of the best trial, with which the stu
         trials     trials.json: every trial with its means over the seeds, which one is best, and
                    which of its values are the lowest or highest tried
 
-A trial is trained as the stage distil trains a student, with other seeds. The best trial has the
-highest mean validation accuracy after the last epoch; ties are broken by the lower mean loss, then
-by the order of trials. A trial that diverged is never chosen. Repeating a job produces the same
-files; how long it took is in trial.provenance.json.
+A trial is trained as the stage distil trains a student, with other seeds. The best trial, of those
+trained with the most seeds, has the highest mean validation accuracy after the last epoch; ties are
+broken by the lower mean loss, then by the order of trials. A trial that diverged is never chosen.
+Repeating a job produces the same files; how long it took is in trial.provenance.json.
 """
 
 from __future__ import annotations
