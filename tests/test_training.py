@@ -23,6 +23,7 @@ from kdsteps.errors import KdstepsError
 from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
 from kdsteps.models.memory_format import batch_format
+from kdsteps.training.attributes import unchanged
 from kdsteps.training.loop import Fit
 from kdsteps.training.optimizers import keep_to_layout, make_schedule
 from kdsteps.training.random_states import seed_all
@@ -409,8 +410,8 @@ class Remembering(Labels):
         return found | {"pull": pull + self.mean.square() * self.fixed.sum()}
 
 
-def remembering(state: Path | None = None) -> Fit:
-    fit = fit_of("labels", state=state)
+def remembering(state: Path | None = None, **recipe) -> Fit:
+    fit = fit_of("labels", state=state, **recipe)
     method = Remembering(None, fit.method.student, fit.method.task)
     torch.manual_seed(0)
     return Fit(
@@ -436,6 +437,40 @@ def test_only_attributes_that_changed_are_saved():
     assert fit.attributes.changed() == {}
     fit.take_step(next(fit.split.shuffled(8, Views(), torch.Generator().manual_seed(0))))
     assert fit.attributes.changed().keys() == {("", name) for name in ("mean", "steps", "seen")}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_state_in_attributes_begins_the_same_if_the_student_is_compiled(monkeypatch, fails):
+    def compile_it(function):
+        if fails:
+            raise RuntimeError("no C++ compiler")
+        return lambda *args, **options: function(*args, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    compiled, plain = remembering(compile=True), remembering()
+    compiled.run()
+    plain.run()
+    assert compiled.method.steps == plain.method.steps == 2 * STEPS
+    assert torch.equal(compiled.method.mean, plain.method.mean)
+    assert same_bytes(weights(compiled), weights(plain))
+
+
+def test_changes_of_attributes_and_buffers_are_undone():
+    module, none = nn.Sequential(nn.Linear(2, 2)), object()
+    module.seen, module.mean, module.later = [1], torch.zeros(2), None
+    module[0].register_buffer("count", torch.zeros(()), persistent=False)
+    fixed, buffer, mean = torch.ones(3), module[0].count, module.mean
+    module.fixed = fixed
+    with unchanged(module, torch.device("cpu")):
+        module.seen.append(2)
+        module.mean += 1
+        module.later, module.new = torch.ones(1), 3
+        module[0].count += 1
+        module[0].count = torch.ones(())
+    assert module.seen == [1] and module.later is None and module.fixed is fixed
+    assert torch.equal(module.mean, torch.zeros(2)) and torch.equal(mean, torch.ones(2))
+    assert getattr(module, "new", none) is none
+    assert module[0].count is buffer and buffer == 0
 
 
 def test_a_teacher_in_training_mode_is_told():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +46,36 @@ class Attributes:
             for name, value in vars(module).items():
                 if name not in _OF_TORCH and _is_simple(value):
                     yield (path, name), value
+
+
+@contextmanager
+def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Undo at the end of the block what it changes in attributes and buffers of a module.
+
+    Args:
+        device: Where tensors are that are not on the CPU.
+    """
+    attributes = Attributes(module)
+    kept = {key: (mark, _packed(value)) for key, (mark, value) in attributes._before.items()}
+    buffers = [
+        (inner, name, buffer, buffer.clone())
+        for inner in module.modules()
+        for name, buffer in inner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        now = {key: _mark(value) for key, value in attributes._found()}
+        for path, name in now.keys() - kept.keys():
+            delattr(module.get_submodule(path), name)
+        for (path, name), (mark, value) in kept.items():
+            if now.get((path, name)) != mark:
+                setattr(module.get_submodule(path), name, _unpacked(value, device))
+        for inner, name, buffer, value in buffers:
+            inner._buffers[name] = buffer
+            with torch.no_grad():
+                buffer.copy_(value)
 
 
 def _is_simple(value: object) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from kdsteps.methods.base import Method
 from kdsteps.models.chain import BlockChain
+from kdsteps.training.attributes import unchanged
 from kdsteps.training.random_states import random_states, restore_random_states
 
 log = logging.getLogger("kdsteps")
@@ -25,7 +26,7 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
     runs uncompiled. The teacher is never compiled, so that its logits stay equal to cached ones.
 
     Args:
-        method: Holds the student; its weights and batch statistics do not change.
+        method: Holds the student; its weights, buffers and attributes do not change.
         trial: Runs a forward and a backward pass.
     """
     student = method.student
@@ -36,6 +37,13 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
     else:  # read by temporary hooks, each of which would compile it again
         log.warning("compile: skipped, because inner layers of this network are read by hooks")
         return
+    with unchanged(method, next(student.parameters()).device):
+        _compile(method, entry, trial)
+
+
+def _compile(method: Method, entry: str, trial: Callable[[], None]) -> None:
+    """Compile one function of the student, and time it before and after."""
+    student = method.student
     before = copy.deepcopy(method.state_dict())
     random = random_states()
     try:
