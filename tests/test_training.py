@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from _methods import CASES, class_of
-from _networks import network
+from _networks import IMAGE_SHAPE, network
 from _training import RECIPE, Stopped, fit_of, images, same_bytes, stopped_after, weights
 from torch import nn
 
@@ -22,6 +22,7 @@ from kdsteps.data.images import Views
 from kdsteps.errors import KdstepsError
 from kdsteps.methods.labels import Labels
 from kdsteps.models import build_model
+from kdsteps.models.input import InputChain, InputContract
 from kdsteps.models.memory_format import batch_format
 from kdsteps.training.attributes import unchanged
 from kdsteps.training.loop import Fit
@@ -257,6 +258,21 @@ def test_compiled_the_student_is_the_one_that_runs_and_starts_from_the_same_weig
     assert same_bytes(weights(compiled), weights(plain))
     assert len(calls) > 2 * STEPS
     assert "times as fast" in caplog.text
+
+
+def test_a_student_that_resizes_its_images_is_compiled_for_methods_that_read_its_layers(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(torch, "compile", lambda f: lambda *args, **options: f(*args, **options))
+    fit = fit_of("fitnet")
+    contract = InputContract.of_size((8, 8), "bilinear", IMAGE_SHAPE[0])
+    student = InputChain(fit.method.student, contract)
+    method = type(fit.method)(fit.method.teacher, student, fit.method.task)
+    compiled = Fit(
+        method, fit.split, fit.recipe.model_copy(update={"compile": True}), seed=0, validate=dict
+    )
+    compiled.run()
+    assert "trace" in vars(student) and "skipped" not in caplog.text
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 
 from kdsteps.methods.base import Method
 from kdsteps.models.chain import BlockChain
+from kdsteps.models.wrapped import Wrapped
 from kdsteps.training.attributes import unchanged
 from kdsteps.training.random_states import random_states, restore_random_states
 
@@ -29,8 +30,10 @@ def compile_student(method: Method, trial: Callable[[], None]) -> None:
         method: Holds the student; its weights, buffers and attributes do not change.
         trial: Runs a forward and a backward pass.
     """
-    student = method.student
-    if isinstance(student, BlockChain):
+    student = inner = method.student
+    while isinstance(inner, Wrapped):
+        inner = inner.chain
+    if isinstance(inner, BlockChain):
         entry = "trace"
     elif method.wants in ("nothing", "logits"):
         entry = "forward"
