@@ -40,7 +40,7 @@ def _sentence(job: FailedJob) -> str:
         )
     said = last_lines(job.log)
     if not said:
-        full = shutil.disk_usage(nearest_folder(Path(job.log).absolute().parent)).free < _LINE
+        full = shutil.disk_usage(nearest_folder(Path(job.log).parent)).free < _LINE
         why = ", since its disk is full; free some space and run again" if full else ""
         return f"{job.name} failed; its log {job.log} is empty{why}"
     command, colon, sentence = said[-1].partition(": ")
